@@ -1,0 +1,1 @@
+"""Batch layer: ingest, archive, prepare, train, publish, judge, recompute."""

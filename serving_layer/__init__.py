@@ -1,0 +1,1 @@
+"""Serving layer: Hive gateway, views, query service."""

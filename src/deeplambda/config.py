@@ -1,0 +1,92 @@
+"""Settings: where every part of the platform is found, the same names on one machine and in containers.
+
+Order of precedence, first wins: environment `DEEPLAMBDA_*`, `<data_dir>/stack.env` (written by `deeplambda up`),
+secret files `<data_dir>/secrets/deeplambda_*` (mode 0600, made by the first `deeplambda up`), defaults below.
+The local stack listens on the addresses that its clients connect to, so a port is named once.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DATA_DIR_NAME = ".deeplambda"
+
+
+def find_data_dir() -> Path:
+    """`DEEPLAMBDA_DATA_DIR`, else the nearest `.deeplambda` upwards (as git finds `.git`), else one here."""
+    if configured := os.environ.get("DEEPLAMBDA_DATA_DIR"):
+        return Path(configured).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / DATA_DIR_NAME).is_dir():
+            return folder / DATA_DIR_NAME
+    return here / DATA_DIR_NAME
+
+
+def port_of(address: str) -> int:
+    """The port in `host:port` or in a URL."""
+    port = urlsplit(address if "//" in address else f"//{address}").port
+    if port is None:
+        raise ValueError(f"no port in {address!r}")
+    return port
+
+
+class Settings(BaseSettings):
+    """Frozen; made by `load_settings()`. Units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix="DEEPLAMBDA_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(description="everything the stack writes: data, logs, sockets, secrets")
+    cache_dir: Path = Field(
+        default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deeplambda",
+        description="downloaded components, shared by every clone",
+    )
+    applications_dir: Path = Field(default=Path("examples"), description="where applications are looked for by name")
+    applications: tuple[str, ...] = Field(default=("digits",), description="what the long-running services serve")
+
+    kafka_bootstrap: str = "127.0.0.1:9092"
+    kafka_partitions: int = Field(default=2, ge=1, description="partitions of a new events topic")
+    kafka_replication: int = Field(default=1, ge=1)
+
+    s3_endpoint: str | None = Field(default="http://127.0.0.1:9000", description="None: AWS S3 itself")
+    s3_region: str = "us-east-1"
+    s3_bucket: str = "deeplambda"
+    s3_access_key: str = "deeplambda"
+    s3_secret_key: SecretStr = SecretStr("")
+
+    mysql_address: str = "127.0.0.1:3306"
+    mysql_database: str = "deeplambda"
+    mysql_root_password: SecretStr = SecretStr("")
+    mysql_metastore_password: SecretStr = SecretStr("")
+    mysql_platform_password: SecretStr = SecretStr("")
+    mysql_views_password: SecretStr = SecretStr("")
+    analyst_password: SecretStr = Field(default=SecretStr(""), description="read-only account `analyst` on both stores")
+
+    metastore_uri: str = "thrift://127.0.0.1:9083"
+    hive_address: str = "127.0.0.1:10000"
+    model_url: str = "http://127.0.0.1:8500"
+    query_url: str = "http://127.0.0.1:8600"
+
+    spark_master: str = "local[2]"
+    event_limit_bytes: int = Field(default=1_000_000, description="a larger event is a dead letter, a larger body 413")
+
+    @property
+    def warehouse(self) -> str:
+        """The Iceberg warehouse, as S3A names it."""
+        return f"s3a://{self.s3_bucket}/warehouse"
+
+
+@cache
+def load_settings(data_dir: Path | None = None) -> Settings:
+    """The settings of the stack whose data folder is `data_dir` (by default: `find_data_dir()`)."""
+    folder = (data_dir or find_data_dir()).resolve()
+    secrets = folder / "secrets"
+    return Settings(
+        data_dir=folder,
+        _env_file=folder / "stack.env",
+        _secrets_dir=secrets if secrets.is_dir() else None,
+    )

@@ -1,0 +1,63 @@
+"""Errors that people see.
+
+DeepLambdaError
+├── ConfigurationError      a setting, file or tool is missing or wrong; a person mends it
+├── BadInput                data that breaks its contract; never retried
+│   ├── InvalidEvent        one event; the stream dead-letters it, REST answers 422
+│   ├── CorruptObject       an object whose bytes differ from what was recorded of them
+│   └── UnknownApplication  no application of that name
+├── NotReady                a part that should answer does not yet; worth a retry
+└── Conflict                somebody else holds or has changed the thing
+    └── ModelRejected       a model version that must not serve
+
+Every error says what happened and, as `remedy`, what to do. `retryable` tells a loop whether to try again. All of
+them survive pickling, because Spark sends them between processes.
+"""
+
+
+class DeepLambdaError(Exception):
+    """Base of every error raised on purpose; `str()` is one sentence and the remedy."""
+
+    retryable = False
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)  # Exception pickles its args: both must be there
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+class ConfigurationError(DeepLambdaError):
+    """A setting, file or tool is missing or wrong."""
+
+
+class BadInput(DeepLambdaError):
+    """Data that breaks its contract."""
+
+
+class InvalidEvent(BadInput):
+    """An event that its application's schema refuses."""
+
+
+class CorruptObject(BadInput):
+    """An object whose bytes differ from what was recorded of them."""
+
+
+class UnknownApplication(BadInput):
+    """No application of that name can be found."""
+
+
+class NotReady(DeepLambdaError):
+    """A part that should answer does not yet."""
+
+    retryable = True
+
+
+class Conflict(DeepLambdaError):
+    """Somebody else holds or has changed the thing."""
+
+
+class ModelRejected(Conflict):
+    """A model version that must not serve."""
