@@ -1,0 +1,130 @@
+"""Kafka, by kafka-python: topics, a producer whose acknowledgement means stored, consumers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from pydantic_core import to_json
+
+from deeplambda import topics
+from deeplambda.config import Settings
+from deeplambda.errors import NotReady
+
+
+@contextmanager
+def translated(settings: Settings) -> Iterator[None]:
+    """kafka-python's exceptions as `NotReady`."""
+    try:
+        yield
+    except KafkaError as exc:
+        raise NotReady(
+            f"Kafka at {settings.kafka_bootstrap} did not answer: {type(exc).__name__}: {exc}",
+            "see 'deeplambda status' and 'deeplambda logs kafka'",
+        ) from exc
+
+
+def create_topics(settings: Settings) -> list[str]:
+    """Create the topics that are missing; returns their names. Raises: NotReady."""
+    with translated(settings):
+        admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+        try:
+            existing = set(admin.list_topics())
+            wanted = topics.all_topics(settings.applications, settings.kafka_partitions)
+            missing = [topic for topic in wanted if topic.name not in existing]
+            if missing:
+                admin.create_topics(
+                    {
+                        topic.name: {
+                            "num_partitions": topic.partitions,
+                            "replication_factor": settings.kafka_replication,
+                            "configs": dict(topic.config),
+                        }
+                        for topic in missing
+                    }
+                )
+        except TopicAlreadyExistsError:  # somebody else was faster
+            missing = []
+        finally:
+            admin.close()
+    return [topic.name for topic in missing]
+
+
+class Publisher:
+    """Sends JSON records; `flush()` returns once the broker has stored all of them. One per process is enough."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        with translated(settings):
+            self._producer = KafkaProducer(
+                bootstrap_servers=settings.kafka_bootstrap,
+                acks="all",
+                max_request_size=topics.RECORD_LIMIT_BYTES,
+                allow_auto_create_topics=False,
+            )
+        self._pending: list[Any] = []
+
+    def send(self, topic: str, key: str, value: Any) -> None:
+        """Queue one record. value: anything that JSON can hold, pydantic models included. Raises: NotReady."""
+        self.send_bytes(topic, key, to_json(value))
+
+    def send_bytes(self, topic: str, key: str, value: bytes) -> None:
+        """Queue one record whose value is JSON already. Raises: NotReady."""
+        with translated(self._settings):
+            self._pending.append(self._producer.send(topic, key=key.encode(), value=value))
+
+    def flush(self, timeout_s: float = 30) -> None:
+        """Wait until every queued record is stored. Raises: NotReady when one is not; queue it again."""
+        pending, self._pending = self._pending, []
+        with translated(self._settings):
+            self._producer.flush(timeout=timeout_s)
+            for future in pending:
+                future.get(timeout=timeout_s)
+
+    def close(self) -> None:
+        """Flush and disconnect."""
+        self.flush()
+        self._producer.close()
+
+    def __enter__(self) -> "Publisher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def consumer(settings: Settings, *names: str, group: str | None = None) -> KafkaConsumer:
+    """A consumer of `names` from the earliest record, which commits only when told to. Raises: NotReady.
+
+    group: None reads every partition from its beginning and remembers nothing.
+    """
+    with translated(settings):
+        made = KafkaConsumer(
+            bootstrap_servers=settings.kafka_bootstrap,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=topics.RECORD_LIMIT_BYTES,
+            fetch_max_wait_ms=100,
+            allow_auto_create_topics=False,
+        )
+        if group:
+            made.subscribe(list(names))
+        else:
+            found = {name: made.partitions_for_topic(name) for name in names}
+            if absent := [name for name, partitions in found.items() if not partitions]:
+                raise NotReady(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
+            made.assign([TopicPartition(name, p) for name, partitions in found.items() for p in sorted(partitions)])
+            made.seek_to_beginning()
+    return made
+
+
+def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
+    """By partition, the offset that the next record will get. Raises: NotReady."""
+    reader = consumer(settings, topic)
+    try:
+        with translated(settings):
+            return {tp.partition: end for tp, end in reader.end_offsets(reader.assignment()).items()}
+    finally:
+        reader.close()

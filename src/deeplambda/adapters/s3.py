@@ -1,0 +1,114 @@
+"""S3, by boto3: raw objects and model artefacts, each with its SHA-256 and checked on the way back."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, CorruptObject, NotReady
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_HASH = "sha256"
+
+
+def sha256_of(content: bytes) -> str:
+    """Hex SHA-256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class Store:
+    """The platform's bucket; keys are relative to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.bucket = settings.s3_bucket
+
+    @cached_property
+    def client(self) -> "S3Client":
+        """boto3's client; kept for the life of the process."""
+        settings = self._settings
+        return boto3.client(
+            "s3",
+            endpoint_url=settings.s3_endpoint,
+            region_name=settings.s3_region,
+            aws_access_key_id=settings.s3_access_key or None,
+            aws_secret_access_key=settings.s3_secret_key.get_secret_value() or None,
+            config=Config(
+                retries={"mode": "standard", "max_attempts": 8},
+                connect_timeout=5,
+                read_timeout=60,
+                s3={"addressing_style": "path"} if settings.s3_endpoint else None,
+                request_checksum_calculation="when_required",  # S3Proxy refuses the trailing checksums of newer SDKs
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] in {"404", "NoSuchKey", "NoSuchBucket"}:
+                raise BadInput(
+                    f"no object s3://{self.bucket}/{key}", "see what is there: 'deeplambda data list'"
+                ) from exc
+            raise NotReady(f"S3 refused s3://{self.bucket}/{key}: {exc}", "see 'deeplambda logs s3'") from exc
+        except BotoCoreError as exc:
+            raise NotReady(
+                f"S3 at {self._settings.s3_endpoint} did not answer: {exc}", "see 'deeplambda status'"
+            ) from exc
+
+    def put(self, key: str, content: bytes) -> str:
+        """Store `content` with its SHA-256, which is returned. Raises: NotReady."""
+        digest = sha256_of(content)
+        with self._translated(key):
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=content, Metadata={_HASH: digest})
+        return digest
+
+    def put_file(self, key: str, path: Path) -> bool:
+        """Store a file with its SHA-256; False when it is there already, byte for byte. Raises: NotReady."""
+        content = path.read_bytes()
+        if self.digest(key) == sha256_of(content):
+            return False
+        self.put(key, content)
+        return True
+
+    def digest(self, key: str) -> str | None:
+        """The SHA-256 that was recorded when `key` was stored; None when there is no such object. Raises: NotReady."""
+        try:
+            with self._translated(key):
+                return self.client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get(_HASH)
+        except BadInput:
+            return None
+
+    def get(self, key: str, sha256: str | None = None) -> bytes:
+        """The object's bytes, checked against `sha256` or else against the hash recorded with it.
+
+        Raises: CorruptObject, BadInput when there is none, NotReady.
+        """
+        with self._translated(key):
+            response = self.client.get_object(Bucket=self.bucket, Key=key)
+            content = response["Body"].read()
+        expected = sha256 or response["Metadata"].get(_HASH)
+        found = sha256_of(content)
+        if expected is not None and found != expected:
+            raise CorruptObject(
+                f"s3://{self.bucket}/{key} has SHA-256 {found[:12]}…, {expected[:12]}… was recorded of it",
+                "restore the object, or upload it again",
+            )
+        return content
+
+    def list(self, prefix: str) -> list[tuple[str, int]]:
+        """(key, size in bytes) of every object under `prefix`. Raises: NotReady."""
+        with self._translated(prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return [(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]

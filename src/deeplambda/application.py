@@ -1,0 +1,132 @@
+"""The application contract: everything that a user of the platform writes, and nothing else.
+
+An application subclasses `Application` in `<folder>/application.py`. The same `transform` runs in the batch layer, in
+the stream and behind REST, so training and serving cannot drift apart.
+
+Legend of shapes: N rows of a batch, C classes, … whatever the model takes for one row.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints
+
+from deeplambda.objective import Objective
+
+if TYPE_CHECKING:
+    import torch
+
+Metric = Callable[[NDArray[Any], NDArray[np.float32]], float]
+"""(true labels of N rows, model outputs of shape (N, C) or (N,)) -> figure; higher is better."""
+
+
+class Event(BaseModel):
+    """An immutable fact from a producer; subclass it and add the payload's fields.
+
+    Strict: a number in quotes is a wrong type. Fields that the schema does not name are let pass, so producers may add.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+    event_id: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    occurred_at: AwareDatetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Raw objects that are read together: for MNIST, a file of images and the file of their labels."""
+
+    split: str
+    objects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A float between `low` and `high`, uniform in its logarithm."""
+
+    low: float
+    high: float
+
+
+class Application(ABC):
+    """Subclass this once; see `examples/digits/application.py` for one in 40 lines."""
+
+    name: ClassVar[str]
+    event: ClassVar[type[Event]]
+    sources: ClassVar[Sequence[Source]]
+    objective: ClassVar[Objective]
+    metrics: ClassVar[Mapping[str, Metric]]
+    """The first one decides which model is better."""
+    hyperparameters: ClassVar[Mapping[str, Any]]
+    """Defaults of `build_model`'s arguments and of the trainer's: epochs, batch_size, learning_rate, weight_decay."""
+    search_space: ClassVar[Mapping[str, Choice | LogUniform]] = {}
+
+    @abstractmethod
+    def examples(self, source: Source, raw: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
+        """One dict for each row of a source: `event_id`, the payload's fields and `label`.
+
+        raw: the source's objects by name. Raises: CorruptObject when one cannot be read to its end.
+        """
+
+    @abstractmethod
+    def transform(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
+        """Features of N events, float32 of shape (N, …). batch: the payload's columns, as `payload_schema` types them.
+
+        Keep heavy imports (torch) out of this function: it runs inside Spark's workers.
+        """
+
+    @abstractmethod
+    def build_model(self, **hyperparameters: Any) -> "torch.nn.Module":
+        """A fresh model that takes a float32 tensor (N, …) and returns what the objective expects."""
+
+
+_ARROW_TYPES: Mapping[Any, pa.DataType] = {
+    bytes: pa.binary(),
+    str: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+}
+
+
+def payload_fields(event: type[Event]) -> list[str]:
+    """Names of the fields that `event` adds to `Event`, in the order they were written."""
+    return [name for name in event.model_fields if name not in Event.model_fields]
+
+
+def payload_schema(event: type[Event]) -> pa.Schema:
+    """Arrow schema of the payload's fields. Raises: TypeError for a field whose type has no column."""
+    columns = []
+    for name in payload_fields(event):
+        annotation = event.model_fields[name].annotation
+        item = getattr(annotation, "__args__", (None,))[0] if getattr(annotation, "__origin__", None) is list else None
+        if annotation in _ARROW_TYPES:
+            columns.append(pa.field(name, _ARROW_TYPES[annotation]))
+        elif item in _ARROW_TYPES:
+            columns.append(pa.field(name, pa.list_(_ARROW_TYPES[item])))
+        else:
+            raise TypeError(
+                f"{event.__name__}.{name}: no column type for {annotation}; use one of bytes, str, bool, "
+                "int, float or a list of them"
+            )
+    return pa.schema(columns)
+
+
+def payload_batch(event: type[Event], events: Sequence[Event]) -> pa.RecordBatch:
+    """The payloads of N checked events as one Arrow batch, ready for `Application.transform`."""
+    schema = payload_schema(event)
+    return pa.RecordBatch.from_arrays(
+        [pa.array([getattr(row, field.name) for row in events], type=field.type) for field in schema], schema=schema
+    )

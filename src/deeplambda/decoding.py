@@ -1,0 +1,91 @@
+"""From the bytes that a producer sent to a checked event: the one gate for the stream, REST and recomputation.
+
+An event is JSON after the application's schema, plain or as a CloudEvent in structured mode
+(CloudEvents 1.0.2, JSON event format, section 3), keyed by its event id.
+"""
+
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
+from deeplambda.application import Event
+from deeplambda.errors import InvalidEvent
+
+E = TypeVar("E", bound=Event)
+
+
+class Reason(StrEnum):
+    """Why an event was refused: the `reason` of its dead letter."""
+
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    BAD_VALUE = "bad_value"
+    MISSING_KEY = "missing_key"
+    KEY_MISMATCH = "key_mismatch"
+
+
+class RefusedEvent(InvalidEvent):
+    """An event that did not pass; `reason` classifies, the message tells."""
+
+    def __init__(self, message: str, remedy: str, reason: Reason) -> None:
+        super().__init__(message, remedy)
+        self.args = (message, remedy, reason)  # what unpickling passes back
+        self.reason = reason
+
+
+def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E:
+    """The event in `value`. Raises: RefusedEvent."""
+    if value is None:
+        raise RefusedEvent("the event has no value", "send the event as JSON", Reason.NOT_JSON)
+    if len(value) > limit_bytes:
+        raise RefusedEvent(
+            f"the event has {len(value)} bytes, the limit is {limit_bytes}",
+            "send a smaller event, or raise DEEPLAMBDA_EVENT_LIMIT_BYTES",
+            Reason.TOO_LARGE,
+        )
+    try:
+        return schema.model_validate_json(_plain(value) if b'"specversion"' in value else value)
+    except ValidationError as exc:
+        raise _refusal(exc) from exc
+
+
+def check_key(event: Event, key: bytes | None) -> None:
+    """Producers key their events by event id, so that one event's copies share a partition. Raises: RefusedEvent."""
+    if key is None:
+        raise RefusedEvent("the record has no key", "key each record by its event_id", Reason.MISSING_KEY)
+    if key != event.event_id.encode():
+        raise RefusedEvent(
+            f"the record's key differs from the event's event_id {event.event_id!r}",
+            "key each record by its event_id",
+            Reason.KEY_MISMATCH,
+        )
+
+
+def _plain(value: bytes) -> bytes:
+    """A structured CloudEvent as a plain event: its data with its id and time; anything else as it is."""
+    try:
+        envelope: Any = from_json(value)
+    except ValueError:
+        return value  # the schema's own parser says what is wrong, and where
+    if not (isinstance(envelope, dict) and isinstance(envelope.get("data"), dict) and "specversion" in envelope):
+        return value
+    named = {"event_id": envelope.get("id"), "occurred_at": envelope.get("time")}
+    return to_json(envelope["data"] | {name: given for name, given in named.items() if given is not None})
+
+
+def _refusal(exc: ValidationError) -> RefusedEvent:
+    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    where = f"field {field!r}: " if field else ""
+    kind = first["type"]
+    if kind == "json_invalid":
+        return RefusedEvent(first["msg"], "send the event as UTF-8 JSON", Reason.NOT_JSON)
+    if kind == "missing":
+        return RefusedEvent(f"field {field!r} is missing", "send every field of the schema", Reason.MISSING_FIELD)
+    if kind.endswith("_type") or kind == "is_instance_of":
+        return RefusedEvent(f"{where}{first['msg']}", "send the type that the schema names", Reason.WRONG_TYPE)
+    return RefusedEvent(f"{where}{first['msg']}", "send a value that the schema allows", Reason.BAD_VALUE)
