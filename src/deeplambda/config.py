@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     model_url: str = "http://127.0.0.1:8500"
     query_url: str = "http://127.0.0.1:8600"
 
-    spark_master: str = "local[2]"
+    spark_master: str = "local[2,4]"
     event_limit_bytes: int = Field(default=1_000_000, description="a larger event is a dead letter, a larger body 413")
 
     @property

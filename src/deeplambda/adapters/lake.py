@@ -1,0 +1,131 @@
+"""The lake: Iceberg tables in a Hive metastore, data on S3, read and written by Spark.
+
+Every session has the catalog `lake`. Credentials reach the JVM by its environment, so no command line shows them.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from deeplambda.application import Application, payload_schema
+from deeplambda.config import Settings
+from deeplambda.stack.jars import spark_jars
+
+PREDICTION_COLUMNS = """event_id STRING NOT NULL, kafka_partition INT NOT NULL, kafka_offset BIGINT NOT NULL,
+    occurred_at TIMESTAMP, predicted_at TIMESTAMP NOT NULL, model_version INT NOT NULL, prediction STRING NOT NULL,
+    confidence DOUBLE"""
+
+_POSITION = "kafka_partition INT NOT NULL, kafka_offset BIGINT NOT NULL, kafka_timestamp TIMESTAMP NOT NULL"
+
+_TABLES: Mapping[str, tuple[str, str]] = {
+    "examples": (
+        "event_id STRING NOT NULL, split STRING NOT NULL, {payload}, label STRING NOT NULL, source STRING NOT NULL, "
+        "source_sha256 STRING NOT NULL, code_version STRING NOT NULL, ingested_at TIMESTAMP NOT NULL",
+        "PARTITIONED BY (split)",
+    ),
+    "quarantine": (
+        "source STRING NOT NULL, source_sha256 STRING NOT NULL, row BIGINT NOT NULL, reason STRING NOT NULL, "
+        "detail STRING NOT NULL, record BINARY, quarantined_at TIMESTAMP NOT NULL",
+        "",
+    ),
+    "events": (
+        f"event_id STRING, {_POSITION}, value BINARY, archived_at TIMESTAMP NOT NULL",
+        "PARTITIONED BY (days(kafka_timestamp))",
+    ),
+    "labels": (f"event_id STRING, label STRING, {_POSITION}, archived_at TIMESTAMP NOT NULL", ""),
+    "predictions": (PREDICTION_COLUMNS, ""),
+    "models": (
+        "version INT NOT NULL, run STRING NOT NULL, created_at TIMESTAMP NOT NULL, dataset STRING NOT NULL, "
+        "snapshot BIGINT NOT NULL, code_version STRING NOT NULL, weights_sha256 STRING NOT NULL, "
+        "parameters BIGINT NOT NULL, hyperparameters STRING NOT NULL, card STRING NOT NULL",
+        "",
+    ),
+    "model_metrics": (
+        "version INT NOT NULL, split STRING NOT NULL, name STRING NOT NULL, value DOUBLE NOT NULL, epoch INT, "
+        "recorded_at TIMESTAMP NOT NULL",
+        "",
+    ),
+}
+
+
+def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None = None) -> SparkSession:
+    """The process's Spark session, with the catalog `lake`; `conf` adds to or overrides what is set here."""
+    os.environ["AWS_ACCESS_KEY_ID"] = settings.s3_access_key
+    os.environ["AWS_SECRET_ACCESS_KEY"] = settings.s3_secret_key.get_secret_value()
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ.pop("SPARK_HOME", None)  # another Spark's jars would not fit
+    classpath = ":".join(str(jar) for jar in spark_jars(settings))
+    scratch = settings.data_dir / "spark"
+    scratch.mkdir(parents=True, exist_ok=True)
+    options = {
+        "spark.master": settings.spark_master,
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.memory": "1g",
+        "spark.driver.extraClassPath": classpath,
+        "spark.executor.extraClassPath": classpath,
+        "spark.driver.extraJavaOptions": f"-XX:+UseSerialGC -Djava.io.tmpdir={scratch}",
+        "spark.local.dir": str(scratch),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.sql.warehouse.dir": settings.warehouse,
+        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
+        "spark.sql.catalog.lake": "org.apache.iceberg.spark.SparkCatalog",
+        "spark.sql.catalog.lake.type": "hive",
+        "spark.sql.catalog.lake.uri": settings.metastore_uri,
+        "spark.sql.catalog.lake.warehouse": settings.warehouse,
+        "spark.hadoop.hive.metastore.uris": settings.metastore_uri,
+        "spark.hadoop.iceberg.engine.hive.lock-enabled": "false",  # the metastore has no lock tables
+        "spark.hadoop.fs.s3a.aws.credentials.provider": (
+            "software.amazon.awssdk.auth.credentials.EnvironmentVariableCredentialsProvider"
+        ),
+        "spark.hadoop.fs.s3a.endpoint.region": settings.s3_region,
+    }
+    if settings.s3_endpoint:
+        options |= {
+            "spark.hadoop.fs.s3a.endpoint": settings.s3_endpoint,
+            "spark.hadoop.fs.s3a.path.style.access": "true",
+            "spark.hadoop.fs.s3a.connection.ssl.enabled": str(settings.s3_endpoint.startswith("https")).lower(),
+        }
+    builder = SparkSession.builder.appName(f"deeplambda {name}")
+    for key, value in (options | dict(conf or {})).items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("WARN")
+    return session
+
+
+@retry(  # two processes may create one table at the same moment: the slower one then finds it there
+    retry=retry_if_exception_type(AnalysisException), stop=stop_after_attempt(4), wait=wait_random_exponential(max=2)
+)
+def create_tables(spark: SparkSession, application: Application) -> None:
+    """Create the application's Iceberg tables that are missing."""
+    payload = ", ".join(
+        f"{field.name} {field.dataType.simpleString()} NOT NULL"
+        for field in from_arrow_schema(payload_schema(application.event))
+    )
+    spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
+    for table, (columns, clauses) in _TABLES.items():
+        spark.sql(
+            f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=payload)}) "
+            f"USING iceberg {clauses} TBLPROPERTIES ('format-version' = '2')"
+        )
+
+
+def current_snapshot(spark: SparkSession, table: str) -> int | None:
+    """The table's newest Iceberg snapshot id; None while it is empty."""
+    newest = spark.sql(f"SELECT snapshot_id FROM {table}.refs WHERE name = 'main'").first()
+    return newest[0] if newest else None
+
+
+def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
+    """The table as of a snapshot."""
+    return spark.read.option("snapshot-id", snapshot).table(table)
