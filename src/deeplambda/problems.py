@@ -1,0 +1,68 @@
+"""Errors over HTTP: every one is `application/problem+json` (RFC 9457), whatever raised it."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response
+from pydantic_core import to_json
+from werkzeug.exceptions import HTTPException
+from werkzeug.http import HTTP_STATUS_CODES
+
+from deeplambda.errors import BadInput, Conflict, DeepLambdaError, InvalidEvent, NotReady, UnknownApplication
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 2
+
+_STATUS: tuple[tuple[type[DeepLambdaError], HTTPStatus], ...] = (  # first match wins: the narrow before the wide
+    (InvalidEvent, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (UnknownApplication, HTTPStatus.NOT_FOUND),
+    (BadInput, HTTPStatus.BAD_REQUEST),
+    (Conflict, HTTPStatus.CONFLICT),
+    (NotReady, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+
+_log = logging.getLogger(__name__)
+
+
+def problem(status: int, title: str, detail: str, **extra: Any) -> Response:
+    """A problem response. title: the kind of problem, the same each time; detail: this one; extra: further members."""
+    body = {"type": _type(status, title), "title": title, "status": status, "detail": detail} | extra
+    response = Response(to_json(body), status=status, mimetype=MEDIA_TYPE)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def register(app: Flask) -> None:
+    """Answer every error of `app` with a problem: Flask's own, the platform's, and those nobody foresaw."""
+    app.register_error_handler(HTTPException, _of_http_error)
+    app.register_error_handler(DeepLambdaError, _of_platform_error)
+    app.register_error_handler(Exception, _of_unforeseen_error)
+
+
+def _of_http_error(exc: HTTPException) -> Response:
+    status = exc.code or 500
+    response = problem(status, exc.name, exc.description or exc.name)
+    kept: Mapping[str, str] = {name: value for name, value in exc.get_headers() if name != "Content-Type"}
+    response.headers.update(kept)  # Allow of a 405, Retry-After of a 429
+    return response
+
+
+def _of_platform_error(exc: DeepLambdaError) -> Response:
+    status = next((status for kind, status in _STATUS if isinstance(exc, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.warning("%s", exc)
+    extra = {"remedy": exc.remedy} if exc.remedy else {}
+    return problem(status, status.phrase, exc.message, **extra)
+
+
+def _of_unforeseen_error(exc: Exception) -> Response:
+    _log.error("unforeseen error", exc_info=exc)
+    return problem(500, HTTPStatus(500).phrase, "the service failed on this request; its log says why")
+
+
+def _type(status: int, title: str) -> str:
+    nothing_more = title == HTTP_STATUS_CODES.get(status)  # RFC 9457, section 4.2.1
+    return "about:blank" if nothing_more else "urn:deeplambda:problem:" + "-".join(title.lower().split())
