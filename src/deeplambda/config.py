@@ -72,7 +72,15 @@ class Settings(BaseSettings):
     query_url: str = "http://127.0.0.1:8600"
 
     spark_master: str = "local[2,4]"
+    checkpoint_location: str | None = Field(
+        default=None, description="default: a folder of the data folder; s3a:// on a cluster"
+    )
     event_limit_bytes: int = Field(default=1_000_000, description="a larger event is a dead letter, a larger body 413")
+
+    @property
+    def checkpoints(self) -> str:
+        """Where streams keep their progress, as Hadoop names it."""
+        return self.checkpoint_location or f"file:{self.data_dir}/checkpoints"
 
     @property
     def warehouse(self) -> str:

@@ -32,5 +32,5 @@ class Meter:
 
     def measure(self, name: str, value: float, unit: str, at: datetime | None = None) -> None:
         """Queue one figure."""
-        figure = Measured(name=name, value=value, unit=unit, at=at or now(), **self._facts)  # type: ignore[arg-type]
+        figure = Measured(name=name, value=value, unit=unit, at=at or now(), **self._facts)
         self._publisher.send(topics.METRICS, f"{figure.layer}.{figure.part}", figure)

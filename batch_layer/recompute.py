@@ -1,0 +1,146 @@
+"""Recompute: the champion's predictions over the whole archive, and the horizon moved up to where it reaches.
+
+1. Pin the archive's snapshot; the horizon is, by partition, one past its last offset. The archive takes each
+   partition's events in order, so all offsets before that are in it.
+2. Spark scores every archived event that passes the gate the stream uses; of an event sent twice the first copy counts.
+3. One Iceberg commit overwrites `predictions`: a new snapshot, which no view shows yet.
+4. One MySQL transaction makes that snapshot and its horizon the visible ones, and writes the event that says so.
+A crash before 4 changes nothing that anybody sees. Real-time rows before the horizon are trimmed later, by the views.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from deeplambda import outbox, registry
+from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
+from deeplambda.adapters.s3 import Store
+from deeplambda.admission import admit
+from deeplambda.card import Card, fetch_model
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput
+from deeplambda.horizon import COLUMNS
+from deeplambda.horizons import move_horizon
+from deeplambda.lifecycle import BatchViewPublished, now
+from deeplambda.loading import PackedApplication
+
+if TYPE_CHECKING:
+    import torch
+
+_SCORED = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("kafka_partition", pa.int32()),
+        ("kafka_offset", pa.int64()),
+        ("occurred_at", pa.timestamp("us", tz="UTC")),
+        ("predicted_at", pa.timestamp("us", tz="UTC")),
+        ("model_version", pa.int32()),
+        ("prediction", pa.string()),
+        ("confidence", pa.float64()),
+    ]
+)
+
+
+def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication) -> BatchViewPublished:
+    """Make a new batch view and move the horizon. Raises: BadInput when there is nothing to score or no champion."""
+    started = time.monotonic()
+    engine = mysql.engine(settings, "platform")
+    create_tables(spark, packed.load())
+    with mysql.named_lock(engine, f"deeplambda.{packed.name}.recompute"):
+        with engine.connect() as connection:
+            champion = registry.champion(connection, packed.name)
+        if champion is None:
+            raise BadInput(f"{packed.name} has no champion", f"run 'deeplambda model promote {packed.name}' first")
+        archive, view = f"lake.{packed.name}.events", f"lake.{packed.name}.predictions"
+        pinned = current_snapshot(spark, archive)
+        if pinned is None:
+            raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")
+        events = read_snapshot(spark, archive, pinned)
+        offsets = {
+            row.kafka_partition: row.horizon
+            for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
+        }
+        spark.sparkContext.addPyFile(str(packed.archive))
+        _first_copies(_scored(settings, packed, champion, events)).writeTo(view).overwrite(F.lit(True))
+        snapshot = current_snapshot(spark, view)
+        if snapshot is None:
+            raise BadInput(f"no archived event of {packed.name} can be scored", "see its dead letters")
+        published = BatchViewPublished(
+            application=packed.name,
+            snapshot=snapshot,
+            events_snapshot=pinned,
+            version=champion.version,
+            offsets=offsets,
+            rows=read_snapshot(spark, view, snapshot).count(),
+            duration_s=time.monotonic() - started,
+        )
+        with mysql.translated(), engine.begin() as connection:
+            move_horizon(connection, published)
+    with Publisher(settings) as publisher:
+        outbox.relay(engine, publisher)
+    return published
+
+
+def _scored(settings: Settings, packed: PackedApplication, champion: Card, events: DataFrame) -> DataFrame:
+    inputs = events.select("event_id", "kafka_partition", "kafka_offset", "value")
+    return inputs.mapInArrow(_scoring(settings, packed, champion), from_arrow_schema(_SCORED))
+
+
+def _first_copies(scored: DataFrame) -> DataFrame:
+    """One row for each event: its first position."""
+    first = F.min_by(F.struct(*COLUMNS), "kafka_offset").alias("first")
+    return scored.groupBy("event_id").agg(first).select("first.*")
+
+
+@lru_cache(maxsize=2)
+def _model(settings: Settings, packed: PackedApplication, champion_json: str) -> "torch.nn.Module":
+    """The champion, kept by the worker between tasks."""
+    import torch
+
+    torch.set_num_threads(1)  # Spark already runs a task on each core
+    return fetch_model(Store(settings), packed.load(), Card.model_validate_json(champion_json))
+
+
+def _scoring(
+    settings: Settings, packed: PackedApplication, champion: Card
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    champion_json, version = champion.model_dump_json(), champion.version
+
+    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import torch
+
+        application, model = packed.load(), _model(settings, packed, champion_json)
+        for batch in batches:
+            inputs = batch.to_pylist()
+            records = [(None if row["event_id"] is None else row["event_id"].encode(), row["value"]) for row in inputs]
+            admitted = admit(application, records, limit_bytes=settings.event_limit_bytes)
+            if not admitted.events_N:
+                continue  # what was refused has its dead letter from the stream
+            rows, events = [inputs[n] for n in admitted.rows_N], admitted.events_N
+            with torch.inference_mode():
+                outputs = model(torch.from_numpy(admitted.features)).float().numpy()
+            decoded = application.objective.decode(outputs)
+            count = len(events)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array([event.event_id for event in events]),
+                    pa.array([row["kafka_partition"] for row in rows], pa.int32()),
+                    pa.array([row["kafka_offset"] for row in rows], pa.int64()),
+                    pa.array([event.occurred_at for event in events], pa.timestamp("us", tz="UTC")),
+                    pa.array([now()] * count, pa.timestamp("us", tz="UTC")),
+                    pa.array([version] * count, pa.int32()),
+                    pa.array(decoded.values, pa.string()),
+                    pa.array(decoded.confidence_N, pa.float64(), from_pandas=True),
+                ],
+                schema=_SCORED,
+            )
+
+    return score
