@@ -1,0 +1,146 @@
+"""The JVM components in a cache that every clone shares: fetched once, each jar checked by SHA-256.
+
+A jar enters `<cache_dir>/jars` by a rename after its hash was found right, so what lies there is whole. Fetching holds
+a file lock: two clones that start together fetch once. An interrupted fetch is taken up again at the jar it was at.
+"""
+
+import fcntl
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from deeplambda.config import Settings
+from deeplambda.errors import CorruptObject, NotReady
+from deeplambda.stack.ivy import Coordinate, pyspark_jars, retrieve
+from deeplambda.stack.jars_lock import LockedJar, read_lock, sha256_of
+
+_ATTEMPTS = 4
+
+
+def spark_jars(settings: Settings) -> list[Path]:
+    """What a Spark session needs beside pyspark's own jars: the Kafka source, Iceberg, S3A and Connector/J."""
+    return component_jars(settings, "spark")
+
+
+def component_jars(settings: Settings, component: str) -> list[Path]:
+    """The jars of one component (spark, metastore, kafka, s3, mysql), fetched when missing.
+
+    Raises: NotReady when the network fails, CorruptObject when what arrives is not what the lock names.
+    """
+    locked = [jar for jar in read_lock() if jar.component == component]
+    if missing_jars(settings, locked):
+        fetch(settings, locked)
+    return [_place(settings, jar) for jar in locked]
+
+
+def metastore_class_path(settings: Settings) -> list[str]:
+    """Hive's metastore comes out of pyspark's jars, with a JDBC driver beside them."""
+    return [f"{pyspark_jars()}/*", *(str(jar) for jar in component_jars(settings, "metastore"))]
+
+
+def missing_jars(settings: Settings, locked: list[LockedJar]) -> list[LockedJar]:
+    """Those that are not in the cache at their full size."""
+    return [jar for jar in locked if _size_of(_place(settings, jar)) != jar.size_bytes]
+
+
+def damaged_jars(settings: Settings) -> list[Path]:
+    """Cached jars whose bytes are no longer those of the lock (a failing disk, another hand)."""
+    places = ((_place(settings, jar), jar) for jar in read_lock())
+    return [place for place, jar in places if place.exists() and sha256_of(place) != jar.sha256]
+
+
+def fetch(settings: Settings, locked: list[LockedJar]) -> None:
+    """Bring the missing ones of `locked` into the cache, the components side by side, showing progress."""
+    with _only_one(settings.cache_dir / "fetch.lock"):
+        wanted: dict[str, dict[Coordinate, LockedJar]] = {}
+        for jar in {
+            jar.coordinate: jar for jar in missing_jars(settings, locked)
+        }.values():  # two components may share one
+            wanted.setdefault(jar.component, {})[jar.coordinate] = jar
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor() as pool:
+            fetched = [pool.submit(_fetch_component, settings, progress, name, wanted[name]) for name in wanted]
+            for component in fetched:
+                component.result()
+
+
+def _fetch_component(
+    settings: Settings, progress: Progress, component: str, missing: dict[Coordinate, LockedJar]
+) -> None:
+    total_bytes = sum(jar.size_bytes for jar in missing.values())
+    task = progress.add_task(f"Java components of {component}", total=total_bytes)
+    incoming = settings.cache_dir / "incoming" / component
+    attempts = Retrying(
+        retry=retry_if_exception_type(NotReady),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_exponential(max=15),
+        reraise=True,
+    )
+    arrived = attempts(
+        retrieve,
+        incoming,
+        jars=list(missing),
+        on_downloaded=lambda coordinate: progress.update(task, advance=missing[coordinate].size_bytes),
+    )
+    progress.update(task, completed=total_bytes)
+    for coordinate, path in arrived.items():
+        _accept(missing[coordinate], path, _place(settings, missing[coordinate]))
+    shutil.rmtree(incoming)
+
+
+def native_mysql(settings: Settings) -> Path:
+    """The folder of MariaDB's programs, unpacked into the cache once."""
+    (archive,) = component_jars(settings, "mysql")
+    home = settings.cache_dir / archive.stem
+    if home.is_dir():
+        return home
+    with _only_one(settings.cache_dir / "fetch.lock"):
+        if home.is_dir():
+            return home
+        unpacked = settings.cache_dir / "incoming" / archive.stem
+        shutil.rmtree(unpacked, ignore_errors=True)
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(unpacked)
+        (base,) = (path.parent.parent for path in unpacked.rglob("bin/mariadbd"))
+        for program in (*base.glob("bin/*"), *base.glob("scripts/*")):
+            program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        base.rename(home)
+        shutil.rmtree(unpacked, ignore_errors=True)
+    return home
+
+
+def _accept(jar: LockedJar, arrived: Path, place: Path) -> None:
+    found = sha256_of(arrived)
+    if found != jar.sha256:
+        shutil.rmtree(arrived.parent.parent)  # or Ivy would hand out the same bytes again
+        raise CorruptObject(
+            f"{jar.coordinate} was refused: its SHA-256 is {found[:12]}… and the lock names {jar.sha256[:12]}…",
+            "run the command again; if it happens again, a proxy or mirror between here and the repository alters it",
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    arrived.replace(place)
+
+
+def _place(settings: Settings, jar: LockedJar) -> Path:
+    return settings.cache_dir / "jars" / jar.file_name
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """One process at a time; the lock falls with its process, so a killed one blocks nobody."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
