@@ -88,10 +88,10 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     )
     if not packed.archive.exists():
         _write_archive(packed, {"__init__.py": b""} | sources)
-    if packed.load().name != packed.name:
+    if packed.load().name != packed.name or not _NAME.fullmatch(packed.name):
         raise ConfigurationError(
-            f"the application in {folder} calls itself {packed.load().name!r}",
-            f"name it {folder.name!r}, as its folder",
+            f"the application in {folder} is named {packed.load().name!r}",
+            "give folder and application one name: lower-case letters, digits and underscores, 40 at most",
         )
     return packed
 
