@@ -1,7 +1,7 @@
 """Score events as they arrive: `python -m speed_layer.stream`.
 
-Kafka → one `mapInArrow` → Kafka, predictions and dead letters in one pass; no state but the checkpoint's offsets.
-Transport is at-least-once: what a crash repeats, the views tell by event id.
+Kafka → a prediction or a dead letter for each event → Kafka, without state but the checkpoint's offsets, which move
+only when every record of a batch is stored. What a crash repeats, the views tell by event id.
 """
 
 import logging
@@ -9,47 +9,46 @@ import signal
 import threading
 
 from pyspark.sql import SparkSession
-from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda import topics
-from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.kafka import Publisher, consumer
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.runtime_metrics import Meter
 from deeplambda.stack.heartbeat import beat
-from speed_layer.stream.scoring import RECORDS, scoring
+from speed_layer.stream.routing import Router
+from speed_layer.stream.scoring import scoring
 
+BATCH_LIMIT_ROWS = 20_000
 _BEAT_S = 2
 _LOG = logging.getLogger(__name__)
 
 
-def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplication) -> StreamingQuery:
+def start_stream(
+    spark: SparkSession, settings: Settings, packed: PackedApplication, publisher: Publisher
+) -> StreamingQuery:
     """Start scoring one application's events."""
     spark.sparkContext.addPyFile(str(packed.archive))
-    kafka = {
-        "kafka.bootstrap.servers": settings.kafka_bootstrap,
-        "kafka.max.partition.fetch.bytes": str(topics.RECORD_LIMIT_BYTES),
-    }
-    return (
+    topic = topics.events(packed.name)
+    router = Router(settings, topic, scoring(settings, packed), publisher, consumer(settings, topic))
+    router.query = (
         spark.readStream.format("kafka")
-        .options(**kafka)
-        .option("subscribe", topics.events(packed.name))
+        .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
+        .option("kafka.max.partition.fetch.bytes", str(topics.RECORD_LIMIT_BYTES))
+        .option("subscribe", topic)
         .option("startingOffsets", "earliest")
         .option("failOnDataLoss", "true")
-        .option("maxOffsetsPerTrigger", 20_000)
+        .option("maxOffsetsPerTrigger", BATCH_LIMIT_ROWS)
         .load()
         .select("key", "value", "topic", "partition", "offset", "timestamp")
-        .mapInArrow(scoring(settings, packed), from_arrow_schema(RECORDS))
-        .writeStream.format("kafka")
+        .writeStream.foreachBatch(router)
         .queryName(f"predict {packed.name}")
-        .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
-        .option("kafka.max.request.size", str(topics.RECORD_LIMIT_BYTES))
-        .option("kafka.acks", "all")
         .option("checkpointLocation", f"{settings.checkpoints}/stream/{packed.name}")
         .start()
     )
+    return router.query
 
 
 def main() -> None:
@@ -61,15 +60,15 @@ def main() -> None:
     spark = spark_session(
         settings,
         "stream",
-        {
-            "spark.driver.memory": "512m",
-            "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
-        },
+        {"spark.driver.memory": "512m", "spark.sql.execution.arrow.maxRecordsPerBatch": "2000"},
     )
-    queries = {name: start_stream(spark, settings, pack_application(name, settings)) for name in settings.applications}
-    _LOG.info("scoring %s", ", ".join(queries))
-    with Publisher(settings) as publisher:
-        meters = {name: Meter(publisher, layer="speed", part="stream", application=name) for name in queries}
+    with Publisher(settings) as predictions, Publisher(settings) as figures:
+        queries = {
+            name: start_stream(spark, settings, pack_application(name, settings), predictions)
+            for name in settings.applications
+        }
+        _LOG.info("scoring %s", ", ".join(queries))
+        meters = {name: Meter(figures, layer="speed", part="stream", application=name) for name in queries}
         reported: dict[str, int] = {}
         while not stop.wait(_BEAT_S):
             for name, query in queries.items():
@@ -81,10 +80,10 @@ def main() -> None:
                     meters[name].measure("scored", progress["numInputRows"], "rows")
                     meters[name].measure("throughput", progress["processedRowsPerSecond"], "rows/s")
                     meters[name].measure("batch_duration", progress["durationMs"]["triggerExecution"] / 1e3, "s")
-            publisher.flush()
+            figures.flush()
             beat(settings, "stream", streams=len(queries))
-    for query in queries.values():
-        query.stop()
+        for query in queries.values():
+            query.stop()
     spark.stop()
 
 

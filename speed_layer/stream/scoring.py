@@ -1,4 +1,4 @@
-"""What a Spark worker does with a batch of event records: a prediction or a dead letter for each, never neither."""
+"""What is done with a batch of event records, by the driver or by a Spark worker: a prediction or a dead letter for each, never neither."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def _client(settings: Settings, application: str) -> ModelClient:
 def scoring(
     settings: Settings, packed: PackedApplication
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """The function for `mapInArrow`: rows of Spark's Kafka source in, records for its Kafka sink out.
+    """A function for `mapInArrow`: rows of Spark's Kafka source in, records for its Kafka sink out.
 
     Raises NotReady, so that Spark tries the batch again, when the model service stays away.
     """
