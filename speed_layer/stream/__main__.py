@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda import topics
-from deeplambda.adapters.kafka import Publisher, consumer
+from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import PackedApplication, pack_application
@@ -26,13 +26,11 @@ _BEAT_S = 2
 _LOG = logging.getLogger(__name__)
 
 
-def start_stream(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, publisher: Publisher
-) -> StreamingQuery:
+def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplication) -> StreamingQuery:
     """Start scoring one application's events."""
     spark.sparkContext.addPyFile(str(packed.archive))
     topic = topics.events(packed.name)
-    router = Router(settings, topic, scoring(settings, packed), publisher, consumer(settings, topic))
+    router = Router(settings, topic, scoring(settings, packed))
     router.query = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
@@ -62,12 +60,9 @@ def main() -> None:
         "stream",
         {"spark.driver.memory": "512m", "spark.sql.execution.arrow.maxRecordsPerBatch": "2000"},
     )
-    with Publisher(settings) as predictions, Publisher(settings) as figures:
-        queries = {
-            name: start_stream(spark, settings, pack_application(name, settings), predictions)
-            for name in settings.applications
-        }
-        _LOG.info("scoring %s", ", ".join(queries))
+    queries = {name: start_stream(spark, settings, pack_application(name, settings)) for name in settings.applications}
+    _LOG.info("scoring %s", ", ".join(queries))
+    with Publisher(settings) as figures:
         meters = {name: Meter(figures, layer="speed", part="stream", application=name) for name in queries}
         reported: dict[str, int] = {}
         while not stop.wait(_BEAT_S):
@@ -82,8 +77,8 @@ def main() -> None:
                     meters[name].measure("batch_duration", progress["durationMs"]["triggerExecution"] / 1e3, "s")
             figures.flush()
             beat(settings, "stream", streams=len(queries))
-        for query in queries.values():
-            query.stop()
+    for query in queries.values():
+        query.stop()
     spark.stop()
 
 

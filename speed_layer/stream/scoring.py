@@ -1,4 +1,4 @@
-"""What is done with a batch of event records, by the driver or by a Spark worker: a prediction or a dead letter for each, never neither."""
+"""What becomes of a batch of event records: a prediction or a dead letter for each, never neither."""
 
 import time
 from collections.abc import Callable, Iterator
