@@ -1,0 +1,149 @@
+"""The JSON forms on Kafka are public: what a consumer wrote against them last year still reads them."""
+
+from datetime import UTC, datetime
+
+import pytest
+from pydantic_core import from_json
+
+from deeplambda import topics
+from deeplambda.lifecycle import FACT
+from deeplambda.predictions import Prediction
+from deeplambda.runtime_metrics import Measured
+
+AT = "2026-01-02T03:04:05Z"
+FACTS = [
+    {
+        "type": "PartitionPrepared",
+        "application": "digits",
+        "at": AT,
+        "dataset": "d1",
+        "split": "train",
+        "partition": 0,
+        "partitions": 8,
+        "key": "digits/prepared/d1/train-00000.safetensors",
+        "sha256": "ab",
+        "rows": 7500,
+        "size_bytes": 23580000,
+        "duration_s": 1.5,
+    },
+    {
+        "type": "EpochTrained",
+        "application": "digits",
+        "at": AT,
+        "run": "r1",
+        "epoch": 1,
+        "epochs": 4,
+        "loss": 0.1,
+        "metrics": {"accuracy": 0.99},
+        "rows": 60000,
+        "duration_s": 9.5,
+        "device": "cpu",
+    },
+    {
+        "type": "ModelPublished",
+        "application": "digits",
+        "at": AT,
+        "version": 2,
+        "run": "r1",
+        "weights_sha256": "ab",
+        "metrics": {"accuracy": 0.99},
+    },
+    {
+        "type": "ModelPromoted",
+        "application": "digits",
+        "at": AT,
+        "version": 2,
+        "previous": None,
+        "weights_sha256": "ab",
+    },
+    {"type": "ModelRejected", "application": "digits", "at": AT, "version": 3, "reason": "worse"},
+    {
+        "type": "ModelRolledBack",
+        "application": "digits",
+        "at": AT,
+        "version": 1,
+        "previous": 2,
+        "weights_sha256": "cd",
+    },
+    {
+        "type": "BatchViewPublished",
+        "application": "digits",
+        "at": AT,
+        "snapshot": 9007199254740993,
+        "events_snapshot": 4,
+        "version": 2,
+        "offsets": {"0": 5012, "1": 4988},
+        "rows": 10000,
+        "duration_s": 8.25,
+    },
+]
+
+
+@pytest.mark.parametrize("written", FACTS, ids=lambda fact: fact["type"])
+def test_a_fact_reads_and_writes_the_same_json(written: dict[str, object]) -> None:
+    fact = FACT.validate_python(written)
+    assert from_json(fact.model_dump_json()) == written
+
+
+def test_a_fact_from_a_newer_version_with_more_fields_is_read() -> None:
+    assert FACT.validate_python(FACTS[3] | {"mood": "good"}).type == "ModelPromoted"
+
+
+def test_a_prediction_carries_what_an_incident_asks() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    record = Prediction(
+        application="digits",
+        event_id="a",
+        kafka_partition=0,
+        kafka_offset=17,
+        occurred_at=moment,
+        received_at=moment,
+        predicted_at=moment,
+        model_version=2,
+        prediction="7",
+        confidence=float("nan"),
+        inference_ms=3.5,
+        code_version="11455c458b6a",
+    )
+    assert from_json(record.model_dump_json()) == {
+        "application": "digits",
+        "event_id": "a",
+        "kafka_partition": 0,
+        "kafka_offset": 17,
+        "occurred_at": AT,
+        "received_at": AT,
+        "predicted_at": AT,
+        "model_version": 2,
+        "prediction": "7",
+        "confidence": None,
+        "inference_ms": 3.5,
+        "code_version": "11455c458b6a",
+    }
+
+
+def test_a_measurement_names_its_unit() -> None:
+    written = {
+        "layer": "speed",
+        "part": "stream",
+        "application": "digits",
+        "name": "scored",
+        "value": 200.0,
+        "unit": "rows",
+        "at": AT,
+    }
+    assert from_json(Measured.model_validate(written).model_dump_json()) == written
+
+
+def test_topics_have_their_names() -> None:
+    made = {topic.name: topic for topic in topics.all_topics(["digits"], partitions=3)}
+    assert set(made) == {
+        "deeplambda.lifecycle",
+        "deeplambda.champions",
+        "deeplambda.metrics",
+        "digits.events",
+        "digits.predictions",
+        "digits.labels",
+        "digits.dead-letters",
+    }
+    assert made["digits.events"].partitions == 3
+    assert made["deeplambda.champions"].config["cleanup.policy"] == "compact"
