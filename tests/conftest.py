@@ -8,9 +8,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import urllib3
+from numpy.typing import NDArray
 
+from deeplambda import registry
+from deeplambda.adapters import mysql
 from deeplambda.config import Settings, load_settings
+from deeplambda.idx import read_idx
+from examples.mnist import mnist_folder
+from tests.traffic import eventually
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -57,3 +65,34 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
         if not running:
             deeplambda("down")
             shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the four MNIST files, or their like."""
+    folder, origin = mnist_folder(tmp_path_factory.mktemp("mnist"))
+    print(f"digits: {origin}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_images(mnist: Path) -> NDArray[np.uint8]:
+    """The images of the test split, (N, 28, 28)."""
+    return read_idx((mnist / "t10k-images-idx3-ubyte.gz").read_bytes(), "test images")
+
+
+@pytest.fixture(scope="session")
+def champion(stack: Settings, mnist: Path, deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> int:
+    """The loop run once: raw files on S3, ingested, prepared, trained, published, promoted. The version that serves."""
+    deeplambda("data", "put", "digits", str(mnist))
+    deeplambda("batch", "run", "digits")
+    with mysql.engine(stack, "platform").connect() as connection:
+        card = registry.champion(connection, "digits")
+    assert card is not None
+
+    def serving() -> bool:
+        reply = urllib3.request("GET", f"{stack.model_url}/v2/models/digits", retries=urllib3.Retry(10, 0.5))
+        return reply.status == 200 and str(card.version) in reply.json()["versions"]
+
+    assert eventually(serving), f"digits/{card.version} is promoted but not served"
+    return card.version

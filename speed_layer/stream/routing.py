@@ -1,0 +1,76 @@
+"""Where a micro-batch is scored: a small one by the driver itself, a large one by Spark's workers.
+
+A task that crosses from the JVM to a Python worker costs 200 ms and more on two cores, whatever its size; the model
+call within it takes 15 ms. So a batch that one process scores in less than that stays in the driver, and a backlog is
+dealt out to the workers, as many as there are. Both run the same function.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+from pydantic_core import from_json
+from pyspark.sql import DataFrame
+from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.streaming.query import StreamingQuery
+
+from deeplambda import topics
+from deeplambda.adapters.kafka import Publisher, consumer, translated
+from deeplambda.config import Settings
+from speed_layer.stream.scoring import RECORDS
+
+DRIVER_ROWS = 1_000
+"""At about 50 µs for each event, what the driver scores in the time that a hand-over to a worker takes."""
+
+Score = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+
+class Router:
+    """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it."""
+
+    def __init__(self, settings: Settings, topic: str, score: Score) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._score = score
+        self._publisher = Publisher(settings)  # its own: a flush must wait for this batch's records
+        self._positions = consumer(settings, topic)
+        self.query: StreamingQuery | None = None
+
+    def __call__(self, batch: DataFrame, batch_id: int) -> None:
+        waiting = self._waiting()
+        if waiting is not None and waiting <= DRIVER_ROWS:
+            self._in_driver(batch)
+        else:
+            self._on_workers(batch)
+
+    def _in_driver(self, batch: DataFrame) -> None:
+        for records in self._score(iter(batch.toArrow().to_batches())):
+            for topic, key, value in zip(*(column.to_pylist() for column in records.columns), strict=True):
+                self._publisher.send_bytes(topic, key.decode(), value)
+        self._publisher.flush()
+
+    def _on_workers(self, batch: DataFrame) -> None:
+        (
+            batch.mapInArrow(self._score, from_arrow_schema(RECORDS))
+            .write.format("kafka")
+            .option("kafka.bootstrap.servers", self._settings.kafka_bootstrap)
+            .option("kafka.max.request.size", str(topics.RECORD_LIMIT_BYTES))
+            .option("kafka.acks", "all")
+            .save()
+        )
+
+    def _waiting(self) -> int | None:
+        """At most how many events the batch can hold: those on Kafka past the last finished batch. None: not known."""
+        progress: Any = self.query and self.query.lastProgress
+        finished = progress and offsets_of(progress["sources"][0]["endOffset"], self._topic)
+        if not finished:
+            return None
+        with translated(self._settings):
+            ends = self._positions.end_offsets(self._positions.assignment())
+        return sum(end - finished.get(partition.partition, 0) for partition, end in ends.items())
+
+
+def offsets_of(end_offset: Any, topic: str) -> Mapping[int, int]:
+    """Offsets by partition out of a Kafka source's progress, `{"topic": {"0": 17}}` as JSON or parsed."""
+    by_topic = from_json(end_offset) if isinstance(end_offset, str) else end_offset
+    return {int(partition): offset for partition, offset in (by_topic or {}).get(topic, {}).items()}
