@@ -1,0 +1,173 @@
+"""Which model version serves: follows the compacted topic `deeplambda.champions` and swaps models under load.
+
+One thread for each application, so that a slow load of one holds up no other:
+1. read the topic from its beginning; the newest record of the application is its champion
+2. fetch the card and the weights by hash, find the fast path, warm it up
+3. put the new model in place by one assignment; a request keeps the model that it began with
+If 2 fails the model before goes on serving, the reason is in the metadata, and it is tried again if that can help.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from kafka.errors import KafkaError
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from deeplambda import topics
+from deeplambda.adapters.kafka import consumer, translated
+from deeplambda.adapters.s3 import Store
+from deeplambda.application import Application
+from deeplambda.card import Card, fetch_card, fetch_model
+from deeplambda.config import Settings
+from deeplambda.errors import CorruptObject, DeepLambdaError
+from deeplambda.lifecycle import ModelPromoted
+from deeplambda.loading import pack_application
+from deeplambda.objective import Classification
+from speed_layer.model_service.fast_path import FastPath, fast_path
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """A model version with everything that a request needs; never changed, only replaced."""
+
+    application: Application
+    card: Card
+    path: FastPath
+    output_shape: tuple[int, ...]
+
+
+def load_champion(store: Store, settings: Settings, fact: ModelPromoted) -> Champion:
+    """Raises: CorruptObject, ModelRejected, BadInput, NotReady, UnknownApplication, ConfigurationError."""
+    name = f"{fact.application}/{fact.version}"
+    packed = pack_application(fact.application, settings)
+    application = packed.load()
+    card = fetch_card(store, fact.application, fact.version)
+    if card.weights_sha256 != fact.weights_sha256:
+        raise CorruptObject(
+            f"champion {name!r} was promoted with weights {fact.weights_sha256[:12]}…, "
+            f"its card says {card.weights_sha256[:12]}…",
+            "restore the version's card, or promote another version",
+        )
+    if card.code_version != packed.code_version:
+        log.warning(
+            "%s was trained with code %s, this service runs %s: train again if the transform has changed",
+            *(name, card.code_version, packed.code_version),
+        )
+    model = fetch_model(store, application, card)
+    decides = isinstance(application.objective, Classification)
+    path = fast_path(model, card.feature_shape, name=name, decides=decides)
+    outputs: NDArray[np.float32] = path(np.zeros((1, *card.feature_shape), dtype=np.float32))
+    return Champion(application=application, card=card, path=path, output_shape=outputs.shape[1:])
+
+
+class ChampionWatch:
+    """One application's champion. `current` and `error` may be read from any thread.
+
+    on_swap, on_failure: told about each load, in the watching thread.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        *,
+        on_swap: Callable[[Champion, float], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.current: Champion | None = None
+        self.error: str | None = None
+        self._settings, self._store = settings, Store(settings)
+        self._on_swap, self._on_failure = on_swap, on_failure
+        self._pending: ModelPromoted | None = None
+        self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"champion-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow the topic."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following it; returns once the thread has ended."""
+        self._stopped.set()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        delay_s = FIRST_RETRY_S
+        while not self._stopped.is_set():
+            try:
+                with closing(consumer(self._settings, topics.CHAMPIONS)) as reader:
+                    delay_s = FIRST_RETRY_S
+                    while not self._stopped.is_set():
+                        with translated(self._settings):
+                            batches = reader.poll(timeout_ms=int(POLL_S * 1000))
+                        for record in (record for batch in batches.values() for record in batch):
+                            self._heard(record.key, record.value)
+                        self._settle()
+            except (DeepLambdaError, KafkaError) as exc:
+                log.warning("%s: cannot follow champions, next try in %.1f s: %s", self.name, delay_s, exc)
+                self._stopped.wait(delay_s)
+                delay_s = min(2 * delay_s, LAST_RETRY_S)
+
+    def _heard(self, key: bytes | None, value: bytes | None) -> None:
+        if key != self.name.encode() or value is None:
+            return
+        try:
+            fact = ModelPromoted.model_validate_json(value)
+        except ValidationError as exc:
+            self._failed(f"a record of {topics.CHAMPIONS!r} is not a promotion: {exc.errors()[0]['msg']}")
+            return
+        self._pending, self._retry_s, self._retry_at = fact, FIRST_RETRY_S, 0.0
+
+    def _settle(self) -> None:
+        """Load the champion that was last heard of, unless it serves already."""
+        fact = self._pending
+        if fact is None or time.monotonic() < self._retry_at:
+            return
+        current = self.current
+        if current and (current.card.version, current.card.weights_sha256) == (fact.version, fact.weights_sha256):
+            self._pending = self.error = None
+            return
+        begun = time.monotonic()
+        try:
+            champion = load_champion(self._store, self._settings, fact)
+        except DeepLambdaError as exc:
+            self._failed(f"champion '{fact.application}/{fact.version}' not loaded: {exc}")
+            self._retry_or_give_up(retryable=exc.retryable)
+        except Exception as exc:  # the model's own code may raise anything; what serves has to go on serving
+            log.exception("champion '%s/%d' not loaded", fact.application, fact.version)
+            self._failed(
+                f"champion '{fact.application}/{fact.version}' not loaded: {type(exc).__name__}: {exc}; "
+                "mend the application, or promote another version"
+            )
+            self._retry_or_give_up(retryable=False)
+        else:
+            self.current = champion
+            self._pending = self.error = None
+            took_s = time.monotonic() - begun
+            log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, fact.version, champion.path.variant, took_s)
+            self._on_swap(champion, took_s)
+
+    def _failed(self, reason: str) -> None:
+        log.error("%s; %s", reason, f"version {self.current.card.version} serves on" if self.current else "none serves")
+        self.error = reason
+        self._on_failure(self.name)
+
+    def _retry_or_give_up(self, *, retryable: bool) -> None:
+        if not retryable:
+            self._pending = None
+            return
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)

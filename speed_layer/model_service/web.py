@@ -1,0 +1,195 @@
+"""The model service's routes: the Open Inference Protocol v2, the simple protocol v1, health, metrics."""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from importlib.metadata import version as installed_version
+from typing import Any
+
+import numpy as np
+from flask import Flask, Response, g, request
+from numpy.typing import NDArray
+from pydantic_core import from_json, to_json
+from werkzeug.exceptions import NotFound
+
+from deeplambda import problems
+from deeplambda.config import Settings
+from deeplambda.errors import InvalidEvent, NotReady, UnknownApplication
+from speed_layer.model_service import oip
+from speed_layer.model_service.bodies import BodyReader
+from speed_layer.model_service.champions import Champion, ChampionWatch
+from speed_layer.model_service.figures import Figures
+from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
+
+Answer = Response | tuple[bytes, Mapping[str, str]]
+_JSON = {"Content-Type": "application/json"}
+
+
+class Champions:
+    """The champions of all applications, by name."""
+
+    def __init__(self, watches: Mapping[str, ChampionWatch]) -> None:
+        self.watches = watches
+
+    def watch(self, name: str) -> ChampionWatch:
+        """Raises: UnknownApplication."""
+        if name not in self.watches:
+            raise UnknownApplication(f"no model {name!r}", f"this service serves: {', '.join(self.watches)}")
+        return self.watches[name]
+
+    def serving(self, name: str, version: str | None) -> Champion:
+        """The champion of `name`, which has to be `version` if one is given.
+
+        Raises: UnknownApplication, NotFound for another version, NotReady before the first champion.
+        """
+        watch = self.watch(name)
+        champion = watch.current
+        if champion is None:
+            raise NotReady(f"{name!r} has no champion yet" + (f" ({watch.error})" if watch.error else ""),
+                           f"train one and run 'deeplambda model promote {name}'")  # fmt: skip
+        if version is not None and version != str(champion.card.version):
+            raise NotFound(f"version {version} of {name!r} does not serve; version {champion.card.version} does")
+        return champion
+
+
+def create_app(settings: Settings, champions: Champions, figures: Figures) -> Flask:
+    """The service as a WSGI application."""
+    app = Flask(__name__)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    problems.register(app)
+    bodies = BodyReader()
+    passes = threading.BoundedSemaphore(os.cpu_count() or 1)  # more at a time would only slow one another down
+
+    def score(name: str, champion: Champion, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        with passes:
+            outputs = champion.path(features)
+        if not np.isfinite(outputs).all():
+            row = int(np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))[0])
+            raise InvalidEvent(
+                f"row {row}: the model's outputs are not finite", "send values like those that it was trained on"
+            )
+        figures.scored(name, champion.card.version, len(features))
+        return outputs
+
+    @app.before_request
+    def begin() -> None:
+        g.begun = time.perf_counter()
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        route = request.url_rule.rule if request.url_rule else "none"
+        name = (request.view_args or {}).get("name")
+        figures.answered(
+            route,
+            request.method,
+            response.status_code,
+            time.perf_counter() - g.begun,
+            name if name in champions.watches else None,
+        )
+        if response.status_code >= 400 and request.path.startswith("/v2"):
+            _name_error(response)
+        return response
+
+    @app.get("/v2")
+    def server() -> Answer:
+        return _json({"name": "deeplambda", "version": installed_version("deeplambda"),
+                      "extensions": ["binary_tensor_data"]})  # fmt: skip
+
+    @app.get("/v2/health/live")
+    def live() -> Answer:
+        return _json({"live": True})
+
+    @app.get("/v2/health/ready")
+    def ready() -> Answer:
+        for name in champions.watches:
+            champions.serving(name, None)
+        return _json({"ready": True})
+
+    @app.get("/v2/models/<name>")
+    @app.get("/v2/models/<name>/versions/<version>")
+    def model(name: str, version: str | None = None) -> Answer:
+        champion = champions.serving(name, version)
+        card = champion.card
+        described = oip.metadata(name, card.version, card.feature_shape, champion.output_shape)
+        return _json(described | {"parameters": _facts(champion, champions.watch(name))}, champion)
+
+    @app.get("/v2/models/<name>/ready")
+    @app.get("/v2/models/<name>/versions/<version>/ready")
+    def model_ready(name: str, version: str | None = None) -> Answer:
+        return _json({"name": name, "ready": True}, champions.serving(name, version))
+
+    @app.post("/v2/models/<name>/infer")
+    @app.post("/v2/models/<name>/versions/<version>/infer")
+    def infer(name: str, version: str | None = None) -> Answer:
+        champion = champions.serving(name, version)
+        with bodies.body(request, "application/json", "application/octet-stream") as body:
+            asked = oip.decode_request(body, request.headers.get(oip.HEADER_LENGTH), champion.card.feature_shape)
+            outputs = score(name, champion, asked.features)
+        reply, headers = oip.encode_response(
+            asked,
+            model=name,
+            version=champion.card.version,
+            outputs=outputs,
+            decode=champion.application.objective.decode,
+        )
+        return reply, {**headers, **_version(champion)}
+
+    @app.get("/v1/models")
+    def models() -> Answer:
+        return _json({"models": [
+            {"name": name, "model_version": watch.current.card.version if watch.current else None, "error": watch.error}
+            for name, watch in champions.watches.items()
+        ]})  # fmt: skip
+
+    @app.get("/v1/models/<name>")
+    def simple_model(name: str) -> Answer:
+        champion = champions.serving(name, None)
+        facts = {"name": name, "model_version": champion.card.version, **_facts(champion, champions.watch(name))}
+        return _json(facts | {"event_schema": champion.application.event.model_json_schema()}, champion)
+
+    @app.post("/v1/models/<name>:predict")
+    def predict(name: str) -> Answer:
+        champion = champions.serving(name, None)
+        application = champion.application
+        with bodies.body(request, "application/json") as body:
+            events = decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes)
+        outputs = score(name, champion, features_of(application, events))
+        reply = encode_predictions(events, champion.card.version, application.objective.decode(outputs))
+        return reply, {**_JSON, **_version(champion)}
+
+    @app.get("/metrics")
+    def metrics() -> Answer:
+        return figures.exposition(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+
+    return app
+
+
+def _json(value: Any, champion: Champion | None = None) -> Answer:
+    return to_json(value), {**_JSON, **(_version(champion) if champion else {})}
+
+
+def _version(champion: Champion) -> dict[str, str]:
+    return {"X-Model-Version": str(champion.card.version)}
+
+
+def _facts(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:
+    """What serves, and why a newer champion does not."""
+    card = champion.card
+    return {
+        "weights_sha256": card.weights_sha256,
+        "code_version": card.code_version,
+        "dataset": card.dataset,
+        "snapshot": card.snapshot,
+        "metrics": card.metrics,
+        "created_at": card.created_at.isoformat(),
+        "variant": champion.path.variant,
+        "error": watch.error,
+    }
+
+
+def _name_error(response: Response) -> None:
+    """The protocol's clients look for the reason in `error`."""
+    if response.mimetype == problems.MEDIA_TYPE:
+        body = from_json(response.get_data())
+        response.set_data(to_json(body | {"error": "; ".join(filter(None, [body["detail"], body.get("remedy")]))}))

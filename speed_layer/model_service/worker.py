@@ -1,0 +1,113 @@
+"""gunicorn's threaded worker, made safe against clients that send slowly or wrongly, with no proxy in front.
+
+- A request that is not finished `REQUEST_WITHIN_S` after its first byte is cut off, however steadily it trickles.
+- A connection is closed in the thread that served it: the lingering close would hold up every other client.
+- What gunicorn itself refuses is answered with a problem document, as everything else is.
+"""
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn import util
+from gunicorn.http.errors import (
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from deeplambda import problems
+
+REQUEST_WITHIN_S = 15.0
+_LINGER_S = 2.0
+_LINGER_BYTES = 32 * 1024 * 1024
+
+
+class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
+    """A connection that can be closed twice, and lingers long enough for a refused upload's answer to arrive."""
+
+    closed = False
+
+    def close(self, graceful: bool = False) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if graceful:
+            util.close_graceful(self.sock, timeout=_LINGER_S, max_drain=_LINGER_BYTES)
+        else:
+            util.close(self.sock)
+
+
+class BoundedWorker(ThreadWorker):  # type: ignore[misc]
+    """See the module."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._busy_lock = threading.Lock()
+        self._busy_since: dict[Connection, float] = {}
+
+    def accept(self, listener: Any) -> None:
+        """As gunicorn's, with our connection."""
+        try:
+            client_sock, client_addr = listener.accept()
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+                raise
+            return
+        self.nr_conns += 1
+        client_sock.setblocking(True)
+        self.enqueue_req(Connection(self.cfg, client_sock, client_addr, listener.getsockname()))
+
+    def handle(self, conn: Connection) -> Any:
+        """Serve one request in a thread of the pool."""
+        with self._busy_lock:
+            self._busy_since[conn] = time.monotonic()
+        try:
+            keep = super().handle(conn)
+        finally:
+            with self._busy_lock:
+                del self._busy_since[conn]
+        if not keep:
+            conn.close(graceful=True)
+        return keep
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """gunicorn calls this at least once a second."""
+        super().murder_keepalived(force)
+        too_old = time.monotonic() - REQUEST_WITHIN_S
+        with self._busy_lock:
+            overdue = [conn for conn, since in self._busy_since.items() if since < too_old]
+        for conn in overdue:
+            self.log.warning("request from %s cut off: not complete after %.0f s", conn.client, REQUEST_WITHIN_S)
+            with contextlib.suppress(OSError):  # it may have ended by itself
+                conn.sock.shutdown(socket.SHUT_RD)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer what could not be parsed as a request, or what failed outside the application."""
+        if isinstance(exc, ParseException):
+            status = _STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
+            detail = str(exc) or "the request is not valid HTTP/1.1"
+            self.log.warning("refused a request from %s: %s", addr, detail)
+        else:
+            status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed on this request; its log says why"
+            self.log.exception("unforeseen error")
+        body = problems.problem(status, status.phrase, detail).get_data()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
+            f"Content-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):  # the client has gone: nobody is left to tell
+            util.write_nonblock(client, head.encode() + body)
+
+
+_STATUS: dict[type[Exception], HTTPStatus] = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+}
