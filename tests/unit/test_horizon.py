@@ -117,6 +117,13 @@ def test_union_of_both_views_equals_recomputing_everything_at_every_moment(seed:
     assert world.union() == world.expected()
 
 
+def test_absorbed_row_that_the_batch_view_refused_is_not_shown() -> None:
+    world = World(random.Random(0), log=[["a-1", "a-2"], [], []])
+    world.realtime = {name: (name, 0, offset, predict(name)) for offset, name in enumerate(world.log[0])}
+    world.snapshots, world.horizons = [[]], [Horizon(snapshot=0, offsets={0: 1})]
+    assert world.union() == [("a-2", 0, 1, "2")]
+
+
 def test_horizon_of_nothing_shows_every_realtime_row() -> None:
     assert Horizon().past_sql() == "TRUE"
     assert "VERSION AS OF" not in all_predictions_sql("digits", Horizon(), "realtime_predictions")
