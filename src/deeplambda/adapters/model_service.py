@@ -10,6 +10,7 @@ import socket
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import urllib3
@@ -52,10 +53,11 @@ class ModelClient:
         connect_timeout_s: float = 2,
         read_timeout_s: float = 5,
     ) -> None:
-        self._url = f"{settings.model_url}/v2/models/{application}/infer"
+        self._path = f"{urlsplit(settings.model_url).path}/v2/models/{application}/infer"
         self._application = application
         self._patience_s = patience_s
-        self._pool = urllib3.PoolManager(
+        self._pool = urllib3.connection_from_url(
+            settings.model_url,
             maxsize=16,
             retries=False,
             timeout=urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s),
@@ -92,10 +94,10 @@ class ModelClient:
 
     def _post(self, body: bytes, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         try:
-            response = self._pool.request("POST", self._url, body=body, headers=headers)
+            response = self._pool.request("POST", self._path, body=body, headers=headers)
         except HTTPError as exc:
             raise NotReady(
-                f"the model service did not answer at {self._url}: {exc}",
+                f"the model service did not answer: {exc}",
                 "see 'deeplambda status' and 'deeplambda logs model'",
             ) from exc
         if response.status == 200:
@@ -132,8 +134,9 @@ def _decode(response: urllib3.BaseHTTPResponse) -> Scored:
 
 def _refusal(application: str, response: urllib3.BaseHTTPResponse) -> DeepLambdaError:
     try:
-        detail = json.loads(response.data)["detail"]
-    except (ValueError, KeyError, TypeError):  # whatever stands in front of the service answered
+        problem = json.loads(response.data)
+        detail = problem.get("error") or problem["detail"]
+    except (ValueError, KeyError, TypeError, AttributeError):  # whatever stands in front of the service answered
         detail = response.reason or "no reason given"
     message = f"the model service answered {response.status} for {application!r}: {detail}"
     if response.status >= 500 or response.status in {408, 429}:

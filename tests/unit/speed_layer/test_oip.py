@@ -1,0 +1,218 @@
+"""The Open Inference Protocol's codec: JSON and binary tensors say the same, and each mistake is named."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydantic_core import to_json
+
+from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.objective import Classification, Predictions
+from speed_layer.model_service.oip import InferRequest, decode_request, encode_response, metadata
+
+SHAPE = (1, 2, 2)
+ROWS = np.arange(8, dtype=np.float32).reshape(2, *SHAPE)
+TENSOR = {"name": "features", "shape": [2, 1, 2, 2], "datatype": "FP32"}
+
+
+def as_json(tensor: Any = None, **more: Any) -> bytes:
+    return to_json({"inputs": [TENSOR | {"data": ROWS.ravel().tolist()} if tensor is None else tensor]} | more)
+
+
+def as_binary(features: NDArray[np.float32] = ROWS, **more: Any) -> tuple[bytes, str]:
+    tensor = TENSOR | {"parameters": {"binary_data_size": features.nbytes}}
+    head = to_json({"inputs": [tensor]} | more)
+    return head + features.tobytes(), str(len(head))
+
+
+def asking(*outputs: tuple[str, bool], identity: str | None = None) -> InferRequest:
+    return InferRequest(id=identity, features=ROWS, outputs=outputs)
+
+
+def reply(request: InferRequest, outputs_NC: NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:
+    body, headers = encode_response(
+        request, model="digits", version=7, outputs=outputs_NC, decode=Classification("abc").decode
+    )
+    return body, dict(headers)
+
+
+LOGITS = np.array([[9, 0, 0], [0, 0, 9]], dtype=np.float32)
+
+
+def test_json_flat_json_nested_and_binary_are_the_same_features() -> None:
+    nested = as_json(TENSOR | {"data": ROWS.tolist()})
+    body, header = as_binary()
+    for decoded in (
+        decode_request(as_json(), None, SHAPE),
+        decode_request(nested, None, SHAPE),
+        decode_request(body, header, SHAPE),
+    ):
+        assert decoded.features.dtype == np.float32
+        np.testing.assert_array_equal(decoded.features, ROWS)
+
+
+def test_binary_features_are_a_view_of_the_body() -> None:
+    body, header = as_binary()
+    assert np.shares_memory(decode_request(body, header, SHAPE).features, np.frombuffer(body, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, (("outputs", False), ("prediction", False), ("confidence", False))),
+        ({"outputs": []}, (("outputs", False), ("prediction", False), ("confidence", False))),
+        (
+            {"parameters": {"binary_data_output": True}},
+            (("outputs", True), ("prediction", True), ("confidence", True)),
+        ),
+        ({"outputs": [{"name": "prediction"}]}, (("prediction", False),)),
+        (
+            {
+                "parameters": {"binary_data_output": True},
+                "outputs": [{"name": "confidence", "parameters": {"binary_data": False}}, {"name": "outputs"}],
+            },
+            (("confidence", False), ("outputs", True)),
+        ),
+    ],
+)
+def test_the_request_chooses_outputs_and_their_form(more: dict[str, Any], expected: object) -> None:
+    assert decode_request(as_json(**more), None, SHAPE).outputs == expected
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        (TENSOR | {"shape": [2, 4], "data": []}, "shape"),
+        (TENSOR | {"shape": [0, 1, 2, 2], "data": []}, "shape"),
+        (TENSOR | {"shape": [2.0, 1, 2, 2], "data": []}, "shape"),
+        (TENSOR | {"shape": "2", "data": []}, "shape"),
+        (TENSOR | {"shape": [10**18, 1, 2, 2], "data": []}, "data"),
+        (TENSOR | {"datatype": "FP64", "data": []}, "FP32"),
+        (TENSOR | {"name": "image", "data": []}, "'features'"),
+        (TENSOR, "data"),
+        (TENSOR | {"data": [1.0, 2.0]}, "shape"),
+        (TENSOR | {"data": [[1.0, 2.0], [3.0]]}, "ragged"),
+        (TENSOR | {"data": ["1"] * 8}, "number"),
+        (TENSOR | {"data": [None] * 8}, "number"),
+        (TENSOR | {"data": [True] * 8}, "number"),
+        (TENSOR | {"data": [{}] * 8}, "number"),
+        (TENSOR | {"data": [10**400] * 8}, "number"),
+        (TENSOR | {"parameters": [], "data": []}, "parameters"),
+        (TENSOR | {"parameters": {"binary_data_size": 31}}, "32 bytes"),
+        (TENSOR | {"parameters": {"binary_data_size": 32}}, "0 bytes follow"),
+        (TENSOR | {"parameters": {"binary_data_size": 32}, "data": []}, "one of the two"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_name(tensor: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput, match=named):
+        decode_request(as_json(tensor), None, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b"[" * 10_000 + b"]" * 10_000, "200 deep"),
+        (b"[]", "object"),
+        (b"{}", "inputs"),
+        (b'{"inputs": {}}', "inputs"),
+        (b'{"inputs": [1]}', "inputs"),
+        (b'{"inputs": []}', "exactly one"),
+        (as_json(outputs=[{"name": "logits"}]), "logits"),
+        (as_json(outputs=[{"name": "outputs"}, {"name": "outputs"}]), "at most once"),
+        (as_json(outputs="outputs"), "list of objects"),
+        (as_json(outputs=[{"name": "outputs", "parameters": {"binary_data": 1}}]), "true or false"),
+        (as_json(parameters={"binary_data_output": "yes"}), "true or false"),
+        (as_json(id=5), "'id'"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_name(body: bytes, named: str) -> None:
+    with pytest.raises(BadInput, match=named) as refused:
+        decode_request(body, None, SHAPE)
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize("header", ["", "-1", "1.5", "x", "²", "9" * 30, "100000"])
+def test_a_header_length_that_cannot_be_is_refused(header: str) -> None:
+    body, _ = as_binary()
+    with pytest.raises(BadInput, match="Inference-Header-Content-Length"):
+        decode_request(body, header, SHAPE)
+
+
+def test_a_tensor_that_is_cut_off_is_refused() -> None:
+    body, header = as_binary()
+    with pytest.raises(BadInput, match="31 bytes follow"):
+        decode_request(body[:-1], header, SHAPE)
+
+
+def test_bytes_that_no_tensor_claims_are_refused() -> None:
+    head = as_json()
+    with pytest.raises(BadInput, match="binary_data_size"):
+        decode_request(head + b"1234", str(len(head)), SHAPE)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused_with_their_row(value: float) -> None:
+    features = ROWS.copy()
+    features[1, 0, 1, 1] = value
+    body, header = as_binary(features)
+    with pytest.raises(InvalidEvent, match="row 1"):
+        decode_request(body, header, SHAPE)
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "1e300", "-1e39"])
+def test_a_json_number_beyond_fp32_is_refused(literal: str) -> None:
+    body = as_json().replace(b"7.0", literal.encode())
+    with pytest.raises(InvalidEvent, match="row 1"):
+        decode_request(body, None, SHAPE)
+
+
+def test_json_reply_names_model_version_id_and_tensors() -> None:
+    body, headers = reply(asking(("outputs", False), ("prediction", False), identity="q-1"), LOGITS)
+    assert headers == {"Content-Type": "application/json"}
+    assert json.loads(body) == {
+        "model_name": "digits",
+        "model_version": "7",
+        "id": "q-1",
+        "outputs": [
+            {"name": "outputs", "datatype": "FP32", "shape": [2, 3], "data": [9, 0, 0, 0, 0, 9]},
+            {"name": "prediction", "datatype": "BYTES", "shape": [2], "data": ["a", "c"]},
+        ],
+    }
+
+
+def test_binary_reply_holds_its_tensors_in_order_after_the_json() -> None:
+    body, headers = reply(asking(("prediction", True), ("outputs", True), ("confidence", False)), LOGITS)
+    end = int(headers["Inference-Header-Content-Length"])
+    prediction, outputs, confidence = json.loads(body[:end])["outputs"]
+    strings = b"\x01\x00\x00\x00a\x01\x00\x00\x00c"
+    assert prediction["parameters"] == {"binary_data_size": len(strings)}
+    assert outputs["parameters"] == {"binary_data_size": LOGITS.nbytes}
+    assert body[end:] == strings + LOGITS.tobytes()
+    assert confidence["data"] == pytest.approx([0.99975, 0.99975], abs=1e-4)
+
+
+def test_a_confidence_that_does_not_exist_is_null() -> None:
+    body, _ = encode_response(
+        asking(("confidence", False)),
+        model="m",
+        version=1,
+        outputs=LOGITS,
+        decode=lambda rows: Predictions(values=["1.5"] * len(rows), confidence_N=np.full(len(rows), np.nan)),
+    )
+    assert json.loads(body)["outputs"][0]["data"] == [None, None]
+
+
+def test_metadata_describes_the_tensors() -> None:
+    described = metadata("digits", 7, (1, 28, 28), (10,))
+    assert described["versions"] == ["7"]
+    assert described["inputs"] == [{"name": "features", "datatype": "FP32", "shape": [-1, 1, 28, 28]}]
+    assert [(tensor["name"], tensor["shape"]) for tensor in described["outputs"]] == [
+        ("outputs", [-1, 10]),
+        ("prediction", [-1]),
+        ("confidence", [-1]),
+    ]
