@@ -8,7 +8,7 @@ import fcntl
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, NotReady
-from deeplambda.stack.ivy import Coordinate, pyspark_jars, retrieve
+from deeplambda.stack.ivy import Coordinate, retrieve
 from deeplambda.stack.jars_lock import LockedJar, read_lock, sha256_of
 
 _ATTEMPTS = 4
@@ -31,7 +31,7 @@ def spark_jars(settings: Settings) -> list[Path]:
 
 
 def component_jars(settings: Settings, component: str) -> list[Path]:
-    """The jars of one component (spark, metastore, kafka, s3, mysql), fetched when missing.
+    """The jars of one component (spark, kafka, s3, mysql), fetched when missing.
 
     Raises: NotReady when the network fails, CorruptObject when what arrives is not what the lock names.
     """
@@ -41,9 +41,13 @@ def component_jars(settings: Settings, component: str) -> list[Path]:
     return [_place(settings, jar) for jar in locked]
 
 
-def metastore_class_path(settings: Settings) -> list[str]:
-    """Hive's metastore comes out of pyspark's jars, with a JDBC driver beside them."""
-    return [f"{pyspark_jars()}/*", *(str(jar) for jar in component_jars(settings, "metastore"))]
+def fetch_components(settings: Settings, components: Collection[str]) -> None:
+    """Have everything that `components` need in the cache, unpacked."""
+    locked = [jar for jar in read_lock() if jar.component in components]
+    if missing_jars(settings, locked):
+        fetch(settings, locked)
+    if "mysql" in components:
+        native_mysql(settings)
 
 
 def missing_jars(settings: Settings, locked: list[LockedJar]) -> list[LockedJar]:

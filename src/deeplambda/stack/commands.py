@@ -1,0 +1,137 @@
+"""The local stack: Kafka, S3, MySQL, Hive and the platform's own services on this machine."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deeplambda.config import load_settings
+from deeplambda.errors import ConfigurationError
+
+app = typer.Typer(no_args_is_help=True, help="The local stack: start it, look at it, stop it.")
+_out = Console()
+
+_Parts = Annotated[list[str] | None, typer.Argument(help="Only these parts; all of them if none is named.")]
+
+
+@app.command()
+def up(
+    parts: _Parts = None,
+    free_ports: Annotated[bool, typer.Option(help="Use free ports, and keep them in <data folder>/stack.env.")] = False,
+) -> None:
+    """Start the stack and wait until every part answers. Starts only what is missing; parts bring what they need."""
+    from deeplambda.stack.bringup import bring_up
+    from deeplambda.stack.display import shown_progress, where_everything_is
+    from deeplambda.stack.parts import with_needs
+    from deeplambda.stack.ports import write_free_ports
+    from deeplambda.stack.secrets import make_missing_secrets
+    from deeplambda.stack.supervisor import Supervisor
+
+    wanted = with_needs(parts or ())
+    settings = load_settings()
+    make_missing_secrets(settings)
+    if free_ports and not Supervisor(settings).is_up():
+        write_free_ports(settings)
+    load_settings.cache_clear()
+    settings = load_settings()
+    with shown_progress(_out) as show:
+        bring_up(settings, wanted, show)
+    _out.print(where_everything_is(settings), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def down(parts: _Parts = None) -> None:
+    """Stop the stack, or the parts named, gracefully; no process is left behind. Data stays."""
+    from deeplambda.stack.parts import PARTS, part_named
+    from deeplambda.stack.teardown import take_down
+
+    chosen = [part_named(name) for name in parts] if parts else list(PARTS)
+    killed = take_down(load_settings(), chosen, report=lambda part: _out.print(f"stopped {part.name}"))
+    if killed:
+        _out.print(f"[yellow]killed {len(killed)} processes that did not stop by themselves[/]")
+    _out.print("The stack is down." if not parts else f"Down: {', '.join(parts)}.")
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
+    """Each part's health, process, port, memory, restarts. Exit code 1 when a part is unwell or nothing runs."""
+    from deeplambda.stack.health import stack_health
+
+    found = stack_health(load_settings())
+    if as_json:
+        print(json.dumps([health.to_json() for health in found], indent=2))
+    else:
+        table = Table("part", "health", "pid", "address", "memory", "restarts", "up for", "note", box=None)
+        colours = {"well": "green", "elsewhere": "green", "unwell": "red", "stopped": "dim"}
+        for health in found:
+            table.add_row(
+                health.part,
+                f"[{colours[health.health]}]{health.health}[/]",
+                str(health.pid or ""),
+                health.address or "",
+                f"{health.memory_bytes / 2**20:.0f} MiB" if health.memory_bytes else "",
+                str(health.restarts),
+                _duration(health.uptime_s) if health.uptime_s is not None else "",
+                health.note,
+            )
+        _out.print(table)
+        total = sum(health.memory_bytes or 0 for health in found)
+        _out.print(f"memory in all: {total / 2**30:.2f} GiB")
+    if any(health.is_trouble for health in found) or all(health.health == "stopped" for health in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    part: Annotated[str, typer.Argument(help="A part, as 'deeplambda status' names it.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 50,
+) -> None:
+    """Print the end of a part's log."""
+    from deeplambda.stack import logs as reading
+    from deeplambda.stack.parts import part_named
+    from deeplambda.stack.supervisor import Supervisor
+
+    log = Supervisor(load_settings()).log_dir / f"{part_named(part).name}.log"
+    if not log.exists() and not follow:
+        raise ConfigurationError(f"{part} has no log yet", "start it with 'deeplambda up'")
+    print(reading.last_lines(log, lines))
+    if follow:
+        for written in reading.follow(log):
+            sys.stdout.write(written)
+            sys.stdout.flush()
+
+
+@app.command()
+def doctor() -> None:
+    """Look for what this machine lacks, and say the remedy. Exit code 1 when something is missing."""
+    from deeplambda.stack.doctor import examine
+
+    findings = examine(load_settings())
+    for finding in findings:
+        mark = "[green]ok     [/]" if finding.is_fine else "[red]missing[/]"
+        _out.print(f"{mark} [bold]{finding.subject}[/]: {finding.found}", highlight=False)
+        if finding.remedy:
+            _out.print(f"        [yellow]{finding.remedy}[/]", highlight=False)
+    if not all(finding.is_fine for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("kafka-tool", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def kafka_tool(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="kafka-topics, kafka-console-producer, kafka-console-consumer, …")],
+) -> None:
+    """Run one of Kafka's own command line tools against the stack's broker."""
+    from deeplambda.stack.kafka import run_tool
+
+    run_tool(load_settings(), name, context.args)
+
+
+def _duration(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

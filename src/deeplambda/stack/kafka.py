@@ -1,0 +1,115 @@
+"""Kafka: one KRaft node that is broker and controller."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from deeplambda import topics
+from deeplambda.config import Settings, port_of
+from deeplambda.errors import ConfigurationError
+from deeplambda.stack.files import write_private
+from deeplambda.stack.ivy import java_program
+from deeplambda.stack.jars import component_jars
+from deeplambda.stack.jvm import java_command
+from deeplambda.stack.ports import host_of, kafka_controller_port
+
+HEAP_MB = 512
+_CLUSTER_ID = "deeplambda-local-stack"  # 22 characters, as long as the base64 of a UUID
+TOOLS = {
+    "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+    "kafka-console-producer": "org.apache.kafka.tools.ConsoleProducer",
+    "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+    "kafka-topics": "org.apache.kafka.tools.TopicCommand",
+}
+
+
+def prepare(settings: Settings) -> None:
+    """Write the broker's configuration and, the first time, format its storage."""
+    write_private(_folder(settings) / "log4j2.properties", _LOGGING)
+    properties = write_private(_folder(settings) / "server.properties", server_properties(settings))
+    if (_folder(settings) / "data" / "meta.properties").exists():
+        return
+    format_storage = _java(settings, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(properties))
+    done = subprocess.run(format_storage, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ConfigurationError(
+            f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()[-500:]}",
+            f"look at {_folder(settings)}; its folder 'data' may be left from another version",
+        )
+
+
+def command(settings: Settings) -> list[str]:
+    return _java(settings, "kafka.Kafka", str(_folder(settings) / "server.properties"))
+
+
+def server_properties(settings: Settings) -> str:
+    """The broker's configuration: durable defaults, one replica of everything, topics only made on purpose."""
+    host, port = host_of(settings.kafka_bootstrap), port_of(settings.kafka_bootstrap)
+    controller = f"{host}:{kafka_controller_port(settings)}"
+    limit = topics.RECORD_LIMIT_BYTES
+    values = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "controller.quorum.voters": f"1@{controller}",
+        "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://{controller}",
+        "advertised.listeners": f"PLAINTEXT://{host}:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "log.dirs": _folder(settings) / "data",
+        "auto.create.topics.enable": "false",
+        "message.max.bytes": limit,
+        "replica.fetch.max.bytes": limit,
+        "fetch.max.bytes": 4 * limit,
+        "num.partitions": settings.kafka_partitions,
+        "offsets.topic.replication.factor": 1,
+        "offsets.topic.num.partitions": 8,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.num.partitions": 4,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "share.coordinator.state.topic.num.partitions": 2,
+        "group.initial.rebalance.delay.ms": 0,  # one machine: there is nobody to wait for
+        "num.network.threads": 2,
+        "num.io.threads": 4,
+        "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,  # 128 MiB by default, taken from the heap
+    }
+    return "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+def run_tool(settings: Settings, name: str, arguments: list[str]) -> None:
+    """Become one of Kafka's own command line tools; it is told the broker's address unless `arguments` name one."""
+    if name not in TOOLS:
+        raise ConfigurationError(f"no Kafka tool {name!r}", f"there are {', '.join(TOOLS)}")
+    if not any(argument.startswith("--bootstrap-server") for argument in arguments):
+        arguments = ["--bootstrap-server", settings.kafka_bootstrap, *arguments]
+    os.execv(java_program(), _java(settings, TOOLS[name], *arguments))  # noqa: S606: no shell is what is wanted
+
+
+def _java(settings: Settings, main_class: str, *arguments: str) -> list[str]:
+    return java_command(
+        main_class,
+        component_jars(settings, "kafka"),
+        heap_mb=HEAP_MB,
+        properties={"log4j2.configurationFile": _folder(settings) / "log4j2.properties"},
+        arguments=arguments,
+    )
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.data_dir / "kafka"
+
+
+_LOGGING = """\
+status = error
+appender.console.type = Console
+appender.console.name = console
+appender.console.target = SYSTEM_ERR
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d{ISO8601} %-5p %c{1} %m%n
+rootLogger.level = warn
+rootLogger.appenderRef.console.ref = console
+logger.server.name = kafka.server.KafkaRaftServer
+logger.server.level = info
+"""

@@ -1,0 +1,80 @@
+"""The Hive metastore, from pyspark's jars, with its tables in MariaDB."""
+
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from deeplambda.config import Settings, port_of
+from deeplambda.stack.files import write_private
+from deeplambda.stack.ivy import pyspark_jars
+from deeplambda.stack.jars import spark_jars
+from deeplambda.stack.jvm import java_command
+
+HEAP_MB = 384
+
+
+def prepare(settings: Settings) -> None:
+    folder = _folder(settings)
+    write_private(folder / "hive-site.xml", hive_site(settings))
+    write_private(folder / "hive-log4j2.properties", _LOGGING)
+
+
+def command(settings: Settings) -> list[str]:
+    folder = _folder(settings)
+    return java_command(
+        "org.apache.hadoop.hive.metastore.HiveMetaStore",
+        [folder, f"{pyspark_jars()}/*", *spark_jars(settings)],
+        heap_mb=HEAP_MB,
+        properties={"java.io.tmpdir": folder / "tmp"},
+        arguments=["-p", str(port_of(settings.metastore_uri))],
+    )
+
+
+def hive_site(settings: Settings) -> str:
+    """hive-site.xml. It reaches S3 because it makes the folder of each new database and table."""
+    values = {
+        # MariaDB's information schema lacks a column that Connector/J would ask for.
+        "javax.jdo.option.ConnectionURL": f"jdbc:mysql://{settings.mysql_address}/metastore?useInformationSchema=false",
+        "javax.jdo.option.ConnectionDriverName": "com.mysql.cj.jdbc.Driver",
+        "javax.jdo.option.ConnectionUserName": "metastore",
+        "javax.jdo.option.ConnectionPassword": settings.mysql_metastore_password.get_secret_value(),
+        "datanucleus.schema.autoCreateAll": "true",
+        "datanucleus.connectionPoolingType": "HikariCP",  # BoneCP, the default, is not among pyspark's jars
+        "datanucleus.connectionPool.maxPoolSize": "4",
+        "hive.metastore.schema.verification": "false",
+        "hive.metastore.warehouse.dir": f"s3a://{settings.s3_bucket}/hive",
+        "hive.metastore.server.min.threads": "4",
+        "hive.metastore.server.max.threads": "64",
+        "hive.async.log.enabled": "false",
+        "fs.s3a.access.key": settings.s3_access_key,
+        "fs.s3a.secret.key": settings.s3_secret_key.get_secret_value(),
+        "fs.s3a.endpoint.region": settings.s3_region,
+        "fs.s3a.path.style.access": "true",
+    }
+    if settings.s3_endpoint:
+        values["fs.s3a.endpoint"] = settings.s3_endpoint
+    rows = (
+        f"  <property><name>{name}</name><value>{escape(value)}</value></property>" for name, value in values.items()
+    )
+    return "<configuration>\n" + "\n".join(rows) + "\n</configuration>\n"
+
+
+def _folder(settings: Settings) -> Path:
+    folder = settings.data_dir / "metastore"
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+_LOGGING = """\
+status = error
+appender.console.type = Console
+appender.console.name = console
+appender.console.target = SYSTEM_ERR
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d{ISO8601} %-5p %c{1} %m%n
+rootLogger.level = warn
+rootLogger.appenderRef.console.ref = console
+logger.metastore.name = org.apache.hadoop.hive.metastore.HiveMetaStore
+logger.metastore.level = info
+logger.datanucleus.name = DataNucleus
+logger.datanucleus.level = error
+"""

@@ -1,0 +1,160 @@
+"""Whether a part answers, asked in its real protocol. Each probe returns a short fact or raises NotReady."""
+
+import logging
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import boto3
+import pymysql
+import urllib3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+from thrift.protocol.TBinaryProtocol import TBinaryProtocol
+from thrift.Thrift import TMessageType, TType
+from thrift.transport.TSocket import TSocket
+from thrift.transport.TTransport import TBufferedTransport, TTransportException
+
+from deeplambda.config import Settings, port_of
+from deeplambda.errors import NotReady
+from deeplambda.stack.heartbeat import STALE_AFTER, last_beat
+from deeplambda.stack.ports import host_of
+
+TIMEOUT_S = 5
+logging.getLogger("thrift").setLevel(logging.CRITICAL)  # it prints every refused connection
+_HTTP = urllib3.PoolManager(timeout=TIMEOUT_S, retries=False)
+
+
+def kafka(settings: Settings) -> str:
+    """Ask for the cluster's metadata."""
+    try:
+        with KafkaAdminClient(
+            bootstrap_servers=settings.kafka_bootstrap,
+            bootstrap_timeout_ms=TIMEOUT_S * 1000,
+            request_timeout_ms=TIMEOUT_S * 1000,
+        ) as admin:
+            return f"{len(admin.list_topics())} topics"
+    except (KafkaError, OSError) as exc:
+        raise NotReady(f"no metadata from Kafka: {type(exc).__name__}") from exc
+
+
+def s3(settings: Settings) -> str:
+    """List the buckets."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+        config=Config(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"max_attempts": 1}),
+    )
+    try:
+        buckets = client.list_buckets()["Buckets"]
+    except (BotoCoreError, ClientError) as exc:
+        raise NotReady(f"S3 lists no buckets: {type(exc).__name__}") from exc
+    finally:
+        client.close()
+    return f"{len(buckets)} buckets"
+
+
+def mysql(settings: Settings) -> str:
+    """Log in as root and select."""
+    try:
+        with (
+            pymysql.connect(
+                host=host_of(settings.mysql_address),
+                port=port_of(settings.mysql_address),
+                user="root",
+                password=settings.mysql_root_password.get_secret_value(),
+                connect_timeout=TIMEOUT_S,
+                read_timeout=TIMEOUT_S,
+            ) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("SELECT VERSION()")
+            (version,) = cursor.fetchone() or ("",)
+    except (pymysql.MySQLError, OSError) as exc:
+        raise NotReady(f"MySQL does not answer: {exc}") from exc
+    return str(version)
+
+
+def metastore(settings: Settings) -> str:
+    """Call `get_all_databases`, which reads the metastore's own tables."""
+    transport = TSocket(host_of(settings.metastore_uri), port_of(settings.metastore_uri))
+    transport.setTimeout(TIMEOUT_S * 1000)
+    buffered = TBufferedTransport(transport)
+    protocol = TBinaryProtocol(buffered)
+    try:
+        buffered.open()
+        protocol.writeMessageBegin("get_all_databases", TMessageType.CALL, 1)
+        protocol.writeStructBegin("arguments")
+        protocol.writeFieldStop()
+        protocol.writeStructEnd()
+        protocol.writeMessageEnd()
+        buffered.flush()
+        _, kind, _ = protocol.readMessageBegin()
+        protocol.readStructBegin()
+        _, field_type, field_id = protocol.readFieldBegin()
+        # Field 0 is the result of a Thrift call; any other is an exception.
+        if kind != TMessageType.REPLY or field_type != TType.LIST or field_id != 0:
+            raise NotReady("the metastore cannot read its tables")
+        _, databases = protocol.readListBegin()
+    except (TTransportException, EOFError, OSError) as exc:
+        raise NotReady(f"no answer from the metastore: {exc}") from exc
+    finally:
+        buffered.close()
+    return f"{databases} databases"
+
+
+def gateway(settings: Settings) -> str:
+    """`SELECT 1` over HiveServer2's protocol."""
+    from pyhive import hive
+
+    try:
+        connection = hive.connect(
+            host=host_of(settings.hive_address),
+            port=port_of(settings.hive_address),
+            username="analyst",
+            password=settings.analyst_password.get_secret_value(),
+            auth="CUSTOM",
+        )
+        try:
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1")
+            cursor.fetchall()
+        finally:
+            connection.close()
+    except (hive.Error, TTransportException, EOFError, OSError) as exc:
+        raise NotReady(f"the Hive gateway does not answer: {exc}") from exc
+    return "SELECT 1"
+
+
+def model(settings: Settings) -> str:
+    """The Open Inference Protocol's own sign of life."""
+    return _http_ok(f"{settings.model_url}/v2/health/live")
+
+
+def query(settings: Settings) -> str:
+    """The query service's own sign of life."""
+    return _http_ok(f"{settings.query_url}/v1/health")
+
+
+def heartbeat_of(settings: Settings, part: str, since: datetime | None = None) -> str:
+    """A beat of `part` that is recent, and later than `since`."""
+    last = last_beat(settings, part)
+    if last is None or (since is not None and last.at < since):
+        raise NotReady("no sign of life yet")
+    if last.age > STALE_AFTER:
+        raise NotReady(f"last sign of life {datetime.now(UTC) - last.at} ago")
+    return ", ".join(f"{value} {name}" for name, value in last.facts.items())
+
+
+def _http_ok(url: str) -> str:
+    try:
+        response = _HTTP.request("GET", url)
+    except urllib3.exceptions.HTTPError as exc:
+        raise NotReady(f"no answer from {url}: {type(exc).__name__}") from exc
+    if response.status != HTTPStatus.OK:
+        raise NotReady(f"{url} answers {response.status}")
+    return "live"

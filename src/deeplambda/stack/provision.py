@@ -1,0 +1,83 @@
+"""What the platform expects to find in its stores: topics, the bucket, databases, tables and accounts. Idempotent."""
+
+import boto3
+import pymysql
+from botocore.exceptions import ClientError
+from pymysql.cursors import Cursor
+
+from deeplambda.config import Settings, port_of
+from deeplambda.stack.ports import host_of
+
+_HIDDEN_FROM_ANALYSTS = {"outbox", "queries"}
+_VIEWS_WRITE = {"realtime_predictions", "metrics"}
+
+
+def kafka_topics(settings: Settings) -> None:
+    """Create the topics that are missing."""
+    from deeplambda.adapters.kafka import create_topics
+
+    create_topics(settings)
+
+
+def s3_bucket(settings: Settings) -> None:
+    """Create the bucket if it is missing."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+    )
+    try:
+        client.create_bucket(Bucket=settings.s3_bucket)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+            raise
+    finally:
+        client.close()
+
+
+def mysql_accounts(settings: Settings) -> None:
+    """Create databases, tables and accounts; only root changes tables, every other account has the least it needs."""
+    from deeplambda.adapters.mysql import create_schema, engine
+
+    passwords = {
+        "metastore": settings.mysql_metastore_password,
+        "platform": settings.mysql_platform_password,
+        "views": settings.mysql_views_password,
+        "analyst": settings.analyst_password,
+    }
+    with (
+        pymysql.connect(
+            host=host_of(settings.mysql_address),
+            port=port_of(settings.mysql_address),
+            user="root",
+            password=settings.mysql_root_password.get_secret_value(),
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(f"CREATE DATABASE IF NOT EXISTS `{settings.mysql_database}` CHARACTER SET utf8mb4")
+        # The metastore's own table definitions index columns longer than utf8mb4 has room for.
+        cursor.execute("CREATE DATABASE IF NOT EXISTS metastore CHARACTER SET latin1 COLLATE latin1_bin")
+        create_schema(engine(settings, "root"))
+        for account, password in passwords.items():
+            cursor.execute(f"CREATE USER IF NOT EXISTS {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
+            cursor.execute(f"ALTER USER {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
+        cursor.execute("GRANT ALL ON metastore.* TO metastore@'%'")
+        cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{settings.mysql_database}`.* TO platform@'%'")
+        for table in _tables(cursor, settings.mysql_database):
+            cursor.execute(f"GRANT {views_rights(table)} ON `{settings.mysql_database}`.`{table}` TO views@'%'")
+            if table not in _HIDDEN_FROM_ANALYSTS:
+                cursor.execute(f"GRANT SELECT ON `{settings.mysql_database}`.`{table}` TO analyst@'%'")
+
+
+def views_rights(table: str) -> str:
+    """What the account `views` may do with `table`."""
+    if table in _VIEWS_WRITE or table.startswith("recent_"):
+        return "SELECT, INSERT, UPDATE, DELETE"
+    return "SELECT, UPDATE" if table == "outbox" else "SELECT"
+
+
+def _tables(cursor: Cursor, database: str) -> list[str]:
+    cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = %s", (database,))
+    return sorted(name for (name,) in cursor.fetchall())

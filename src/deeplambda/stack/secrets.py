@@ -1,0 +1,25 @@
+"""Passwords of the local stack: random, made at first use, one file each with mode 0600."""
+
+import os
+import secrets
+
+from pydantic import SecretStr
+
+from deeplambda.config import Settings
+
+
+def make_missing_secrets(settings: Settings) -> list[str]:
+    """Give every empty secret of `settings` a random value in `<data_dir>/secrets`; returns the fields' names.
+
+    The settings given stay as they are: load them anew to see the values.
+    """
+    folder = settings.data_dir / "secrets"
+    made = []
+    for field, description in Settings.model_fields.items():
+        if description.annotation is SecretStr and not getattr(settings, field).get_secret_value():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(folder / f"deeplambda_{field}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(24))
+            made.append(field)
+    return made
