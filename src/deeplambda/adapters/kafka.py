@@ -12,6 +12,8 @@ from deeplambda import topics
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 
+_RECONNECT_MS = 1_000  # a client that waits longer comes back long after the broker
+
 
 @contextmanager
 def translated(settings: Settings) -> Iterator[None]:
@@ -62,6 +64,7 @@ class Publisher:
                 acks="all",
                 max_request_size=topics.RECORD_LIMIT_BYTES,
                 allow_auto_create_topics=False,
+                reconnect_backoff_max_ms=_RECONNECT_MS,
             )
         self._pending: list[Any] = []
 
@@ -95,9 +98,10 @@ class Publisher:
 
 
 def consumer(settings: Settings, *names: str, group: str | None = None) -> KafkaConsumer:
-    """A consumer of `names` from the earliest record, which commits only when told to. Raises: NotReady.
+    """A consumer of every partition of `names`, which commits only when told to. Raises: NotReady.
 
-    group: None reads every partition from its beginning and remembers nothing.
+    group: where it goes on from and commits to; None reads from the beginning and remembers nothing. It joins no group:
+    a part that was killed would have to wait for its own session to run out before it could go on.
     """
     with translated(settings):
         made = KafkaConsumer(
@@ -108,14 +112,14 @@ def consumer(settings: Settings, *names: str, group: str | None = None) -> Kafka
             max_partition_fetch_bytes=topics.RECORD_LIMIT_BYTES,
             fetch_max_wait_ms=100,
             allow_auto_create_topics=False,
+            reconnect_backoff_max_ms=_RECONNECT_MS,
         )
-        if group:
-            made.subscribe(list(names))
-        else:
-            found = {name: made.partitions_for_topic(name) for name in names}
-            if absent := [name for name, partitions in found.items() if not partitions]:
-                raise NotReady(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
-            made.assign([TopicPartition(name, p) for name, partitions in found.items() for p in sorted(partitions)])
+        found = {name: made.partitions_for_topic(name) for name in names}
+        if absent := [name for name, partitions in found.items() if not partitions]:
+            made.close()
+            raise NotReady(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
+        made.assign([TopicPartition(name, p) for name, partitions in found.items() for p in sorted(partitions)])
+        if group is None:
             made.seek_to_beginning()
     return made
 

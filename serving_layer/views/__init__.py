@@ -1,0 +1,1 @@
+"""The recent views: what Kafka says, kept in MySQL within milliseconds."""

@@ -1,0 +1,60 @@
+"""Keep the recent views: `python -m serving_layer.views`."""
+
+import logging
+import signal
+import sys
+import threading
+from functools import partial
+from typing import Any
+
+from deeplambda.config import load_settings
+from deeplambda.errors import DeepLambdaError
+from deeplambda.stack.heartbeat import beat
+from serving_layer.views import metrics, realtime, relay, trim
+from serving_layer.views.loops import Loop
+
+_BEAT_S = 2.0
+_FAREWELL_S = 10.0
+
+_log = logging.getLogger("serving_layer.views")
+
+
+def _facts(loops: list[Loop]) -> dict[str, Any]:
+    said = {name: value for loop in loops for name, value in loop.pulse.facts.items()}
+    waiting = [loop.name for loop in loops if loop.pulse.waits_for]
+    return said | ({"waiting": ", ".join(waiting)} if waiting else {})
+
+
+def main() -> int:
+    """Run the four loops until SIGTERM; 1 when one of them fails for good."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the loops say what they wait for
+    settings, stop = load_settings(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    loops = [
+        Loop(part.__name__.rpartition(".")[2], partial(part.run, settings), stop)
+        for part in (realtime, metrics, relay, trim)
+    ]
+    for loop in loops:
+        loop.start()
+    failed = None
+    while failed is None and not stop.wait(_BEAT_S):
+        failed = next((loop for loop in loops if loop.failure), None)
+        if not any(loop.pulse.stuck for loop in loops):
+            beat(settings, "views", **_facts(loops))
+    stop.set()
+    for loop in loops:
+        loop.join(_FAREWELL_S / len(loops))
+    if failed is not None:
+        _log.error("%s failed", failed.name, exc_info=failed.failure)
+        return 1
+    _log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except DeepLambdaError as exc:
+        sys.exit(str(exc))

@@ -1,0 +1,63 @@
+"""Run-time metrics of all layers from Kafka into `metrics`; the Kafka offset is the key, so a replay adds nothing."""
+
+import logging
+import threading
+from contextlib import closing
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, ValidationError
+from sqlalchemy import Engine, text
+from sqlalchemy.dialects.mysql import insert
+
+from deeplambda import topics
+from deeplambda.adapters import kafka, mysql
+from deeplambda.adapters.mysql import METRICS
+from deeplambda.config import Settings
+from deeplambda.runtime_metrics import Measured
+from serving_layer.views.loops import Pulse
+
+GROUP = "deeplambda.views.metrics"
+
+_INSERT = insert(METRICS).on_duplicate_key_update({"kafka_offset": text("kafka_offset")})
+_log = logging.getLogger(__name__)
+
+
+class Storable(Measured):
+    """A figure that fits its row."""
+
+    layer: Annotated[str, Field(max_length=32)]
+    part: Annotated[str, Field(max_length=32)]
+    application: Annotated[str | None, Field(max_length=64)] = None
+    name: Annotated[str, Field(max_length=64)]
+    value: FiniteFloat
+    unit: Annotated[str, Field(max_length=16)]
+
+
+def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
+    """Store metrics until told to stop. Raises: NotReady; call it again."""
+    engine = mysql.engine(settings, "views")
+    with closing(kafka.consumer(settings, topics.METRICS, group=GROUP)) as reader:
+        while not stop.is_set():
+            with kafka.translated(settings):
+                records = [each for part in reader.poll(1_000).values() for each in part]
+            if records:
+                store(engine, records)
+                with kafka.translated(settings):
+                    reader.commit()
+            pulse.well()
+
+
+def store(engine: Engine, records: list[Any]) -> int:
+    """Write the figures of Kafka records; returns how many there were. Raises: NotReady."""
+    rows = []
+    for record in records:
+        try:
+            figure = Storable.model_validate_json(record.value or b"")
+        except ValidationError as exc:
+            _log.warning("no metric at offset %d of %s: %s", record.offset, record.topic, exc.errors()[0]["msg"])
+            continue
+        rows.append({"kafka_offset": record.offset} | figure.model_dump())
+    if rows:
+        with mysql.translated(), engine.begin() as connection:
+            connection.execute(_INSERT, rows)
+    return len(rows)

@@ -1,0 +1,174 @@
+"""Predictions from Kafka into `realtime_predictions`: transport at least once, rows effectively once.
+
+1. Poll a batch; what is no prediction becomes a dead letter, and the broker has stored that before step 3.
+2. One MySQL transaction reads the horizon and upserts the rows that it has not absorbed.
+3. Only then are the Kafka offsets committed. A crash in between repeats the batch, which changes nothing.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Engine, text
+from sqlalchemy.dialects.mysql import insert
+from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity.nap import sleep_using_event
+from tenacity.stop import stop_when_event_set
+
+from deeplambda import topics
+from deeplambda.adapters import kafka, mysql
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.mysql import REALTIME_PREDICTIONS
+from deeplambda.config import Settings
+from deeplambda.dead_letters import DeadLetter
+from deeplambda.errors import NotReady
+from deeplambda.horizons import read_horizon
+from deeplambda.lifecycle import now
+from deeplambda.predictions import Prediction
+from serving_layer.views.loops import Pulse
+from serving_layer.views.progress import Progress
+
+GROUP = "deeplambda.views"
+_log = logging.getLogger(__name__)
+_POLL_MS = 500
+_BATCH_ROWS = 2_000
+
+# Of an event sent twice the first position counts: a row gives way to the same position (a replay) or to an earlier one
+# of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none, and PyMySQL sends many
+# rows as one statement only in this form.
+_WINS = "VALUES(kafka_partition) = kafka_partition AND VALUES(kafka_offset) <= kafka_offset"
+_UPSERT = insert(REALTIME_PREDICTIONS).on_duplicate_key_update(
+    {
+        column.name: text(f"IF({_WINS}, VALUES({column.name}), {column.name})")
+        for column in REALTIME_PREDICTIONS.columns
+        if not column.primary_key
+    }
+)
+
+
+def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
+    """Write predictions in one transaction; returns how many the horizon had not absorbed. Raises: NotReady."""
+    with mysql.translated(), engine.begin() as connection:
+        horizons = {name: read_horizon(connection, name) for name in {each.application for each in predictions}}
+        stored_at = now()
+        rows = [
+            _row(each, stored_at)
+            for each in predictions
+            if not horizons[each.application].absorbed(each.kafka_partition, each.kafka_offset)
+        ]
+        if rows:
+            connection.execute(_UPSERT, rows)
+    return len(rows)
+
+
+def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
+    """Store predictions until told to stop. Raises: NotReady when Kafka does not answer; call it again."""
+    engine = mysql.engine(settings, "views")
+    names = [topics.predictions(application) for application in settings.applications]
+    with Publisher(settings) as publisher, closing(kafka.consumer(settings, *names, group=GROUP)) as reader:
+        _tell_of_expired(settings, reader)
+        progress = Progress(settings, publisher, reader)
+        while not stop.is_set():
+            with kafka.translated(settings):
+                records = [each for part in reader.poll(_POLL_MS, _BATCH_ROWS).values() for each in part]
+            if records and not _take(engine, publisher, records, progress, pulse, stop):
+                break
+            if records:
+                with kafka.translated(settings):
+                    reader.commit()
+            progress.report_when_due()
+            pulse.well(**progress.facts)
+
+
+def _tell_of_expired(settings: Settings, reader: KafkaConsumer) -> None:
+    with kafka.translated(settings):
+        for part, first in reader.beginning_offsets(reader.assignment()).items():
+            if (kept := reader.committed(part)) is not None and kept < first:
+                _log.error(
+                    "predictions %d to %d of %s/%d expired before they were stored; 'deeplambda batch recompute' "
+                    "brings their events into the batch view",
+                    *(kept, first - 1, part.topic, part.partition),
+                )
+
+
+def _take(
+    engine: Engine,
+    publisher: Publisher,
+    records: list[Any],
+    progress: Progress,
+    pulse: Pulse,
+    stop: threading.Event,
+) -> bool:
+    """Keep what the records say, however long MySQL stays away; False when told to stop before that."""
+    predictions = []
+    for record in records:
+        try:
+            predictions.append(read_prediction(record))
+        except ValueError as exc:
+            letter = _dead_letter(record, exc)
+            publisher.send(topics.dead_letters(letter.application), letter.record_key, letter)
+    publisher.flush()
+    progress.refused(len(records) - len(predictions))
+    for attempt in Retrying(
+        retry=retry_if_exception_type(NotReady),
+        wait=wait_random_exponential(multiplier=0.05, max=2),
+        stop=stop_when_event_set(stop),
+        sleep=sleep_using_event(stop),
+        before_sleep=lambda state: pulse.waiting(state.outcome.exception()),  # type: ignore[union-attr, arg-type]
+        retry_error_callback=lambda _: None,
+    ):
+        with attempt:
+            started = time.perf_counter()
+            rows = store(engine, predictions) if predictions else 0
+            progress.stored(rows, predictions, took_s=time.perf_counter() - started)
+            return True
+    return False
+
+
+def read_prediction(record: Any) -> Prediction:
+    """The prediction in a Kafka record. Raises: ValueError, which says what is wrong with it."""
+    if record.value is None:
+        raise ValueError("the record has no value")
+    prediction = Prediction.model_validate_json(record.value)
+    if topics.predictions(prediction.application) != record.topic:
+        raise ValueError(f"it is of application {prediction.application!r}, in topic {record.topic!r}")
+    return prediction
+
+
+def _dead_letter(record: Any, exc: ValueError) -> DeadLetter:
+    detail = str(exc)
+    if isinstance(exc, ValidationError):
+        wrong = exc.errors(include_url=False, include_input=False, include_context=False)
+        detail = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'record'}: {each['msg']}" for each in wrong)
+    return DeadLetter.of_record(
+        application=record.topic.removesuffix(topics.predictions("")),
+        reason="malformed_prediction",
+        detail=detail,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        received_at=datetime.fromtimestamp(record.timestamp / 1000, UTC),
+        key=record.key,
+        value=record.value,
+    )
+
+
+def _row(prediction: Prediction, stored_at: datetime) -> dict[str, Any]:
+    return {
+        "application": prediction.application,
+        "event_id": prediction.event_id,
+        "kafka_partition": prediction.kafka_partition,
+        "kafka_offset": prediction.kafka_offset,
+        "occurred_at": prediction.occurred_at,
+        "received_at": prediction.received_at,
+        "predicted_at": prediction.predicted_at,
+        "stored_at": stored_at,
+        "model_version": prediction.model_version,
+        "prediction": prediction.prediction,
+        "confidence": prediction.confidence,
+    }
