@@ -5,6 +5,7 @@ Source of order: the data set's manifest where it is whole already, else the lif
 
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -79,15 +80,23 @@ class Announcements:
 class ShardFeed:
     """Iterate it once: every shard of every split of the application's sources, fetched ahead in a thread.
 
-    patience_s: how long to wait for the next announcement.
-    Raises, while iterating: NotReady when patience ends, CorruptObject with the object's name.
+    preparing: the job that prepares the data set in this process, where there is one; its failure ends the feed.
+    patience_s: how long to wait for the next announcement once no such job is running.
+    Raises, while iterating: NotReady when patience ends or the job failed, CorruptObject with the object's name.
     """
 
     def __init__(
-        self, settings: Settings, application: Application, dataset: str, *, patience_s: float = 120.0
+        self,
+        settings: Settings,
+        application: Application,
+        dataset: str,
+        *,
+        preparing: "Future[Any] | None" = None,
+        patience_s: float = 120.0,
     ) -> None:
         self._settings = settings
         self._application = application.name
+        self._preparing = preparing
         self._patience_s = patience_s
         self._store = Store(settings)
         self._stopped = Event()
@@ -150,6 +159,8 @@ class ShardFeed:
                     if fact is not None and self.announcements.take(fact):
                         yield fact
                         last_new_s = time.monotonic()
+                if self._preparation_runs():
+                    last_new_s = time.monotonic()
                 if time.monotonic() - last_new_s > self._patience_s:
                     raise NotReady(
                         f"no shard of {self._application}'s data set {self.announcements.dataset} was announced for "
@@ -158,6 +169,15 @@ class ShardFeed:
                     )
         finally:
             reader.close()
+
+    def _preparation_runs(self) -> bool:
+        if self._preparing is None or not self._preparing.done():
+            return self._preparing is not None
+        if (failure := self._preparing.exception()) is not None:
+            raise NotReady(
+                f"preparing {self._application}'s data set {self.announcements.dataset} failed: {failure}", _REMEDY
+            ) from failure
+        return False
 
 
 def partition_prepared(value: bytes | None) -> PartitionPrepared | None:

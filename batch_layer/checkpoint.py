@@ -1,0 +1,96 @@
+"""Checkpoints of a training run, on S3: what a killed run goes on from.
+
+A checkpoint is tensors (safetensors, named after their SHA-256) and a description (JSON) that names them, and is
+written last: a write that was cut off leaves tensors that no description names. Nothing is unpickled.
+"""
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from deeplambda.adapters.s3 import Store
+from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.lifecycle import EpochTrained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint(BaseModel):
+    """A run after a whole epoch. epochs: the facts so far, the last one's epoch is this checkpoint's.
+
+    train_shards: partitions in the order in which the first epoch saw them; rows keep that order when a run is resumed.
+    feature_shape: of one row.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    epochs: list[EpochTrained]
+    train_shards: list[int]
+    feature_shape: list[int]
+    tensors_sha256: str
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done, from 1."""
+        return self.epochs[-1].epoch
+
+
+def run_id(dataset: str, code_version: str, hyperparameters: dict[str, Any]) -> str:
+    """Equal for equal data, code and hyperparameters (the seed is one): 16 hex digits."""
+    identity = to_json([dataset, code_version, sorted(hyperparameters.items())])
+    return hashlib.sha256(identity).hexdigest()[:16]
+
+
+def encode(tensors: "dict[str, Tensor]") -> bytes:
+    """Tensors on the CPU, by name, as safetensors."""
+    content: bytes = save(tensors)
+    return content
+
+
+def decode(raw: bytes, name: str) -> "dict[str, Tensor]":
+    """Raises: CorruptObject; `name` says of which object."""
+    try:
+        tensors: dict[str, Tensor] = load(raw)
+    except (SafetensorError, ValueError, KeyError) as exc:
+        raise CorruptObject(f"{name} is not a whole safetensors file: {exc}") from exc
+    return tensors
+
+
+def save_checkpoint(store: Store, application: str, checkpoint: Checkpoint, encoded: bytes) -> None:
+    """Store the tensors first, then the description that names them. Raises: NotReady."""
+    store.put(_tensors_key(application, checkpoint), encoded)
+    store.put(_description_key(application, checkpoint.run, checkpoint.epoch), to_json(checkpoint))
+
+
+def newest_checkpoint(store: Store, application: str, run: str) -> "tuple[Checkpoint, dict[str, Tensor]] | None":
+    """The last whole one; None when there is none. One that is corrupt is named in the log and the one before it taken.
+
+    Raises: NotReady.
+    """
+    keys = [key for key, _ in store.list(f"{application}/runs/{run}/checkpoint-") if key.endswith(".json")]
+    for key in sorted(keys, reverse=True):
+        try:
+            checkpoint = Checkpoint.model_validate_json(store.get(key))
+            tensors_key = _tensors_key(application, checkpoint)
+            return checkpoint, decode(store.get(tensors_key, sha256=checkpoint.tensors_sha256), tensors_key)
+        except (BadInput, ValidationError) as exc:  # BadInput: the tensors are gone, or CorruptObject
+            _log.warning("checkpoint %s of %s is not whole (%s); its epoch is trained again", key, application, exc)
+    return None
+
+
+def _description_key(application: str, run: str, epoch: int) -> str:
+    return f"{application}/runs/{run}/checkpoint-{epoch:05}.json"
+
+
+def _tensors_key(application: str, checkpoint: Checkpoint) -> str:
+    name = f"checkpoint-{checkpoint.epoch:05}-{checkpoint.tensors_sha256[:12]}.safetensors"
+    return f"{application}/runs/{checkpoint.run}/{name}"

@@ -1,0 +1,121 @@
+"""`deeplambda model`: what was published, and which of it serves."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import select
+
+from deeplambda import registry
+from deeplambda.adapters.mysql import MODEL_VERSIONS, engine, translated
+from deeplambda.card import Card
+from deeplambda.config import Settings, load_settings
+from deeplambda.errors import BadInput
+from deeplambda.loading import pack_application
+
+app = typer.Typer(help="Model versions: what was published, and which of it serves.", no_args_is_help=True)
+console = Console()
+
+ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
+Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model list'", min=1)]
+
+
+@app.command("list")
+def list_versions(application: ApplicationName) -> None:
+    """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves."""
+    settings = load_settings()
+    packed = pack_application(application, settings)
+    cards, champion = _versions(settings, packed.name)
+    primary_metrics = list(packed.load().metrics)
+    table = Table("", "version", *primary_metrics, "rows", "trained", "code", "snapshot", "weights")
+    for card in cards:
+        table.add_row(
+            "★" if champion is not None and card.version == champion.version else "",
+            str(card.version),
+            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in primary_metrics),
+            f"{card.trained_rows:,}",
+            f"{card.created_at:%Y-%m-%d %H:%M}Z",
+            card.code_version + ("" if card.code_version == packed.code_version else " (not deployed)"),
+            str(card.snapshot),
+            card.weights_sha256[:12],
+        )
+    console.print(table)
+    if not cards:
+        console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")
+
+
+@app.command("show")
+def show(application: ApplicationName, version: Version) -> None:
+    """Print a version's card: which data, code and hyperparameters made it, how good it is, its hashes."""
+    settings = load_settings()
+    packed = pack_application(application, settings)
+    with translated(), engine(settings, "platform").connect() as connection:
+        card = registry.published_card(connection, packed.name, version)
+    console.print_json(card.model_dump_json())
+
+
+@app.command("verify")
+def verify(application: ApplicationName, version: Version) -> None:
+    """Check a version's artefacts on S3 against its card: hashes, finite weights, the shape of its outputs."""
+    from batch_layer.judge import verify as verify_version
+
+    settings = load_settings()
+    packed = pack_application(application, settings)
+    card = verify_version(settings, packed, version)
+    console.print(f"[green]sound[/]: {packed.name}/{version}, weights {card.weights_sha256}")
+
+
+@app.command("promote")
+def promote(
+    application: ApplicationName,
+    version: Annotated[int | None, typer.Argument(help="default: the newest", min=1)] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="even when it is worse or its code is not deployed")] = False,
+) -> None:
+    """Make a version the champion: services load it at once.
+
+    Refused are a version that is worse than the champion by more than 0.005 in the application's first metric, one
+    that other code was deployed since, and always one whose artefacts are broken.
+    """
+    from batch_layer.judge import promote as promote_version
+
+    settings = load_settings()
+    packed = pack_application(application, settings)
+    chosen = version or _newest(settings, packed.name)
+    fact = promote_version(settings, packed, chosen, anyway=anyway)
+    if fact is None:
+        console.print(f"{packed.name}/{chosen} is the champion already")
+    else:
+        console.print(f"[green]champion[/]: {packed.name}/{fact.version}{_after(fact.previous)}")
+
+
+@app.command("rollback")
+def rollback(application: ApplicationName) -> None:
+    """Make the version that served before the champion again, within seconds."""
+    from batch_layer.judge import roll_back
+
+    settings = load_settings()
+    fact = roll_back(settings, pack_application(application, settings).name)
+    console.print(f"[yellow]rolled back[/]: {fact.application}/{fact.version} serves again{_after(fact.previous)}")
+
+
+def _versions(settings: Settings, application: str) -> tuple[list[Card], Card | None]:
+    query = (
+        select(MODEL_VERSIONS.c.card)
+        .where(MODEL_VERSIONS.c.application == application)
+        .order_by(MODEL_VERSIONS.c.version.desc())
+    )
+    with translated(), engine(settings, "platform").connect() as connection:
+        cards = [Card.model_validate(card) for card in connection.scalars(query)]
+        return cards, registry.champion(connection, application)
+
+
+def _newest(settings: Settings, application: str) -> int:
+    cards, _ = _versions(settings, application)
+    if not cards:
+        raise BadInput(f"{application} has no model version", f"train one: 'deeplambda batch run {application}'")
+    return cards[0].version
+
+
+def _after(previous: int | None) -> str:
+    return "" if previous is None else f" (before: {previous})"

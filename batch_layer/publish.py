@@ -1,0 +1,92 @@
+"""Publish: a finished run → an immutable model version: weights, ONNX export and card on S3, a row in the registry."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import torch
+from pydantic_core import to_json
+from safetensors.torch import save
+
+from batch_layer.onnx_export import exported
+from batch_layer.train import TEST, TrainedRun
+from deeplambda import outbox, registry
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.mysql import engine
+from deeplambda.adapters.s3 import Store
+from deeplambda.card import CARD, ONNX, WEIGHTS, Card, artefact_key
+from deeplambda.config import Settings
+from deeplambda.lifecycle import EpochTrained, now
+from deeplambda.loading import PackedApplication
+
+
+def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedRun) -> int:
+    """The run's version; publishing a run again gives the version it has and changes nothing.
+
+    Raises: ModelRejected when the ONNX export differs from the model, Conflict, NotReady.
+    """
+    platform, store = engine(settings, "platform"), Store(settings)
+
+    def store_artefacts(version: int) -> Card:
+        weights = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+        onnx = exported(trained.model, trained.feature_shape)
+        card = Card(
+            application=packed.name,
+            version=version,
+            run=trained.run,
+            dataset=trained.dataset,
+            snapshot=trained.snapshot,
+            code_version=packed.code_version,
+            hyperparameters=trained.hyperparameters,
+            metrics=trained.epochs[-1].metrics,
+            parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+            feature_shape=trained.feature_shape,
+            output_size=packed.load().objective.output_size,
+            weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), save(weights)),
+            onnx_sha256=store.put(artefact_key(packed.name, version, ONNX), onnx),
+            trained_rows=trained.epochs[-1].rows,
+            training_s=sum(fact.duration_s for fact in trained.epochs),
+            device=trained.epochs[-1].device,
+            torch_version=torch.__version__,
+            created_at=now(),
+        )
+        store.put(artefact_key(packed.name, version, CARD), to_json(card))
+        return card
+
+    version = registry.publish(platform, packed.name, trained.run, store_artefacts)
+    with Publisher(settings) as publisher:
+        outbox.relay(platform, publisher)
+    return version
+
+
+def model_row(card: Card) -> dict[str, Any]:
+    """A version as a row of `lake.<application>.models`."""
+    return {
+        "version": card.version,
+        "run": card.run,
+        "created_at": card.created_at,
+        "dataset": card.dataset,
+        "snapshot": card.snapshot,
+        "code_version": card.code_version,
+        "weights_sha256": card.weights_sha256,
+        "parameters": card.parameters,
+        "hyperparameters": to_json(card.hyperparameters).decode(),
+        "card": card.model_dump_json(),
+    }
+
+
+def metric_rows(card: Card, epochs: Sequence[EpochTrained]) -> list[dict[str, Any]]:
+    """A version's figures as rows of `lake.<application>.model_metrics`; those that its card gives have no epoch."""
+
+    def row(name: str, value: float, epoch: int | None, at: datetime) -> dict[str, Any]:
+        return {
+            "version": card.version,
+            "split": TEST,
+            "name": name,
+            "value": value,
+            "epoch": epoch,
+            "recorded_at": at,
+        }
+
+    by_epoch = [row(name, value, fact.epoch, fact.at) for fact in epochs for name, value in fact.metrics.items()]
+    return by_epoch + [row(name, value, None, card.created_at) for name, value in card.metrics.items()]

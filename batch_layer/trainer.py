@@ -1,0 +1,199 @@
+"""The trainer: a model, its optimiser and its schedule. It knows nothing of where rows come from.
+
+Legend: N rows, B rows of a batch, … the shape of one row's features.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from batch_layer.compute import Compute, as_model_input, channels_last_rows
+from deeplambda.application import Application
+from deeplambda.card import TRAINER_HYPERPARAMETERS
+from deeplambda.errors import BadInput, ModelRejected
+
+WARM_UP = 0.2
+"""Share of the run during which the learning rate rises."""
+_CHECK_EVERY = 16
+_EVALUATION_ROWS = 1000
+
+Advanced = Callable[[int, float], None]
+"""Called as training goes on with (rows since the last call, mean loss since the epoch began)."""
+
+
+class _Trainer(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    seed: int = Field(ge=0)
+
+
+def all_hyperparameters(application: Application, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The application's defaults with `overrides`, checked; `seed` is 0 unless given. Raises: BadInput."""
+    chosen = {"seed": 0} | dict(application.hyperparameters) | dict(overrides)
+    known = set(application.hyperparameters) | TRAINER_HYPERPARAMETERS
+    if unknown := sorted(set(overrides) - known):
+        raise BadInput(
+            f"{application.name} has no hyperparameter {unknown[0]!r}", f"choose from {', '.join(sorted(known))}"
+        )
+    try:
+        return chosen | _Trainer.model_validate(chosen).model_dump()
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"hyperparameter {name!r}: {first['msg']}", f"give another {name}") from exc
+
+
+def learning_rate_factor(progress: float) -> float:
+    """Share of the top learning rate at `progress` (0 the run's begin, 1 its end): linear up, cosine down to 0.
+
+    Source: Smith & Topin, Super-Convergence (2018), with the cosine of Loshchilov & Hutter, SGDR (2017).
+    """
+    if progress < WARM_UP:
+        return max(progress / WARM_UP, 0.01)
+    fallen = min((progress - WARM_UP) / (1 - WARM_UP), 1.0)
+    return (1 + math.cos(math.pi * fallen)) / 2
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in memory: features as `channels_last_rows` keeps them, labels (N,)."""
+
+    features: Tensor
+    labels_N: Tensor
+
+    @classmethod
+    def of(cls, features: NDArray[np.float32], labels_N: NDArray[Any]) -> "Rows":
+        """A copy that torch owns. features: (N, …)."""
+        return cls(channels_last_rows(torch.tensor(features)), torch.tensor(labels_N))
+
+    @classmethod
+    def joined(cls, parts: "list[Rows]") -> "Rows":
+        """All rows of `parts`, in their order."""
+        return cls(torch.cat([part.features for part in parts]), torch.cat([part.labels_N for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+class Trainer:
+    """One run's model on its way. hyperparameters: from `all_hyperparameters`. Equal seeds give equal runs."""
+
+    def __init__(self, application: Application, hyperparameters: Mapping[str, Any], compute: Compute) -> None:
+        self._application = application
+        self._settings = _Trainer.model_validate(hyperparameters)
+        self._compute = compute
+        torch.manual_seed(self._settings.seed)
+        arguments = {name: value for name, value in hyperparameters.items() if name not in TRAINER_HYPERPARAMETERS}
+        self.model = compute.place(application.build_model(**arguments))
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=self._settings.learning_rate,
+            weight_decay=self._settings.weight_decay,
+            fused=True,
+        )
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Epochs count from 1. Randomness depends on seed and epoch alone, so a resumed run repeats no other's."""
+        self._epoch = epoch
+        self._done_rows = 0
+        self._loss_sum = torch.zeros((), device=self._compute.device)
+        torch.manual_seed(self._settings.seed * 1_000_003 + epoch)
+        self.model.train()
+
+    def train_on(self, rows: Rows, epoch_rows: float, advanced: Advanced = lambda rows, loss: None) -> None:
+        """One pass over `rows`, shuffled. epoch_rows: how many the epoch will have in all; it sets the schedule.
+
+        Raises: ModelRejected when the loss is not finite.
+        """
+        if not len(rows):
+            return
+        batches = torch.randperm(len(rows)).tensor_split(max(1, round(len(rows) / self._settings.batch_size)))
+        unreported = 0
+        for i, chosen_B in enumerate(batches, start=1):
+            self._step(
+                as_model_input(self._compute.batch(rows.features, chosen_B)),
+                self._compute.batch(rows.labels_N, chosen_B),
+                (self._epoch - 1 + min(self._done_rows / epoch_rows, 1.0)) / self._settings.epochs,
+            )
+            self._done_rows += len(chosen_B)
+            unreported += len(chosen_B)
+            if i % _CHECK_EVERY == 0 or i == len(batches):
+                advanced(unreported, self.mean_loss())
+                unreported = 0
+
+    def _step(self, features: Tensor, labels_B: Tensor, progress: float) -> None:
+        self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate * learning_rate_factor(progress)
+        with self._compute.autocast():
+            outputs = self.model(features)
+        loss = self._application.objective.loss(outputs.float(), labels_B)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._loss_sum += loss.detach() * len(labels_B)
+
+    def mean_loss(self) -> float:
+        """Mean loss of the epoch so far. Raises: ModelRejected when it is not finite."""
+        loss = self._loss_sum.item() / max(self._done_rows, 1)
+        if not math.isfinite(loss):
+            raise ModelRejected(
+                f"the loss became {loss} in epoch {self._epoch} of {self._application.name}",
+                f"train with a smaller learning rate than {self._settings.learning_rate:g}: "
+                f"--set learning_rate={self._settings.learning_rate / 10:g}",
+            )
+        return loss
+
+    def evaluate(self, rows: Rows) -> dict[str, float]:
+        """The application's metrics, in fp32 as the model will serve. Raises: ModelRejected when one is not finite."""
+        self.model.eval()
+        with torch.inference_mode():
+            outputs = torch.cat(
+                [
+                    self.model(as_model_input(features.to(self._compute.device))).float().cpu()
+                    for features in torch.split(rows.features, _EVALUATION_ROWS)
+                ]
+            )
+        labels_N, found = rows.labels_N.numpy(), outputs.numpy()
+        metrics = {name: float(metric(labels_N, found)) for name, metric in self._application.metrics.items()}
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise ModelRejected(
+                    f"{name} of {self._application.name} is {value} after epoch {self._epoch}",
+                    "train with a smaller learning rate",
+                )
+        return metrics
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on, on the CPU: `model.…` and `optimizer.<parameter>.…`."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for parameter, moments in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{parameter}.{name}": tensor for name, tensor in moments.items()}
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up where `state()` was called. Raises: BadInput when it is another model's."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        model: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "model":
+                model[name] = tensor
+            else:
+                parameter, _, moment = name.partition(".")
+                moments.setdefault(int(parameter), {})[moment] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        try:
+            self.model.load_state_dict(model)
+            self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        except (RuntimeError, ValueError) as exc:
+            raise BadInput(f"the checkpoint does not fit {self._application.name}'s model: {exc}") from exc
