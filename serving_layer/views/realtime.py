@@ -13,6 +13,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
+from kafka import KafkaConsumer
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 from sqlalchemy.dialects.mysql import insert

@@ -9,13 +9,14 @@ Legend of shapes: N rows of a batch, C classes, … whatever the model takes for
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
+from deeplambda.fields import EventId, Moment
 from deeplambda.objective import Objective
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Event(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
-    event_id: Annotated[str, StringConstraints(min_length=1, max_length=128)]
-    occurred_at: AwareDatetime
+    event_id: EventId
+    occurred_at: Moment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,27 @@
 
 import binascii
 from base64 import b64decode
+from datetime import UTC, datetime
 from io import BytesIO
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConstraints, WithJsonSchema
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^\S(.*\S)?$")]
+"""What tells events apart. No spaces at its ends: MySQL would take "a" and "a " for one key."""
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError("before the year 1 or after 9999 in UTC") from exc
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A point in time, in any zone; checked, it is in UTC."""
 
 
 def grey_image(height: int, width: int) -> tuple[BeforeValidator, WithJsonSchema]:

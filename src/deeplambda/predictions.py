@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from deeplambda.fields import EventId, Moment
+
 
 def _none_for_nan(confidence: Any) -> Any:
     return None if isinstance(confidence, float) and math.isnan(confidence) else confidence
@@ -24,10 +26,10 @@ class Prediction(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     application: Annotated[str, Field(min_length=1, max_length=64)]
-    event_id: Annotated[str, Field(min_length=1, max_length=128)]
+    event_id: EventId
     kafka_partition: Annotated[int, Field(ge=0, lt=2**31)]
     kafka_offset: Annotated[int, Field(ge=0, lt=2**63)]
-    occurred_at: AwareDatetime
+    occurred_at: Moment
     received_at: AwareDatetime
     predicted_at: AwareDatetime
     model_version: Annotated[int, Field(ge=0, lt=2**31)]
