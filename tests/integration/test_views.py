@@ -1,0 +1,326 @@
+"""Predictions become rows once: whatever is sent twice, replayed, broken or interrupted on the way."""
+
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from pydantic_core import from_json
+from sqlalchemy import Engine, delete, insert, select, text
+from sqlalchemy.exc import OperationalError
+
+from deeplambda import outbox, topics
+from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import Publisher, consumer, end_offsets
+from deeplambda.adapters.mysql import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS
+from deeplambda.config import Settings
+from deeplambda.errors import NotReady
+from deeplambda.horizons import move_horizon
+from deeplambda.lifecycle import BatchViewPublished, now
+from deeplambda.predictions import Prediction
+from deeplambda.runtime_metrics import Meter
+from serving_layer.views import realtime
+from serving_layer.views.trim import GRACE, Trimmer
+from tests.traffic import eventually
+
+BEYOND = 10**12
+"""An offset that no horizon of this stack reaches."""
+
+
+@pytest.fixture
+def run() -> str:
+    return f"views-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def publisher(stack: Settings) -> Iterator[Publisher]:
+    with Publisher(stack) as made:
+        yield made
+
+
+@pytest.fixture
+def application(stack: Settings) -> Iterator[str]:
+    """An application of the test's own, whose horizon it may move; only the tables know of it."""
+    name = f"own_{uuid.uuid4().hex[:8]}"
+    yield name
+    with mysql.engine(stack, "platform").begin() as connection:
+        for table in (REALTIME_PREDICTIONS, HORIZONS):
+            connection.execute(delete(table).where(table.c.application == name))
+
+
+def prediction(event_id: str, offset: int = BEYOND, **facts: Any) -> Prediction:
+    known = {
+        "application": "digits",
+        "kafka_partition": 0,
+        "occurred_at": now(),
+        "received_at": now(),
+        "predicted_at": now(),
+        "model_version": 1,
+        "prediction": "7",
+        "confidence": 0.9,
+        "inference_ms": 1.0,
+        "code_version": "0" * 12,
+    }
+    return Prediction.model_validate(known | {"event_id": event_id, "kafka_offset": offset} | facts)
+
+
+def send(publisher: Publisher, *predictions: Prediction) -> None:
+    for each in predictions:
+        publisher.send(topics.predictions(each.application), each.event_id, each)
+    publisher.flush()
+
+
+def rows(stack: Settings, prefix: str) -> list[Any]:
+    """The real-time rows whose event id starts with `prefix`; none while MySQL is away."""
+    table = REALTIME_PREDICTIONS
+    query = select(table).where(table.c.event_id.startswith(prefix)).order_by(table.c.event_id)
+    try:
+        with mysql.engine(stack, "analyst").connect() as connection:
+            return list(connection.execute(query))
+    except OperationalError:
+        return []
+
+
+def move(engine: Engine, application: str, at: datetime, **offsets: int) -> None:
+    published = BatchViewPublished(
+        application=application,
+        snapshot=1,
+        events_snapshot=1,
+        version=1,
+        offsets={int(name.removeprefix("p")): offset for name, offset in offsets.items()},
+        rows=0,
+        duration_s=0,
+        at=at,
+    )
+    with engine.begin() as connection:
+        move_horizon(connection, published)
+        connection.execute(  # it speaks of an application that is not there
+            delete(OUTBOX).where(OUTBOX.c.record_key == application)
+        )
+
+
+def test_a_prediction_is_in_mysql_as_it_was_sent(stack: Settings, publisher: Publisher, run: str) -> None:
+    sent = prediction(run, occurred_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC), prediction="ünï", confidence=None)
+    send(publisher, sent)
+    (row,) = eventually(lambda: rows(stack, run))
+    assert row.occurred_at == sent.occurred_at
+    assert (row.prediction, row.confidence, row.model_version) == ("ünï", None, 1)
+    assert (row.kafka_partition, row.kafka_offset) == (0, BEYOND)
+    assert row.stored_at >= row.predicted_at
+
+
+def test_a_prediction_is_stored_within_a_second(stack: Settings, publisher: Publisher, run: str) -> None:
+    send(publisher, *(prediction(f"{run}-{n}", occurred_at=now()) for n in range(20)))
+    assert eventually(lambda: len(rows(stack, run)) == 20)
+    delays = sorted(row.stored_at - row.predicted_at for row in rows(stack, run))
+    assert delays[10] < timedelta(seconds=1)
+
+
+def test_an_event_sent_three_times_is_one_row_of_its_first_position(
+    stack: Settings, publisher: Publisher, run: str
+) -> None:
+    for n, offset in enumerate([BEYOND + 5, BEYOND + 1, BEYOND + 9]):
+        send(publisher, prediction(f"{run}-a", offset, prediction=str(n)))
+    send(publisher, prediction(f"{run}-z"))
+    assert eventually(lambda: len(rows(stack, run)) == 2)
+    first, _ = rows(stack, run)
+    assert (first.kafka_offset, first.prediction) == (BEYOND + 1, "1")
+
+
+def test_a_replay_overwrites_the_row_of_its_position(stack: Settings, publisher: Publisher, run: str) -> None:
+    send(publisher, prediction(run, model_version=1, prediction="1"))
+    send(publisher, prediction(run, model_version=2, prediction="2"))
+    assert eventually(lambda: [row.model_version for row in rows(stack, run)] == [2])
+    assert rows(stack, run)[0].prediction == "2"
+
+
+def test_a_copy_in_another_partition_changes_nothing(stack: Settings, application: str) -> None:
+    engine = mysql.engine(stack, "views")
+    realtime.store(engine, [prediction("a", 7, application=application, prediction="1")])
+    realtime.store(engine, [prediction("a", 3, application=application, prediction="2", kafka_partition=1)])
+    (row,) = rows(stack, "a")
+    assert (row.kafka_partition, row.kafka_offset, row.prediction) == (0, 7, "1")
+
+
+def test_what_is_no_prediction_becomes_one_dead_letter_and_stops_nothing(
+    stack: Settings, publisher: Publisher, run: str
+) -> None:
+    topic, before = topics.predictions("digits"), end_offsets(stack, topics.dead_letters("digits"))
+    good = prediction(f"{run}-good").model_dump(mode="json")
+    bad = {
+        "no JSON": b"this is no JSON",
+        "nothing": b"",
+        "NaN": b'{"confidence": NaN}',
+        "another application": prediction(f"{run}-x", application="other").model_dump_json().encode(),
+        "too long": prediction(f"{run}-y").model_dump_json().encode().replace(b'"7"', b'"' + b"7" * 300 + b'"'),
+        "spaces": prediction(f"{run}-z").model_dump_json().encode().replace(f"{run}-z".encode(), f"{run} ".encode()),
+    }
+    for value in bad.values():
+        publisher.send_bytes(topic, run, value)
+    publisher.send(topic, f"{run}-good", good)
+    publisher.flush()
+    assert eventually(lambda: rows(stack, f"{run}-good"))
+    letters = letters_since(stack, before)
+    assert sorted(letter["value_size_bytes"] for letter in letters) == sorted(len(value) for value in bad.values())
+    assert {letter["reason"] for letter in letters} == {"malformed_prediction"}
+    assert {letter["topic"] for letter in letters} == {topic}
+    assert len({(letter["partition"], letter["offset"]) for letter in letters}) == len(bad)
+
+
+def letters_since(stack: Settings, before: dict[int, int]) -> list[dict[str, Any]]:
+    topic = topics.dead_letters("digits")
+    after, reader, letters = end_offsets(stack, topic), consumer(stack, topic), []
+    for part in reader.assignment():
+        reader.seek(part, before[part.partition])
+    while any(reader.position(part) < after[part.partition] for part in reader.assignment()):
+        letters += [from_json(record.value) for found in reader.poll(500).values() for record in found]
+    reader.close()
+    return [letter for letter in letters if letter["reason"] == "malformed_prediction"]
+
+
+def test_rows_that_the_horizon_has_absorbed_are_not_inserted(stack: Settings, application: str) -> None:
+    move(mysql.engine(stack, "platform"), application, now(), p0=10, p1=0)
+    batch = [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)]
+    batch.append(prediction(f"{application}-other", 3, application=application, kafka_partition=1))
+    assert realtime.store(mysql.engine(stack, "views"), batch) == 11
+    assert [row.kafka_offset for row in rows(stack, application)] == [*range(10, 20), 3]
+
+
+def test_trim_waits_until_no_query_needs_the_rows(stack: Settings, application: str) -> None:
+    views, platform = mysql.engine(stack, "views"), mysql.engine(stack, "platform")
+    realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+    trimmer, moved_at = Trimmer(views, application), now()
+    assert trimmer.trim(moved_at) == 0, "there is no horizon yet"
+    move(platform, application, moved_at, p0=10)
+    assert trimmer.trim(moved_at + GRACE - timedelta(seconds=1)) == 0
+    assert trimmer.trim(moved_at + GRACE) == 10
+    assert [row.kafka_offset for row in rows(stack, application)] == list(range(10, 20))
+
+
+def test_a_horizon_that_moves_often_is_trimmed_all_the_same(stack: Settings, application: str) -> None:
+    views, platform = mysql.engine(stack, "views"), mysql.engine(stack, "platform")
+    realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+    trimmer, first = Trimmer(views, application), now()
+    for minute in range(4):
+        at = first + timedelta(minutes=minute)
+        move(platform, application, at, p0=5 * (minute + 1))
+        trimmer.trim(at)
+    assert [row.kafka_offset for row in rows(stack, application)] == list(range(10, 20))
+
+
+def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, application: str) -> None:
+    engine = mysql.engine(stack, "views")
+    realtime.store(engine, [prediction(application, application=application)])
+    own = {"a": application}
+    with mysql.engine(stack, "root").begin() as other:
+        other.execute(text("SELECT 1 FROM realtime_predictions WHERE application = :a FOR UPDATE"), own)
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SET innodb_lock_wait_timeout = 1")
+            with pytest.raises(NotReady), mysql.translated():
+                connection.execute(text("UPDATE realtime_predictions SET prediction = '1' WHERE application = :a"), own)
+            connection.invalidate()
+    assert realtime.store(engine, [prediction(application, application=application)]) == 1
+
+
+def test_connections_cut_in_the_middle_lose_and_double_nothing(stack: Settings, publisher: Publisher, run: str) -> None:
+    done = threading.Event()
+
+    def cut() -> None:
+        root = mysql.engine(stack, "root")
+        while not done.wait(0.05):
+            with root.connect() as connection:
+                for row in connection.execute(text("SELECT id FROM information_schema.processlist WHERE user='views'")):
+                    with suppress(OperationalError):  # it may be gone by itself
+                        connection.exec_driver_sql(f"KILL {row.id}")
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    try:
+        for start in range(0, 2_000, 100):
+            send(publisher, *(prediction(f"{run}-{n:04}", BEYOND + n) for n in range(start, start + 100)))
+    finally:
+        done.set()
+        cutting.join()
+    assert eventually(lambda: len(rows(stack, run)) >= 2_000)
+    assert [row.event_id for row in rows(stack, run)] == [f"{run}-{n:04}" for n in range(2_000)]
+
+
+def test_mysql_killed_in_the_middle_loses_and_doubles_nothing(
+    stack: Settings,
+    publisher: Publisher,
+    run: str,
+    deeplambda: Callable[..., "CompletedProcess[str]"],
+) -> None:
+    parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)["parts"]}
+    for start in range(0, 3_000, 100):
+        send(publisher, *(prediction(f"{run}-{n:04}", BEYOND + n) for n in range(start, start + 100)))
+        if start == 1_000:
+            os.kill(parts["mysql"]["pid"], signal.SIGKILL)
+    assert eventually(lambda: len(rows(stack, run)) >= 3_000, timeout_s=90)
+    assert [row.event_id for row in rows(stack, run)] == [f"{run}-{n:04}" for n in range(3_000)]
+
+
+def test_what_the_outbox_holds_is_published_once_and_in_order(stack: Settings, run: str) -> None:
+    before, platform = end_offsets(stack, topics.LIFECYCLE)[0], mysql.engine(stack, "platform")
+    for n in range(5):
+        with platform.begin() as connection:
+            outbox.record(connection, topics.LIFECYCLE, run, {"type": "Test", "run": run, "n": n})
+    waiting = select(OUTBOX.c.id).where(OUTBOX.c.record_key == run, OUTBOX.c.published_at.is_(None))
+
+    def relayed() -> bool:
+        with platform.connect() as connection:
+            return not connection.execute(waiting).all()
+
+    assert eventually(relayed, timeout_s=10)
+    reader = consumer(stack, topics.LIFECYCLE)
+    (part,) = reader.assignment()
+    reader.seek(part, before)
+    published = []
+    while reader.position(part) < end_offsets(stack, topics.LIFECYCLE)[0]:
+        published += [record for found in reader.poll(500).values() for record in found]
+    reader.close()
+    own = [from_json(record.value)["n"] for record in published if record.key == run.encode()]
+    assert own == [0, 1, 2, 3, 4]
+
+
+def test_a_rolled_back_transaction_publishes_nothing(stack: Settings, run: str) -> None:
+    platform = mysql.engine(stack, "platform")
+    with platform.connect() as connection:
+        outbox.record(connection, topics.LIFECYCLE, run, {"type": "Test"})
+        connection.rollback()
+        assert connection.scalar(select(OUTBOX.c.id).where(OUTBOX.c.record_key == run)) is None
+
+
+def test_metrics_are_rows_and_what_is_no_metric_is_passed_over(stack: Settings, publisher: Publisher, run: str) -> None:
+    publisher.send_bytes(topics.METRICS, "test", b"no JSON")
+    publisher.send_bytes(topics.METRICS, "test", b'{"layer":"x","part":"y","name":"z","value":1e999,"unit":"s"}')
+    Meter(publisher, layer="serving", part="test", application="digits").measure(run, 1.5, "s")
+    publisher.flush()
+    query = select(METRICS).where(METRICS.c.name == run)
+
+    def stored() -> list[Any]:
+        with mysql.engine(stack, "analyst").connect() as connection:
+            return list(connection.execute(query))
+
+    (row,) = eventually(stored)
+    assert (row.layer, row.part, row.application, row.value, row.unit) == ("serving", "test", "digits", 1.5, "s")
+
+
+@pytest.mark.parametrize("account", ["analyst", "views"])
+def test_accounts_can_do_no_more_than_their_part_needs(stack: Settings, account: mysql.Account) -> None:
+    for statement in (
+        insert(HORIZONS).values(
+            application="x", snapshot=1, events_snapshot=1, model_version=1, offsets={}, moved_at=now()
+        ),
+        delete(OUTBOX),
+        text("DROP TABLE realtime_predictions"),
+        text("SELECT * FROM queries") if account == "analyst" else text("DELETE FROM queries"),
+    ):
+        with mysql.engine(stack, account).connect() as connection, pytest.raises(OperationalError, match="denied"):
+            connection.execute(statement)
