@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 from deeplambda.config import Settings, port_of
 from deeplambda.stack.files import write_private
 from deeplambda.stack.ivy import pyspark_jars
-from deeplambda.stack.jars import spark_jars
+from deeplambda.stack.jars import component_jars, spark_jars
 from deeplambda.stack.jvm import java_command
 
 HEAP_MB = 384
@@ -22,7 +22,7 @@ def command(settings: Settings) -> list[str]:
     folder = _folder(settings)
     return java_command(
         "org.apache.hadoop.hive.metastore.HiveMetaStore",
-        [folder, f"{pyspark_jars()}/*", *spark_jars(settings)],
+        [folder, f"{pyspark_jars()}/*", *spark_jars(settings), *component_jars(settings, "metastore")],
         heap_mb=HEAP_MB,
         properties={"java.io.tmpdir": folder / "tmp"},
         arguments=["-p", str(port_of(settings.metastore_uri))],
@@ -32,9 +32,12 @@ def command(settings: Settings) -> list[str]:
 def hive_site(settings: Settings) -> str:
     """hive-site.xml. It reaches S3 because it makes the folder of each new database and table."""
     values = {
-        # MariaDB's information schema lacks a column that Connector/J would ask for.
-        "javax.jdo.option.ConnectionURL": f"jdbc:mysql://{settings.mysql_address}/metastore?useInformationSchema=false",
-        "javax.jdo.option.ConnectionDriverName": "com.mysql.cj.jdbc.Driver",
+        # Connector/J asks MariaDB's information schema for a column that only MySQL's has. Without the second option
+        # the metastore takes information_schema.PARTITIONS for its own table and does not create it.
+        "javax.jdo.option.ConnectionURL": (
+            f"jdbc:mariadb://{settings.mysql_address}/metastore?useMysqlMetadata=true&nullDatabaseMeansCurrent=true"
+        ),
+        "javax.jdo.option.ConnectionDriverName": "org.mariadb.jdbc.Driver",
         "javax.jdo.option.ConnectionUserName": "metastore",
         "javax.jdo.option.ConnectionPassword": settings.mysql_metastore_password.get_secret_value(),
         "datanucleus.schema.autoCreateAll": "true",
