@@ -128,4 +128,4 @@ def current_snapshot(spark: SparkSession, table: str) -> int | None:
 
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
     """The table as of a snapshot."""
-    return spark.read.option("snapshot-id", snapshot).table(table)
+    return spark.read.option("versionAsOf", snapshot).table(table)
