@@ -1,0 +1,52 @@
+# Everything runs from .venv, which is made at first use and again when what it is made from changes.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help demo up down status test unit lint bench clean constraints
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## The whole loop on handwritten digits: from files on S3 to live predictions and SQL
+	$(BIN)/python -m examples.digits.demo
+
+up: $(READY) ## Start the local stack
+	$(BIN)/deeplambda up
+
+down: $(READY) ## Stop it
+	$(BIN)/deeplambda down
+
+status: $(READY) ## How each part is
+	$(BIN)/deeplambda status
+
+test: lint ## All checks: lint, types, and every test, against a stack of their own
+	$(BIN)/python -m pytest
+
+unit: $(READY) ## The tests that need no service
+	$(BIN)/python -m pytest tests/unit tests/contract -q
+
+lint: $(READY) ## ruff, mypy and the rules of who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## Each benchmark as a ratio against a baseline that runs beside it
+	$(BIN)/python -m benchmarks
+
+clean: ## Stop the stack and remove .venv and the data
+	if [ -x $(BIN)/deeplambda ]; then $(BIN)/deeplambda down; fi
+	rm -rf .venv .deeplambda .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@if [ -d '$(DEEPLAMBDA_DATA_DIR)' ]; then echo 'The data in $(DEEPLAMBDA_DATA_DIR) is left: remove it by hand.'; fi
+
+constraints: $(READY) ## Pin the newest versions that pyproject.toml allows, with their hashes
+	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate -o constraints.txt
+
+$(READY): pyproject.toml constraints.txt requirements-uv.txt
+	@PYTHON='$(PYTHON)' scripts/make-venv
