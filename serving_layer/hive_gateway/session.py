@@ -1,0 +1,92 @@
+"""The gateway's Spark session: small, in UTC, both stores as catalogs, the read-only lock in its parser and analyser.
+
+`lake` and `spark_catalog` are the Iceberg tables (the second also holds the union views), `mysql` is MySQL as the
+account `analyst` sees it.
+"""
+
+import os
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from deeplambda.adapters.lake import spark_session
+from deeplambda.config import Settings
+from deeplambda.stack.jars import spark_jars
+from serving_layer.hive_gateway.java_sources import compiled_classes
+
+QUERY_TIMEOUT_S = 110
+HEAP_MB = 768
+_PASSWORD_VARIABLE = "DEEPLAMBDA_GATEWAY_PASSWORD"  # noqa: S105  # read by AnalystLogin.java
+
+
+def gateway_session(settings: Settings) -> SparkSession:
+    """The session, with this thread trusted: what it runs is not held to reading. Raises: ConfigurationError."""
+    password = settings.analyst_password.get_secret_value()
+    os.environ[_PASSWORD_VARIABLE] = password
+    os.environ["MALLOC_ARENA_MAX"] = "2"  # glibc keeps an arena for each of the JVM's many threads otherwise
+    folder = settings.data_dir / "gateway"
+    folder.mkdir(parents=True, exist_ok=True)
+    spark = spark_session(settings, "gateway", _options(settings, folder, compiled_classes(settings)))
+    # Set in the running JVM, so that no command line shows it; sessions of clients start from this configuration.
+    spark._jsc.sc().conf().set("spark.sql.catalog.mysql.password", password)
+    spark.conf.set("spark.sql.catalog.mysql.password", password)
+    trust_this_thread(spark)
+    return spark
+
+
+def trust_this_thread(spark: SparkSession) -> None:
+    """Let what this Python thread runs through the read-only lock."""
+    spark._jvm.deeplambda.gateway.Trusted.trustThisThread()
+
+
+def _options(settings: Settings, folder: Path, classes: Path) -> dict[str, str]:
+    host, _, port = settings.hive_address.rpartition(":")
+    java_options = (
+        f"-XX:+UseSerialGC -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30 -XX:-UsePerfData -Xss1m "
+        f"-Duser.timezone=UTC -Djava.io.tmpdir={folder} -Dderby.system.home={folder} "
+        # HiveServer2 asks a fresh HiveConf for this one, which knows only system properties.
+        f"-Dhive.server2.custom.authentication.class=deeplambda.gateway.AnalystLogin"
+    )
+    return {
+        # More slots than cores: one heavy query does not take them all, so others go on.
+        "spark.master": "local[8]" if settings.spark_master.startswith("local") else settings.spark_master,
+        "spark.scheduler.mode": "FAIR",
+        "spark.scheduler.allocation.file": str(Path(__file__).with_name("scheduler.xml")),
+        "spark.default.parallelism": "2",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.driver.memory": f"{HEAP_MB}m",
+        "spark.driver.maxResultSize": "64m",
+        "spark.executor.killOnFatalError.depth": "0",  # a query out of memory must not end the gateway
+        "spark.driver.extraClassPath": ":".join(map(str, [classes, *spark_jars(settings)])),
+        "spark.driver.extraJavaOptions": java_options,
+        "spark.local.dir": str(folder),
+        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions,"
+        "deeplambda.gateway.ReadOnlyExtension",
+        "spark.sql.catalogImplementation": "hive",
+        "spark.sql.catalog.spark_catalog": "org.apache.iceberg.spark.SparkSessionCatalog",
+        "spark.sql.catalog.spark_catalog.type": "hive",
+        "spark.sql.catalog.spark_catalog.uri": settings.metastore_uri,
+        "spark.sql.catalog.spark_catalog.cache-enabled": "false",
+        "spark.sql.catalog.lake.cache-enabled": "false",  # other processes write these tables
+        "spark.sql.catalog.mysql": "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog",
+        "spark.sql.catalog.mysql.url": f"jdbc:mysql://{settings.mysql_address}/?connectionTimeZone=UTC",
+        "spark.sql.catalog.mysql.driver": "com.mysql.cj.jdbc.Driver",
+        "spark.sql.catalog.mysql.user": "analyst",
+        # Each of these two lets a SELECT reach what it should not: files by their path, and the environment.
+        "spark.sql.runSQLOnFiles": "false",
+        "spark.sql.variable.substitute": "false",
+        "spark.sql.thriftServer.queryTimeout": f"{QUERY_TIMEOUT_S}s",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
+        "spark.hadoop.hive.server2.authentication": "CUSTOM",
+        "spark.hadoop.hive.server2.enable.doAs": "false",
+        "spark.hadoop.hive.server2.thrift.bind.host": host,
+        "spark.hadoop.hive.server2.thrift.port": port,
+        "spark.hadoop.hive.server2.thrift.max.worker.threads": "64",
+        "spark.hadoop.hive.server2.async.exec.threads": "16",
+        "spark.hadoop.hive.server2.idle.session.timeout": "1h",
+        "spark.hadoop.hive.server2.logging.operation.enabled": "false",
+        "spark.hadoop.hive.exec.scratchdir": str(folder / "hive"),
+        "spark.hadoop.hive.exec.local.scratchdir": str(folder / "hive"),
+        "spark.hadoop.hive.downloaded.resources.dir": str(folder / "hive"),
+        "spark.hadoop.hive.querylog.location": str(folder / "hive"),
+    }

@@ -1,0 +1,40 @@
+"""The view `<application>.all_predictions`: always the union of both views at the newest horizon.
+
+The horizon stands as literals in the view's text. It is an Iceberg view, which one write to the metastore replaces (a
+plain Hive view would be dropped and made again), so a query is planned on the old cut or on the new one. A query
+planned on the old one still finds its real-time rows, for they are trimmed only after a grace that is longer than a
+query may run.
+"""
+
+import logging
+
+from pyspark.sql import SparkSession
+from sqlalchemy import Engine
+
+from deeplambda.adapters import mysql
+from deeplambda.horizon import Horizon, all_predictions_sql
+from deeplambda.horizons import read_horizon
+
+_LOG = logging.getLogger(__name__)
+
+
+class UnionView:
+    """Keeps one application's view up to date; `horizon` is what it shows, None before the first `follow`."""
+
+    def __init__(self, spark: SparkSession, engine: Engine, application: str, realtime_table: str) -> None:
+        self.application = application
+        self.horizon: Horizon | None = None
+        self._spark, self._engine, self._realtime_table = spark, engine, realtime_table
+        self._name = f"spark_catalog.{application}.all_predictions"
+
+    def follow(self) -> bool:
+        """Replace the view if the horizon in MySQL is another; True when it was. Raises: NotReady."""
+        with mysql.translated(), self._engine.connect() as connection:
+            newest = read_horizon(connection, self.application)
+        if newest == self.horizon:
+            return False
+        text = all_predictions_sql(self.application, newest, self._realtime_table)
+        self._spark.sql(f"CREATE OR REPLACE VIEW {self._name} AS {text}")
+        self.horizon = newest
+        _LOG.info("%s shows snapshot %s and the real-time rows past it", self._name, newest.snapshot)
+        return True
