@@ -8,11 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplambda.config import load_settings
+from deeplambda.config import load_settings, port_of
 from deeplambda.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, help="The local stack: start it, look at it, stop it.")
-_out = Console()
+_out = Console(width=None if sys.stdout.isatty() else 160)
 
 _Parts = Annotated[list[str] | None, typer.Argument(help="Only these parts; all of them if none is named.")]
 
@@ -64,14 +64,14 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     if as_json:
         print(json.dumps([health.to_json() for health in found], indent=2))
     else:
-        table = Table("part", "health", "pid", "address", "memory", "restarts", "up for", "note", box=None)
+        table = Table("part", "health", "pid", "port", "memory", "restarts", "up for", "note", box=None)
         colours = {"well": "green", "elsewhere": "green", "unwell": "red", "stopped": "dim"}
         for health in found:
             table.add_row(
                 health.part,
                 f"[{colours[health.health]}]{health.health}[/]",
                 str(health.pid or ""),
-                health.address or "",
+                str(port_of(health.address)) if health.address and health.health != "elsewhere" else "",
                 f"{health.memory_bytes / 2**20:.0f} MiB" if health.memory_bytes else "",
                 str(health.restarts),
                 _duration(health.uptime_s) if health.uptime_s is not None else "",

@@ -1,5 +1,8 @@
-"""Writing the files that parts are configured by."""
+"""Files that parts are configured by, and files that keep processes out of each other's way."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,3 +14,12 @@ def write_private(path: Path, text: str) -> Path:
     written.touch(mode=0o600)
     written.write_text(text)
     return written.replace(path)
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """One process at a time; others wait. The lock falls with its process, so a killed one blocks nobody."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

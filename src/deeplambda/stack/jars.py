@@ -4,13 +4,11 @@ A jar enters `<cache_dir>/jars` by a rename after its hash was found right, so w
 a file lock: two clones that start together fetch once. An interrupted fetch is taken up again at the jar it was at.
 """
 
-import fcntl
 import shutil
 import stat
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, NotReady
+from deeplambda.stack.files import only_one
 from deeplambda.stack.ivy import Coordinate, retrieve
 from deeplambda.stack.jars_lock import LockedJar, read_lock, sha256_of
 
@@ -63,7 +62,7 @@ def damaged_jars(settings: Settings) -> list[Path]:
 
 def fetch(settings: Settings, locked: list[LockedJar]) -> None:
     """Bring the missing ones of `locked` into the cache, the components side by side, showing progress."""
-    with _only_one(settings.cache_dir / "fetch.lock"):
+    with only_one(settings.cache_dir / "fetch.lock"):
         wanted: dict[str, dict[Coordinate, LockedJar]] = {}
         for jar in {
             jar.coordinate: jar for jar in missing_jars(settings, locked)
@@ -106,7 +105,7 @@ def native_mysql(settings: Settings) -> Path:
     home = settings.cache_dir / archive.stem
     if home.is_dir():
         return home
-    with _only_one(settings.cache_dir / "fetch.lock"):
+    with only_one(settings.cache_dir / "fetch.lock"):
         if home.is_dir():
             return home
         unpacked = settings.cache_dir / "incoming" / archive.stem
@@ -139,12 +138,3 @@ def _place(settings: Settings, jar: LockedJar) -> Path:
 
 def _size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """One process at a time; the lock falls with its process, so a killed one blocks nobody."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -7,6 +7,7 @@ reads, so they are chosen once.
 import os
 import socket
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -78,7 +79,7 @@ def holder_of(port: int) -> Holder:
 def choose_free(taken: set[int], count: int = 1, free: Callable[[int], bool] = is_free) -> int:
     """The first of `count` neighbouring ports that are free and not in `taken`."""
     start = _FIRST + (os.getpid() * 97) % (_LAST - _FIRST - 100)  # two stacks that start together look in two places
-    for candidate in (*range(start, _LAST - count), *range(_FIRST, start)):
+    for candidate in chain(range(start, _LAST - count), range(_FIRST, start)):
         if all(port not in taken and free(port) for port in range(candidate, candidate + count)):
             return candidate
     raise RuntimeError(f"no {count} neighbouring free ports between {_FIRST} and {_LAST}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import psutil
 
@@ -22,7 +23,7 @@ def take_down(settings: Settings, parts: list[Part], report: Callable[[Part], No
                 report(part)
     if len(parts) == len(PARTS) and supervisor.is_up():
         supervisor.shut_down()
-    return _end(processes_of(settings, {part.name for part in parts}))
+    return end(processes_of(settings, {part.name for part in parts}))
 
 
 def processes_of(settings: Settings, names: Iterable[str]) -> list[psutil.Process]:
@@ -39,10 +40,14 @@ def processes_of(settings: Settings, names: Iterable[str]) -> list[psutil.Proces
     return found
 
 
-def _end(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Let stragglers end by themselves, for they are seen shortly after their parent's end; then kill the rest."""
+def end(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Ask processes to end, and kill those that do not; returns the killed."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            process.terminate()
     _, alive = psutil.wait_procs(processes, timeout=_GRACE_S)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(alive, timeout=_GRACE_S)
     return alive
