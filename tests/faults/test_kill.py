@@ -31,7 +31,7 @@ def test_killed_part_loses_and_doubles_nothing(
     sending.start()
     try:
         assert eventually(lambda: len(seen(stack, run)) > 100), "the stream did not score the first events"
-        parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)["parts"]}
+        parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)}
         os.kill(parts[part]["pid"], signal.SIGKILL)
     finally:
         sending.join()
