@@ -1,0 +1,77 @@
+"""Hive, by PyHive: the Hive gateway's SQL over the lake and over MySQL, as a read-only analyst.
+
+Anybody's tools connect with `hive://analyst:PASSWORD@127.0.0.1:10000/default?auth=CUSTOM`. PyHive's own dialect runs
+SELECTs there; to look up tables and columns as well (`inspect`, reflection) write `hive+deeplambda://`, or import this
+module, which gives the name `hive://` to the dialect in `deeplambda.adapters.hive_dialect`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+
+from pyhive import hive
+from pyhive.exc import Error as PyHiveError
+from pyhive.sasl_compat import PureSASLClient
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.dialects import registry
+from sqlalchemy.exc import DBAPIError
+from thrift.Thrift import TException
+from thrift.transport.TSocket import TSocket
+from thrift.transport.TTransport import TTransportException
+from thrift_sasl import TSaslClientTransport
+
+from deeplambda.config import Settings, port_of
+from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError, NotReady
+
+ACCOUNT = "analyst"
+
+_ANSWER_S = 130
+"""Above the gateway's own limit on a query, so that it is the one to say so."""
+
+registry.register("hive", "deeplambda.adapters.hive_dialect", "GatewayDialect")
+
+
+def connect(settings: Settings) -> hive.Connection:
+    """A PyHive connection as the analyst; it gives up on a gateway that stops answering. Raises: as `translated`."""
+    host = settings.hive_address.rpartition(":")[0]
+    socket = TSocket(host, port_of(settings.hive_address))
+    socket.setTimeout(_ANSWER_S * 1000)
+    password = settings.analyst_password.get_secret_value()
+    sasl = partial(PureSASLClient, host=host, username=ACCOUNT, password=password)
+    with translated():
+        return hive.Connection(thrift_transport=TSaslClientTransport(sasl, "PLAIN", socket), username=ACCOUNT)
+
+
+@cache
+def engine(settings: Settings) -> Engine:
+    """A pooled SQLAlchemy engine on the gateway, as the analyst."""
+    return create_engine("hive://", creator=partial(connect, settings), pool_pre_ping=True, pool_recycle=1800)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """PyHive's, Thrift's and SQLAlchemy's errors as NotReady, BadInput or ConfigurationError."""
+    try:
+        yield
+    except (PyHiveError, TException, DBAPIError, EOFError, OSError) as exc:
+        raise translation(exc) from exc
+
+
+def translation(exc: Exception) -> DeepLambdaError:
+    """The platform's error for one of the vendors'."""
+    origin = exc.orig if isinstance(exc, DBAPIError) and exc.orig else exc
+    if isinstance(origin, TTransportException) and "Bad status" in str(origin):
+        return ConfigurationError(
+            f"the Hive gateway refused the account {ACCOUNT!r}",
+            "see 'deeplambda logs gateway'; its password is in <data folder>/secrets/deeplambda_analyst_password",
+        )
+    status = getattr(origin.args[0], "status", None) if isinstance(origin, PyHiveError) and origin.args else None
+    if status is None or "Invalid SessionHandle" in (status.errorMessage or ""):
+        return NotReady(f"the Hive gateway does not answer: {origin}", "see 'deeplambda status'")
+    return BadInput(readable(status.errorMessage), "mend the statement")
+
+
+def readable(message: str | None) -> str:
+    """What Spark says of a statement, without the names of its Java classes, its plan and its stack trace."""
+    told = (message or "the gateway gives no reason").rpartition("Exception: ")[2].removeprefix("Error running query: ")
+    return told.strip().partition("\n")[0].rstrip(";")

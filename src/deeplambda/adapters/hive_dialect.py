@@ -1,0 +1,154 @@
+"""PyHive 0.7's SQLAlchemy dialect, mended for Spark's answers and for SQLAlchemy 2.
+
+Spark's SHOW TABLES gives the schema first, which PyHive takes for the table; it knows views apart; and some of PyHive's
+answers have not the form that SQLAlchemy 2 asks for.
+"""
+
+import re
+from typing import Any
+
+from pyhive import hive
+from pyhive.sqlalchemy_hive import HiveDialect
+from sqlalchemy import URL, Connection, text, types
+from sqlalchemy.engine.interfaces import DBAPIConnection, ReflectedColumn
+from sqlalchemy.exc import DBAPIError, NoSuchTableError
+from sqlalchemy.sql.compiler import GenericTypeCompiler
+from thrift.Thrift import TException
+
+_TYPES: dict[str, types.TypeEngine[Any]] = {
+    "boolean": types.Boolean(),
+    "tinyint": types.SmallInteger(),
+    "smallint": types.SmallInteger(),
+    "int": types.Integer(),
+    "bigint": types.BigInteger(),
+    "float": types.Float(),
+    "double": types.Double(),
+    "string": types.String(),
+    "binary": types.LargeBinary(),
+    "date": types.String(),  # as PyHive gives it: '2026-11-21'
+    "timestamp": types.DateTime(),
+    "timestamp_ntz": types.DateTime(),
+}
+
+
+class GatewayTypes(GenericTypeCompiler):
+    """Spark's names of types, for CAST."""
+
+    def visit_INTEGER(self, type_: Any, **kw: Any) -> str:  # noqa: N802
+        return "INT"
+
+    def visit_VARCHAR(self, type_: Any, **kw: Any) -> str:  # noqa: N802
+        return "STRING"
+
+    visit_CHAR = visit_NCHAR = visit_NVARCHAR = visit_TEXT = visit_CLOB = visit_VARCHAR
+
+    def visit_DATETIME(self, type_: Any, **kw: Any) -> str:  # noqa: N802
+        return "TIMESTAMP"
+
+    def visit_BLOB(self, type_: Any, **kw: Any) -> str:  # noqa: N802
+        return "BINARY"
+
+
+class GatewayDialect(HiveDialect):  # type: ignore[misc]
+    """`hive+deeplambda://account:password@host:port/schema`."""
+
+    name = "hive"
+    driver = "deeplambda"
+    supports_statement_cache = False
+    type_compiler_cls = GatewayTypes
+    type_compiler = GatewayTypes
+
+    @classmethod
+    def import_dbapi(cls) -> Any:
+        """PyHive, as a DB-API module."""
+        return hive
+
+    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
+        """PyHive's arguments; a password alone means auth=CUSTOM."""
+        positional, named = super().create_connect_args(url)
+        if url.password:
+            named.setdefault("auth", "CUSTOM")
+        return positional, named
+
+    def get_table_names(self, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
+        """Tables of a schema, which may be `catalog.schema`; without views."""
+        views = set(self.get_view_names(connection, schema))
+        return [name for name in self._names(connection, "SHOW TABLES", schema) if name not in views]
+
+    def get_view_names(self, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
+        """Views of a schema. A catalog that has none, as Iceberg's, refuses the question."""
+        try:
+            return self._names(connection, "SHOW VIEWS", schema)
+        except DBAPIError:
+            return []
+
+    def _names(self, connection: Connection, show: str, schema: str | None) -> list[str]:
+        within = f" IN {self._quoted(schema)}" if schema else ""
+        return [
+            row[1] for row in connection.execute(text(show + within)) if row[0]
+        ]  # row[0] is empty for a temporary one
+
+    def _quoted(self, name: str) -> str:
+        return ".".join(self.identifier_preparer.quote_identifier(part) for part in name.split("."))
+
+    def _get_table_columns(self, connection: Connection, table_name: str, schema: str | None) -> list[Any]:
+        full = f"{schema}.{table_name}" if schema else table_name
+        try:
+            return list(connection.execute(text(f"DESCRIBE {self._quoted(full)}")))
+        except DBAPIError as exc:
+            if "TABLE_OR_VIEW_NOT_FOUND" in str(exc):
+                raise NoSuchTableError(full) from exc
+            raise
+
+    def has_table(self, connection: Connection, table_name: str, schema: str | None = None, **kw: Any) -> bool:
+        """Whether a table or view of that name is there."""
+        try:
+            self._get_table_columns(connection, table_name, schema)
+        except NoSuchTableError:
+            return False
+        return True
+
+    def get_columns(
+        self, connection: Connection, table_name: str, schema: str | None = None, **kw: Any
+    ) -> list[ReflectedColumn]:
+        """Columns as DESCRIBE lists them; what follows an empty line or a '#' is of partitions."""
+        columns: list[ReflectedColumn] = []
+        for name, kind, comment in self._get_table_columns(connection, table_name, schema):
+            if not name or name.startswith("#"):
+                break
+            columns.append(
+                {"name": name, "type": _type_of(kind), "nullable": True, "default": None, "comment": comment or None}
+            )
+        return columns
+
+    def get_pk_constraint(self, *_: Any, **kw: Any) -> dict[str, Any]:
+        """Tables have none."""
+        return {"constrained_columns": [], "name": None}
+
+    def _none(self, *_: Any, **kw: Any) -> list[Any]:
+        return []
+
+    get_foreign_keys = get_indexes = get_unique_constraints = get_check_constraints = _none
+
+    def get_table_comment(self, *_: Any, **kw: Any) -> dict[str, Any]:
+        """Not asked for."""
+        return {"text": None}
+
+    def is_disconnect(self, e: Exception, connection: Any, cursor: Any) -> bool:
+        """Thrift's errors, and a session that the gateway has forgotten."""
+        return isinstance(e, (TException, EOFError, OSError)) or "Invalid SessionHandle" in str(e)
+
+    def do_ping(self, dbapi_connection: DBAPIConnection) -> bool:
+        """Whether the session still answers."""
+        cursor = dbapi_connection.cursor()
+        try:
+            cursor.execute("SELECT 1")
+        finally:
+            cursor.close()
+        return True
+
+
+def _type_of(described: str) -> types.TypeEngine[Any]:
+    if decimal := re.fullmatch(r"decimal\((\d+),(\d+)\)", described):
+        return types.Numeric(int(decimal[1]), int(decimal[2]))
+    return _TYPES.get(described, types.String())  # arrays, maps and structs come as text
