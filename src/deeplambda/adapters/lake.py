@@ -20,7 +20,7 @@ PREDICTION_COLUMNS = """event_id STRING NOT NULL, kafka_partition INT NOT NULL, 
     occurred_at TIMESTAMP, predicted_at TIMESTAMP NOT NULL, model_version INT NOT NULL, prediction STRING NOT NULL,
     confidence DOUBLE"""
 
-_POSITION = "kafka_partition INT NOT NULL, kafka_offset BIGINT NOT NULL, kafka_timestamp TIMESTAMP"
+_POSITION = "kafka_partition INT, kafka_offset BIGINT, kafka_timestamp TIMESTAMP"  # optional in Spark's Kafka source
 
 _TABLES: Mapping[str, tuple[str, str]] = {
     "examples": (
