@@ -1,0 +1,223 @@
+"""Only a sound and good version becomes champion, and the one before is back within five seconds."""
+
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from batch_layer.judge import promote, roll_back, verify
+from batch_layer.publish import publish_run
+from deeplambda import registry
+from deeplambda.adapters import mysql
+from deeplambda.adapters.s3 import Store
+from deeplambda.card import CARD, ONNX, WEIGHTS, Card, artefact_key, fetch_card
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, CorruptObject, ModelRejected
+from deeplambda.loading import PackedApplication
+from tests.integration.blobs import blobs, champions, lifecycle, new_data_set, prepared_data_set, train_blobs
+
+
+@pytest.fixture(scope="module")
+def application(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> PackedApplication:
+    return blobs(stack, tmp_path_factory.mktemp("applications"))
+
+
+@pytest.fixture(scope="module")
+def good(stack: Settings, application: PackedApplication) -> Card:
+    trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
+    return fetch_card(Store(stack), application.name, publish_run(stack, application, trained))
+
+
+@pytest.fixture
+def champion(stack: Settings, application: PackedApplication, good: Card) -> Card:
+    """The good version, serving."""
+    promote(stack, application, good.version, anyway=True)
+    return good
+
+
+def published(stack: Settings, like: Card, weights: bytes | None = None, **changed: object) -> Card:
+    """Another version, registered as publishing does: `like` with other weights, or other words on its card."""
+    store = Store(stack)
+
+    def store_artefacts(version: int) -> Card:
+        raw = weights or store.get(artefact_key(like.application, like.version, WEIGHTS))
+        onnx = store.get(artefact_key(like.application, like.version, ONNX))
+        card = like.model_copy(
+            update={
+                "version": version,
+                "weights_sha256": store.put(artefact_key(like.application, version, WEIGHTS), raw),
+                "onnx_sha256": store.put(artefact_key(like.application, version, ONNX), onnx),
+            }
+            | changed
+        )
+        store.put(artefact_key(like.application, version, CARD), card.model_dump_json().encode())
+        return card
+
+    platform = mysql.engine(stack, "platform")
+    return fetch_card(
+        store, like.application, registry.publish(platform, like.application, new_data_set(), store_artefacts)
+    )
+
+
+def serving(stack: Settings, application: str) -> int | None:
+    with mysql.engine(stack, "platform").connect() as connection:
+        card = registry.champion(connection, application)
+    return card.version if card else None
+
+
+def rejections(stack: Settings, card: Card) -> list[str]:
+    told = lifecycle(
+        stack,
+        lambda fact: (
+            (fact["type"], fact["application"], fact.get("version"))
+            == ("ModelRejected", card.application, card.version)
+        ),
+    )
+    return [fact["reason"] for fact in told]
+
+
+def test_a_promotion_is_told_on_both_topics(stack: Settings, application: PackedApplication, champion: Card) -> None:
+    better = published(stack, champion)
+    fact = promote(stack, application, better.version)
+    assert fact is not None
+    assert (fact.version, fact.previous) == (better.version, champion.version)
+    told = lifecycle(stack, lambda fact: fact["type"] == "ModelPromoted" and fact["application"] == application.name)
+    assert told[-1] == fact.model_dump(mode="json")
+    assert champions(stack, application.name)[-1]["version"] == better.version
+
+
+def test_promoting_the_champion_changes_nothing(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    assert promote(stack, application, champion.version) is None
+    assert serving(stack, application.name) == champion.version
+
+
+def test_a_worse_version_is_rejected_and_the_champion_serves_on(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    worse = published(stack, champion, metrics=champion.metrics | {"accuracy": champion.metrics["accuracy"] - 0.1})
+    with pytest.raises(ModelRejected, match=r"accuracy .* is worse than"):
+        promote(stack, application, worse.version)
+    assert serving(stack, application.name) == champion.version
+    assert len(rejections(stack, worse)) == 1
+    assert promote(stack, application, worse.version, anyway=True) is not None
+
+
+def test_other_code_is_rejected(stack: Settings, application: PackedApplication, champion: Card) -> None:
+    other = published(stack, champion, code_version="0123456789ab")
+    with pytest.raises(ModelRejected, match="train again"):
+        promote(stack, application, other.version)
+    assert serving(stack, application.name) == champion.version
+
+
+def test_weights_that_are_not_finite_never_serve(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    tensors = {
+        name: torch.full_like(t, torch.nan)
+        for name, t in application.load().build_model(hidden=16).state_dict().items()
+    }
+    broken = published(stack, champion, weights=save(tensors))
+    with pytest.raises(ModelRejected, match="not finite"):
+        promote(stack, application, broken.version, anyway=True)
+    assert serving(stack, application.name) == champion.version
+    assert "not finite" in rejections(stack, broken)[0]
+
+
+def test_weights_of_another_shape_never_serve(stack: Settings, application: PackedApplication, champion: Card) -> None:
+    tensors = application.load().build_model(hidden=8).state_dict()
+    broken = published(stack, champion, weights=save(tensors))
+    with pytest.raises(ModelRejected, match="do not fit"):
+        promote(stack, application, broken.version, anyway=True)
+    assert serving(stack, application.name) == champion.version
+
+
+class _Canary:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self._path,)
+
+
+def test_a_pickle_or_a_header_bomb_is_never_loaded(
+    stack: Settings, application: PackedApplication, champion: Card, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    torch.save(_Canary(canary), tmp_path / "model.pt2")
+    header_bomb = (2**62).to_bytes(8, "little") + b"{"
+    for weights in (pickle.dumps(_Canary(canary)), (tmp_path / "model.pt2").read_bytes(), header_bomb):
+        offered = published(stack, champion, weights=weights)
+        with pytest.raises(ModelRejected, match="do not fit its model"):
+            promote(stack, application, offered.version, anyway=True)
+    assert not canary.exists()
+    assert serving(stack, application.name) == champion.version
+
+
+def test_artefacts_that_were_changed_after_publication_are_named(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    store = Store(stack)
+    for name in (WEIGHTS, ONNX):
+        tampered = published(stack, champion)
+        store.put(artefact_key(application.name, tampered.version, name), b"something else")
+        with pytest.raises(CorruptObject, match=name):
+            verify(stack, application, tampered.version)
+    forged = published(stack, champion)
+    store.put(
+        artefact_key(application.name, forged.version, CARD),
+        forged.model_copy(update={"weights_sha256": "0" * 64}).model_dump_json().encode(),
+    )
+    with pytest.raises(CorruptObject, match="not the one in the registry"):
+        verify(stack, application, forged.version)
+
+
+def test_a_version_that_does_not_exist_is_no_rejection(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    with pytest.raises(BadInput, match="no model version 999"):
+        promote(stack, application, 999)
+
+
+def test_rollback_brings_the_version_before_back_within_five_seconds(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    newer = published(stack, champion)
+    promote(stack, application, newer.version)
+    started = time.monotonic()
+    fact = roll_back(stack, application.name)
+    assert time.monotonic() - started < 5
+    assert (fact.version, fact.previous) == (champion.version, newer.version)
+    assert serving(stack, application.name) == champion.version
+    assert champions(stack, application.name)[-1]["version"] == champion.version
+    told = lifecycle(stack, lambda told: told["type"] == "ModelRolledBack" and told["application"] == application.name)
+    assert told[-1] == fact.model_dump(mode="json")
+
+
+def test_there_is_nothing_to_roll_back_to_before_the_first_promotion(stack: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ModelRejected, match="no earlier champion"):
+        roll_back(stack, blobs(stack, tmp_path).name)
+
+
+def test_the_commands_tell_what_serves(
+    stack: Settings,
+    application: PackedApplication,
+    champion: Card,
+    deeplambda: Callable[..., "CompletedProcess[str]"],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    newer = published(stack, champion)
+    home = str(next(tmp_path_factory.getbasetemp().glob(f"applications*/{application.name}")))
+    assert "sound" in deeplambda("model", "verify", home, str(newer.version)).stdout
+    assert f"{application.name}/{newer.version}" in deeplambda("model", "promote", home).stdout
+    assert "serves again" in deeplambda("model", "rollback", home).stdout
+    shown = deeplambda("model", "show", home, str(champion.version)).stdout
+    assert champion.weights_sha256 in shown
+    listed = deeplambda("model", "list", home).stdout.splitlines()
+    assert [line.split("│")[2].strip() for line in listed if "★" in line] == [str(champion.version)]
