@@ -4,8 +4,8 @@ Janino knows no lambdas and erases generics, hence the plain style of the source
 """
 
 import hashlib
-import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from deeplambda.config import Settings
@@ -33,15 +33,18 @@ def compiled_classes(settings: Settings) -> Path:
 
 def _compile(sources: list[Path], jars: list[Path], folder: Path) -> None:
     class_path = ":".join(map(str, jars))
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    unfinished = folder.with_suffix(".unfinished")
-    unfinished.mkdir(parents=True)
-    command = [java_program(), "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", class_path, _COMPILER]
-    command += ["-g", "-d", str(unfinished), "-classpath", class_path, *map(str, sources)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    complaint = (done.stderr + done.stdout).strip()
-    if done.returncode or complaint:  # this compiler reports an error and exits 0
-        raise ConfigurationError(
-            f"the gateway's Java did not compile: {complaint[-500:]}", "install the pinned pyspark, see constraints.txt"
-        )
-    unfinished.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        unfinished = Path(scratch, "classes")
+        unfinished.mkdir()
+        command = [java_program(), "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", class_path, _COMPILER]
+        command += ["-g", "-d", str(unfinished), "-classpath", class_path, *map(str, sources)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        complaint = (done.stderr + done.stdout).strip()
+        if done.returncode or complaint:  # this compiler reports an error and exits 0
+            raise ConfigurationError(
+                f"the gateway's Java did not compile: {complaint[-500:]}",
+                "install the pinned pyspark, see constraints.txt",
+            )
+        if not folder.exists():  # another gateway may have made the same classes meanwhile
+            unfinished.rename(folder)

@@ -19,11 +19,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class UnionView:
-    """Keeps one application's view up to date; `horizon` is what it shows, None before the first `follow`."""
+    """Keeps one application's view up to date from the first `follow` on; `horizon` is what it shows."""
 
     def __init__(self, spark: SparkSession, engine: Engine, application: str, realtime_table: str) -> None:
         self.application = application
-        self.horizon: Horizon | None = None
+        self.horizon = Horizon()
+        self._made = False
         self._spark, self._engine, self._realtime_table = spark, engine, realtime_table
         self._name = f"spark_catalog.{application}.all_predictions"
 
@@ -31,10 +32,10 @@ class UnionView:
         """Replace the view if the horizon in MySQL is another; True when it was. Raises: NotReady."""
         with mysql.translated(), self._engine.connect() as connection:
             newest = read_horizon(connection, self.application)
-        if newest == self.horizon:
+        if self._made and newest == self.horizon:
             return False
         text = all_predictions_sql(self.application, newest, self._realtime_table)
         self._spark.sql(f"CREATE OR REPLACE VIEW {self._name} AS {text}")
-        self.horizon = newest
+        self.horizon, self._made = newest, True
         _LOG.info("%s shows snapshot %s and the real-time rows past it", self._name, newest.snapshot)
         return True

@@ -15,6 +15,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
 from deeplambda.stack.jars import spark_jars
+from deeplambda.stack.spark_archive import java_options
 
 PREDICTION_COLUMNS = """event_id STRING NOT NULL, kafka_partition INT NOT NULL, kafka_offset BIGINT NOT NULL,
     occurred_at TIMESTAMP, predicted_at TIMESTAMP NOT NULL, model_version INT NOT NULL, prediction STRING NOT NULL,
@@ -58,6 +59,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
     os.environ["AWS_ACCESS_KEY_ID"] = settings.s3_access_key
     os.environ["AWS_SECRET_ACCESS_KEY"] = settings.s3_secret_key.get_secret_value()
     os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else Spark takes an address of the network for its own
     os.environ.pop("SPARK_HOME", None)  # another Spark's jars would not fit
     classpath = ":".join(str(jar) for jar in spark_jars(settings))
     scratch = settings.data_dir / "spark"
@@ -69,7 +71,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.driver.memory": "1g",
         "spark.driver.extraClassPath": classpath,
         "spark.executor.extraClassPath": classpath,
-        "spark.driver.extraJavaOptions": f"-XX:+UseSerialGC -Djava.io.tmpdir={scratch}",
+        "spark.driver.extraJavaOptions": " ".join((*java_options(settings), f"-Djava.io.tmpdir={scratch}")),
         "spark.local.dir": str(scratch),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",

@@ -1,27 +1,19 @@
 package deeplambda.gateway;
 
 import java.lang.reflect.Field;
-import java.util.HashMap;
 import java.util.List;
-import java.util.Map;
 import org.apache.hadoop.hive.conf.HiveConf;
 import org.apache.hive.service.CompositeService;
 import org.apache.hive.service.cli.CLIService;
-import org.apache.hive.service.cli.thrift.ThriftBinaryCLIService;
-import org.apache.hive.service.rpc.thrift.TExecuteStatementReq;
-import org.apache.hive.service.rpc.thrift.TExecuteStatementResp;
-import org.apache.hive.service.rpc.thrift.TOpenSessionReq;
-import org.apache.hive.service.rpc.thrift.TOpenSessionResp;
 import org.apache.hive.service.server.HiveServer2;
 import org.apache.spark.sql.classic.SparkSession;
 import org.apache.spark.sql.hive.thriftserver.HiveThriftServer2;
 import org.apache.spark.sql.hive.thriftserver.HiveThriftServer2$;
 import org.apache.spark.sql.hive.thriftserver.ui.HiveThriftServer2EventManager;
-import org.apache.thrift.TException;
 
 /**
  * Spark's HiveServer2 over a session of ours, as HiveThriftServer2.startWithSparkSession starts it, but without the
- * in-memory metastore and the history of statements that it keeps for a web page, and deaf to clients' settings.
+ * in-memory metastore and the history of statements that it keeps for a web page, and behind a front door of ours.
  */
 public final class GatewayServer {
     private GatewayServer() {}
@@ -49,29 +41,5 @@ public final class GatewayServer {
         List services = (List) serviceList.get(server);
         services.set(services.indexOf(thriftService.get(server)), door);
         thriftService.set(server, door);
-    }
-
-    /**
-     * A client may send settings with its connection, which HiveServer2 would apply to the Spark session and even to
-     * the JVM's system properties. Only the database to start in is let through.
-     */
-    private static final class FrontDoor extends ThriftBinaryCLIService {
-        FrontDoor(CLIService service) {
-            super(service);
-        }
-
-        public TOpenSessionResp OpenSession(TOpenSessionReq request) throws TException {
-            Map kept = new HashMap();
-            if (request.getConfiguration() != null && request.getConfiguration().containsKey("use:database")) {
-                kept.put("use:database", request.getConfiguration().get("use:database"));
-            }
-            request.setConfiguration(kept);
-            return super.OpenSession(request);
-        }
-
-        public TExecuteStatementResp ExecuteStatement(TExecuteStatementReq request) throws TException {
-            request.setConfOverlay(new HashMap());
-            return super.ExecuteStatement(request);
-        }
     }
 }

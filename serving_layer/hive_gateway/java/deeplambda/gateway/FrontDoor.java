@@ -1,0 +1,73 @@
+package deeplambda.gateway;
+
+import java.util.HashMap;
+import java.util.Map;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import org.apache.hive.service.cli.CLIService;
+import org.apache.hive.service.cli.thrift.ThriftBinaryCLIService;
+import org.apache.hive.service.rpc.thrift.TExecuteStatementReq;
+import org.apache.hive.service.rpc.thrift.TExecuteStatementResp;
+import org.apache.hive.service.rpc.thrift.TGetOperationStatusReq;
+import org.apache.hive.service.rpc.thrift.TGetOperationStatusResp;
+import org.apache.hive.service.rpc.thrift.TOpenSessionReq;
+import org.apache.hive.service.rpc.thrift.TOpenSessionResp;
+import org.apache.hive.service.rpc.thrift.TStatus;
+import org.apache.thrift.TException;
+
+/** What HiveServer2's clients talk to: takes no settings from them, and tells them of an error in a sentence. */
+final class FrontDoor extends ThriftBinaryCLIService {
+    // The platform's own errors, raised in a Python worker, stand at the end of a traceback.
+    private static final Pattern OURS = Pattern.compile("(?m)^deeplambda\\.errors\\.(\\w+: .*)$");
+    private static final Pattern STACK = Pattern.compile("(?s)\n+(Driver stacktrace:|\\s+at |JVM stacktrace:).*");
+
+    FrontDoor(CLIService service) {
+        super(service);
+    }
+
+    /**
+     * HiveServer2 would apply what a client sends along to the Spark session, and even to the JVM's system properties.
+     * Only the database to start in is let through.
+     */
+    public TOpenSessionResp OpenSession(TOpenSessionReq request) throws TException {
+        Map kept = new HashMap();
+        if (request.getConfiguration() != null && request.getConfiguration().containsKey("use:database")) {
+            kept.put("use:database", request.getConfiguration().get("use:database"));
+        }
+        request.setConfiguration(kept);
+        TOpenSessionResp response = super.OpenSession(request);
+        shorten(response.getStatus());
+        return response;
+    }
+
+    public TExecuteStatementResp ExecuteStatement(TExecuteStatementReq request) throws TException {
+        request.setConfOverlay(new HashMap());
+        TExecuteStatementResp response = super.ExecuteStatement(request);
+        shorten(response.getStatus());
+        return response;
+    }
+
+    public TGetOperationStatusResp GetOperationStatus(TGetOperationStatusReq request) throws TException {
+        TGetOperationStatusResp response = super.GetOperationStatus(request);
+        if (response.getErrorMessage() != null) {
+            response.setErrorMessage(sentence(response.getErrorMessage()));
+        }
+        return response;
+    }
+
+    private static void shorten(TStatus status) {
+        if (status.getErrorMessage() != null) {
+            status.setErrorMessage(sentence(status.getErrorMessage()));
+            status.setInfoMessages(null); // the server's stack, frame by frame
+        }
+    }
+
+    static String sentence(String message) {
+        String found = null;
+        Matcher ours = OURS.matcher(message);
+        while (ours.find()) {
+            found = ours.group(1);
+        }
+        return found != null ? "Error running query: " + found : STACK.matcher(message).replaceFirst("");
+    }
+}
