@@ -307,7 +307,7 @@ def _where_tables_are(policy: Policy, store: Store) -> str:
 def _syntax_error(exc: ParseError) -> BadStatement:
     first = exc.errors[0] if exc.errors else {}
     near = f" near {first['highlight'][:40]!r}" if first.get("highlight") else ""
-    what = str(first.get("description", "it is not SQL"))
+    what = str(first.get("description", "it is not SQL")).partition(" but got <")[0]
     if what.startswith("Required keyword"):
         what = "something is missing there"
     return BadStatement(

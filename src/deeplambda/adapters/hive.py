@@ -5,6 +5,7 @@ SELECTs there; to look up tables and columns as well (`inspect`, reflection) wri
 module, which gives the name `hive://` to the dialect in `deeplambda.adapters.hive_dialect`.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -27,6 +28,9 @@ ACCOUNT = "analyst"
 
 _ANSWER_S = 130
 """Above the gateway's own limit on a query, so that it is the one to say so."""
+
+_TOLD = re.compile(r"\[[A-Z][A-Z0-9_.]*\] (?!org\.|java\.)[^\n]+")
+"""Spark's error class and its sentence; before it stand the same class and the name of a Java one."""
 
 registry.register("hive", "deeplambda.adapters.hive_dialect", "GatewayDialect")
 
@@ -73,5 +77,6 @@ def translation(exc: Exception) -> DeepLambdaError:
 
 def readable(message: str | None) -> str:
     """What Spark says of a statement, without the names of its Java classes, its plan and its stack trace."""
-    told = (message or "the gateway gives no reason").rpartition("Exception: ")[2].removeprefix("Error running query: ")
-    return told.strip().partition("\n")[0].rstrip(";")
+    text = message or "the gateway gives no reason"
+    told = _TOLD.search(text)
+    return (told[0] if told else text.strip().partition("\n")[0]).rstrip(";")

@@ -1,0 +1,117 @@
+"""The serving layer's commands: `deeplambda sql`, `deeplambda serve`."""
+
+import csv
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deeplambda.config import load_settings
+from deeplambda.errors import UnknownApplication
+
+sql = typer.Typer(help="SQL over recent and archived results.")
+serve = typer.Typer(help="The serving layer: where it is and how it is.", no_args_is_help=True)
+console = Console(width=None if sys.stdout.isatty() else 200)
+
+_NUMBERS = {"bigint", "int", "smallint", "tinyint", "double", "float", "decimal"}
+_CELL_CHARACTERS = 80
+
+
+class Store(StrEnum):
+    """Who answers."""
+
+    AUTO = "auto"
+    MYSQL = "mysql"
+    HIVE = "hive"
+
+
+@sql.command("sql")
+def run_sql(
+    statement: Annotated[str, typer.Argument(help="one SELECT, SHOW TABLES or DESCRIBE; '-' reads it from the input")],
+    store: Annotated[Store, typer.Option(help="who answers; auto: MySQL when every table is there")] = Store.AUTO,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="rows at most")] = 1_000,
+    as_json: Annotated[bool, typer.Option("--json", help="print the service's answer as JSON")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print CSV with a header")] = False,
+) -> None:
+    """Ask recent data (MySQL) or the whole archive (Hive) in SQL.
+
+    deeplambda sql "SELECT prediction, count(*) FROM realtime_predictions GROUP BY prediction"
+
+    deeplambda sql "SELECT view, count(*) FROM digits.all_predictions GROUP BY view"
+    """
+    from pydantic_core import to_json
+
+    from serving_layer.query_client import ask
+
+    settings = load_settings()
+    text = sys.stdin.read() if statement == "-" else statement
+    with Console(stderr=True).status("asking") as status:
+        answer = ask(settings, text, store=store.value, limit=limit, tell=status.update)
+    if as_json:
+        print(to_json(answer, indent=2).decode())
+    elif as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(column["name"] for column in answer["columns"])
+        writer.writerows(answer["rows"])
+    else:
+        _print_table(answer)
+
+
+@serve.command("url")
+def serve_url() -> None:
+    """Where the serving layer answers, and as whom."""
+    settings = load_settings()
+    password = settings.data_dir / "secrets" / "deeplambda_analyst_password"
+    table = Table.grid(padding=(0, 3))
+    for what, where in (
+        ("page for people", f"{settings.query_url}/"),
+        ("queries over HTTP", f"{settings.query_url}/v1/queries"),
+        ("OpenAPI", f"{settings.query_url}/openapi.json"),
+        ("SQL over both stores", f"hive://analyst@{settings.hive_address}/default?auth=CUSTOM"),
+        ("SQL over recent data", f"mysql+pymysql://analyst@{settings.mysql_address}/{settings.mysql_database}"),
+        ("the analyst's password", str(password)),
+    ):
+        table.add_row(f"[bold]{what}", escape(where))
+    console.print(table, soft_wrap=True)
+
+
+@serve.command("status")
+def serve_status(
+    application: Annotated[str, typer.Argument(help="an application that is served")] = "digits",
+) -> None:
+    """Where the cut between batch view and real-time view is, and what waits on either side of it."""
+    from serving_layer.views.standing import standing
+
+    settings = load_settings()
+    if application not in settings.applications:
+        raise UnknownApplication(
+            f"{application!r} is not served",
+            f"there are {', '.join(settings.applications)}; see DEEPLAMBDA_APPLICATIONS",
+        )
+    table = Table.grid(padding=(0, 3))
+    for what, figure in standing(settings, application).items():
+        table.add_row(f"[bold]{what}", escape(figure))
+    console.print(table, soft_wrap=True)
+
+
+def _print_table(answer: dict[str, Any]) -> None:
+    table = Table()
+    for column in answer["columns"]:
+        table.add_column(escape(column["name"]), justify="right" if column["type"] in _NUMBERS else "left")
+    for row in answer["rows"]:
+        table.add_row(*(_shown(value) for value in row))
+    rows = f"{answer['row_count']:,} row{'' if answer['row_count'] == 1 else 's'}"
+    more = " (there are more: see --limit)" if answer["truncated"] else ""
+    console.print(table)
+    console.print(f"[dim]{rows}{more} from {answer['store']} in {answer['elapsed_ms']:,.0f} ms", highlight=False)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "[dim]NULL"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return escape(text if len(text) <= _CELL_CHARACTERS else f"{text[: _CELL_CHARACTERS - 1]}…")

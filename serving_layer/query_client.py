@@ -1,0 +1,53 @@
+"""The query service as a caller sees it: ask, wait, take the rows."""
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import urllib3
+
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, NotReady
+
+_LOOK_EVERY_S = (0.1, 1.0)
+_HTTP = urllib3.PoolManager(timeout=urllib3.Timeout(connect=3, read=30), retries=False)
+
+
+def ask(settings: Settings, sql: str, *, store: str, limit: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The answer to a statement, as the service's `Answer`. tell: gets a word on how a query in Hive is getting on.
+
+    A query that is interrupted while it waits is cancelled. Raises: BadInput, NotReady.
+    """
+    reply = _call(settings, "POST", "/v1/queries", {"sql": sql, "store": store, "limit": limit})
+    if "columns" in reply:
+        return reply
+    place, pause_s = f"/v1/queries/{reply['id']}", _LOOK_EVERY_S[0]
+    try:
+        while reply["status"] in ("queued", "running"):
+            tell(f"Hive: {reply['status']}")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _LOOK_EVERY_S[1])
+            reply = _call(settings, "GET", place)
+    except KeyboardInterrupt:
+        _call(settings, "DELETE", place)
+        raise
+    if reply["status"] != "done":
+        raise BadInput(reply["error"] or f"the query was {reply['status']}")
+    answer: dict[str, Any] = reply["result"]
+    return answer
+
+
+def _call(settings: Settings, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    try:
+        response = _HTTP.request(method, settings.query_url + path, json=body)
+        reply: dict[str, Any] = response.json()
+    except (urllib3.exceptions.HTTPError, ValueError) as exc:
+        raise NotReady(
+            f"the query service at {settings.query_url} does not answer", "start it with 'deeplambda up'"
+        ) from exc
+    if response.status < HTTPStatus.BAD_REQUEST:
+        return reply
+    where = f" (line {reply['line']}, column {reply['column']})" if reply.get("line") else ""
+    error = NotReady if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR else BadInput
+    raise error(f"{reply['detail']}{where}", reply.get("remedy") or "")

@@ -1,0 +1,1 @@
+"""The query service: analysts' SQL, models, applications and statistics over HTTP."""

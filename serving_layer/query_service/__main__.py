@@ -1,0 +1,60 @@
+"""Serve queries: `python -m serving_layer.query_service`."""
+
+import logging
+import sys
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from deeplambda.config import Settings, load_settings
+from deeplambda.errors import DeepLambdaError
+
+THREADS = 16
+
+
+class Service(BaseApplication):  # type: ignore[misc]
+    """gunicorn with one process: queries of Hive live in its threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        """What gunicorn would read from its command line."""
+        options: dict[str, Any] = {
+            "bind": self._settings.query_url.rpartition("//")[2],
+            "workers": 1,
+            "worker_class": "gthread",
+            "threads": THREADS,
+            "timeout": 60,
+            "graceful_timeout": 10,
+            "keepalive": 5,
+            "accesslog": None,
+            "loglevel": "warning",
+            "proc_name": "deeplambda query service",
+            "worker_exit": _stop,
+            "control_socket_disable": True,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """The WSGI application, made and even imported in the worker: gunicorn's own process stays small."""
+        from serving_layer.query_service.app import create_app
+
+        return create_app(self._settings)
+
+
+def _stop(_: Any, worker: Any) -> None:
+    worker.app.callable.extensions["hive_queries"].stop()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # it would log what it refuses
+    logging.getLogger("pyhive").setLevel(logging.WARNING)
+    try:
+        Service(load_settings()).run()
+    except DeepLambdaError as exc:
+        sys.exit(str(exc))

@@ -1,0 +1,161 @@
+"""What the service takes and gives, as JSON; the OpenAPI document follows from these models."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from serving_layer.sql_guard import ROW_LIMIT, STATEMENT_LIMIT
+
+Status = Literal["queued", "running", "done", "failed", "cancelled"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class QueryRequest(BaseModel):
+    """One statement. store `auto` takes MySQL when every table is there, else Hive."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sql: Annotated[str, Field(min_length=1, max_length=STATEMENT_LIMIT)]
+    store: Literal["auto", "mysql", "hive"] = "auto"
+    limit: Annotated[int, Field(ge=1, le=ROW_LIMIT)] = ROW_LIMIT
+
+
+class Column(BaseModel):
+    """A column of an answer; its type as the store names it."""
+
+    name: str
+    type: str
+
+
+class Answer(BaseModel):
+    """Rows. Moments are ISO 8601 in UTC, decimals are text (they are exact), bytes are base64, NaN is "NaN".
+
+    truncated: there are more rows, or they were too many bytes.
+    """
+
+    columns: list[Column]
+    rows: list[list[Any]]
+    row_count: int
+    truncated: bool
+    elapsed_ms: float
+    store: Literal["mysql", "hive"]
+
+
+class Progress(BaseModel):
+    """How a running query is getting on. state: as HiveServer2 names it."""
+
+    state: str
+    elapsed_ms: float
+
+
+class Query(BaseModel):
+    """A query that Hive answers. error: why it failed."""
+
+    id: str
+    status: Status
+    store: Literal["mysql", "hive"]
+    sql: str
+    submitted_at: AwareDatetime
+    finished_at: AwareDatetime | None = None
+    progress: Progress | None = None
+    result: Answer | None = None
+    error: str | None = None
+
+
+class Health(BaseModel):
+    """The service can answer; queries of Hive that wait and run."""
+
+    status: Literal["ok"] = "ok"
+    queued: int
+    running: int
+
+
+class Model(BaseModel):
+    """A published model version. metrics: of the test split."""
+
+    application: str
+    version: int
+    champion: bool
+    run: str
+    published_at: AwareDatetime
+    weights_sha256: str
+    metrics: dict[str, float]
+
+
+class Models(BaseModel):
+    """Published model versions, newest first."""
+
+    models: list[Model]
+
+
+class Application(BaseModel):
+    """An application. event: JSON Schema of what its producers send; champion: the version that serves."""
+
+    name: str
+    code_version: str
+    event: dict[str, Any]
+    topics: dict[str, str]
+    champion: int | None
+
+
+class Applications(BaseModel):
+    """The applications that are served."""
+
+    applications: list[Application]
+
+
+class LiveVersion(BaseModel):
+    """Real-time predictions of one model version. rate_per_s: over the last minute."""
+
+    model_version: int
+    rows: int
+    rate_per_s: float
+    confidence_mean: float | None
+    first_predicted_at: AwareDatetime
+    last_predicted_at: AwareDatetime
+
+
+class Live(BaseModel):
+    """The real-time view. event_to_row_p50_ms, …_p99_ms: of the newest thousand rows."""
+
+    rows: int
+    rate_per_s: float
+    event_to_row_p50_ms: float | None
+    event_to_row_p99_ms: float | None
+    versions: list[LiveVersion]
+
+
+class LabelledVersion(BaseModel):
+    """Predictions of one version whose truth is known. interval_95: Wilson's, of the accuracy."""
+
+    model_version: int
+    rows: int
+    correct: int
+    accuracy: Share
+    interval_95: tuple[Share, Share]
+
+
+class Statistics(BaseModel):
+    """How an application is doing now. horizon: by partition, the first offset that the batch view has not absorbed."""
+
+    application: str
+    at: AwareDatetime
+    champion: int | None
+    horizon: dict[int, int]
+    horizon_moved_at: AwareDatetime | None
+    live: Live
+    labelled: list[LabelledVersion]
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it. line, column: where a statement cannot be read; remedy: what to do."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    remedy: str | None = None
+    line: int | None = None
+    column: int | None = None

@@ -1,0 +1,72 @@
+"""The table `queries`: what Hive was asked, and what it said."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine, delete, insert, select, update
+
+from deeplambda.adapters import mysql
+from deeplambda.adapters.mysql import QUERIES
+from deeplambda.lifecycle import now
+from serving_layer.query_service.messages import Answer, Query, Status
+
+KEPT = timedelta(days=1)
+_UNFINISHED = ("queued", "running")
+
+
+class QueriesTable:
+    """engine: of the account `platform`. Every method raises NotReady when MySQL does not answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, query_id: str, sql: str) -> None:
+        """A new query, queued; those that are old enough go."""
+        with mysql.translated(), self._engine.begin() as connection:
+            connection.execute(delete(QUERIES).where(QUERIES.c.submitted_at < now() - KEPT))
+            connection.execute(
+                insert(QUERIES).values(id=query_id, statement=sql, store="hive", status="queued", submitted_at=now())
+            )
+
+    def find(self, query_id: str) -> Query | None:
+        """The query of that id, None when there is none or no longer."""
+        with mysql.translated(), self._engine.connect() as connection:
+            row = connection.execute(select(QUERIES).where(QUERIES.c.id == query_id)).one_or_none()
+        if row is None:
+            return None
+        return Query(
+            id=row.id,
+            status=row.status,
+            store=row.store,
+            sql=row.statement,
+            submitted_at=row.submitted_at,
+            finished_at=row.finished_at,
+            result=Answer.model_validate_json(row.result) if row.result else None,
+            error=row.error,
+        )
+
+    def begin(self, query_id: str) -> bool:
+        """Mark a queued query as running; False when it is queued no longer."""
+        return self._change(query_id, ("queued",), status="running")
+
+    def end(self, query_id: str, status: Status, result: Answer | None = None, error: str | None = None) -> bool:
+        """Mark a query as ended; False when it has ended already."""
+        kept = result.model_dump_json() if result else None
+        return self._change(query_id, _UNFINISHED, status=status, finished_at=now(), result=kept, error=error)
+
+    def fail_unfinished(self) -> int:
+        """Mark what an earlier life of the service left unfinished; returns how many."""
+        error = "the query service ended before the query did; send it again"
+        with mysql.translated(), self._engine.begin() as connection:
+            return connection.execute(
+                update(QUERIES)
+                .where(QUERIES.c.status.in_(_UNFINISHED))
+                .values(status="failed", finished_at=now(), error=error)
+            ).rowcount
+
+    def _change(self, query_id: str, was: tuple[str, ...], **values: Any) -> bool:
+        with mysql.translated(), self._engine.begin() as connection:
+            changed = connection.execute(
+                update(QUERIES).where(QUERIES.c.id == query_id, QUERIES.c.status.in_(was)).values(**values)
+            )
+        return changed.rowcount == 1

@@ -1,0 +1,51 @@
+"""Rows as JSON can hold them, and no more of them than an answer may have."""
+
+import math
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
+"""Of all values as text: what the service holds in memory for one answer, and MySQL for a kept one."""
+
+
+def cell(value: Any) -> Any:
+    """One value as JSON can hold it: see `messages.Answer`."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value).replace("nan", "NaN").replace("inf", "Infinity")
+        case Decimal():
+            return int(value) if value == value.to_integral_value() and value.as_tuple().exponent == 0 else str(value)
+        case datetime():
+            return (
+                (value if value.tzinfo else value.replace(tzinfo=UTC))
+                .astimezone(UTC)
+                .isoformat()
+                .replace("+00:00", "Z")
+            )
+        case date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case bytes() | bytearray():
+            return b64encode(value).decode()
+    return str(value)
+
+
+def take(rows: Iterable[Sequence[Any]], row_cap: int) -> tuple[list[list[Any]], bool]:
+    """The first `row_cap` rows as JSON can hold them, fewer when they are large; and whether there were more."""
+    taken: list[list[Any]] = []
+    size_bytes = 0
+    for row in rows:
+        if len(taken) == row_cap:
+            return taken, True
+        cells = [cell(value) for value in row]
+        size_bytes += sum(len(value) if isinstance(value, str) else 8 for value in cells)
+        if size_bytes > ANSWER_LIMIT_BYTES:
+            return taken, True
+        taken.append(cells)
+    return taken, False

@@ -1,0 +1,104 @@
+"""How an application is doing: the real-time view, and the accuracy of what has its truth by now."""
+
+from datetime import timedelta
+
+import numpy as np
+from sqlalchemy import Connection, Engine, case, func, select, text
+
+from deeplambda import registry
+from deeplambda.adapters.mysql import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
+from deeplambda.horizons import read_horizon
+from deeplambda.lifecycle import now
+from serving_layer.query_service.intervals import wilson_95
+from serving_layer.query_service.messages import LabelledVersion, Live, LiveVersion, Statistics
+from serving_layer.query_service.mysql_queries import limit_time, translated
+
+_RATE_OVER = timedelta(minutes=1)
+_NEWEST_ROWS = 1_000
+
+
+def statistics(engine: Engine, application: str) -> Statistics:
+    """The figures of this moment. engine: of the account `analyst`. Raises: NotReady."""
+    with translated(), engine.connect() as connection:
+        limit_time(connection)
+        champion = registry.champion(connection, application)
+        moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == application))
+        return Statistics(
+            application=application,
+            at=now(),
+            champion=champion.version if champion else None,
+            horizon=dict(read_horizon(connection, application).offsets),
+            horizon_moved_at=moved_at,
+            live=_live(connection, application),
+            labelled=_labelled(connection, application),
+        )
+
+
+def _live(connection: Connection, application: str) -> Live:
+    table = REALTIME_PREDICTIONS.c
+    lately = case((table.predicted_at >= now() - _RATE_OVER, 1), else_=0)
+    found = connection.execute(
+        select(
+            table.model_version,
+            func.count().label("rows"),
+            func.sum(lately).label("lately"),
+            func.avg(table.confidence).label("confidence"),
+            func.min(table.predicted_at).label("first"),
+            func.max(table.predicted_at).label("last"),
+        )
+        .where(table.application == application)
+        .group_by(table.model_version)
+        .order_by(table.model_version.desc())
+    )
+    versions = [
+        LiveVersion(
+            model_version=row.model_version,
+            rows=row.rows,
+            rate_per_s=float(row.lately) / _RATE_OVER.total_seconds(),
+            confidence_mean=row.confidence,
+            first_predicted_at=row.first,
+            last_predicted_at=row.last,
+        )
+        for row in found
+    ]
+    delays_ms = connection.scalars(
+        select(text("TIMESTAMPDIFF(MICROSECOND, occurred_at, stored_at) / 1000"))
+        .select_from(REALTIME_PREDICTIONS)
+        .where(table.application == application)
+        .order_by(table.predicted_at.desc())
+        .limit(_NEWEST_ROWS)
+    ).all()
+    p50, p99 = (
+        (float(each) for each in np.percentile(np.array(delays_ms, float), [50, 99])) if delays_ms else (None,) * 2
+    )
+    return Live(
+        rows=sum(version.rows for version in versions),
+        rate_per_s=sum(version.rate_per_s for version in versions),
+        event_to_row_p50_ms=p50,
+        event_to_row_p99_ms=p99,
+        versions=versions,
+    )
+
+
+def _labelled(connection: Connection, application: str) -> list[LabelledVersion]:
+    table = RECENT_PREDICTIONS.c
+    found = connection.execute(
+        select(
+            table.model_version,
+            func.count().label("rows"),
+            func.sum(case((table.label == table.prediction, 1), else_=0)).label("correct"),
+        )
+        .where(table.application == application, table.label.is_not(None))
+        .group_by(table.model_version)
+        .order_by(table.model_version.desc())
+    )
+    return [
+        LabelledVersion(
+            model_version=row.model_version,
+            rows=row.rows,
+            correct=int(row.correct),
+            accuracy=int(row.correct) / row.rows,
+            interval_95=wilson_95(int(row.correct), row.rows),
+        )
+        for row in found
+    ]
