@@ -29,11 +29,10 @@ ROUNDED = 2**-5
 """The same for bfloat16, on random features."""
 CLOSE_CALL = 2 * ROUNDED
 """A smaller margin, again as a share, could change sides when both outputs deviate by `ROUNDED`: fp32 decides."""
-CHUNK_ROWS = 64
-"""Rows in one pass: larger ones are no quicker per row and their intermediate results leave the cache."""
-WARM_UP_S = 2.0
-"""The time given to first passes; oneDNN plans each new number of rows, which takes as long as several passes."""
-_TRIAL_ROWS = 32
+PASS_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
+"""The numbers of rows that a pass is made with; what is between is filled up. oneDNN plans each number anew, which
+takes as long as several passes and 2 MiB. Larger passes are no quicker per row: they do not stay in the cache."""
+_TRIAL_ROWS = 32  # twice that is the largest pass
 
 # A request's features are a read-only view of its body, and no model writes to its input.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -53,17 +52,17 @@ class FastPath:
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw outputs (N, C) or (N,) of features (N, …)."""
         with torch.inference_mode():
-            chunks = [self._outputs(chunk) for chunk in torch.split(torch.from_numpy(features), CHUNK_ROWS)]
+            chunks = [self._outputs(chunk) for chunk in torch.split(torch.from_numpy(features), PASS_ROWS[-1])]
             outputs: NDArray[np.float32] = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).numpy()
         return outputs
 
     def _outputs(self, rows: Tensor) -> Tensor:
-        outputs = self.forward(rows)
+        outputs = _one_pass(self.forward, rows)
         if self.rescores:
             best_N2 = outputs.topk(2, dim=1).values
             close_N = best_N2[:, 0] - best_N2[:, 1] < CLOSE_CALL * outputs.abs().amax(dim=1)
             if close_N.any():
-                outputs[close_N] = self.exact(rows[close_N])
+                outputs[close_N] = _one_pass(self.exact, rows[close_N])
         return outputs
 
 
@@ -88,6 +87,16 @@ def fast_path(model: nn.Module, feature_shape: Sequence[int], *, name: str, deci
         path = FastPath(variant=variant, forward=forward, exact=exact, rescores="bfloat16" in variant)
         _warm_up(path, trial)
     return path
+
+
+def _one_pass(forward: Forward, rows: Tensor) -> Tensor:
+    count = len(rows)
+    passed = next(allowed for allowed in PASS_ROWS if allowed >= count)
+    if passed == count:
+        return forward(rows)
+    filled = rows.new_zeros((passed, *rows.shape[1:]))
+    filled[:count] = rows
+    return forward(filled)[:count]
 
 
 def _expected(model: nn.Module, trial: Tensor, name: str) -> Tensor:
@@ -149,12 +158,8 @@ def _seconds(forward: Forward, trial: Tensor, repeats: int = 7) -> float:
 
 
 def _warm_up(path: FastPath, trial: Tensor) -> None:
-    stop_at = time.monotonic() + WARM_UP_S
-    rows = torch.cat([trial] * (CHUNK_ROWS // len(trial)))
-    usual = [1, CHUNK_ROWS, 32, 16, 8, 4, 2]
-    for count in usual + [n for n in range(1, CHUNK_ROWS) if n not in usual]:
-        if time.monotonic() > stop_at and count not in usual:
-            break
+    rows = torch.cat([trial, trial])
+    for count in PASS_ROWS:
         path.forward(rows[:count])
-        if path.rescores and count <= 4:
+        if path.rescores:
             path.exact(rows[:count])

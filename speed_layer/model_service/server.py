@@ -63,7 +63,10 @@ def start_service(settings: Settings) -> Any:
     from speed_layer.model_service.web import Champions, create_app
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    logging.getLogger("kafka").setLevel(logging.ERROR)  # the watches say what is wrong, once a try
+    logging.getLogger("kafka").setLevel(logging.ERROR)
+    logging.getLogger("kafka.net").setLevel(
+        logging.CRITICAL
+    )  # each attempt of each connection to a broker that is down
     figures = Figures(settings.applications)
 
     def swapped(champion: Champion, took_s: float) -> None:

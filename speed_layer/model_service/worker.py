@@ -1,6 +1,6 @@
 """gunicorn's threaded worker, made safe against clients that send slowly or wrongly, with no proxy in front.
 
-- A request that is not finished `REQUEST_WITHIN_S` after its first byte is cut off, however steadily it trickles.
+- A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
 - A connection is closed in the thread that served it: the lingering close would hold up every other client.
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 """
@@ -24,7 +24,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from deeplambda import problems
 
-REQUEST_WITHIN_S = 15.0
+REQUEST_WITHIN_S = 10.0
 _LINGER_S = 2.0
 _LINGER_BYTES = 32 * 1024 * 1024
 
@@ -84,9 +84,21 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         with self._busy_lock:
             overdue = [conn for conn, since in self._busy_since.items() if since < too_old]
         for conn in overdue:
-            self.log.warning("request from %s cut off: not complete after %.0f s", conn.client, REQUEST_WITHIN_S)
+            self.log.warning(
+                "%s sends too slowly: no more is read of a request after %.0f s", conn.client, REQUEST_WITHIN_S
+            )
             with contextlib.suppress(OSError):  # it may have ended by itself
                 conn.sock.shutdown(socket.SHUT_RD)
+
+    def is_parent_alive(self) -> bool:
+        """An orphan finishes what it has begun, but gives up the port at once: its parent is being started again."""
+        alive: bool = super().is_parent_alive()
+        if not alive:
+            self.alive = False  # so that it answers with "Connection: close", as gunicorn's own shutdown does
+            self.set_accept_enabled(False)
+            for listener in self.sockets:
+                listener.close()
+        return alive
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what could not be parsed as a request, or what failed outside the application."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deeplambda.errors import ModelRejected
 from examples.digits.application import Digits
-from speed_layer.model_service.fast_path import CHUNK_ROWS, EXACT, ROUNDED, FastPath, fast_path
+from speed_layer.model_service.fast_path import EXACT, PASS_ROWS, ROUNDED, FastPath, fast_path
 
 
 def digits() -> nn.Module:
@@ -31,7 +31,7 @@ def in_fp32(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float
     return outputs
 
 
-@pytest.mark.parametrize("count", [1, 2, CHUNK_ROWS, CHUNK_ROWS + 1, 300])
+@pytest.mark.parametrize("count", [1, 2, 3, 33, PASS_ROWS[-1], PASS_ROWS[-1] + 1, 300])
 def test_predictions_are_those_of_fp32(count: int) -> None:
     model, features = digits(), rows(count, 1, 28, 28)
     outputs = fast_path(model, (1, 28, 28), name="digits/1", decides=True)(features)

@@ -1,0 +1,29 @@
+"""What a benchmark states: a figure over the same figure of a named baseline, measured side by side in one run."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """`value` is measured ÷ baseline, or the median of that over rounds. Both figures are in `unit`."""
+
+    name: str
+    value: float
+    baseline_name: str
+    baseline: float
+    measured: float
+    unit: str
+    aim: float
+    higher_is_better: bool
+
+    @property
+    def reached(self) -> bool:
+        """Whether the ratio is as good as its aim."""
+        return self.value >= self.aim if self.higher_is_better else self.value <= self.aim
+
+    def __str__(self) -> str:
+        sign, verdict = "≥" if self.higher_is_better else "≤", "reached" if self.reached else "missed"
+        return (
+            f"{self.name} ÷ {self.baseline_name}: {self.value:.2f} (aim {sign} {self.aim:g}, {verdict}; "
+            f"{self.measured:,.4g} and {self.baseline:,.4g} {self.unit})"
+        )

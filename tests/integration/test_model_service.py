@@ -1,0 +1,240 @@
+"""The model service on the real stack: its protocols, the champion that it follows, and how it fails and returns."""
+
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from deeplambda import topics
+from deeplambda.adapters.kafka import consumer
+from deeplambda.adapters.model_service import BODY_LIMIT_BYTES, ModelClient
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, NotReady
+from deeplambda.runtime_metrics import Measured
+from speed_layer.model_service.fast_path import ROUNDED
+from tests.integration.own_model_service import OwnService, fp32_outputs, images, model_of
+from tests.traffic import eventually
+
+
+@pytest.fixture(scope="module")
+def service(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnService]:
+    """A service whose version 1 is `model_of(1)`, and which serves it or a later one."""
+    own = OwnService(stack, tmp_path_factory.mktemp("applications"))
+    with own.running():
+        own.promote(own.publish(model_of(1)))
+        assert own.serves(1), own.log.read_text()
+        yield own
+
+
+@pytest.fixture
+def fresh(stack: Settings, tmp_path: Path) -> OwnService:
+    """A service that has not been started, for an application without a champion."""
+    return OwnService(stack, tmp_path)
+
+
+def test_ready_when_the_first_champion_is_loaded(fresh: OwnService) -> None:
+    with fresh.running():
+        waiting = fresh.request("GET", "/v2/health/ready")
+        assert waiting.status == 503
+        assert waiting.headers["Content-Type"] == "application/problem+json"
+        assert int(waiting.headers["Retry-After"]) >= 1
+        assert f"deeplambda model promote {fresh.name}" in waiting.json()["remedy"]
+        assert fresh.request("POST", fresh.infer_path, body=b"{}").status == 503
+        fresh.promote(fresh.publish(model_of(1)))
+        assert eventually(lambda: fresh.request("GET", "/v2/health/ready").status == 200, timeout_s=20)
+
+
+def test_cold_start_knows_the_champion_from_the_topic(fresh: OwnService) -> None:
+    for seed in (1, 2):
+        fresh.promote(fresh.publish(model_of(seed)))
+    with fresh.running():
+        assert fresh.serves(2)
+        assert fresh.error() is None
+
+
+def test_start_without_kafka_waits_and_says_so(fresh: OwnService) -> None:
+    with fresh.running(DEEPLAMBDA_KAFKA_BOOTSTRAP="127.0.0.1:1"):
+        assert eventually(lambda: "cannot follow champions" in fresh.log.read_text())
+        assert fresh.request("GET", "/v2/health/ready").status == 503
+        assert fresh.stop() == 0
+
+
+def test_start_of_an_unknown_application_fails_in_one_line(fresh: OwnService) -> None:
+    with pytest.raises(AssertionError), fresh.running(DEEPLAMBDA_APPLICATIONS='["nowhere"]'):
+        pass
+    assert fresh.process is not None
+    assert fresh.process.wait() == 1
+    (line,) = fresh.log.read_text().splitlines()
+    assert line.startswith("the model service cannot start: no application 'nowhere'")
+
+
+@pytest.mark.parametrize("rows", [1, 32, 300])
+def test_client_gets_the_models_outputs(service: OwnService, rows: int) -> None:
+    client = ModelClient(service.settings, service.name)
+    features = images(rows)
+    scored = client.predict(features)
+    expected = fp32_outputs(model_of(scored.model_version), features)
+    np.testing.assert_array_equal(scored.outputs.argmax(axis=1), expected.argmax(axis=1))
+    share = np.abs(scored.outputs - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    assert share.max() < ROUNDED
+
+
+def test_client_splits_what_one_body_cannot_hold(service: OwnService) -> None:
+    features = np.zeros((BODY_LIMIT_BYTES // (784 * 4) + 10, 1, 28, 28), dtype=np.float32)
+    assert len(ModelClient(service.settings, service.name).predict(features).outputs) == len(features)
+
+
+def test_client_says_what_the_service_refuses(service: OwnService) -> None:
+    client = ModelClient(service.settings, service.name)
+    with pytest.raises(BadInput, match="NaN"):
+        client.predict(np.full((1, 1, 28, 28), np.nan, dtype=np.float32))
+    with pytest.raises(BadInput, match="shape"):
+        client.predict(np.zeros((1, 28, 28), dtype=np.float32))
+    with pytest.raises(BadInput, match="no model 'cats'"):
+        ModelClient(service.settings, "cats").predict(images(1))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_stock_triton_client(service: OwnService, binary: bool) -> None:
+    host, port = service.address
+    with triton.InferenceServerClient(f"{host}:{port}") as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready(service.name)
+        assert client.is_model_ready(service.name, "1")
+        assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+        assert client.get_model_metadata(service.name)["inputs"][0]["shape"] == [-1, 1, 28, 28]
+        features = images(3)
+        tensor = triton.InferInput("features", list(features.shape), "FP32")
+        tensor.set_data_from_numpy(features, binary_data=binary)
+        everything = client.infer(service.name, [tensor], model_version="1", request_id="q")
+        expected = fp32_outputs(model_of(1), features)
+        assert everything.get_response()["model_version"] == "1"
+        assert everything.get_response()["id"] == "q"
+        np.testing.assert_allclose(everything.as_numpy("outputs"), expected, atol=ROUNDED * np.abs(expected).max())
+        assert [int(label) for label in everything.as_numpy("prediction")] == expected.argmax(axis=1).tolist()
+        wanted = [
+            triton.InferRequestedOutput("confidence"),
+            triton.InferRequestedOutput("prediction", binary_data=False),
+        ]
+        some = client.infer(service.name, [tensor], outputs=wanted)
+        assert some.as_numpy("outputs") is None
+        assert some.as_numpy("prediction").tolist() == [str(label) for label in expected.argmax(axis=1)]
+        assert np.all((some.as_numpy("confidence") > 0.1) & (some.as_numpy("confidence") <= 1))
+        with pytest.raises(triton.InferenceServerException, match="no model 'cats'"):
+            client.infer("cats", [tensor])
+
+
+def test_raw_events_are_predicted_as_the_transform_and_the_model_say(service: OwnService) -> None:
+    pixels = bytes(range(196)) * 4
+    reply = service.request("POST", service.predict_path, json={"instances": [{"image": b64encode(pixels).decode()}]})
+    assert reply.status == 200
+    assert reply.headers["X-Model-Version"] == str(reply.json()["model_version"]) == "1"
+    features = ((np.frombuffer(pixels, np.uint8) / 255 - 0.1307) / 0.3081).astype(np.float32).reshape(1, 1, 28, 28)
+    expected = str(fp32_outputs(model_of(1), features).argmax())
+    assert [row["prediction"] for row in reply.json()["predictions"]] == [expected]
+
+
+def test_metadata_has_the_events_schema_and_the_cards_facts(service: OwnService) -> None:
+    described = service.request("GET", f"/v1/models/{service.name}").json()
+    assert described["event_schema"]["required"] == ["event_id", "occurred_at", "image"]
+    assert described["metrics"] == {"accuracy": 0.1}
+
+
+def test_figures_reach_prometheus_and_kafka(service: OwnService) -> None:
+    ModelClient(service.settings, service.name).predict(images(5))
+    exposed = service.request("GET", "/metrics").data.decode()
+    assert f'deeplambda_model_service_predictions_total{{application="{service.name}"' in exposed
+    assert f'deeplambda_model_service_model_version{{application="{service.name}"}} 1.0' in exposed
+    reader = consumer(service.settings, topics.METRICS)
+    found: dict[str, Measured] = {}
+
+    def all_reported() -> bool:
+        for records in reader.poll(timeout_ms=500).values():
+            for figure in (Measured.model_validate_json(record.value) for record in records):
+                if figure.application == service.name:
+                    found[figure.name] = figure
+        return {"requests", "errors", "predictions", "latency_p50", "latency_p99"} <= set(found)
+
+    assert eventually(all_reported, timeout_s=30)
+    reader.close()
+    assert (found["requests"].layer, found["requests"].part) == ("speed", "model")
+    assert 0 < found["latency_p50"].value <= found["latency_p99"].value
+
+
+def test_swap_under_load_fails_no_request_and_mixes_no_versions(fresh: OwnService) -> None:
+    features = images(8)
+    with fresh.running():
+        versions = [fresh.publish(model_of(seed)) for seed in (1, 2, 3)]
+        fresh.promote(versions[0])
+        assert fresh.serves(versions[0])
+        expected = {version: fp32_outputs(model_of(version), features) for version in versions}
+        done = threading.Event()
+
+        def load() -> list[int]:
+            client, seen = ModelClient(fresh.settings, fresh.name, patience_s=0), []
+            while not done.is_set():
+                scored = client.predict(features)  # with no patience, the first failure fails the test
+                truth = expected[scored.model_version]
+                assert np.abs(scored.outputs - truth).max() < ROUNDED * np.abs(truth).max()
+                seen.append(scored.model_version)
+            return seen
+
+        with ThreadPoolExecutor(4) as pool:
+            loads = [pool.submit(load) for _ in range(4)]
+            try:
+                for version in versions[1:]:
+                    fresh.promote(version)
+                    assert fresh.serves(version)
+            finally:
+                done.set()
+            for seen in (future.result() for future in loads):
+                assert seen == sorted(seen), "no client sees an older version after a newer one"
+                assert set(seen) >= {versions[0]}
+
+
+def test_client_waits_out_a_restart_after_kill_9(fresh: OwnService) -> None:
+    with fresh.running():
+        fresh.promote(fresh.publish(model_of(1)))
+        assert fresh.serves(1)
+        client = ModelClient(fresh.settings, fresh.name, patience_s=60)
+        expected = client.predict(images(4)).outputs
+        fresh.kill()
+        restart = threading.Thread(target=fresh.start)
+        restart.start()
+        begun = time.monotonic()
+        np.testing.assert_array_equal(client.predict(images(4)).outputs, expected)
+        assert time.monotonic() - begun < 30
+        restart.join()
+        fresh.worker().kill()  # the worker alone: its parent makes another
+        np.testing.assert_array_equal(client.predict(images(4)).outputs, expected)
+
+
+def test_client_gives_up_on_a_service_that_hangs_and_gets_through_when_it_goes_on(fresh: OwnService) -> None:
+    with fresh.running():
+        fresh.promote(fresh.publish(model_of(1)))
+        assert fresh.serves(1)
+        worker = fresh.worker()
+        worker.suspend()
+        try:
+            begun = time.monotonic()
+            with pytest.raises(NotReady, match="timed out"):
+                ModelClient(fresh.settings, fresh.name, patience_s=0).predict(images(1))
+            assert time.monotonic() - begun < 6
+            patient = ThreadPoolExecutor(1).submit(ModelClient(fresh.settings, fresh.name).predict, images(1))
+        finally:
+            worker.resume()
+        assert patient.result(timeout=30).model_version == 1
+
+
+def test_sigterm_ends_the_service_cleanly_and_leaves_no_process(fresh: OwnService) -> None:
+    with fresh.running():
+        worker = fresh.worker()
+        assert fresh.stop() == 0
+        assert not worker.is_running()
