@@ -6,45 +6,42 @@ neither doubles nor loses a row.
 """
 
 import json
-import logging
-import signal
-import threading
+from functools import partial
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda import topics
-from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import create_tables, spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
-from deeplambda.runtime_metrics import Meter
-from deeplambda.stack.heartbeat import beat
+from deeplambda.service_logs import log_to_stderr
+from deeplambda.streams import Stream, run_streams
 
 TRIGGER_S = 5
-_BEAT_S = 5
-_LOG = logging.getLogger(__name__)
 
 
-def start_archive(spark: SparkSession, settings: Settings, application: str) -> list[StreamingQuery]:
-    """Start the streams of one application."""
+def archive_streams(spark: SparkSession, settings: Settings, application: str) -> list[Stream]:
+    """The streams of one application, not yet started."""
     key = F.col("key").cast("string")
     label = F.from_json(F.col("value").cast("string"), "event_id STRING, label STRING")
+    events = {"event_id": key, "value": F.col("value")}
+    labels = {"event_id": F.coalesce(label["event_id"], key), "label": label["label"]}
     return [
-        _append(spark, settings, topics.events(application), f"lake.{application}.events", {"event_id": key}, "value"),
-        _append(
-            spark,
-            settings,
-            topics.labels(application),
-            f"lake.{application}.labels",
-            {"event_id": F.coalesce(label["event_id"], key), "label": label["label"]},
+        Stream(
+            application,
+            partial(_append, spark, settings, topics.events(application), f"lake.{application}.events", events),
+        ),
+        Stream(
+            application,
+            partial(_append, spark, settings, topics.labels(application), f"lake.{application}.labels", labels),
         ),
     ]
 
 
 def _append(
-    spark: SparkSession, settings: Settings, topic: str, table: str, columns: dict[str, Column], *kept: str
+    spark: SparkSession, settings: Settings, topic: str, table: str, columns: dict[str, Column]
 ) -> StreamingQuery:
     records = (
         spark.readStream.format("kafka")
@@ -60,7 +57,6 @@ def _append(
         F.col("partition").alias("kafka_partition"),
         F.col("offset").alias("kafka_offset"),
         F.col("timestamp").alias("kafka_timestamp"),
-        *kept,
         F.current_timestamp().alias("archived_at"),
     )
     return (
@@ -90,34 +86,15 @@ def _where_table_ends(spark: SparkSession, settings: Settings, topic: str, table
 
 
 def main() -> None:
-    """Run until SIGTERM; fails, to be restarted from the checkpoints, when a stream does."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings, stop = load_settings(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    """Run until SIGTERM."""
+    log_to_stderr()
+    settings = load_settings()
     spark = spark_session(settings, "archive", {"spark.driver.memory": "512m"})
-    queries: dict[str, list[StreamingQuery]] = {}
+    streams = []
     for name in settings.applications:
         create_tables(spark, pack_application(name, settings).load())
-        queries[name] = start_archive(spark, settings, name)
-    _LOG.info("archiving %s", ", ".join(query.name for started in queries.values() for query in started))
-    with Publisher(settings) as publisher:
-        meters = {name: Meter(publisher, layer="batch", part="archive", application=name) for name in queries}
-        reported: dict[str, int] = {}
-        while not stop.wait(_BEAT_S):
-            for name, started in queries.items():
-                for query in started:
-                    if failure := query.exception():
-                        raise failure
-                    progress = query.lastProgress
-                    if progress and progress["numInputRows"] and reported.get(query.name) != progress["batchId"]:
-                        reported[query.name] = progress["batchId"]
-                        meters[name].measure("archived", progress["numInputRows"], "rows")
-                        meters[name].measure("batch_duration", progress["durationMs"]["triggerExecution"] / 1e3, "s")
-            publisher.flush()
-            beat(settings, "archive", streams=sum(len(started) for started in queries.values()))
-    for query in [query for started in queries.values() for query in started]:
-        query.stop()
+        streams += archive_streams(spark, settings, name)
+    run_streams(settings, layer="batch", part="archive", streams=streams)
     spark.stop()
 
 

@@ -6,7 +6,6 @@ dealt out to the workers, as many as there are. Both run the same function.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 from pydantic_core import from_json
@@ -61,16 +60,16 @@ class Router:
 
     def _waiting(self) -> int | None:
         """At most how many events the batch can hold: those on Kafka past the last finished batch. None: not known."""
-        progress: Any = self.query and self.query.lastProgress
-        finished = progress and offsets_of(progress["sources"][0]["endOffset"], self._topic)
+        progress = self.query and self.query.lastProgress
+        finished = offsets_of(progress.json, self._topic) if progress else None
         if not finished:
             return None
         with translated(self._settings):
             ends = self._positions.end_offsets(self._positions.assignment())
-        return sum(end - finished.get(partition.partition, 0) for partition, end in ends.items())
+        return sum(int(end) - finished.get(partition.partition, 0) for partition, end in ends.items())
 
 
-def offsets_of(end_offset: Any, topic: str) -> Mapping[int, int]:
-    """Offsets by partition out of a Kafka source's progress, `{"topic": {"0": 17}}` as JSON or parsed."""
-    by_topic = from_json(end_offset) if isinstance(end_offset, str) else end_offset
-    return {int(partition): offset for partition, offset in (by_topic or {}).get(topic, {}).items()}
+def offsets_of(progress_json: str, topic: str) -> Mapping[int, int]:
+    """By partition, the end offsets of a Kafka source out of the JSON of its stream's progress."""
+    end_offset = from_json(progress_json)["sources"][0]["endOffset"]
+    return {int(partition): offset for partition, offset in (end_offset or {}).get(topic, {}).items()}
