@@ -8,7 +8,7 @@ neither doubles nor loses a row.
 import json
 from functools import partial
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
@@ -52,13 +52,13 @@ def _append(
         .option("maxOffsetsPerTrigger", 100_000)
         .load()
     )
-    rows: DataFrame = records.select(
+    rows = records.select(
         *[column.alias(name) for name, column in columns.items()],
         F.col("partition").alias("kafka_partition"),
         F.col("offset").alias("kafka_offset"),
         F.col("timestamp").alias("kafka_timestamp"),
         F.current_timestamp().alias("archived_at"),
-    )
+    ).select(spark.table(table).columns)
     return (
         rows.writeStream.format("iceberg")
         .queryName(f"archive {topic}")
