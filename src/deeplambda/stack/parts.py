@@ -7,7 +7,7 @@ from functools import partial
 
 from deeplambda.config import Settings, port_of
 from deeplambda.errors import ConfigurationError
-from deeplambda.stack import kafka, mariadb, metastore, probes, provision, s3
+from deeplambda.stack import kafka, mariadb, metastore, probes, provision, s3, spark_archive
 from deeplambda.stack.ports import is_loopback, kafka_controller_port
 
 
@@ -119,6 +119,7 @@ PARTS: tuple[Part, ...] = (
         needs=("metastore", "mysql", "s3"),
         components=("spark",),
         listens="hive_address",
+        prepare=spark_archive.make_if_missing,
         command=_module("serving_layer.hive_gateway"),
         environment=_PYTHON,
         probe=probes.gateway,
@@ -135,8 +136,9 @@ PARTS: tuple[Part, ...] = (
     Part(
         name="stream",
         title="Scoring stream",
-        needs=("kafka", "s3", "mysql"),
+        needs=("kafka", "s3", "mysql", "metastore"),  # the last to make its archive of classes
         components=("spark",),
+        prepare=spark_archive.make_if_missing,
         command=_module("speed_layer.stream"),
         environment=_PYTHON,
         probe=partial(probes.heartbeat_of, part="stream"),
@@ -146,6 +148,7 @@ PARTS: tuple[Part, ...] = (
         title="Archive stream",
         needs=("kafka", "metastore", "s3"),
         components=("spark",),
+        prepare=spark_archive.make_if_missing,
         command=_module("batch_layer.archive"),
         environment=_PYTHON,
         probe=partial(probes.heartbeat_of, part="archive"),

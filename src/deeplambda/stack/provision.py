@@ -11,6 +11,23 @@ from deeplambda.stack.ports import host_of
 _HIDDEN_FROM_ANALYSTS = {"outbox", "queries"}
 _VIEWS_WRITE = {"realtime_predictions", "metrics"}
 
+# The metastore makes its own tables but for these of its transactions, of which it clears a database that is dropped.
+# Source: Apache Hive 2.3, hive-txn-schema-2.3.0.mysql.sql.
+_METASTORE_TABLES = {
+    "TXN_COMPONENTS": "TC_TXNID BIGINT, TC_DATABASE VARCHAR(128) NOT NULL, TC_TABLE VARCHAR(128), "
+    "TC_PARTITION VARCHAR(767), TC_OPERATION_TYPE CHAR(1) NOT NULL",
+    "COMPLETED_TXN_COMPONENTS": "CTC_TXNID BIGINT NOT NULL, CTC_DATABASE VARCHAR(128) NOT NULL, "
+    "CTC_TABLE VARCHAR(256), CTC_PARTITION VARCHAR(767)",
+    "COMPACTION_QUEUE": "CQ_ID BIGINT PRIMARY KEY, CQ_DATABASE VARCHAR(128) NOT NULL, CQ_TABLE VARCHAR(128) NOT NULL, "
+    "CQ_PARTITION VARCHAR(767), CQ_STATE CHAR(1) NOT NULL, CQ_TYPE CHAR(1) NOT NULL, CQ_TBLPROPERTIES VARCHAR(2048), "
+    "CQ_WORKER_ID VARCHAR(128), CQ_START BIGINT, CQ_RUN_AS VARCHAR(128), CQ_HIGHEST_TXN_ID BIGINT, "
+    "CQ_META_INFO VARBINARY(2048), CQ_HADOOP_JOB_ID VARCHAR(32)",
+    "COMPLETED_COMPACTIONS": "CC_ID BIGINT PRIMARY KEY, CC_DATABASE VARCHAR(128) NOT NULL, "
+    "CC_TABLE VARCHAR(128) NOT NULL, CC_PARTITION VARCHAR(767), CC_STATE CHAR(1) NOT NULL, CC_TYPE CHAR(1) NOT NULL, "
+    "CC_TBLPROPERTIES VARCHAR(2048), CC_WORKER_ID VARCHAR(128), CC_START BIGINT, CC_END BIGINT, "
+    "CC_RUN_AS VARCHAR(128), CC_HIGHEST_TXN_ID BIGINT, CC_META_INFO VARBINARY(2048), CC_HADOOP_JOB_ID VARCHAR(32)",
+}
+
 
 def kafka_topics(settings: Settings) -> None:
     """Create the topics that are missing."""
@@ -64,6 +81,8 @@ def mysql_accounts(settings: Settings) -> None:
             cursor.execute(f"CREATE USER IF NOT EXISTS {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
             cursor.execute(f"ALTER USER {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
         cursor.execute("GRANT ALL ON metastore.* TO metastore@'%'")
+        for table, columns in _METASTORE_TABLES.items():
+            cursor.execute(f"CREATE TABLE IF NOT EXISTS metastore.{table} ({columns})")
         cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{settings.mysql_database}`.* TO platform@'%'")
         for table in _tables(cursor, settings.mysql_database):
             cursor.execute(f"GRANT {views_rights(table)} ON `{settings.mysql_database}`.`{table}` TO views@'%'")
