@@ -153,6 +153,8 @@ def _check(sql: str, policy: Policy, store: Store, row_cap: int) -> Checked:
         tokens = _tokens(sql, store)
         tree = _read(sql, tokens, policy, store)
         _cap_rows(tree, row_cap)
+        if store == "mysql":
+            _name_columns(tree)
         rendered = (
             _DIALECTS[store].generator(identify=True, comments=False, unsupported_level=ErrorLevel.RAISE).generate(tree)
         )
@@ -273,6 +275,14 @@ def _cap_rows(tree: exp.Query, row_cap: int) -> None:
             raise ForbiddenStatement("LIMIT takes a plain number", "write LIMIT 100")
         asked = min(asked, int(number.name))
     tree.set("limit", exp.Limit(expression=exp.Literal.number(asked)))
+
+
+def _name_columns(tree: exp.Query) -> None:
+    """Name what has no name after its text; MySQL would name it after the quoted text that it gets."""
+    for column in tree.selects if isinstance(tree, exp.Select) else ():
+        name = column.sql(dialect=_DIALECTS["mysql"], comments=False)
+        if not isinstance(column, (exp.Column, exp.Alias, exp.Star)) and "`" not in name and name.isprintable():
+            column.replace(exp.alias_(column.copy(), name[:64].strip(), quoted=True))
 
 
 def _listing(statement: re.Match[str], policy: Policy, store: Store) -> str:

@@ -45,7 +45,17 @@ FUNCTIONS: frozenset[type[exp.Expression]] = frozenset(
         # text
         *(exp.Concat, exp.ConcatWs, exp.Length, exp.BitLength, exp.Lower, exp.Upper, exp.Initcap, exp.Trim),
         *(exp.Substring, exp.SubstringIndex, exp.Left, exp.Right, exp.Replace, exp.Translate, exp.Reverse),
-        *(exp.StrPosition, exp.StartsWith, exp.EndsWith, exp.Contains, exp.Ascii, exp.Split, exp.SplitPart),
+        *(
+            exp.StrPosition,
+            exp.StartsWith,
+            exp.EndsWith,
+            exp.Contains,
+            exp.Ascii,
+            exp.Split,
+            exp.SplitPart,
+            exp.RegexpSplit,
+            exp.Elt,
+        ),
         *(exp.RegexpReplace, exp.RegexpExtract, exp.RegexpSubstr, exp.Encode, exp.Decode),
         *(exp.MD5, exp.SHA, exp.SHA2, exp.ToBase64, exp.FromBase64),
         # time
@@ -59,13 +69,26 @@ FUNCTIONS: frozenset[type[exp.Expression]] = frozenset(
         # JSON, arrays, maps
         *(exp.JSONExtract, exp.JSONExtractScalar, exp.JSONKeys, exp.JSONFormat),
         *(exp.Array, exp.ArrayContains, exp.ArrayMax, exp.ArrayMin, exp.ArraySize, exp.ArrayToString),
+        *(exp.ArraySort, exp.ArrayAgg, exp.VarMap),
         *(exp.MapKeys, exp.Struct, exp.Explode, exp.Posexplode),
     }
 )
 
 NAMED_FUNCTIONS: frozenset[str] = frozenset(
     {
-        *("bround", "cardinality", "crc32", "every", "field", "format_number", "hash", "isnotnull", "isnull"),
+        *(
+            "bround",
+            "conv",
+            "date_part",
+            "cardinality",
+            "crc32",
+            "every",
+            "field",
+            "format_number",
+            "hash",
+            "isnotnull",
+            "isnull",
+        ),
         *("json_array", "json_contains", "json_length", "json_unquote", "map_values", "microsecond", "now"),
         *("octet_length", "pmod", "some", "time_to_sec", "timediff", "timestamp_micros", "timestamp_millis"),
         *("timestamp_seconds", "unix_timestamp", "weekday", "window", "xxhash64"),
