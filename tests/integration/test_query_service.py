@@ -1,0 +1,263 @@
+"""SQL over HTTP: both stores answer, nobody writes, nothing runs for ever, and every error says what to mend."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import urllib3
+from sqlalchemy import delete, insert
+
+from deeplambda.adapters import mysql
+from deeplambda.adapters.mysql import RECENT_PREDICTIONS
+from deeplambda.config import Settings
+from deeplambda.lifecycle import now
+from serving_layer.query_service.messages import Answer, Applications, Health, Models, Problem, Query, Statistics
+from serving_layer.query_service.openapi import document
+from serving_layer.query_service.queries_table import QueriesTable
+from serving_layer.query_service.statistics import statistics
+from tests.traffic import eventually
+
+ENDLESS = (
+    "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 1000) "
+    "SELECT COUNT(*) FROM n a, n b, n c, n d WHERE a.i + b.i + c.i + d.i > 7"
+)
+TEN = "(SELECT * FROM VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10) AS t(x))"
+ENDLESS_IN_HIVE = f"SELECT SUM(hash({', '.join(f't{n}.x' for n in range(12))})) FROM " + ", ".join(
+    f"{TEN} AS t{n}" for n in range(12)
+)
+
+
+class Service:
+    """The query service, as a client sees it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.query_url
+        self._http = urllib3.PoolManager(retries=False, timeout=60)
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        return self._http.request(method, self._url + path, **arguments)
+
+    def ask(self, sql: str, **asked: Any) -> Any:
+        return self.call("POST", "/v1/queries", json={"sql": sql} | asked)
+
+    def wait(self, place: str, timeout_s: float = 90) -> Query:
+        def ended() -> Query | None:
+            query = Query.model_validate_json(self.call("GET", place).data)
+            return query if query.status not in ("queued", "running") else None
+
+        query = eventually(ended, timeout_s)
+        assert query is not None, f"{place} did not end in {timeout_s} s"
+        return query
+
+
+@pytest.fixture(scope="module")
+def service(stack: Settings) -> Service:
+    return Service(stack)
+
+
+def test_mysql_answers_at_once(service: Service) -> None:
+    reply = service.ask(
+        "SELECT 1 AS a, 1.50 AS b, 'ü' AS c, x'ff' AS d, NULL AS e, TIMESTAMP '2026-01-02 03:04:05' AS f"
+    )
+    assert reply.status == 200
+    answer = Answer.model_validate_json(reply.data)
+    assert answer.rows == [[1, "1.50", "ü", "/w==", None, "2026-01-02T03:04:05Z"]]
+    assert [column.name for column in answer.columns] == list("abcdef")
+    assert (answer.store, answer.row_count, answer.truncated) == ("mysql", 1, False)
+    assert answer.elapsed_ms < 5_000
+
+
+def test_hive_answers_with_a_place_to_look(service: Service) -> None:
+    reply = service.ask("SELECT view, COUNT(*) AS n FROM digits.all_predictions GROUP BY view")
+    assert reply.status == 202
+    assert reply.headers["Retry-After"]
+    query = service.wait(reply.headers["Location"])
+    assert query.status == "done", query.error
+    assert query.result
+    assert query.result.store == "hive"
+    assert [column.name for column in query.result.columns] == ["view", "n"]
+
+
+def test_hive_gives_values_as_mysql_does(service: Service) -> None:
+    reply = service.ask(
+        "SELECT 1 AS a, CAST(1.5 AS DECIMAL(4, 2)) AS b, 'ü' AS c, X'FF' AS d, NULL AS e, "
+        "TIMESTAMP '2026-01-02 03:04:05' AS f, CAST('NaN' AS DOUBLE) AS g",
+        store="hive",
+    )
+    query = service.wait(reply.headers["Location"])
+    assert query.result, query.error
+    assert query.result.rows == [[1, "1.50", "ü", "/w==", None, "2026-01-02T03:04:05Z", "NaN"]]
+
+
+def test_time_travel_and_metadata_tables_can_be_asked(service: Service) -> None:
+    reply = service.ask("SELECT snapshot_id, committed_at FROM lake.digits.examples.snapshots ORDER BY committed_at")
+    assert service.wait(reply.headers["Location"]).status == "done"
+
+
+def test_what_hive_refuses_is_told(service: Service) -> None:
+    query = service.wait(service.ask("SELECT nope FROM lake.digits.models").headers["Location"])
+    assert query.status == "failed"
+    assert query.error
+    assert "nope" in query.error
+    assert "\tat " not in query.error
+
+
+def test_more_rows_than_asked_for_are_cut_and_said_to_be(service: Service) -> None:
+    many = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 500) SELECT a.i FROM n a, n b"
+    few = Answer.model_validate_json(service.ask(many, limit=3).data)
+    assert (few.row_count, few.truncated) == (3, True)
+    most = Answer.model_validate_json(service.ask(many).data)
+    assert (most.row_count, most.truncated) == (10_000, True)
+    in_hive = service.wait(service.ask(f"SELECT a.x FROM {TEN} a, {TEN} b", store="hive", limit=7).headers["Location"])
+    assert in_hive.result, in_hive.error
+    assert (in_hive.result.row_count, in_hive.result.truncated) == (7, True)
+
+
+def test_an_endless_query_is_ended_and_disturbs_nobody(service: Service) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        started = time.monotonic()
+        endless = thread.submit(service.ask, ENDLESS)
+        slowest_s = 0.0
+        while not endless.done():
+            asked = time.monotonic()
+            assert service.ask("SELECT COUNT(*) FROM horizons").status == 200
+            slowest_s = max(slowest_s, time.monotonic() - asked)
+    problem = Problem.model_validate_json(endless.result().data)
+    assert problem.status == 422
+    assert "10 s" in problem.detail
+    assert time.monotonic() - started < 15
+    assert slowest_s < 5
+
+
+def test_a_query_of_hive_can_be_cancelled(service: Service) -> None:
+    place = service.ask(ENDLESS_IN_HIVE, store="hive").headers["Location"]
+    assert eventually(lambda: Query.model_validate_json(service.call("GET", place).data).status == "running")
+    assert Query.model_validate_json(service.call("DELETE", place).data).status == "cancelled"
+    assert eventually(lambda: Health.model_validate_json(service.call("GET", "/v1/health").data).running == 0)
+    after = service.wait(service.ask("SELECT 1 AS a", store="hive").headers["Location"])
+    assert after.result, after.error
+    assert Query.model_validate_json(service.call("GET", place).data).status == "cancelled"
+
+
+def test_a_query_that_a_crash_left_running_has_failed(stack: Settings) -> None:
+    table, query_id = QueriesTable(mysql.engine(stack, "platform")), str(uuid.uuid4())
+    table.add(query_id, "SELECT 1")
+    assert table.begin(query_id)
+    assert table.fail_unfinished() >= 1
+    found = table.find(query_id)
+    assert found
+    assert found.status == "failed"
+    assert "send it again" in (found.error or "")
+    assert not table.end(query_id, "done"), "what has ended stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("sql", "status", "detail"),
+    [
+        ("DELETE FROM realtime_predictions", 403, "DELETE"),
+        ("DROP TABLE lake.digits.examples", 403, "DROP"),
+        ("SELECT * FROM mysql.user", 403, "mysql.user"),
+        ("SELECT * FROM queries", 403, "queries"),
+        ("SELECT SLEEP(100)", 403, "sleep"),
+        ("SELECT * FROM text.`/etc/passwd`", 403, "no table"),
+        ("SELECT reflect('java.lang.System', 'getenv', 'HOME')", 403, "reflect"),
+        ("SELECT 1; SELECT 2", 403, "one statement"),
+        ("SELECT FROM WHERE", 400, "cannot be read"),
+        ("SELECT nope FROM metrics", 400, "nope"),
+    ],
+)
+def test_a_statement_that_may_not_run_is_refused(service: Service, sql: str, status: int, detail: str) -> None:
+    reply = service.ask(sql)
+    assert reply.headers["Content-Type"] == "application/problem+json"
+    problem = Problem.model_validate_json(reply.data)
+    assert (reply.status, problem.status) == (status, status)
+    assert detail in problem.detail
+    assert problem.remedy
+
+
+def test_a_syntax_error_has_its_place(service: Service) -> None:
+    problem = Problem.model_validate_json(service.ask("SELECT *\nFROM metrics WHERE").data)
+    assert (problem.status, problem.line) == (400, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "arguments", "status"),
+    [
+        ("POST", "/v1/queries", {"body": b"{", "headers": {"Content-Type": "application/json"}}, 400),
+        ("POST", "/v1/queries", {"body": b"[" * 50_000, "headers": {"Content-Type": "application/json"}}, 400),
+        ("POST", "/v1/queries", {"body": b"SELECT 1"}, 415),
+        ("POST", "/v1/queries", {"json": {"sql": "x" * 200_000}}, 413),
+        ("POST", "/v1/queries", {"json": {}}, 422),
+        ("POST", "/v1/queries", {"json": {"sql": 1}}, 422),
+        ("POST", "/v1/queries", {"json": {"sql": "SELECT 1", "limit": 10_001}}, 422),
+        ("POST", "/v1/queries", {"json": {"sql": "SELECT 1", "store": "oracle"}}, 422),
+        ("POST", "/v1/queries", {"json": {"sql": "SELECT 1", "more": 1}}, 422),
+        ("GET", f"/v1/queries/{uuid.uuid4()}", {}, 404),
+        ("DELETE", "/v1/queries/x%00y", {}, 404),
+        ("PUT", "/v1/queries", {}, 405),
+        ("GET", "/v1/models?application=nope", {}, 404),
+        ("GET", "/v1/statistics?application=%27%20OR%201=1", {}, 404),
+        ("GET", "/nope", {}, 404),
+    ],
+)
+def test_a_bad_request_is_a_problem(
+    service: Service, method: str, path: str, arguments: dict[str, Any], status: int
+) -> None:
+    reply = service.call(method, path, **arguments)
+    assert reply.status == status
+    assert reply.headers["Content-Type"] == "application/problem+json"
+    assert Problem.model_validate_json(reply.data).status == status
+
+
+def test_what_there_is_can_be_looked_up(service: Service, stack: Settings) -> None:
+    (digits,) = Applications.model_validate_json(service.call("GET", "/v1/applications").data).applications
+    assert digits.event["properties"]["image"]["contentEncoding"] == "base64"
+    assert digits.topics["events"] == "digits.events"
+    models = Models.model_validate_json(service.call("GET", "/v1/models?application=digits").data).models
+    assert [each.version for each in models if each.champion] == ([digits.champion] if digits.champion else [])
+    figures = Statistics.model_validate_json(service.call("GET", "/v1/statistics").data)
+    assert figures.live.rows == sum(each.rows for each in figures.live.versions)
+    assert service.call("GET", "/openapi.json").json() == document(stack.query_url)
+
+
+def test_the_page_loads_nothing_from_elsewhere(service: Service) -> None:
+    reply = service.call("GET", "/")
+    page = reply.data.decode()
+    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+    assert 'src="' not in page
+    assert 'href="http' not in page
+    assert "digits" in page
+
+
+@pytest.fixture
+def labelled(stack: Settings) -> Iterator[str]:
+    application, engine = f"own_{uuid.uuid4().hex[:8]}", mysql.engine(stack, "views")
+    rows = [
+        {
+            "application": application,
+            "event_id": f"{n:03}",
+            "kafka_partition": 0,
+            "kafka_offset": n,
+            "occurred_at": now(),
+            "predicted_at": now(),
+            "model_version": 3,
+            "prediction": "7",
+            "confidence": 0.9,
+            "label": None if n >= 100 else "7" if n < 90 else "1",
+        }
+        for n in range(120)
+    ]
+    with engine.begin() as connection:
+        connection.execute(insert(RECENT_PREDICTIONS), rows)
+    yield application
+    with engine.begin() as connection:
+        connection.execute(delete(RECENT_PREDICTIONS).where(RECENT_PREDICTIONS.c.application == application))
+
+
+def test_live_accuracy_comes_with_its_interval(stack: Settings, labelled: str) -> None:
+    (version,) = statistics(mysql.engine(stack, "analyst"), labelled).labelled
+    assert (version.model_version, version.rows, version.correct, version.accuracy) == (3, 100, 90, 0.9)
+    assert version.interval_95 == pytest.approx((0.8256, 0.9448), abs=1e-4)
