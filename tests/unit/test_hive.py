@@ -42,6 +42,7 @@ def test_an_error_is_told_without_java(told: str | None, read: str) -> None:
     [
         (response(UNKNOWN_TABLE), BadInput),
         (response("Invalid SessionHandle: SessionHandle [1234]"), NotReady),
+        (response("Failed to open new session: … Cannot call methods on a stopped SparkContext."), NotReady),
         (TTransportException(TTransportException.NOT_OPEN, "Could not connect"), NotReady),
         (
             TTransportException(TTransportException.NOT_OPEN, "Bad status: 3 (b'Error validating …')"),

@@ -29,6 +29,8 @@ ACCOUNT = "analyst"
 _ANSWER_S = 130
 """Above the gateway's own limit on a query, so that it is the one to say so."""
 
+_NO_SESSION = ("Invalid SessionHandle", "Failed to open new session", "stopped SparkContext")
+"""What a gateway says that has been started anew, or is about to stop."""
 _TOLD = re.compile(r"\[[A-Z][A-Z0-9_.]*\] (?!org\.|java\.)[^\n]+")
 """Spark's error class and its sentence; before it stand the same class and the name of a Java one."""
 
@@ -70,7 +72,7 @@ def translation(exc: Exception) -> DeepLambdaError:
             "see 'deeplambda logs gateway'; its password is in <data folder>/secrets/deeplambda_analyst_password",
         )
     status = getattr(origin.args[0], "status", None) if isinstance(origin, PyHiveError) and origin.args else None
-    if status is None or "Invalid SessionHandle" in (status.errorMessage or ""):
+    if status is None or any(each in (status.errorMessage or "") for each in _NO_SESSION):
         return NotReady(f"the Hive gateway does not answer: {origin}", "see 'deeplambda status'")
     return BadInput(readable(status.errorMessage), "mend the statement")
 
