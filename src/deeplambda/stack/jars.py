@@ -95,7 +95,7 @@ def _fetch_component(
     )
     progress.update(task, completed=total_bytes)
     for coordinate, path in arrived.items():
-        _accept(missing[coordinate], path, _place(settings, missing[coordinate]))
+        accept(missing[coordinate], path, _place(settings, missing[coordinate]))
     shutil.rmtree(incoming)
 
 
@@ -120,10 +120,11 @@ def native_mysql(settings: Settings) -> Path:
     return home
 
 
-def _accept(jar: LockedJar, arrived: Path, place: Path) -> None:
+def accept(jar: LockedJar, arrived: Path, place: Path) -> None:
+    """Move what `arrived` to its place in the cache if it is the jar of the lock. Raises: CorruptObject."""
     found = sha256_of(arrived)
     if found != jar.sha256:
-        shutil.rmtree(arrived.parent.parent)  # or Ivy would hand out the same bytes again
+        shutil.rmtree(arrived.parents[1])  # Ivy's own cache too, or it would hand out the same bytes again
         raise CorruptObject(
             f"{jar.coordinate} was refused: its SHA-256 is {found[:12]}… and the lock names {jar.sha256[:12]}…",
             "run the command again; if it happens again, a proxy or mirror between here and the repository alters it",
