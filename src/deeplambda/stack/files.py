@@ -17,9 +17,12 @@ def write_private(path: Path, text: str) -> Path:
 
 
 @contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """One process at a time; others wait. The lock falls with its process, so a killed one blocks nobody."""
+def only_one(lock: Path) -> Iterator[int]:
+    """One process at a time; others wait. The lock falls with its process, so a killed one blocks nobody.
+
+    Yields the lock's file descriptor: a program that inherits it holds the lock too, until it ends.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

@@ -62,11 +62,13 @@ def retrieve(
     trees: Iterable[Coordinate] = (),
     exclude: Iterable[str] = (),
     on_downloaded: Callable[[Coordinate], None] = lambda _: None,
+    lock: int | None = None,
 ) -> dict[Coordinate, Path]:
     """Bring `jars` alone and `trees` with their dependencies into `folder`; returns where each lies.
 
     `exclude` names what the trees leave out, as `organisation` or `organisation:name`. `on_downloaded` is called as
-    each artefact arrives from the network. Raises: NotReady when the network or the repository fails.
+    each artefact arrives from the network. Ivy shares `lock`, an open file's, so that one whose parent was killed is
+    not joined by another in the same folder. Raises: NotReady when the network or the repository fails.
     """
     trees = list(trees)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,10 @@ def retrieve(
     ]
     command += ["-ivy", folder / "ivy.xml", "-retrieve", f"{arrived}/{_PATTERN}"]
     lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    shared = () if lock is None else (lock,)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, pass_fds=shared
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)

@@ -6,6 +6,7 @@ a file lock: two clones that start together fetch once. An interrupted fetch is 
 
 import shutil
 import stat
+import threading
 import zipfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_any,
+    stop_when_event_set,
+    wait_exponential,
+)
 
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, NotReady
@@ -62,28 +71,36 @@ def damaged_jars(settings: Settings) -> list[Path]:
 
 def fetch(settings: Settings, locked: list[LockedJar]) -> None:
     """Bring the missing ones of `locked` into the cache, the components side by side, showing progress."""
-    with only_one(settings.cache_dir / "fetch.lock"):
+    with only_one(settings.cache_dir / "fetch.lock") as lock:
         wanted: dict[str, dict[Coordinate, LockedJar]] = {}
-        for jar in {
-            jar.coordinate: jar for jar in missing_jars(settings, locked)
-        }.values():  # two components may share one
+        missing = {jar.coordinate: jar for jar in missing_jars(settings, locked)}  # two components may share a jar
+        for jar in missing.values():
             wanted.setdefault(jar.component, {})[jar.coordinate] = jar
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+        given_up = threading.Event()
         with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor() as pool:
-            fetched = [pool.submit(_fetch_component, settings, progress, name, wanted[name]) for name in wanted]
-            for component in fetched:
-                component.result()
+            fetched = [
+                pool.submit(_fetch_component, settings, progress, wanted[name], lock, given_up) for name in wanted
+            ]
+            try:
+                for component in fetched:
+                    component.result()
+            except BaseException:  # above all Ctrl-C, which ends the programs that fetch: they must not be tried again
+                given_up.set()
+                raise
 
 
 def _fetch_component(
-    settings: Settings, progress: Progress, component: str, missing: dict[Coordinate, LockedJar]
+    settings: Settings, progress: Progress, missing: dict[Coordinate, LockedJar], lock: int, given_up: threading.Event
 ) -> None:
+    (component,) = {jar.component for jar in missing.values()}
     total_bytes = sum(jar.size_bytes for jar in missing.values())
     task = progress.add_task(f"Java components of {component}", total=total_bytes)
     incoming = settings.cache_dir / "incoming" / component
     attempts = Retrying(
         retry=retry_if_exception_type(NotReady),
-        stop=stop_after_attempt(_ATTEMPTS),
+        stop=stop_any(stop_after_attempt(_ATTEMPTS), stop_when_event_set(given_up)),
+        sleep=sleep_using_event(given_up),
         wait=wait_exponential(max=15),
         reraise=True,
     )
@@ -92,6 +109,7 @@ def _fetch_component(
         incoming,
         jars=list(missing),
         on_downloaded=lambda coordinate: progress.update(task, advance=missing[coordinate].size_bytes),
+        lock=lock,
     )
     progress.update(task, completed=total_bytes)
     for coordinate, path in arrived.items():
