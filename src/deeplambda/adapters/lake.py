@@ -73,6 +73,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.executor.extraClassPath": classpath,
         "spark.driver.extraJavaOptions": " ".join((*java_options(settings), f"-Djava.io.tmpdir={scratch}")),
         "spark.local.dir": str(scratch),
+        "spark.hadoop.hadoop.tmp.dir": str(scratch),  # where S3A buffers what it uploads
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",

@@ -81,6 +81,7 @@ def retrieve(
         java_program(),
         "-Xmx256m",
         "-XX:TieredStopAtLevel=1",
+        "-XX:-UsePerfData",
         "-jar",
         ivy,
         "-settings",

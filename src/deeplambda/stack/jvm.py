@@ -11,10 +11,12 @@ def java_command(
     class_path: Iterable[str | Path],
     *,
     heap_mb: int,
+    scratch: Path,
     properties: Mapping[str, str | Path] = {},
     arguments: Iterable[str | Path] = (),
 ) -> list[str]:
-    """A command line that runs `main_class`, with a heap of at most `heap_mb` MiB."""
+    """A command line that runs `main_class`, with a heap of at most `heap_mb` MiB and temporary files in `scratch`."""
+    scratch.mkdir(parents=True, exist_ok=True)
     return [
         java_program(),
         f"-Xmx{heap_mb}m",
@@ -23,6 +25,8 @@ def java_command(
         "-XX:+UseSerialGC",
         "-XX:TieredStopAtLevel=1",
         "-XX:+ExitOnOutOfMemoryError",
+        "-XX:-UsePerfData",  # files in the system's temporary folder
+        f"-Djava.io.tmpdir={scratch}",
         *(f"-D{name}={value}" for name, value in properties.items()),
         "-cp",
         ":".join(map(str, class_path)),

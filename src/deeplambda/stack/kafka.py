@@ -92,6 +92,7 @@ def _java(settings: Settings, main_class: str, *arguments: str) -> list[str]:
         main_class,
         component_jars(settings, "kafka"),
         heap_mb=HEAP_MB,
+        scratch=_folder(settings) / "tmp",
         properties={"log4j2.configurationFile": _folder(settings) / "log4j2.properties"},
         arguments=arguments,
     )

@@ -24,7 +24,7 @@ def command(settings: Settings) -> list[str]:
         "org.apache.hadoop.hive.metastore.HiveMetaStore",
         [folder, f"{pyspark_jars()}/*", *spark_jars(settings), *component_jars(settings, "metastore")],
         heap_mb=HEAP_MB,
-        properties={"java.io.tmpdir": folder / "tmp"},
+        scratch=folder / "tmp",
         arguments=["-p", str(port_of(settings.metastore_uri))],
     )
 
@@ -48,6 +48,7 @@ def hive_site(settings: Settings) -> str:
         "hive.metastore.server.min.threads": "4",
         "hive.metastore.server.max.threads": "64",
         "hive.async.log.enabled": "false",
+        "hadoop.tmp.dir": str(_folder(settings) / "tmp"),
         "fs.s3a.access.key": settings.s3_access_key,
         "fs.s3a.secret.key": settings.s3_secret_key.get_secret_value(),
         "fs.s3a.endpoint.region": settings.s3_region,
@@ -62,9 +63,7 @@ def hive_site(settings: Settings) -> str:
 
 
 def _folder(settings: Settings) -> Path:
-    folder = settings.data_dir / "metastore"
-    (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    return folder
+    return settings.data_dir / "metastore"
 
 
 _LOGGING = """\

@@ -31,6 +31,7 @@ def command(settings: Settings) -> list[str]:
         "org.gaul.s3proxy.Main",
         component_jars(settings, "s3"),
         heap_mb=HEAP_MB,
+        scratch=folder / "tmp",
         properties={"logback.configurationFile": folder / "logback.xml"},
         arguments=["--properties", folder / "s3proxy.properties"],
     )

@@ -32,7 +32,7 @@ def java_options(settings: Settings) -> tuple[str, ...]:
     """
     archive = archive_path(settings)
     mapped = (f"-XX:SharedArchiveFile={archive}", *_QUIET) if archive.exists() else ()
-    return ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *mapped)
+    return ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", *mapped)
 
 
 def archive_path(settings: Settings) -> Path:

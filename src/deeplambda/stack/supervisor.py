@@ -48,6 +48,7 @@ class Supervisor:
         self.run_dir = settings.data_dir / "run"
         self.log_dir = settings.data_dir / "logs"
         self.socket = self.run_dir / "supervisor.sock"
+        self._temporary = settings.data_dir / "tmp"
 
     def is_up(self) -> bool:
         """Whether it answers."""
@@ -57,7 +58,8 @@ class Supervisor:
         """Start supervisord if it is not up, and tell it how to run `parts`; starts none of them."""
         check_socket_path(self.socket)
         known = {*self.processes(), *(part.name for part in parts)}
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        for folder in (self.log_dir, self._temporary):
+            folder.mkdir(parents=True, exist_ok=True)
         configuration = write_private(
             self.run_dir / "supervisord.conf", self.configuration([part for part in PARTS if part.name in known])
         )
@@ -168,6 +170,7 @@ stdout_logfile_backups = 3
         return {
             "DEEPLAMBDA_DATA_DIR": str(self._settings.data_dir),
             PART_MARK: part.name,
+            "TMPDIR": str(self._temporary),
             **part.environment,
         }
 
