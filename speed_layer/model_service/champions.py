@@ -87,7 +87,7 @@ class ChampionWatch:
     ) -> None:
         self.name = name
         self.current: Champion | None = None
-        self.error: str | None = None
+        self.error: str | None = "Kafka has not been heard of yet"
         self._settings, self._store = settings, Store(settings)
         self._on_swap, self._on_failure = on_swap, on_failure
         self._pending: ModelPromoted | None = None
@@ -109,7 +109,7 @@ class ChampionWatch:
         while not self._stopped.is_set():
             try:
                 with closing(consumer(self._settings, topics.CHAMPIONS)) as reader:
-                    delay_s = FIRST_RETRY_S
+                    delay_s, self.error = FIRST_RETRY_S, None
                     while not self._stopped.is_set():
                         with translated(self._settings):
                             batches = reader.poll(timeout_ms=int(POLL_S * 1000))
@@ -117,7 +117,8 @@ class ChampionWatch:
                             self._heard(record.key, record.value)
                         self._settle()
             except (DeepLambdaError, KafkaError) as exc:
-                log.warning("%s: cannot follow champions, next try in %.1f s: %s", self.name, delay_s, exc)
+                self.error = f"cannot follow champions: {exc}"
+                log.warning("%s: %s; next try in %.1f s", self.name, self.error, delay_s)
                 self._stopped.wait(delay_s)
                 delay_s = min(2 * delay_s, LAST_RETRY_S)
 

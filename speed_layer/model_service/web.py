@@ -46,8 +46,10 @@ class Champions:
         watch = self.watch(name)
         champion = watch.current
         if champion is None:
-            raise NotReady(f"{name!r} has no champion yet" + (f" ({watch.error})" if watch.error else ""),
-                           f"train one and run 'deeplambda model promote {name}'")  # fmt: skip
+            raise NotReady(
+                f"{name!r} has no champion yet" + (f": {watch.error}" if watch.error else ""),
+                f"if none was promoted, train one and run 'deeplambda model promote {name}'",
+            )
         if version is not None and version != str(champion.card.version):
             raise NotFound(f"version {version} of {name!r} does not serve; version {champion.card.version} does")
         return champion

@@ -1,6 +1,7 @@
 """gunicorn's threaded worker, made safe against clients that send slowly or wrongly, with no proxy in front.
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
+- A reply that leaves a part of the request unread closes the connection, and says so.
 - A connection is closed in the thread that served it: the lingering close would hold up every other client.
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 """
@@ -29,6 +30,24 @@ _LINGER_S = 2.0
 _LINGER_BYTES = 32 * 1024 * 1024
 
 
+def closing_unread(app: Any) -> Any:
+    """`app`, whose replies say "Connection: close" when they leave a part of the request's body unread.
+
+    gunicorn closes such a connection, but says so only when told: a client would send its next request into the void.
+    """
+
+    def wrapped(environ: dict[str, Any], start_response: Any) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            unread = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
+            if unread and getattr(environ["wsgi.input"].reader, "length", 1) != 0:
+                start_response.__self__.force_close()
+            return start_response(status, headers, exc_info)
+
+        return app(environ, start)
+
+    return wrapped
+
+
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
     """A connection that can be closed twice, and lingers long enough for a refused upload's answer to arrive."""
 
@@ -51,6 +70,11 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._busy_lock = threading.Lock()
         self._busy_since: dict[Connection, float] = {}
+
+    def load_wsgi(self) -> None:
+        """gunicorn calls this once, in the new process."""
+        super().load_wsgi()
+        self.wsgi: Any = closing_unread(self.wsgi)
 
     def accept(self, listener: Any) -> None:
         """As gunicorn's, with our connection."""

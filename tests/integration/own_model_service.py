@@ -94,7 +94,9 @@ class OwnService:
                 }
                 | environment,
             )
-        assert eventually(self.is_live), self.log.read_text()
+        process = self.process
+        assert eventually(lambda: self.is_live() or process.poll() is not None), self.log.read_text()
+        assert process.poll() is None, self.log.read_text()
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""

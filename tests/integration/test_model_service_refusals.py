@@ -92,6 +92,8 @@ def test_bad_input_is_refused_with_what_to_mend(
     problem = reply.json()
     assert problem["status"] == status
     assert named in problem["detail"] + problem.get("remedy", "")
+    expected = "close" if status == 415 else "keep-alive"  # of an unsupported type nothing is read
+    assert reply.headers["Connection"] == expected
     assert service.request("POST", service.predict_path, body=instances({"image": IMAGE}), headers=JSON).status == 200
 
 

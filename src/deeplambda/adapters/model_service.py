@@ -24,7 +24,7 @@ from deeplambda.errors import BadInput, DeepLambdaError, NotReady
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest request body that the service takes."""
 
-_HEADER_ROOM_BYTES = 4096  # more than the JSON before the tensor ever takes
+_PART_BYTES = 1024 * 1024  # a larger request gains nothing, and takes its share of the read time-out
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _KEEP_ALIVE_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
@@ -67,10 +67,10 @@ class ModelClient:
     def predict(self, features: NDArray[np.float32]) -> Scored:
         """Outputs of N rows. features: finite float32 (N, …), N at least 1.
 
-        A batch larger than the service's limit goes in parts, and again from the start if the model changes between
-        them. Raises: BadInput when the service refuses the features, NotReady when it stays away.
+        A large batch goes in parts, and again from the start if the model changes between them.
+        Raises: BadInput when the service refuses the features, NotReady when it stays away.
         """
-        rows = max(1, (BODY_LIMIT_BYTES - _HEADER_ROOM_BYTES) // max(1, features[:1].nbytes))
+        rows = max(1, _PART_BYTES // max(1, features[:1].nbytes))
         deadline = time.monotonic() + self._patience_s
         while True:
             parts = [self._score(features[at : at + rows], deadline) for at in range(0, len(features), rows)]
