@@ -1,6 +1,9 @@
 """The batch layer's commands: `deeplambda data`, `deeplambda batch`, `deeplambda model`."""
 
+import os
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,8 +41,23 @@ def _packed(name: str) -> tuple[Settings, PackedApplication]:
 def _spark(settings: Settings, what: str) -> Any:
     from deeplambda.adapters.lake import spark_session
 
-    with console.status(f"starting Spark ({settings.spark_master})"):
+    log = settings.data_dir / "logs" / f"batch-{what}.log"
+    with console.status(f"starting Spark ({settings.spark_master}); it logs to {log}"), _stderr_of_children(log):
         return spark_session(settings, what)
+
+
+@contextmanager
+def _stderr_of_children(log: Path) -> Iterator[None]:
+    """Let processes that start meanwhile, which is Spark's JVM, write their stderr to `log`: ours is for people."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    own = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
 
 
 def _progress() -> Progress:

@@ -123,7 +123,7 @@ class UnionWatch:
 
     def _watch(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(1):
                 self.seen.append(union_rows(self._engine, self._run))
         except Exception as exc:  # handed to the thread that asked
             self.failure = exc
@@ -284,7 +284,8 @@ The stack is up; see for yourself:
   deeplambda model list digits
   curl {settings.model_url}/v2/models/digits
   deeplambda down
-"""
+""",
+        soft_wrap=True,
     )
 
 
