@@ -105,6 +105,13 @@ def test_what_hive_refuses_is_told(service: Service) -> None:
     assert "\tat " not in query.error
 
 
+def test_text_that_spark_hands_on_to_mysql_stays_text(service: Service) -> None:
+    code = r"""SELECT COUNT(*) AS n FROM mysql.deeplambda.metrics WHERE name = 'a\\\' OR 1 = 1) -- '"""
+    query = service.wait(service.ask(code).headers["Location"])
+    assert query.result, query.error
+    assert query.result.rows == [[0]]
+
+
 def test_more_rows_than_asked_for_are_cut_and_said_to_be(service: Service) -> None:
     many = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 500) SELECT a.i FROM n a, n b"
     few = Answer.model_validate_json(service.ask(many, limit=3).data)
