@@ -23,8 +23,9 @@ class EpochBars:
         self._bar: TaskID | None = None
 
     def begin(self, epoch: int, epochs: int, rows: float) -> None:
-        """rows: as many as the epoch is expected to have."""
-        self._bar = self._progress.add_task(f"epoch {epoch}/{epochs}", total=round(rows), figures="")
+        """rows: as many as the epoch is expected to have; 0 while no shard has come."""
+        figures = "" if rows else "waiting for the first shard"
+        self._bar = self._progress.add_task(f"epoch {epoch}/{epochs}", total=round(rows) or None, figures=figures)
 
     def expect(self, rows: float) -> None:
         """The epoch turned out to have another number of rows."""

@@ -74,8 +74,8 @@ def promote(
 ) -> None:
     """Make a version the champion: services load it at once.
 
-    Refused are a version that is worse than the champion by more than 0.005 in the application's first metric, one
-    that other code was deployed since, and always one whose artefacts are broken.
+    Refused is a version that is worse than the champion by more than 0.005 in the application's first metric, or whose
+    code is no longer the deployed one. A version whose artefacts are broken is refused even with --anyway.
     """
     from batch_layer.judge import promote as promote_version
 

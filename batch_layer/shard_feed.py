@@ -4,7 +4,7 @@ Source of order: the data set's manifest where it is whole already, else the lif
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -61,17 +61,19 @@ class Announcements:
         """Whether every partition of every split has been announced."""
         return all(of_split and len(of_split) >= self._expected(split) for split, of_split in self._announced.items())
 
+    def missing_partitions(self) -> list[str]:
+        """What has not been announced of splits that have begun to be: `train-00003`."""
+        return [
+            f"{split}-{i:05}"
+            for split, of_split in self._announced.items()
+            for i in range(self._expected(split))
+            if i not in of_split
+        ]
+
     def missing(self) -> list[str]:
         """What has not been announced, as words: `train-00003`, or `all of test` before its first partition."""
-        return [
-            name
-            for split, of_split in self._announced.items()
-            for name in (
-                [f"{split}-{i:05}" for i in range(self._expected(split)) if i not in of_split]
-                if of_split
-                else [f"all of {split}"]
-            )
-        ]
+        unheard = [f"all of {split}" for split, of_split in self._announced.items() if not of_split]
+        return self.missing_partitions() + unheard
 
     def _expected(self, split: str) -> int:
         return max((fact.partitions for fact in self._announced[split].values()), default=0)
@@ -81,7 +83,7 @@ class ShardFeed:
     """Iterate it once: every shard of every split of the application's sources, fetched ahead in a thread.
 
     preparing: the job that prepares the data set in this process, where there is one; its failure ends the feed.
-    patience_s: how long to wait for the next announcement once no such job is running.
+    patience_s: without such a job, how long to wait for the next announcement.
     Raises, while iterating: NotReady when patience ends or the job failed, CorruptObject with the object's name.
     """
 
@@ -100,11 +102,12 @@ class ShardFeed:
         self._patience_s = patience_s
         self._store = Store(settings)
         self._stopped = Event()
+        self._manifest = manifest_key(application.name, dataset)
         self.announcements = Announcements(
             application.name, dataset, dict.fromkeys(source.split for source in application.sources)
         )
 
-    def __iter__(self) -> Iterator[Shard]:
+    def __iter__(self) -> Generator[Shard, None, None]:
         fetched: SimpleQueue[Shard | Exception | None] = SimpleQueue()
         thread = Thread(target=self._fetch_all, args=(fetched,), name="shard-feed", daemon=True)
         thread.start()
@@ -133,25 +136,29 @@ class ShardFeed:
         return Shard(fact=fact, features=features, labels_N=labels_N)
 
     def _announced(self) -> Iterator[PartitionPrepared]:
-        manifest = manifest_key(self._application, self.announcements.dataset)
-        if self._store.digest(manifest) is None:
+        if self._store.digest(self._manifest) is None:
             yield from self._followed()
-            return
+        if not (self.announcements.complete or self._stopped.is_set()):
+            yield from self._listed()
+
+    def _listed(self) -> Iterator[PartitionPrepared]:
+        """What the manifest names. A split of which it names nothing has no rows."""
+        name = f"s3://{self._store.bucket}/{self._manifest}"
         try:
-            facts = _MANIFEST.validate_json(self._store.get(manifest))
+            facts = _MANIFEST.validate_json(self._store.get(self._manifest))
         except ValidationError as exc:
-            raise CorruptObject(f"s3://{self._store.bucket}/{manifest} is no manifest: {exc}", _REMEDY) from exc
+            raise CorruptObject(f"{name} is no manifest: {exc}", _REMEDY) from exc
         yield from filter(self.announcements.take, facts)
-        if not self.announcements.complete:
-            raise CorruptObject(
-                f"s3://{self._store.bucket}/{manifest} lacks {', '.join(self.announcements.missing())}", _REMEDY
-            )
+        if missing := self.announcements.missing_partitions():
+            raise CorruptObject(f"{name} lacks {', '.join(missing)}", _REMEDY)
 
     def _followed(self) -> Iterator[PartitionPrepared]:
+        """What the lifecycle topic tells, until all is told or the preparation in this process has ended."""
         reader = consumer(self._settings, topics.LIFECYCLE)
         try:
             last_new_s = time.monotonic()
             while not (self.announcements.complete or self._stopped.is_set()):
+                ended = self._preparation_ended()
                 with translated(self._settings):
                     polled = reader.poll(timeout_ms=_POLL_MS)
                 for record in (record for records in polled.values() for record in records):
@@ -159,9 +166,9 @@ class ShardFeed:
                     if fact is not None and self.announcements.take(fact):
                         yield fact
                         last_new_s = time.monotonic()
-                if self._preparation_runs():
-                    last_new_s = time.monotonic()
-                if time.monotonic() - last_new_s > self._patience_s:
+                if ended:
+                    return
+                if self._preparing is None and time.monotonic() - last_new_s > self._patience_s:
                     raise NotReady(
                         f"no shard of {self._application}'s data set {self.announcements.dataset} was announced for "
                         f"{self._patience_s:.0f} s; missing: {', '.join(self.announcements.missing())}",
@@ -170,14 +177,14 @@ class ShardFeed:
         finally:
             reader.close()
 
-    def _preparation_runs(self) -> bool:
+    def _preparation_ended(self) -> bool:
         if self._preparing is None or not self._preparing.done():
-            return self._preparing is not None
+            return False
         if (failure := self._preparing.exception()) is not None:
             raise NotReady(
                 f"preparing {self._application}'s data set {self.announcements.dataset} failed: {failure}", _REMEDY
             ) from failure
-        return False
+        return True
 
 
 def partition_prepared(value: bytes | None) -> PartitionPrepared | None:

@@ -10,6 +10,7 @@ A run killed between checkpoint and event publishes that event when it goes on; 
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,14 +138,17 @@ class _Run:
         self._trainer.begin_epoch(1)
         arrived = _Arrived()
         training_s = 0.0
-        for shard in feed:
-            rows = arrived.add(shard)
-            if shard.fact.split == TRAIN:
-                expected_rows = arrived.train_rows / len(arrived.order) * shard.fact.partitions
-                self._bars.expect(expected_rows)
-                started_s = time.monotonic()
-                self._trainer.train_on(rows, expected_rows, self._bars.advance)
-                training_s += time.monotonic() - started_s
+        began_s = time.monotonic()
+        with closing(iter(feed)) as shards:
+            for shard in shards:
+                rows = arrived.add(shard)
+                if shard.fact.split == TRAIN:
+                    expected_rows = arrived.train_rows / len(arrived.order) * shard.fact.partitions
+                    self._bars.expect(expected_rows)
+                    started_s = time.monotonic()
+                    self._trainer.train_on(rows, expected_rows, self._bars.advance)
+                    training_s += time.monotonic() - started_s
+        self._meter.measure("shard_wait", time.monotonic() - began_s - training_s, "s")
         return self._whole(arrived, arrived.order), training_s
 
     def _gathered(self, feed: ShardFeed, train_shards: list[int]) -> _DataSet:
@@ -154,19 +158,18 @@ class _Run:
         return self._whole(arrived, train_shards)
 
     def _whole(self, arrived: "_Arrived", train_shards: list[int]) -> _DataSet:
-        rows = _DataSet(
+        for split, of_split in arrived.of.items():
+            if not any(map(len, of_split.values())):
+                raise BadInput(
+                    f"data set {self._dataset} of {self._application.name} has no rows in the split {split!r}",
+                    "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
+                )
+        return _DataSet(
             train=Rows.joined([arrived.of[TRAIN][partition] for partition in train_shards]),
             test=Rows.joined([arrived.of[TEST][partition] for partition in sorted(arrived.of[TEST])]),
             train_shards=train_shards,
             feature_shape=arrived.feature_shape,
         )
-        for split, of_split in ((TRAIN, rows.train), (TEST, rows.test)):
-            if not len(of_split):
-                raise BadInput(
-                    f"data set {self._dataset} of {self._application.name} has no rows in the split {split!r}",
-                    "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
-                )
-        return rows
 
     def _epoch(self, epoch: int, train_rows: Rows) -> float:
         self._bars.begin(epoch, self._epochs, len(train_rows))

@@ -93,6 +93,9 @@ class Trainer:
         self._application = application
         self._settings = _Trainer.model_validate(hyperparameters)
         self._compute = compute
+        self._epoch = self._done_rows = 0
+        self._loss_sum = torch.zeros((), device=compute.device)
+        torch.set_flush_denormal(True)  # moments of weights that get no gradient decay into denormals: AdamW × 14
         torch.manual_seed(self._settings.seed)
         arguments = {name: value for name, value in hyperparameters.items() if name not in TRAINER_HYPERPARAMETERS}
         self.model = compute.place(application.build_model(**arguments))
@@ -192,8 +195,13 @@ class Trainer:
                 parameter, _, moment = name.partition(".")
                 moments.setdefault(int(parameter), {})[moment] = tensor
         groups = self._optimizer.state_dict()["param_groups"]
+        parameters = list(self.model.parameters())
         try:
             self.model.load_state_dict(model)
+            for index, of_parameter in moments.items():
+                for moment, tensor in of_parameter.items():
+                    if tensor.ndim:  # the fused optimiser walks memory: a moment must lie as its parameter does
+                        of_parameter[moment] = torch.empty_like(parameters[index]).copy_(tensor)
             self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        except (RuntimeError, ValueError) as exc:
+        except (RuntimeError, ValueError, IndexError) as exc:
             raise BadInput(f"the checkpoint does not fit {self._application.name}'s model: {exc}") from exc

@@ -139,6 +139,36 @@ def test_a_truncated_or_flipped_shard_is_named_and_not_trained_on(
     assert not bars.trained.is_set()
 
 
+def test_training_that_follows_an_ended_preparation_takes_the_rest_from_the_manifest(
+    stack: Settings, application: PackedApplication
+) -> None:
+    dataset = new_data_set()
+    facts = put_shards(stack, application.name, dataset)
+    announce(stack, facts[:1])
+    preparing: Future[None] = Future()
+    feed = iter(ShardFeed(stack, application.load(), dataset, preparing=preparing))
+    assert next(feed).fact == facts[0]
+    Store(stack).put(manifest_key(application.name, dataset), to_json(facts))
+    preparing.set_result(None)
+    assert [shard.fact for shard in feed] == facts[1:]
+
+
+def test_a_split_that_has_no_shard_is_refused(stack: Settings, application: PackedApplication) -> None:
+    dataset = new_data_set()
+    only_train = [fact for fact in put_shards(stack, application.name, dataset) if fact.split == "train"]
+    Store(stack).put(manifest_key(application.name, dataset), to_json(only_train))
+    with pytest.raises(BadInput, match="no rows in the split 'test'"):
+        train_blobs(stack, application, dataset)
+
+
+def test_a_manifest_that_lacks_a_shard_is_refused(stack: Settings, application: PackedApplication) -> None:
+    dataset = new_data_set()
+    facts = put_shards(stack, application.name, dataset)
+    Store(stack).put(manifest_key(application.name, dataset), to_json(facts[1:]))
+    with pytest.raises(CorruptObject, match="lacks train-00000"):
+        train_blobs(stack, application, dataset)
+
+
 def test_a_data_set_without_rows_is_refused(stack: Settings, application: PackedApplication) -> None:
     dataset = new_data_set()
     announce(stack, put_shards(stack, application.name, dataset, rows=0))

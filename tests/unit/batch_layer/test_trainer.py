@@ -1,0 +1,138 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from batch_layer.compute import Compute, as_model_input, best_compute, channels_last_rows
+from batch_layer.trainer import Rows, Trainer, all_hyperparameters, learning_rate_factor
+from deeplambda.errors import BadInput, ModelRejected
+from examples.digits.application import Digits
+
+CPU = Compute(torch.device("cpu"), bf16=False)
+RANDOMNESS = np.random.default_rng(3)
+LABELS_N = RANDOMNESS.integers(0, 10, 100)
+ROWS = Rows.of(
+    (RANDOMNESS.normal(0, 0.3, (100, 1, 28, 28)) + LABELS_N[:, None, None, None] / 3).astype(np.float32), LABELS_N
+)
+
+
+def trainer(compute: Compute = CPU, **overrides: Any) -> Trainer:
+    application = Digits()
+    return Trainer(application, all_hyperparameters(application, {"batch_size": 25, "hidden": 20} | overrides), compute)
+
+
+def after(made: Trainer, epochs: range) -> Trainer:
+    for epoch in epochs:
+        made.begin_epoch(epoch)
+        made.train_on(ROWS, len(ROWS))
+    return made
+
+
+def same(one: Trainer, other: Trainer) -> bool:
+    a, b = one.state(), other.state()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_lowers_the_loss() -> None:
+    made = after(trainer(), range(1, 2))
+    first = made.mean_loss()
+    assert after(made, range(2, 5)).mean_loss() < first
+
+
+def test_bf16_trains_to_about_the_same_loss() -> None:
+    bf16 = after(trainer(Compute(torch.device("cpu"), bf16=True)), range(1, 5))
+    assert bf16.mean_loss() == pytest.approx(after(trainer(), range(1, 5)).mean_loss(), abs=0.1)
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
+    one = after(trainer(seed=1), range(1, 3))
+    assert same(one, after(trainer(seed=1), range(1, 3)))
+    assert not same(one, after(trainer(seed=2), range(1, 3)))
+
+
+def test_a_run_taken_up_from_its_state_ends_as_if_it_had_gone_through() -> None:
+    stopped = after(trainer(), range(1, 3))
+    taken_up = trainer()
+    taken_up.load_state(stopped.state())
+    assert same(after(taken_up, range(3, 5)), after(trainer(), range(1, 5)))
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    with pytest.raises(BadInput, match="does not fit digits"):
+        trainer(hidden=10).load_state(after(trainer(hidden=20), range(1, 2)).state())
+
+
+def test_evaluation_gives_every_metric_of_the_application() -> None:
+    made = after(trainer(), range(1, 3))
+    metrics = made.evaluate(ROWS)
+    assert metrics.keys() == Digits.metrics.keys()
+    assert 0 <= metrics["accuracy"] <= 1
+
+
+def test_a_loss_that_is_not_finite_names_the_epoch_and_the_remedy() -> None:
+    made = trainer(learning_rate=1e30)
+    with pytest.raises(ModelRejected, match=r"epoch 1 of digits; .*learning_rate=1e\+29"):
+        after(made, range(1, 2))
+
+
+def test_rows_are_reported_as_they_are_trained_on_and_each_once() -> None:
+    seen: list[int] = []
+    made = trainer(batch_size=3)
+    made.begin_epoch(1)
+    made.train_on(ROWS, len(ROWS), lambda rows, loss: seen.append(rows))
+    assert sum(seen) == len(ROWS)
+    assert len(seen) > 1
+
+
+def test_no_rows_are_no_step() -> None:
+    made, untouched = trainer(), trainer()
+    made.begin_epoch(1)
+    made.train_on(Rows(ROWS.features[:0], ROWS.labels_N[:0]), 1.0)
+    assert same(made, untouched)
+
+
+def test_overrides_are_laid_over_the_defaults_and_the_seed_is_0() -> None:
+    chosen = all_hyperparameters(Digits(), {"epochs": 2})
+    assert chosen == dict(Digits.hyperparameters) | {"epochs": 2, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"momentum": 0.9}, "no hyperparameter 'momentum'.*choose from batch_size, epochs"),
+        ({"epochs": 0}, "'epochs'"),
+        ({"batch_size": "many"}, "'batch_size'"),
+        ({"learning_rate": float("nan")}, "'learning_rate'"),
+        ({"weight_decay": -1}, "'weight_decay'"),
+    ],
+)
+def test_a_wrong_hyperparameter_is_named(overrides: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput, match=named):
+        all_hyperparameters(Digits(), overrides)
+
+
+def test_the_learning_rate_rises_and_falls_once() -> None:
+    factors = [learning_rate_factor(progress / 100) for progress in range(101)]
+    top = factors.index(max(factors))
+    assert factors[:top] == sorted(factors[:top])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert (max(factors), min(factors)) == (1.0, 0.0)
+    assert factors[0] > 0, "a step of no size is a step wasted"
+
+
+def test_a_batch_is_channels_last_without_a_copy() -> None:
+    images_NCHW = torch.randn(5, 3, 4, 6)
+    batch = as_model_input(CPU.batch(channels_last_rows(images_NCHW), torch.tensor([4, 1])))
+    assert torch.equal(batch, images_NCHW[[4, 1]])
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_is_no_image_keeps_its_layout() -> None:
+    rows = torch.randn(5, 7)
+    assert torch.equal(as_model_input(channels_last_rows(rows)), rows)
+
+
+def test_a_device_is_found_and_named() -> None:
+    compute = best_compute()
+    assert compute.name.endswith(", bf16" if compute.bf16 else ", fp32")
