@@ -37,7 +37,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Settings], None] = _nothing
     provision: Callable[[Settings], None] = _nothing
-    start_timeout_s: int = 120
+    start_timeout_s: int = 240
     stop_timeout_s: int = 20
 
     def address(self, settings: Settings) -> str | None:
@@ -111,7 +111,6 @@ PARTS: tuple[Part, ...] = (
         prepare=metastore.prepare,
         command=metastore.command,
         probe=probes.metastore,
-        start_timeout_s=300,  # it makes its tables at the first start
     ),
     Part(
         name="gateway",

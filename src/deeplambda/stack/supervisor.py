@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -66,6 +67,8 @@ class Supervisor:
         if self.is_up():
             self._take_up_changes()
             return
+        shutil.rmtree(self._temporary)  # what parts that were killed left there
+        self._temporary.mkdir()
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)]
         environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}  # another Spark's
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
