@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal
 
+from pymysql.err import MySQLError
 from sqlalchemy import (
     JSON,
     URL,
@@ -192,15 +193,20 @@ def create_schema(root: Engine) -> None:
         SCHEMA.create_all(root)
 
 
+_PASSING = {0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013}
+"""Errors of MySQL that another try may not meet: connections refused, full, lost or killed; locks and deadlocks."""
+
+
 @contextmanager
 def translated() -> Iterator[None]:
-    """SQLAlchemy's connection errors as `NotReady`; deadlocks and lock waits too, for they pass."""
+    """Connection errors as `NotReady`; deadlocks and lock waits too, for they pass."""
     try:
         yield
-    except DBAPIError as exc:
-        code = exc.orig.args[0] if exc.orig and exc.orig.args else None
-        if exc.connection_invalidated or code in {1205, 1213, 2002, 2003, 2006, 2013}:
-            raise NotReady(f"MySQL did not take the statement: {exc.orig}", "see 'deeplambda status'") from exc
+    except (DBAPIError, MySQLError) as exc:  # PyMySQL's own where SQLAlchemy prepares a connection
+        origin = exc.orig if isinstance(exc, DBAPIError) else exc
+        code = origin.args[0] if origin and origin.args else None
+        if code in _PASSING or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
+            raise NotReady(f"MySQL did not take the statement: {origin}", "see 'deeplambda status'") from exc
         raise
 
 
