@@ -13,7 +13,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## The whole loop on handwritten digits: from files on S3 to live predictions and SQL
-	$(BIN)/python -m examples.digits.demo
+	$(BIN)/python -m examples.demo
 
 up: $(READY) ## Start the local stack
 	$(BIN)/deeplambda up

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.own_stack import own_stack
 from benchmarks.ratio import Ratio
 
 MODULES = ("stream_throughput", "stream_latency", "model_service", "training")
@@ -24,12 +25,13 @@ def main() -> int:
         return 2
     ratios: list[Ratio] = []
     unmeasured: dict[str, str] = {}
-    for name in chosen:
-        try:
-            with console.status(f"measuring {name}"):
-                ratios.append(_measured(name))
-        except Exception as exc:  # one benchmark's trouble should not hide the others' figures
-            unmeasured[name] = f"{type(exc).__name__}: {exc}"
+    with own_stack():
+        for name in chosen:
+            try:
+                with console.status(f"measuring {name}"):
+                    ratios.append(_measured(name))
+            except Exception as exc:  # one benchmark's trouble should not hide the others' figures
+                unmeasured[name] = f"{type(exc).__name__}: {exc}"
     console.print(_table(ratios))
     for name, reason in unmeasured.items():
         console.print(f"[red]{name} was not measured[/red]: {reason}", highlight=False)
