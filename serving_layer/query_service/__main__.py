@@ -54,6 +54,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # it would log what it refuses
     logging.getLogger("pyhive").setLevel(logging.WARNING)
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # a lost connection is told by what lost it
     try:
         Service(load_settings()).run()
     except DeepLambdaError as exc:

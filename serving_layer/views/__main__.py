@@ -28,7 +28,8 @@ def _facts(loops: list[Loop]) -> dict[str, Any]:
 def main() -> int:
     """Run the four loops until SIGTERM; 1 when one of them fails for good."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the loops say what they wait for
+    for noisy in ("kafka", "sqlalchemy.pool"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # the loops say what they wait for
     settings, stop = load_settings(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
