@@ -3,6 +3,7 @@
 import logging
 import time
 
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from sqlalchemy import Engine
@@ -21,6 +22,7 @@ from serving_layer.hive_gateway.session import gateway_session
 from serving_layer.hive_gateway.union_view import UnionView
 
 _LOOK_FOR_NEWS_S = 60
+_JVM_ENDS_WITHIN_S = 10
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,13 +47,19 @@ class Gateway:
                 figures = each.follow()
             except (NotReady, PySparkException) as exc:
                 _LOG.warning("%s stays as it is: %s", each.application, str(exc).splitlines()[0])
+            except Py4JJavaError as exc:  # what Spark has no Python class for, memory that ran out among it
+                _LOG.warning("%s stays as it is: %s", each.application, exc.java_exception)
             else:
                 self._measure(each.application, figures)
 
     def stop(self) -> None:
-        """End the sessions of clients and the session."""
+        """End the sessions of clients, the session and its JVM."""
         self._server.stop()
+        jvm = self._spark.sparkContext._gateway
         self._spark.stop()
+        jvm.shutdown()
+        jvm.proc.stdin.close()  # pyspark's JVM ends with its standard input
+        jvm.proc.wait(_JVM_ENDS_WITHIN_S)
 
     def _measure(self, application: str, figures: dict[str, tuple[float, str]]) -> None:
         if not figures:

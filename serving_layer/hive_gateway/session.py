@@ -15,8 +15,15 @@ from deeplambda.stack.jars import spark_jars
 from serving_layer.hive_gateway.java_sources import compiled_classes
 
 QUERY_TIMEOUT_S = 110
-HEAP_MB = 768
+HEAP_MB = 1024  # the most it may take; it gives back what a query no longer needs
 _PASSWORD_VARIABLE = "DEEPLAMBDA_GATEWAY_PASSWORD"  # noqa: S105  # read by AnalystLogin.java
+_LOG_LEVELS = {
+    "deeplambda.gateway": "INFO",
+    "org.apache.hive.service.cli.thrift.ThriftCLIService": "ERROR",
+    "org.apache.spark.scheduler.DAGScheduler": "ERROR",
+    "org.apache.spark.scheduler.TaskSetManager": "OFF",
+    "org.apache.spark.sql.hive.thriftserver.SparkExecuteStatementOperation": "OFF",
+}
 
 
 def gateway_session(settings: Settings) -> SparkSession:
@@ -25,18 +32,21 @@ def gateway_session(settings: Settings) -> SparkSession:
     os.environ[_PASSWORD_VARIABLE] = password
     os.environ["MALLOC_ARENA_MAX"] = "2"  # glibc keeps an arena for each of the JVM's many threads otherwise
     folder = settings.data_dir / "gateway"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hive").mkdir(parents=True, exist_ok=True)
     spark = spark_session(settings, "gateway", _options(settings, folder, compiled_classes(settings)))
     # Set in the running JVM, so that no command line shows it; sessions of clients start from this configuration.
     spark._jsc.sc().conf().set("spark.sql.catalog.mysql.password", password)
     spark.conf.set("spark.sql.catalog.mysql.password", password)
-    trust_this_thread(spark)
+    _log_in_sentences(spark)
+    spark._jvm.deeplambda.gateway.Trusted.trustThisThread()
     return spark
 
 
-def trust_this_thread(spark: SparkSession) -> None:
-    """Let what this Python thread runs through the read-only lock."""
-    spark._jvm.deeplambda.gateway.Trusted.trustThisThread()
+def _log_in_sentences(spark: SparkSession) -> None:
+    """The front door logs each failed statement in one line; Spark's own log would say it three times, with stacks."""
+    log4j = spark._jvm.org.apache.logging.log4j
+    for name, level in _LOG_LEVELS.items():
+        log4j.core.config.Configurator.setLevel(name, log4j.Level.toLevel(level))
 
 
 def _options(settings: Settings, folder: Path, classes: Path) -> dict[str, str]:
@@ -56,6 +66,7 @@ def _options(settings: Settings, folder: Path, classes: Path) -> dict[str, str]:
         "spark.sql.shuffle.partitions": "2",
         "spark.driver.memory": f"{HEAP_MB}m",
         "spark.driver.maxResultSize": "64m",
+        "spark.memory.fraction": "0.4",  # what sorts and joins may hold stays below what HeapGuard takes for full
         "spark.executor.killOnFatalError.depth": "0",  # a query out of memory must not end the gateway
         "spark.driver.extraClassPath": ":".join(map(str, [classes, *spark_jars(settings)])),
         "spark.driver.extraJavaOptions": java_options,

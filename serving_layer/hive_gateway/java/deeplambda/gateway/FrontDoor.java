@@ -14,9 +14,12 @@ import org.apache.hive.service.rpc.thrift.TOpenSessionReq;
 import org.apache.hive.service.rpc.thrift.TOpenSessionResp;
 import org.apache.hive.service.rpc.thrift.TStatus;
 import org.apache.thrift.TException;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /** What HiveServer2's clients talk to: takes no settings from them, and tells them of an error in a sentence. */
 final class FrontDoor extends ThriftBinaryCLIService {
+    private static final Logger LOG = LoggerFactory.getLogger("deeplambda.gateway");
     // The platform's own errors, raised in a Python worker, stand at the end of a traceback.
     private static final Pattern OURS = Pattern.compile("(?m)^deeplambda\\.errors\\.(\\w+: .*)$");
     private static final Pattern STACK = Pattern.compile("(?s)\n+(Driver stacktrace:|\\s+at |JVM stacktrace:).*");
@@ -57,7 +60,9 @@ final class FrontDoor extends ThriftBinaryCLIService {
 
     private static void shorten(TStatus status) {
         if (status.getErrorMessage() != null) {
-            status.setErrorMessage(sentence(status.getErrorMessage()));
+            String sentence = sentence(status.getErrorMessage());
+            LOG.info("{}", sentence.split("\n", 2)[0]);
+            status.setErrorMessage(sentence);
             status.setInfoMessages(null); // the server's stack, frame by frame
         }
     }

@@ -26,6 +26,7 @@ public final class GatewayServer {
         server.init(conf);
         replaceFrontDoor(server, conf);
         server.start();
+        HeapGuard.watch(session.sparkContext());
         return server;
     }
 

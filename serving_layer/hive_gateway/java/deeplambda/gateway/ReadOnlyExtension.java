@@ -26,6 +26,7 @@ public final class ReadOnlyExtension extends AbstractFunction1 {
             FunctionRegistry$.MODULE$.builtin().dropFunction(new FunctionIdentifier((String) FUNCTIONS_REMOVED.get(i)));
         }
         TableFunctionRegistry$.MODULE$.builtin().dropFunction(new FunctionIdentifier("python_worker_logs"));
+        InterruptibleRange.replaceBuiltin();
         extensions.injectParser(new AbstractFunction2() {
             public Object apply(Object session, Object parser) {
                 return new GuardedParser((ParserInterface) parser);

@@ -1,0 +1,265 @@
+"""`all_predictions` while the horizon moves, real-time rows are trimmed and analysts ask all the time."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyhive import hive
+from pyspark.sql import SparkSession
+from sqlalchemy import delete, insert, text
+
+from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import current_snapshot
+from deeplambda.adapters.mysql import HORIZONS, REALTIME_PREDICTIONS, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
+from deeplambda.horizon import COLUMNS
+from deeplambda.horizons import move_horizon
+from deeplambda.lifecycle import BatchViewPublished
+from examples.digits.application import Digits
+from tests.integration.own_gateway import OwnGateway, message_of, run
+from tests.integration.own_model_service import fp32_outputs, model_of
+from tests.traffic import eventually
+
+EVENTS = 2_000
+PARTITIONS = 2
+MOVES = 4
+SENT_AGAIN = 7
+"""Every so manieth event was sent again at the end of its partition; its real-time row has that later position."""
+START = datetime(2026, 11, 20, 23, 59, 59, 123456, tzinfo=UTC)
+
+
+def offset_of(event: int) -> int:
+    return event // PARTITIONS
+
+
+def row(event: int, offset: int | None = None) -> dict[str, Any]:
+    return {
+        "event_id": f"event-{event:05}",
+        "kafka_partition": event % PARTITIONS,
+        "kafka_offset": offset_of(event) if offset is None else offset,
+        "occurred_at": START + timedelta(milliseconds=event),
+        "predicted_at": START + timedelta(milliseconds=event, seconds=1),
+        "model_version": 1,
+        "prediction": str(event % 10),
+        "confidence": event / EVENTS,
+    }
+
+
+class History:
+    """Scored events in MySQL, and batch views of them that reach further each time."""
+
+    def __init__(self, gateway: OwnGateway, spark: SparkSession) -> None:
+        self.name, self._spark = gateway.application, spark
+        self._engine = mysql.engine(gateway.settings, "platform")
+
+    def score_everything(self) -> None:
+        rows = [row(event, offset_of(EVENTS) + event if event % SENT_AGAIN == 0 else None) for event in range(EVENTS)]
+        more = {"application": self.name, "received_at": START, "stored_at": START}
+        with self._engine.begin() as connection:
+            connection.execute(insert(REALTIME_PREDICTIONS), [each | more for each in rows])
+
+    def recompute(self, horizon: int) -> int:
+        """A batch view of all before the offset `horizon`, and the move; the snapshot."""
+        table = f"lake.{self.name}.predictions"
+        columns = self._spark.table(table).select(*COLUMNS).schema
+        rows = [row(event) for event in range(EVENTS) if offset_of(event) < horizon]
+        self._spark.createDataFrame(rows, columns).createOrReplaceTempView("recomputed")
+        self._spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(COLUMNS)} FROM recomputed")
+        snapshot = current_snapshot(self._spark, table)
+        assert snapshot is not None
+        published = BatchViewPublished(
+            application=self.name,
+            snapshot=snapshot,
+            events_snapshot=0,
+            version=1,
+            offsets=dict.fromkeys(range(PARTITIONS), horizon),
+            rows=len(rows),
+            duration_s=0,
+        )
+        with self._engine.begin() as connection:
+            move_horizon(connection, published)
+        return snapshot
+
+    def trim(self, horizon: int) -> None:
+        with self._engine.begin() as connection:
+            absorbed = REALTIME_PREDICTIONS.c.kafka_offset < horizon
+            mine = REALTIME_PREDICTIONS.c.application == self.name
+            connection.execute(delete(REALTIME_PREDICTIONS).where(mine, absorbed))
+
+    def forget(self) -> None:
+        with self._engine.begin() as connection:
+            for table in (REALTIME_PREDICTIONS, HORIZONS):
+                connection.execute(delete(table).where(table.c.application == self.name))
+
+
+@pytest.fixture(scope="module")
+def history(gateway: OwnGateway, spark: SparkSession) -> Iterator[History]:
+    made = History(gateway, spark)
+    yield made
+    made.forget()
+
+
+class Asker(threading.Thread):
+    """Asks one thing again and again on one connection, and keeps every answer that is not the one expected."""
+
+    def __init__(self, gateway: OwnGateway, statement: str, expected: tuple[Any, ...]) -> None:
+        super().__init__(daemon=True)
+        self.answers, self.wrong, self.stop = 0, list[Any](), threading.Event()
+        self._gateway, self._statement, self._expected = gateway, statement, expected
+
+    def run(self) -> None:
+        try:
+            with contextlib.closing(self._gateway.connect()) as connection:
+                while not self.stop.is_set():
+                    answer = run(connection, self._statement)
+                    if answer != [self._expected]:
+                        self.wrong.append(answer)
+                    self.answers += 1
+        except Exception as exc:
+            self.wrong.append(exc)
+
+
+def test_no_row_is_gained_or_lost_while_the_horizon_moves(gateway: OwnGateway, history: History) -> None:
+    view = f"{history.name}.all_predictions"
+    history.score_everything()
+    counted = "count(*), count(DISTINCT event_id), max(confidence), min(occurred_at), max(occurred_at)"
+    totals = gateway.rows(f"SELECT {counted} FROM {view}")[0]
+    assert totals[:2] == (EVENTS, EVENTS)
+    askers = [
+        Asker(gateway, f"SELECT count(*), count(DISTINCT event_id) FROM {view}", (EVENTS, EVENTS)),
+        Asker(gateway, f"SELECT {counted} FROM (SELECT * FROM {view} ORDER BY event_id)", totals),
+        Asker(gateway, f"SELECT count(*) FROM {view} WHERE event_id = 'event-00007'", (1,)),
+    ]
+    for asker in askers:
+        asker.start()
+    for move in range(1, MOVES + 1):
+        horizon = move * offset_of(EVENTS) // MOVES
+        snapshot = history.recompute(horizon)
+        assert eventually(shows(gateway, view, snapshot), timeout_s=120, every_s=0.5)
+        # The grace: whoever began on the old view has ended.
+        begun = [asker.answers + 1 for asker in askers]
+        assert eventually(
+            lambda begun=begun: all(a.answers > n or a.wrong for a, n in zip(askers, begun, strict=True)), timeout_s=180
+        )
+        history.trim(horizon)
+        assert not [asker.wrong for asker in askers if asker.wrong]
+    for asker in askers:
+        asker.stop.set()
+        asker.join(timeout=60)
+    assert not [asker.wrong for asker in askers if asker.wrong]
+    assert gateway.rows(f"SELECT view, count(*) FROM {view} GROUP BY view") == [("batch", EVENTS)]
+
+
+def shows(gateway: OwnGateway, view: str, snapshot: int) -> Callable[[], bool]:
+    return lambda: f"VERSION AS OF {snapshot}" in str(gateway.rows(f"SHOW CREATE TABLE {view}"))
+
+
+def test_both_halves_say_the_same_of_an_event(gateway: OwnGateway, history: History) -> None:
+    """Times are the thing: one half comes from DATETIME(6) by JDBC, the other from Iceberg."""
+    view = f"{history.name}.all_predictions"
+    history.forget()
+    history.score_everything()
+    columns = ", ".join(COLUMNS)
+    picked = f"SELECT {columns}, cast(occurred_at AS DOUBLE) FROM {view} WHERE event_id = 'event-01002'"
+    assert eventually(lambda: gateway.rows(f"SELECT DISTINCT view FROM {view}") == [("realtime",)])
+    realtime = gateway.rows(picked)
+    snapshot = history.recompute(offset_of(EVENTS))
+    assert eventually(shows(gateway, view, snapshot), timeout_s=60, every_s=0.5)
+    assert gateway.rows(picked) == realtime
+    expected = row(1002)
+    assert realtime[0][0] == expected["event_id"]
+    assert realtime[0][-1] == pytest.approx(expected["occurred_at"].timestamp(), abs=1e-6)
+
+
+def test_horizon_is_pushed_down_to_mysql(gateway: OwnGateway, history: History) -> None:
+    snapshot = history.recompute(100)
+    view = f"{history.name}.all_predictions"
+    assert eventually(shows(gateway, view, snapshot), timeout_s=60, every_s=0.5)
+    plan = gateway.rows(f"EXPLAIN FORMATTED SELECT * FROM {view}")[0][0]
+    pushed = next(line for line in plan.splitlines() if "PushedFilters" in line and "kafka_offset" in line)
+    assert f"application = '{history.name}'" in pushed
+
+
+def test_one_query_reads_both_stores(gateway: OwnGateway, history: History) -> None:
+    found = gateway.rows(
+        f"SELECT count(*) FROM lake.{history.name}.predictions b "
+        f"JOIN mysql.{gateway.settings.mysql_database}.realtime_predictions r USING (event_id) "
+        f"WHERE r.application = '{history.name}'"
+    )
+    assert found[0][0] > 0
+
+
+def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: History, spark: SparkSession) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    table, name = f"lake.{history.name}.predictions", history.name
+    spark.createDataFrame(
+        [
+            row(n) | {"occurred_at": now - timedelta(days=age), "confidence": None if n == 1 else 0.5}
+            for n, age in ((1, 0), (2, 6), (3, 8))
+        ],
+        spark.table(table).select(*COLUMNS).schema,
+    ).createOrReplaceTempView("recent")
+    spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(COLUMNS)} FROM recent")
+    at = f"TIMESTAMP '{now.isoformat()}'"
+    labels = [f"('event-00001', '{label}', 0, {offset}, {at}, {at})" for offset, label in enumerate(("7", "8"))]
+    spark.sql(f"INSERT INTO lake.{name}.labels VALUES {', '.join(labels)}")
+    spark.sql(
+        f"INSERT INTO lake.{name}.model_metrics VALUES (1, 'test', 'accuracy', 0.9, NULL, {at}), "
+        f"(1, 'test', 'accuracy', 0.1, 1, {at})"
+    )
+    snapshot = current_snapshot(spark, table)
+    assert snapshot is not None
+    engine = mysql.engine(gateway.settings, "platform")
+    with engine.begin() as connection:
+        move_horizon(
+            connection,
+            BatchViewPublished(
+                application=name, snapshot=snapshot, events_snapshot=0, version=1, offsets={}, rows=3, duration_s=0
+            ),
+        )
+
+    def rows(table: Any, *columns: str) -> list[tuple[Any, ...]]:
+        with engine.connect() as connection:
+            statement = text(
+                f"SELECT {', '.join(columns)} FROM {table.name} WHERE application = :name ORDER BY {columns[0]}"
+            )
+            return [tuple(each) for each in connection.execute(statement, {"name": name})]
+
+    expected = [("event-00001", "8", None), ("event-00002", None, 0.5)]
+    columns = ("event_id", "label", "confidence")
+    assert eventually(lambda: rows(RECENT_PREDICTIONS, *columns) == expected, 120), rows(RECENT_PREDICTIONS, *columns)
+    figures = [(1, "test", "accuracy", 0.9)]
+    assert eventually(lambda: rows(RECENT_MODEL_METRICS, "version", "split", "name", "value") == figures, 20)
+    assert rows(RECENT_PREDICTIONS, "occurred_at")[1] == (now.replace(tzinfo=None),)
+
+
+def test_model_predicts_in_sql(gateway: OwnGateway) -> None:
+    name, service = gateway.application, gateway.service
+    payloads = [bytes([grey] * 784) for grey in (0, 90, 255)]
+    values = ", ".join(f"('{n}', X'{payload.hex()}')" for n, payload in enumerate(payloads))
+    statement = f"SELECT predict_{name}(image) FROM VALUES {values}, ('3', NULL) AS t(id, image) ORDER BY id"
+    with service.running():
+        service.promote(service.publish(model_of(1)))
+        assert service.serves(1)
+        found = [prediction for (prediction,) in gateway.rows(statement)]
+    outputs = fp32_outputs(model_of(1), Digits().transform(pa.RecordBatch.from_pydict({"image": payloads})))
+    assert found == [*Digits.objective.decode(outputs).values, None]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("X'00'", "transform refused a row"),
+        ("", "got 0 columns; give it image binary"),
+        ("1.5D", "a column of another type"),
+        ("CAST(repeat('a', 784) AS BINARY)", "the model service did not answer"),
+    ],
+)
+def test_prediction_that_cannot_be_made_is_an_error_in_a_sentence(gateway: OwnGateway, call: str, said: str) -> None:
+    with pytest.raises(hive.OperationalError) as refusal:
+        gateway.rows(f"SELECT predict_{gateway.application}({call})")
+    assert said in message_of(refusal.value)
+    assert "Traceback" not in message_of(refusal.value)
