@@ -257,7 +257,7 @@ def test_mysql_killed_in_the_middle_loses_and_doubles_nothing(
     run: str,
     deeplambda: Callable[..., "CompletedProcess[str]"],
 ) -> None:
-    parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)["parts"]}
+    parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)}
     for start in range(0, 3_000, 100):
         send(publisher, *(prediction(f"{run}-{n:04}", BEYOND + n) for n in range(start, start + 100)))
         if start == 1_000:
