@@ -1,7 +1,8 @@
 """Predictions per second over HTTP, in binary batches of 32, against a bare loop over the same model.
 
-The baseline is what one writes first: `model.eval()` in fp32 under `inference_mode`, called in a loop with PyTorch's
-own number of threads. Both score the same images with the champion of the running stack, turn by turn.
+The baseline is what one writes first: `model.eval()` in fp32 under `inference_mode`, called in a loop, with PyTorch's
+own number of threads or with one, whichever is quicker in that round (on a busy machine it is one). Both score the
+same images with the champion of the running stack, turn by turn.
 
 Profile (2 cores with AMX, quiet): of 3.4 ms for a batch over HTTP the pass through the model takes 2.1 ms (bfloat16,
 channels_last, one thread; fp32 as built takes 7.3 ms on one thread and 4.2 ms on two), the client 0.5 ms (urllib3,
@@ -81,9 +82,15 @@ def run(settings: Settings) -> Measured:
     def predict(client: ModelClient) -> Callable[[NDArray[np.float32]], object]:
         return client.predict
 
+    default_threads = torch.get_num_threads()
+
+    def bare(threads: int) -> float:
+        torch.set_num_threads(threads)
+        return _rate([forward], batches)[0]
+
     measured = Measured(bare=[], one_connection=[], two_connections=[], latencies_ms=[])
     for _ in range(ROUNDS):
-        measured.bare.append(_rate([forward], batches)[0])
+        measured.bare.append(max(bare(default_threads), bare(1)))
         rate, latencies_s = _rate([predict(clients[0])], batches)
         measured.one_connection.append(rate)
         measured.latencies_ms.extend(1000 * latency_s for latency_s in latencies_s)
