@@ -70,7 +70,8 @@ def run(settings: Settings) -> Measured:
     """Measure the service of a running stack that has a champion. Raises: NotReady, BadInput."""
     name = settings.applications[0]
     application, store = pack_application(name, settings).load(), Store(settings)
-    batches = np.split(_features(application, store), IMAGES // BATCH_ROWS)
+    features = _features(application, store)
+    batches = [features[at : at + BATCH_ROWS] for at in range(0, len(features) - BATCH_ROWS + 1, BATCH_ROWS)]
     clients = [ModelClient(settings, name, patience_s=5) for _ in range(2)]
     card = fetch_card(store, name, clients[0].predict(batches[0]).model_version)
     model = fetch_model(store, application, card)
