@@ -18,10 +18,10 @@ import pytest
 from deeplambda.adapters.kafka import end_offsets
 from deeplambda.config import Settings, load_settings, port_of
 from deeplambda.stack.parts import PARTS
-from deeplambda.stack.teardown import processes_of
+from deeplambda.stack.processes import processes_of
 from tests.traffic import eventually
 
-STORES = ("kafka", "s3", "mysql")
+STORES = ("kafka", "s3", "mysql", "metastore")
 ALL_PARTS = [part.name for part in PARTS]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -17,8 +17,8 @@ from deeplambda.stack.jars import fetch_components
 from deeplambda.stack.logs import last_lines
 from deeplambda.stack.parts import PARTS, Part
 from deeplambda.stack.ports import holder_of, is_free
+from deeplambda.stack.processes import end, processes_of
 from deeplambda.stack.supervisor import Supervisor
-from deeplambda.stack.teardown import end, processes_of
 
 _PROBE_EVERY_S = 0.4
 _ENOUGH_SPAWNS = 3

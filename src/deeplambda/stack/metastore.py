@@ -7,7 +7,9 @@ from deeplambda.config import Settings, port_of
 from deeplambda.stack.files import write_private
 from deeplambda.stack.ivy import pyspark_jars
 from deeplambda.stack.jars import component_jars, spark_jars
+from deeplambda.stack.java_sources import compiled_classes
 from deeplambda.stack.jvm import java_command
+from deeplambda.stack.ports import host_of
 
 HEAP_MB = 384
 
@@ -20,11 +22,19 @@ def prepare(settings: Settings) -> None:
 
 def command(settings: Settings) -> list[str]:
     folder = _folder(settings)
+    classes = compiled_classes(Path(__file__).with_name("java"), folder / "classes")
     return java_command(
         "org.apache.hadoop.hive.metastore.HiveMetaStore",
-        [folder, f"{pyspark_jars()}/*", *spark_jars(settings), *component_jars(settings, "metastore")],
+        [
+            folder,
+            _classes(settings),
+            f"{pyspark_jars()}/*",
+            *spark_jars(settings),
+            *component_jars(settings, "metastore"),
+        ],
         heap_mb=HEAP_MB,
         scratch=folder / "tmp",
+        properties={"deeplambda.metastore.host": host_of(settings.metastore_uri)},
         arguments=["-p", str(port_of(settings.metastore_uri))],
     )
 

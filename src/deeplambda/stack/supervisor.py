@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple, cast
 from xmlrpc.client import Fault, ServerProxy
@@ -17,9 +19,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, NotReady
 from deeplambda.stack.files import write_private
 from deeplambda.stack.parts import PARTS, Part
-
-PART_MARK = "DEEPLAMBDA_PART"
-"""In the environment of every process of the stack, so that none is overlooked when the stack goes down."""
+from deeplambda.stack.processes import PART_MARK, end
 
 _SOCKET_PATH_LIMIT = 107  # bytes, sockaddr_un(7) less its terminating zero
 _SOCKET_SUFFIX = 11  # supervisord first binds `<path>.<pid>`
@@ -108,10 +108,8 @@ class Supervisor:
         with self._proxy() as proxy:
             pid = cast("int", proxy.supervisor.getPID())
             proxy.supervisor.shutdown()
-        try:
-            psutil.Process(pid).wait(timeout=60)
-        except psutil.NoSuchProcess:
-            return
+        with suppress(psutil.NoSuchProcess):
+            end([psutil.Process(pid)])
 
     def spawns(self, name: str) -> int:
         """How often the part was started since supervisord was."""
@@ -122,25 +120,26 @@ class Supervisor:
     def configuration(self, parts: Iterable[Part]) -> str:
         """supervisord.conf; it holds no secret."""
         _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        log_dir, run_dir = _literal(self.log_dir), _literal(self.run_dir)
         head = f"""\
 [supervisord]
-logfile = {self.log_dir}/supervisord.log
+logfile = {log_dir}/supervisord.log
 logfile_maxbytes = 5MB
 logfile_backups = 1
-pidfile = {self.run_dir}/supervisord.pid
-childlogdir = {self.log_dir}
-directory = {Path.cwd()}
+pidfile = {run_dir}/supervisord.pid
+childlogdir = {log_dir}
+directory = {_literal(Path.cwd())}
 identifier = deeplambda
 umask = 077
 minfds = {min(open_files, 65536) if open_files > 0 else 65536}
 silent = true
 
 [unix_http_server]
-file = {self.socket}
+file = {_literal(self.socket)}
 chmod = 0600
 
 [supervisorctl]
-serverurl = unix://{self.socket}
+serverurl = unix://{_literal(self.socket)}
 
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
@@ -150,8 +149,7 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
     def _program(self, part: Part) -> str:
         command = " ".join(_quoted(word) for word in part.command(self._settings))
         # Here supervisord knows no escapes, unlike in a command.
-        values = ((name, value.replace("%", "%%")) for name, value in self._environment(part).items())
-        environment = ",".join(f'{name}="{value}"' for name, value in values)
+        environment = ",".join(f'{name}="{_literal(value)}"' for name, value in self._environment(part).items())
         return f"""
 [program:{part.name}]
 command = {command}
@@ -164,7 +162,7 @@ stopwaitsecs = {part.stop_timeout_s}
 stopasgroup = false
 killasgroup = true
 redirect_stderr = true
-stdout_logfile = {self.log_dir}/{part.name}.log
+stdout_logfile = {_literal(self.log_dir)}/{part.name}.log
 stdout_logfile_maxbytes = 10MB
 stdout_logfile_backups = 3
 """
@@ -206,7 +204,7 @@ stdout_logfile_backups = 3
         try:
             with self._proxy() as proxy:
                 proxy.supervisor.getState()
-        except OSError:
+        except (OSError, HTTPException, Fault):  # a Fault while it shuts down
             return False
         return True
 
@@ -225,7 +223,12 @@ def check_socket_path(path: Path) -> None:
         )
 
 
+def _literal(value: str | Path) -> str:
+    """A value of the configuration in which no per cent sign means anything."""
+    return str(value).replace("%", "%%")
+
+
 def _quoted(word: str) -> str:
     """One word of a command line, as supervisord's configuration writes it."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"'
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{_literal(escaped)}"'
