@@ -23,7 +23,6 @@ COLUMNS = (
     "confidence",
 )
 """What both views hold of a prediction."""
-_TEXTS = ("event_id", "prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +52,8 @@ def all_predictions_sql(application: str, horizon: Horizon, realtime_table: str)
     realtime_table: how Spark names MySQL's `realtime_predictions`, for example `mysql.deeplambda.realtime_predictions`.
     """
     columns = ", ".join(COLUMNS)
-    # Spark would push a filter on a view's text column down as CAST(… AS LONGTEXT), which MySQL does not know;
-    # concat_ws is not pushed down. The horizon is: MySQL reads no row before it.
-    live_columns = ", ".join(f"concat_ws('', {name}) AS {name}" if name in _TEXTS else name for name in COLUMNS)
     realtime = (
-        f"SELECT {live_columns}, 'realtime' AS view FROM {realtime_table} AS live "
+        f"SELECT {columns}, 'realtime' AS view FROM {realtime_table} AS live "
         f"WHERE application = '{application}' AND {horizon.past_sql()}"
     )
     if horizon.snapshot is None:

@@ -85,7 +85,6 @@ class World:
 
     def union(self) -> list[Row]:
         with sqlite3.connect(":memory:") as database:
-            database.create_function("concat_ws", 2, lambda _, value: value)  # newer than some machines' SQLite
             columns = ", ".join(COLUMNS)
             database.execute(f"CREATE TABLE realtime_predictions (application, {columns})")
             self._fill(database, "realtime_predictions", list(self.realtime.values()))
