@@ -17,7 +17,7 @@ from deeplambda.horizons import read_horizon
 from deeplambda.lifecycle import now
 from serving_layer.views.loops import Pulse
 
-GRACE = timedelta(seconds=120)
+GRACE = timedelta(seconds=300)
 METRICS_KEPT = timedelta(days=7)
 """As long as their topic keeps them."""
 
