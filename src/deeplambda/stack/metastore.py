@@ -27,7 +27,7 @@ def command(settings: Settings) -> list[str]:
         "org.apache.hadoop.hive.metastore.HiveMetaStore",
         [
             folder,
-            _classes(settings),
+            classes,
             f"{pyspark_jars()}/*",
             *spark_jars(settings),
             *component_jars(settings, "metastore"),
