@@ -82,7 +82,7 @@ class ChampionWatch:
         settings: Settings,
         name: str,
         *,
-        on_swap: Callable[[Champion, float], None],
+        on_swap: Callable[[Champion], None],
         on_failure: Callable[[str], None],
     ) -> None:
         self.name = name
@@ -100,9 +100,9 @@ class ChampionWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following it; returns once the thread has ended."""
+        """Stop following it; returns once the thread has ended, or is left to load what nobody will use."""
         self._stopped.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=2)
 
     def _watch(self) -> None:
         delay_s = FIRST_RETRY_S
@@ -159,7 +159,7 @@ class ChampionWatch:
             self._pending = self.error = None
             took_s = time.monotonic() - begun
             log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, fact.version, champion.path.variant, took_s)
-            self._on_swap(champion, took_s)
+            self._on_swap(champion)
 
     def _failed(self, reason: str) -> None:
         log.error("%s; %s", reason, f"version {self.current.card.version} serves on" if self.current else "none serves")

@@ -22,7 +22,7 @@ _KEPT_LATENCIES = 10_000
 
 
 @dataclass
-class _Window:
+class Window:
     """What happened to one application since the last report."""
 
     latencies_ms: list[float] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Figures:
             self._swaps.labels(application)
             self._failures.labels(application)
         self._lock = threading.Lock()
-        self._windows: dict[str, _Window] = defaultdict(_Window)
+        self._windows: dict[str, Window] = defaultdict(Window)
 
     def answered(self, route: str, method: str, status: int, took_s: float, application: str | None) -> None:
         """A request has its answer. application: the one that it was for, if it is known."""
@@ -101,10 +101,10 @@ class Figures:
         """Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def take_windows(self) -> dict[str, _Window]:
+    def take_windows(self) -> dict[str, Window]:
         """What happened since the last call, by application."""
         with self._lock:
-            taken, self._windows = self._windows, defaultdict(_Window)
+            taken, self._windows = self._windows, defaultdict(Window)
         return taken
 
 
@@ -123,7 +123,7 @@ class Reporter:
     def stop(self) -> None:
         """Stop; returns once the thread has ended."""
         self._stopped.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=2)
 
     def _report(self) -> None:
         publisher: Publisher | None = None
@@ -138,7 +138,7 @@ class Reporter:
                 log.warning("figures not reported: %s", exc)
 
 
-def _send(meter: Meter, window: _Window) -> None:
+def _send(meter: Meter, window: Window) -> None:
     meter.measure("requests", window.requests, "1")
     meter.measure("errors", window.errors, "1")
     meter.measure("predictions", window.predictions, "rows")

@@ -8,13 +8,18 @@ busy processes it is many times quicker than threads which wait for one another.
 
 import logging
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gunicorn.app.base import BaseApplication
 
 from deeplambda.config import Settings
 from deeplambda.loading import pack_application
+
+if TYPE_CHECKING:
+    from speed_layer.model_service.champions import ChampionWatch
+    from speed_layer.model_service.figures import Reporter
 
 THREADS = 64
 KEEP_ALIVE_S = 75
@@ -29,6 +34,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._background: Sequence[ChampionWatch | Reporter] = ()
         for name in settings.applications:
             pack_application(name, settings)  # what cannot be found should stop the start, not a worker
         super().__init__()
@@ -44,18 +50,24 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             "keepalive": KEEP_ALIVE_S,
             "graceful_timeout": STOP_WITHIN_S,
             "control_socket_disable": True,
-            "proc_name": "deeplambda-model-service",
+            "worker_exit": lambda arbiter, worker: worker.app.stop(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> Any:
         """The WSGI application, made in the worker process: the parent never holds PyTorch."""
-        return start_service(self._settings)
+        app, self._background = start_service(self._settings)
+        return app
+
+    def stop(self) -> None:
+        """End the threads that `load` has started."""
+        for part in self._background:
+            part.stop()
 
 
-def start_service(settings: Settings) -> Any:
-    """Follow the champions and the figures in the background, and return the WSGI application."""
+def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Reporter"]]:
+    """The WSGI application, and what now follows the champions and reports figures in the background."""
     import torch
 
     from speed_layer.model_service.champions import Champion, ChampionWatch
@@ -64,12 +76,10 @@ def start_service(settings: Settings) -> Any:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.getLogger("kafka").setLevel(logging.ERROR)
-    logging.getLogger("kafka.net").setLevel(
-        logging.CRITICAL
-    )  # each attempt of each connection to a broker that is down
+    logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it has a line for each attempt at a broker that is down
     figures = Figures(settings.applications)
 
-    def swapped(champion: Champion, took_s: float) -> None:
+    def swapped(champion: Champion) -> None:
         figures.swapped(champion.card.application, champion.card.version)
 
     watches = {
@@ -77,7 +87,7 @@ def start_service(settings: Settings) -> Any:
         for name in settings.applications
     }
     app = create_app(settings, Champions(watches), figures)
-    for watch in watches.values():
-        watch.start()
-    Reporter(settings, figures).start()
-    return app.wsgi_app
+    background: list[ChampionWatch | Reporter] = [*watches.values(), Reporter(settings, figures)]
+    for part in background:
+        part.start()
+    return app.wsgi_app, background

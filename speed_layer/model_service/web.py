@@ -15,7 +15,7 @@ from werkzeug.exceptions import NotFound
 
 from deeplambda import problems
 from deeplambda.config import Settings
-from deeplambda.errors import InvalidEvent, NotReady, UnknownApplication
+from deeplambda.errors import Conflict, InvalidEvent, NotReady, UnknownApplication
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader
 from speed_layer.model_service.champions import Champion, ChampionWatch
@@ -46,13 +46,18 @@ class Champions:
         watch = self.watch(name)
         champion = watch.current
         if champion is None:
-            raise NotReady(
-                f"{name!r} has no champion yet" + (f": {watch.error}" if watch.error else ""),
-                f"if none was promoted, train one and run 'deeplambda model promote {name}'",
-            )
+            raise no_champion(watch)
         if version is not None and version != str(champion.card.version):
             raise NotFound(f"version {version} of {name!r} does not serve; version {champion.card.version} does")
         return champion
+
+
+def no_champion(*watches: ChampionWatch) -> NotReady:
+    """What to say while applications have no champion."""
+    reasons = [f"{watch.name!r} has no champion yet" + (f": {watch.error}" if watch.error else "") for watch in watches]
+    return NotReady(
+        "; ".join(reasons), f"if none was promoted, train one and run 'deeplambda model promote {watches[0].name}'"
+    )
 
 
 def create_app(settings: Settings, champions: Champions, figures: Figures) -> Flask:
@@ -64,6 +69,12 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
     passes = threading.BoundedSemaphore(os.cpu_count() or 1)  # more at a time would only slow one another down
 
     def score(name: str, champion: Champion, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        if list(features.shape[1:]) != champion.card.feature_shape:
+            raise Conflict(
+                f"the transform of {name!r} gives rows of shape {list(features.shape[1:])}, "
+                f"version {champion.card.version} was trained on {champion.card.feature_shape}",
+                "train and promote again: the application has changed",
+            )
         with passes:
             outputs = champion.path(features)
         if not np.isfinite(outputs).all():
@@ -104,8 +115,9 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
 
     @app.get("/v2/health/ready")
     def ready() -> Answer:
-        for name in champions.watches:
-            champions.serving(name, None)
+        missing = [watch for watch in champions.watches.values() if watch.current is None]
+        if missing:
+            raise no_champion(*missing)
         return _json({"ready": True})
 
     @app.get("/v2/models/<name>")
