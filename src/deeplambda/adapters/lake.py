@@ -71,9 +71,12 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.driver.memory": "1g",
         "spark.driver.extraClassPath": classpath,
         "spark.executor.extraClassPath": classpath,
-        "spark.driver.extraJavaOptions": " ".join((*java_options(settings), f"-Djava.io.tmpdir={scratch}")),
+        "spark.driver.extraJavaOptions": " ".join(
+            f'"{option}"' for option in (*java_options(settings), f"-Djava.io.tmpdir={scratch}")
+        ),
         "spark.local.dir": str(scratch),
-        "spark.hadoop.hadoop.tmp.dir": str(scratch),  # where S3A buffers what it uploads
+        "spark.hadoop.hadoop.tmp.dir": str(scratch),
+        "spark.hadoop.fs.s3a.buffer.dir": str(scratch / "s3a"),  # the default's expression stumbles over a space
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",

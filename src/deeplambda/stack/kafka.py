@@ -93,7 +93,7 @@ def _java(settings: Settings, main_class: str, *arguments: str) -> list[str]:
         component_jars(settings, "kafka"),
         heap_mb=HEAP_MB,
         scratch=_folder(settings) / "tmp",
-        properties={"log4j2.configurationFile": _folder(settings) / "log4j2.properties"},
+        properties={"log4j2.configurationFile": (_folder(settings) / "log4j2.properties").as_uri()},
         arguments=arguments,
     )
 

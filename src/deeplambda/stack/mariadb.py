@@ -67,9 +67,15 @@ def _install(settings: Settings, folder: Path) -> None:
     home, unfinished = native_mysql(settings), folder / "data.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    install = [f"{home}/scripts/mariadb-install-db", "--no-defaults", f"--basedir={home}", f"--datadir={unfinished}"]
-    install += ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", *_account()]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    # The script stumbles over a path with a space; by way of this process's open folder the path has none.
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        data_dir = f"/proc/{os.getpid()}/fd/{opened}/{unfinished.name}"
+        install = [f"{home}/scripts/mariadb-install-db", "--no-defaults", f"--basedir={home}", f"--datadir={data_dir}"]
+        install += ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", *_account()]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+    finally:
+        os.close(opened)
     if done.returncode != 0:
         raise ConfigurationError(
             f"MariaDB's system tables could not be made: {(done.stderr or done.stdout).strip()[-500:]}",

@@ -73,7 +73,9 @@ def main() -> None:
     unfinished = archive.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
     options = (*java_options(settings), f"-XX:ArchiveClassesAtExit={unfinished}")
-    spark = spark_session(settings, "archive of classes", {"spark.driver.extraJavaOptions": " ".join(options)})
+    spark = spark_session(
+        settings, "archive of classes", {"spark.driver.extraJavaOptions": " ".join(f'"{option}"' for option in options)}
+    )
     with tempfile.TemporaryDirectory(dir=settings.data_dir) as scratch:
         _do_a_little_of_everything(spark, settings, Path(scratch))
     spark.stop()

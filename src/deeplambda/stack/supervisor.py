@@ -120,14 +120,13 @@ class Supervisor:
     def configuration(self, parts: Iterable[Part]) -> str:
         """supervisord.conf; it holds no secret."""
         _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        log_dir, run_dir = _literal(self.log_dir), _literal(self.run_dir)
         head = f"""\
 [supervisord]
-logfile = {log_dir}/supervisord.log
+logfile = {self.log_dir}/supervisord.log
 logfile_maxbytes = 5MB
 logfile_backups = 1
-pidfile = {run_dir}/supervisord.pid
-childlogdir = {log_dir}
+pidfile = {self.run_dir}/supervisord.pid
+childlogdir = {self.log_dir}
 directory = {_literal(Path.cwd())}
 identifier = deeplambda
 umask = 077
@@ -135,11 +134,11 @@ minfds = {min(open_files, 65536) if open_files > 0 else 65536}
 silent = true
 
 [unix_http_server]
-file = {_literal(self.socket)}
+file = {self.socket}
 chmod = 0600
 
 [supervisorctl]
-serverurl = unix://{_literal(self.socket)}
+serverurl = unix://{self.socket}
 
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
@@ -162,7 +161,7 @@ stopwaitsecs = {part.stop_timeout_s}
 stopasgroup = false
 killasgroup = true
 redirect_stderr = true
-stdout_logfile = {_literal(self.log_dir)}/{part.name}.log
+stdout_logfile = {self.log_dir}/{part.name}.log
 stdout_logfile_maxbytes = 10MB
 stdout_logfile_backups = 3
 """
@@ -214,7 +213,12 @@ stdout_logfile_backups = 3
 
 
 def check_socket_path(path: Path) -> None:
-    """Raises: ConfigurationError when the system has no room for the path of a socket that long."""
+    """Raises: ConfigurationError for a path that supervisord would misread or that is too long for the system."""
+    if set(str(path)) & {"%", '"', "\n"}:
+        raise ConfigurationError(
+            f"the data folder's path has a per cent sign or a quotation mark, which supervisord misreads: {path}",
+            "set DEEPLAMBDA_DATA_DIR to a folder without",
+        )
     length = len(os.fsencode(path)) + _SOCKET_SUFFIX
     if length > _SOCKET_PATH_LIMIT:
         raise ConfigurationError(

@@ -63,6 +63,11 @@ def test_a_socket_path_that_the_system_has_no_room_for_is_refused_before_anythin
         check_socket_path(Path("/tmp") / ("x" * 90) / "supervisor.sock")
 
 
+def test_a_folder_whose_name_supervisord_would_misread_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="per cent sign"):
+        check_socket_path(Path("/tmp/100%/supervisor.sock"))
+
+
 def test_the_broker_takes_large_records_and_makes_no_topic_by_itself(settings: Settings) -> None:
     lines = kafka.server_properties(settings).splitlines()
     assert "message.max.bytes=16777216" in lines
