@@ -21,16 +21,13 @@ from speed_layer.stream.scoring import scoring
 BATCH_LIMIT_ROWS = 20_000
 
 
-def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplication) -> StreamingQuery:
+def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplication, router: Router) -> StreamingQuery:
     """Start scoring one application's events, or go on from the checkpoint."""
-    spark.sparkContext.addPyFile(str(packed.archive))
-    topic = topics.events(packed.name)
-    router = Router(settings, topic, scoring(settings, packed))
     router.query = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
         .option("kafka.max.partition.fetch.bytes", str(topics.RECORD_LIMIT_BYTES))
-        .option("subscribe", topic)
+        .option("subscribe", topics.events(packed.name))
         .option("startingOffsets", "earliest")
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", BATCH_LIMIT_ROWS)
@@ -50,8 +47,12 @@ def main() -> None:
     settings = load_settings()
     conf = {"spark.driver.memory": "512m", "spark.sql.execution.arrow.maxRecordsPerBatch": "2000"}
     spark = spark_session(settings, "stream", conf)
-    packed = [pack_application(name, settings) for name in settings.applications]
-    streams = [Stream(each.name, partial(start_stream, spark, settings, each)) for each in packed]
+    streams = []
+    for name in settings.applications:
+        packed = pack_application(name, settings)
+        spark.sparkContext.addPyFile(str(packed.archive))
+        router = Router(settings, topics.events(name), scoring(settings, packed))
+        streams.append(Stream(name, partial(start_stream, spark, settings, packed, router)))
     run_streams(settings, layer="speed", part="stream", streams=streams)
     spark.stop()
 

@@ -40,16 +40,22 @@ class Stream:
     def keep_running(self) -> None:
         """Start it when it does not run. Raises: NotReady when it keeps failing."""
         if self.query is not None and (failure := self.query.exception()) is not None:
-            self.failures.append(time.monotonic())
-            if len(self.failures) == _FAILURES and self.failures[-1] - self.failures[0] < _FAILURES_WITHIN_S:
-                raise NotReady(
-                    f"stream {self.query.name!r} failed {_FAILURES} times within {_FAILURES_WITHIN_S} s: {failure}",
-                    "mend what it names; it goes on from its checkpoint",
-                ) from failure
-            _LOG.warning("stream %s failed and starts again from its checkpoint: %s", self.query.name, failure)
             self.query = None
+            self._count(failure)
         if self.query is None:
-            self.query = self.start()
+            try:
+                self.query = self.start()
+            except NotReady as exc:
+                self._count(exc)
+
+    def _count(self, failure: Exception) -> None:
+        self.failures.append(time.monotonic())
+        if len(self.failures) == _FAILURES and self.failures[-1] - self.failures[0] < _FAILURES_WITHIN_S:
+            raise NotReady(
+                f"a stream of {self.application} failed {_FAILURES} times within {_FAILURES_WITHIN_S} s: {failure}",
+                "mend what it names; it goes on from its checkpoint",
+            ) from failure
+        _LOG.warning("a stream of %s failed and starts again from its checkpoint: %s", self.application, failure)
 
     def report(self, meter: Meter) -> None:
         """Measure its last batch, once."""
