@@ -10,6 +10,7 @@ from pyspark.errors import PySparkException
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
+from deeplambda.service_logs import log_to_stderr
 from serving_layer.hive_gateway.gateway import Gateway
 
 _POLL_S = 0.5
@@ -18,8 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 def main() -> int:
     """Serve until SIGTERM; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("py4j").setLevel(logging.WARNING)
+    log_to_stderr()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

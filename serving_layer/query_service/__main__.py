@@ -9,6 +9,7 @@ from gunicorn.app.base import BaseApplication
 
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import DeepLambdaError
+from deeplambda.service_logs import log_to_stderr
 
 THREADS = 16
 
@@ -51,7 +52,7 @@ def _stop(_: Any, worker: Any) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # it would log what it refuses
     logging.getLogger("pyhive").setLevel(logging.WARNING)
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # a lost connection is told by what lost it

@@ -9,6 +9,7 @@ from typing import Any
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
+from deeplambda.service_logs import log_to_stderr
 from deeplambda.stack.heartbeat import beat
 from serving_layer.views import metrics, realtime, relay, trim
 from serving_layer.views.loops import Loop
@@ -27,7 +28,7 @@ def _facts(loops: list[Loop]) -> dict[str, Any]:
 
 def main() -> int:
     """Run the four loops until SIGTERM; 1 when one of them fails for good."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     for noisy in ("kafka", "sqlalchemy.pool"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # the loops say what they wait for
     settings, stop = load_settings(), threading.Event()
