@@ -83,6 +83,11 @@ def _options(settings: Settings, folder: Path, classes: Path) -> dict[str, str]:
         "spark.sql.catalog.mysql.url": f"jdbc:mysql://{settings.mysql_address}/?connectionTimeZone=UTC",
         "spark.sql.catalog.mysql.driver": "com.mysql.cj.jdbc.Driver",
         "spark.sql.catalog.mysql.user": "analyst",
+        # Spark quotes text that it hands on, but leaves its backslashes: in MySQL those would end the quotes early.
+        "spark.sql.catalog.mysql.pushDownPredicate": "false",
+        "spark.sql.catalog.mysql.pushDownAggregate": "false",
+        "spark.sql.catalog.mysql.pushDownTopN": "false",
+        "spark.sql.catalog.mysql.pushDownJoin": "false",
         # Each of these two lets a SELECT reach what it should not: files by their path, and the environment.
         "spark.sql.runSQLOnFiles": "false",
         "spark.sql.variable.substitute": "false",
