@@ -5,7 +5,7 @@ settings. Each side is a process of its own, so that neither has the other's Ope
 
 Profile (2 cores with AMX, quiet, batch 128, per step): of the baseline's 37 ms, `convolution_backward` takes 38 %,
 convolution 19 %, max pooling 16 %, the linear layers 8 %, Adam 7 %, ReLU 4 %, the loader 3 %. What each remedy gave,
-as a share of the baseline's time:
+as a share of the baseline's time, one beside the other:
 
     rows by `index_select` from memory, fused AdamW                           0.96
     … and channels_last: oneDNN needs no reordering, max pooling vectorises    0.79
@@ -16,7 +16,10 @@ Weights kept in bf16 with a master copy in fp32 gave no more than autocast (0.30
 copy costs as much. `torch.compile` was left out: it needs a C++ compiler where the model is trained. Of what is left,
 `convolution_backward` takes 31 %, pooling 22 %, convolution 11 %, casts 10 %, AdamW 6 %.
 On cores that other processes use, threads that spin at OpenMP's barriers (its default) made a step 3 to 5 times slower
-than threads that sleep: `batch_layer.compute` asks for sleeping ones, which cost 4 % on an idle machine.
+than threads that sleep: `batch_layer.compute` asks for sleeping ones, which cost 4 % on an idle machine. So the ratio
+is about 0.3 on an idle machine and 0.1 to 0.2 on a busy one.
+Not seen here, for it takes 800 steps: moments of weights that get no more gradient decay into denormals, and AdamW
+takes 14 ms a step instead of 1. `Trainer` has them flushed to zero; the baseline, over whole epochs, pays for them.
 """
 
 import multiprocessing
