@@ -11,8 +11,8 @@ from pyspark.sql import SparkSession
 
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings
-from deeplambda.stack.jars import spark_jars
-from serving_layer.hive_gateway.java_sources import compiled_classes
+from deeplambda.stack.spark_archive import java_options
+from serving_layer.hive_gateway.jar import gateway_jar
 
 QUERY_TIMEOUT_S = 110
 HEAP_MB = 1024  # the most it may take; it gives back what a query no longer needs
@@ -31,9 +31,11 @@ def gateway_session(settings: Settings) -> SparkSession:
     password = settings.analyst_password.get_secret_value()
     os.environ[_PASSWORD_VARIABLE] = password
     os.environ["MALLOC_ARENA_MAX"] = "2"  # glibc keeps an arena for each of the JVM's many threads otherwise
+    # Behind Spark's own jars, for the class path has to begin as that of the class-data archive does.
+    os.environ["SPARK_DIST_CLASSPATH"] = str(gateway_jar(settings))
     folder = settings.data_dir / "gateway"
     (folder / "hive").mkdir(parents=True, exist_ok=True)
-    spark = spark_session(settings, "gateway", _options(settings, folder, compiled_classes(settings)))
+    spark = spark_session(settings, "gateway", _options(settings, folder))
     # Set in the running JVM, so that no command line shows it; sessions of clients start from this configuration.
     spark._jsc.sc().conf().set("spark.sql.catalog.mysql.password", password)
     spark.conf.set("spark.sql.catalog.mysql.password", password)
@@ -49,13 +51,17 @@ def _log_in_sentences(spark: SparkSession) -> None:
         log4j.core.config.Configurator.setLevel(name, log4j.Level.toLevel(level))
 
 
-def _options(settings: Settings, folder: Path, classes: Path) -> dict[str, str]:
+def _options(settings: Settings, folder: Path) -> dict[str, str]:
     host, _, port = settings.hive_address.rpartition(":")
-    java_options = (
-        f"-XX:+UseSerialGC -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30 -XX:-UsePerfData -Xss1m "
-        f"-Duser.timezone=UTC -Djava.io.tmpdir={folder} -Dderby.system.home={folder} "
+    java = (
+        *java_options(settings),
+        "-XX:TieredStopAtLevel=4",  # the gateway lives long enough for the compiler that makes fast code
+        "-XX:MinHeapFreeRatio=10",
+        "-XX:MaxHeapFreeRatio=30",
+        "-Duser.timezone=UTC",
+        f"-Djava.io.tmpdir={folder}",
         # HiveServer2 asks a fresh HiveConf for this one, which knows only system properties.
-        f"-Dhive.server2.custom.authentication.class=deeplambda.gateway.AnalystLogin"
+        "-Dhive.server2.custom.authentication.class=deeplambda.gateway.AnalystLogin",
     )
     return {
         # More slots than cores: one heavy query does not take them all, so others go on.
@@ -68,8 +74,7 @@ def _options(settings: Settings, folder: Path, classes: Path) -> dict[str, str]:
         "spark.driver.maxResultSize": "64m",
         "spark.memory.fraction": "0.4",  # what sorts and joins may hold stays below what HeapGuard takes for full
         "spark.executor.killOnFatalError.depth": "0",  # a query out of memory must not end the gateway
-        "spark.driver.extraClassPath": ":".join(map(str, [classes, *spark_jars(settings)])),
-        "spark.driver.extraJavaOptions": java_options,
+        "spark.driver.extraJavaOptions": " ".join(java),
         "spark.local.dir": str(folder),
         "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions,"
         "deeplambda.gateway.ReadOnlyExtension",
@@ -83,8 +88,7 @@ def _options(settings: Settings, folder: Path, classes: Path) -> dict[str, str]:
         "spark.sql.catalog.mysql.url": f"jdbc:mysql://{settings.mysql_address}/?connectionTimeZone=UTC",
         "spark.sql.catalog.mysql.driver": "com.mysql.cj.jdbc.Driver",
         "spark.sql.catalog.mysql.user": "analyst",
-        # Spark quotes text that it hands on, but leaves its backslashes: in MySQL those would end the quotes early.
-        "spark.sql.catalog.mysql.pushDownPredicate": "false",
+        # PlainPredicates.java says which predicates MySQL gets to see; nothing else of a statement goes there.
         "spark.sql.catalog.mysql.pushDownAggregate": "false",
         "spark.sql.catalog.mysql.pushDownTopN": "false",
         "spark.sql.catalog.mysql.pushDownJoin": "false",

@@ -174,13 +174,39 @@ def test_both_halves_say_the_same_of_an_event(gateway: OwnGateway, history: Hist
     assert realtime[0][-1] == pytest.approx(expected["occurred_at"].timestamp(), abs=1e-6)
 
 
-def test_horizon_is_pushed_down_to_mysql(gateway: OwnGateway, history: History) -> None:
+def sent_to_mysql(gateway: OwnGateway, statement: str) -> str:
+    plan = gateway.rows(f"EXPLAIN FORMATTED {statement}")[0][0]
+    return next(str(line) for line in plan.splitlines() if line.startswith("External engine query"))
+
+
+def test_mysql_filters_by_horizon_and_event(gateway: OwnGateway, history: History) -> None:
     snapshot = history.recompute(100)
     view = f"{history.name}.all_predictions"
     assert eventually(shows(gateway, view, snapshot), timeout_s=60, every_s=0.5)
-    plan = gateway.rows(f"EXPLAIN FORMATTED SELECT * FROM {view}")[0][0]
-    pushed = next(line for line in plan.splitlines() if "PushedFilters" in line and "kafka_offset" in line)
-    assert f"application = '{history.name}'" in pushed
+    sent = sent_to_mysql(gateway, f"SELECT * FROM {view} WHERE event_id IN ('event-00001', 'event-00002')")
+    for part in (f"`application` = '{history.name}'", "`kafka_offset` >= 100", "`event_id` IN"):
+        assert part in sent
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        r"x\\\' OR 1=1 -- ",  # to Spark: a backslash, a quote, and more text
+        r"x\\\\\' OR 1=1 -- ",
+        r"x\' OR 1=1 -- ",
+        "x'' OR ''1''=''1",
+        r"\\",
+        "event-00001 ",
+        "EVENT-00001",
+        "event-0000%",
+    ],
+)
+def test_text_of_an_analyst_never_becomes_sql_in_mysql(gateway: OwnGateway, history: History, literal: str) -> None:
+    history.forget()
+    history.score_everything()
+    live = f"mysql.{gateway.settings.mysql_database}.realtime_predictions"
+    for condition in (f"event_id = '{literal}'", f"prediction IN ('{literal}', 'y')"):
+        assert gateway.rows(f"SELECT count(*) FROM {live} WHERE {condition}") == [(0,)]
 
 
 def test_one_query_reads_both_stores(gateway: OwnGateway, history: History) -> None:

@@ -27,6 +27,7 @@ public final class ReadOnlyExtension extends AbstractFunction1 {
         }
         TableFunctionRegistry$.MODULE$.builtin().dropFunction(new FunctionIdentifier("python_worker_logs"));
         InterruptibleRange.replaceBuiltin();
+        PlainPredicates.register();
         extensions.injectParser(new AbstractFunction2() {
             public Object apply(Object session, Object parser) {
                 return new GuardedParser((ParserInterface) parser);
