@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from pyhive import hive
 from pyspark.sql import SparkSession
@@ -326,5 +327,8 @@ def test_no_secret_on_a_command_line_or_in_the_log(gateway: OwnGateway) -> None:
         for name in ("analyst_password", "mysql_views_password", "s3_secret_key")
         if (value := getattr(gateway.settings, name)).get_secret_value()
     ]
-    shown = [gateway.log.read_text()] + [" ".join(process.cmdline()) for process in gateway.processes()]
+    shown = [gateway.log.read_text()]
+    for process in gateway.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            shown.append(" ".join(process.cmdline()))
     assert not [secret for secret in secrets if any(secret in place for place in shown)]

@@ -207,9 +207,9 @@ def test_a_horizon_that_moves_often_is_trimmed_all_the_same(stack: Settings, app
     views, platform = mysql.engine(stack, "views"), mysql.engine(stack, "platform")
     realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
     trimmer, first = Trimmer(views, application), now()
-    for minute in range(4):
-        at = first + timedelta(minutes=minute)
-        move(platform, application, at, p0=5 * (minute + 1))
+    for step in range(4):
+        at = first + step * GRACE / 2
+        move(platform, application, at, p0=5 * (step + 1))
         trimmer.trim(at)
     assert [row.kafka_offset for row in rows(stack, application)] == list(range(10, 20))
 
