@@ -40,8 +40,13 @@ def gateway_session(settings: Settings) -> SparkSession:
     spark._jsc.sc().conf().set("spark.sql.catalog.mysql.password", password)
     spark.conf.set("spark.sql.catalog.mysql.password", password)
     _log_in_sentences(spark)
-    spark._jvm.deeplambda.gateway.Trusted.trustThisThread()
+    trust_this_thread(spark)
     return spark
+
+
+def trust_this_thread(spark: SparkSession) -> None:
+    """Do not hold to reading what this Python thread runs; pyspark gives it a JVM thread of its own."""
+    spark._jvm.deeplambda.gateway.Trusted.trustThisThread()
 
 
 def _log_in_sentences(spark: SparkSession) -> None:

@@ -1,0 +1,97 @@
+"""The recent tables and the gateway's figures, on a thread of their own: a union view must wait for neither."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from sqlalchemy import Engine
+
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.config import Settings
+from deeplambda.errors import NotReady
+from deeplambda.horizon import Horizon
+from deeplambda.lifecycle import now
+from deeplambda.runtime_metrics import Meter
+from serving_layer import recent
+from serving_layer.hive_gateway.session import trust_this_thread
+
+_LOOK_FOR_NEWS_S = 60
+_ENDS_WITHIN_S = 10
+_LOG = logging.getLogger(__name__)
+
+Figures = dict[str, tuple[float, str]]
+"""By name, a value and its unit."""
+
+
+@dataclass
+class _Application:
+    horizon: Horizon
+    replacement_s: float | None = None
+    made_from: recent.Versions | None = None
+
+
+class Refresher(threading.Thread):
+    """Refreshes an application's recent tables when told of its horizon, and when its labels or metrics have grown."""
+
+    def __init__(self, spark: SparkSession, settings: Settings, engine: Engine) -> None:
+        super().__init__(name="refresher", daemon=True)
+        self._spark, self._settings, self._engine = spark, settings, engine
+        self._applications: dict[str, _Application] = {}
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._publisher: Publisher | None = None
+
+    def refresh(self, application: str, horizon: Horizon, replacement_s: float | None = None) -> None:
+        """Soon, refresh the tables as of `horizon`. replacement_s: how long the union view took to be replaced."""
+        known = self._applications.get(application)
+        self._applications[application] = _Application(horizon, replacement_s, known.made_from if known else None)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread, after what it is at."""
+        self._stopping.set()
+        self._wake.set()
+        self.join(_ENDS_WITHIN_S)
+
+    def run(self) -> None:
+        """Work until stopped."""
+        trust_this_thread(self._spark)
+        while not self._stopping.is_set():
+            for name, application in list(self._applications.items()):
+                self._measure(name, self._refresh(name, application))
+            self._wake.wait(_LOOK_FOR_NEWS_S)
+            self._wake.clear()
+
+    def _refresh(self, name: str, application: _Application) -> Figures:
+        figures: Figures = {}
+        if application.replacement_s is not None:
+            figures["view_replacement"] = (application.replacement_s, "s")
+            application.replacement_s = None
+        started, at = time.monotonic(), now()
+        try:
+            newest = recent.newest_versions(self._spark, name, application.horizon, at)
+            if newest != application.made_from:
+                rows = recent.refresh(self._spark, self._engine, name, newest, at)
+                application.made_from, duration_s = newest, time.monotonic() - started
+                figures |= {"recent_refresh": (duration_s, "s"), "recent_predictions": (rows, "rows")}
+                _LOG.info("recent_predictions of %s: %d rows in %.1f s", name, rows, duration_s)
+        except (NotReady, PySparkException) as exc:
+            _LOG.warning("the recent tables of %s stay as they are: %s", name, str(exc).splitlines()[0])
+        except Py4JJavaError as exc:  # what Spark has no Python class for, memory that ran out among it
+            _LOG.warning("the recent tables of %s stay as they are: %s", name, exc.java_exception)
+        return figures
+
+    def _measure(self, application: str, figures: Figures) -> None:
+        if not figures:
+            return
+        try:
+            self._publisher = self._publisher or Publisher(self._settings)
+            meter = Meter(self._publisher, layer="serving", part="gateway", application=application)
+            for name, (value, unit) in figures.items():
+                meter.measure(name, value, unit)
+            self._publisher.flush()
+        except NotReady as exc:
+            _LOG.warning("figures of %s are lost: %s", application, exc)
