@@ -19,6 +19,7 @@ HEAP_MB = 1024  # the most it may take; it gives back what a query no longer nee
 _PASSWORD_VARIABLE = "DEEPLAMBDA_GATEWAY_PASSWORD"  # noqa: S105  # read by AnalystLogin.java
 _LOG_LEVELS = {
     "deeplambda.gateway": "INFO",
+    "org.apache.hive.service.cli.session.HiveSessionImpl": "OFF",  # misses a folder that it never made
     "org.apache.hive.service.cli.thrift.ThriftCLIService": "ERROR",
     "org.apache.spark.scheduler.DAGScheduler": "ERROR",
     "org.apache.spark.scheduler.TaskSetManager": "OFF",
@@ -34,7 +35,7 @@ def gateway_session(settings: Settings) -> SparkSession:
     # Behind Spark's own jars, for the class path has to begin as that of the class-data archive does.
     os.environ["SPARK_DIST_CLASSPATH"] = str(gateway_jar(settings))
     folder = settings.data_dir / "gateway"
-    (folder / "hive").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     spark = spark_session(settings, "gateway", _options(settings, folder))
     # Set in the running JVM, so that no command line shows it; sessions of clients start from this configuration.
     spark._jsc.sc().conf().set("spark.sql.catalog.mysql.password", password)
