@@ -31,6 +31,7 @@ _ANSWER_S = 130
 
 _NO_SESSION = ("Invalid SessionHandle", "Failed to open new session", "stopped SparkContext")
 """What a gateway says that has been started anew, or is about to stop."""
+_MODEL_NOT_READY = "Error running query: NotReady: "
 _TOLD = re.compile(r"\[[A-Z][A-Z0-9_.]*\] (?!org\.|java\.)[^\n]+")
 """Spark's error class and its sentence; before it stand the same class and the name of a Java one."""
 
@@ -74,7 +75,10 @@ def translation(exc: Exception) -> DeepLambdaError:
     status = getattr(origin.args[0], "status", None) if isinstance(origin, PyHiveError) and origin.args else None
     if status is None or any(each in (status.errorMessage or "") for each in _NO_SESSION):
         return NotReady(f"the Hive gateway does not answer: {origin}", "see 'deeplambda status'")
-    return BadInput(readable(status.errorMessage), "mend the statement")
+    told = readable(status.errorMessage)
+    if _MODEL_NOT_READY in told:  # predict_<application>, of a model service that is away
+        return NotReady(told.partition(_MODEL_NOT_READY)[2], "try again in a few seconds; see 'deeplambda status'")
+    return BadInput(told, "mend the statement")
 
 
 def readable(message: str | None) -> str:

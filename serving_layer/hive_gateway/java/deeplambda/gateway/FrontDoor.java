@@ -8,8 +8,12 @@ import org.apache.hive.service.cli.CLIService;
 import org.apache.hive.service.cli.thrift.ThriftBinaryCLIService;
 import org.apache.hive.service.rpc.thrift.TExecuteStatementReq;
 import org.apache.hive.service.rpc.thrift.TExecuteStatementResp;
+import org.apache.hive.service.rpc.thrift.TFetchResultsReq;
+import org.apache.hive.service.rpc.thrift.TFetchResultsResp;
 import org.apache.hive.service.rpc.thrift.TGetOperationStatusReq;
 import org.apache.hive.service.rpc.thrift.TGetOperationStatusResp;
+import org.apache.hive.service.rpc.thrift.TGetResultSetMetadataReq;
+import org.apache.hive.service.rpc.thrift.TGetResultSetMetadataResp;
 import org.apache.hive.service.rpc.thrift.TOpenSessionReq;
 import org.apache.hive.service.rpc.thrift.TOpenSessionResp;
 import org.apache.hive.service.rpc.thrift.TStatus;
@@ -23,6 +27,8 @@ final class FrontDoor extends ThriftBinaryCLIService {
     // The platform's own errors, raised in a Python worker, stand at the end of a traceback.
     private static final Pattern OURS = Pattern.compile("(?m)^deeplambda\\.errors\\.(\\w+: .*)$");
     private static final Pattern STACK = Pattern.compile("(?s)\n+(Driver stacktrace:|\\s+at |JVM stacktrace:).*");
+    private static final String TIMED_OUT =
+            "The query was ended at the gateway's time limit; ask for less, with a filter, an aggregate or LIMIT";
 
     FrontDoor(CLIService service) {
         super(service);
@@ -58,6 +64,18 @@ final class FrontDoor extends ThriftBinaryCLIService {
         return response;
     }
 
+    public TGetResultSetMetadataResp GetResultSetMetadata(TGetResultSetMetadataReq request) throws TException {
+        TGetResultSetMetadataResp response = super.GetResultSetMetadata(request);
+        shorten(response.getStatus());
+        return response;
+    }
+
+    public TFetchResultsResp FetchResults(TFetchResultsReq request) throws TException {
+        TFetchResultsResp response = super.FetchResults(request);
+        shorten(response.getStatus());
+        return response;
+    }
+
     private static void shorten(TStatus status) {
         if (status.getErrorMessage() != null) {
             String sentence = sentence(status.getErrorMessage());
@@ -68,6 +86,9 @@ final class FrontDoor extends ThriftBinaryCLIService {
     }
 
     static String sentence(String message) {
+        if (message.contains("found TIMEDOUT")) {
+            return TIMED_OUT;
+        }
         String found = null;
         Matcher ours = OURS.matcher(message);
         while (ours.find()) {
