@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda import topics
+from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import create_tables, spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
@@ -45,7 +46,7 @@ def _append(
 ) -> StreamingQuery:
     records = (
         spark.readStream.format("kafka")
-        .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
+        .options(**spark_options(settings))
         .option("subscribe", topic)
         .option("startingOffsets", _where_table_ends(spark, settings, topic, table))
         .option("failOnDataLoss", "true")

@@ -58,7 +58,7 @@ def _log_in_sentences(spark: SparkSession) -> None:
 
 
 def _options(settings: Settings, folder: Path) -> dict[str, str]:
-    host, _, port = settings.hive_address.rpartition(":")
+    host, _, port = settings.listening_on(settings.hive_address).rpartition(":")
     java = (
         *java_options(settings),
         "-XX:TieredStopAtLevel=4",  # the gateway lives long enough for the compiler that makes fast code

@@ -24,13 +24,13 @@ class Service(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         """What gunicorn would read from its command line."""
         options: dict[str, Any] = {
-            "bind": self._settings.query_url.rpartition("//")[2],
+            "bind": self._settings.listening_on(self._settings.query_url),
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": "deeplambda.http_worker.BoundedWorker",
             "threads": THREADS,
             "timeout": 60,
             "graceful_timeout": 10,
-            "keepalive": 5,
+            "keepalive": 75,  # longer than a client may keep an idle connection for its next request
             "accesslog": None,
             "loglevel": "warning",
             "proc_name": "deeplambda query service",

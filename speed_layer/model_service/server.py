@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from gunicorn.app.base import BaseApplication
 
@@ -41,10 +40,9 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def load_config(self) -> None:
         """gunicorn's settings; it asks for them by this name."""
-        address = urlsplit(self._settings.model_url)
         options: dict[str, Any] = {
-            "bind": f"{address.hostname}:{address.port or 80}",
-            "worker_class": "speed_layer.model_service.worker.BoundedWorker",
+            "bind": self._settings.listening_on(self._settings.model_url),
+            "worker_class": "deeplambda.http_worker.BoundedWorker",
             "workers": 1,
             "threads": THREADS,
             "keepalive": KEEP_ALIVE_S,

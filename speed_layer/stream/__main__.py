@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda import topics
+from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import PackedApplication, pack_application
@@ -25,7 +26,7 @@ def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplicat
     """Start scoring one application's events, or go on from the checkpoint."""
     router.query = (
         spark.readStream.format("kafka")
-        .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
+        .options(**spark_options(settings))
         .option("kafka.max.partition.fetch.bytes", str(topics.RECORD_LIMIT_BYTES))
         .option("subscribe", topics.events(packed.name))
         .option("startingOffsets", "earliest")

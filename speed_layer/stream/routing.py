@@ -14,7 +14,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda import topics
-from deeplambda.adapters.kafka import Publisher, consumer, translated
+from deeplambda.adapters.kafka import Publisher, consumer, spark_options, translated
 from deeplambda.config import Settings
 from speed_layer.stream.scoring import RECORDS
 
@@ -52,7 +52,7 @@ class Router:
         (
             batch.mapInArrow(self._score, from_arrow_schema(RECORDS))
             .write.format("kafka")
-            .option("kafka.bootstrap.servers", self._settings.kafka_bootstrap)
+            .options(**spark_options(self._settings))
             .option("kafka.max.request.size", str(topics.RECORD_LIMIT_BYTES))
             .option("kafka.acks", "all")
             .save()

@@ -1,13 +1,15 @@
 """Settings: where every part of the platform is found, the same names on one machine and in containers.
 
 Order of precedence, first wins: environment `DEEPLAMBDA_*`, `<data_dir>/stack.env` (written by `deeplambda up`),
-secret files `<data_dir>/secrets/deeplambda_*` (mode 0600, made by the first `deeplambda up`), defaults below.
-The local stack listens on the addresses that its clients connect to, so a port is named once.
+secret files `deeplambda_*` in `DEEPLAMBDA_SECRETS_DIR`, by default `<data_dir>/secrets` (mode 0600, made by the first
+`deeplambda up` or `docker compose up`), defaults below. The local stack listens on the addresses that its clients
+connect to, so a port is named once; in a container a service listens on `listen_host` instead.
 """
 
 import os
 from functools import cache
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
@@ -35,6 +37,11 @@ def port_of(address: str) -> int:
     return port
 
 
+def host_of(address: str) -> str:
+    """The host in `host:port` or in a URL."""
+    return urlsplit(address if "//" in address else f"//{address}").hostname or ""
+
+
 class Settings(BaseSettings):
     """Frozen; made by `load_settings()`. Units are in the names."""
 
@@ -48,7 +55,20 @@ class Settings(BaseSettings):
     applications_dir: Path = Field(default=Path("examples"), description="where applications are looked for by name")
     applications: tuple[str, ...] = Field(default=("digits",), description="what the long-running services serve")
 
+    listen_host: str | None = Field(
+        default=None, description="where services listen, 0.0.0.0 in a container; default: the host of their address"
+    )
+
     kafka_bootstrap: str = "127.0.0.1:9092"
+    kafka_security: Literal["PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="with SASL, the mechanism PLAIN as kafka_user"
+    )
+    kafka_user: str = "platform"
+    kafka_password: SecretStr = SecretStr("")
+    kafka_producer_password: SecretStr = Field(default=SecretStr(""), description="account `producer`: writes events")
+    kafka_host_address: str = Field(
+        default="127.0.0.1:9094", description="where clients outside the containers find the broker in one"
+    )
     kafka_partitions: int = Field(default=2, ge=1, description="partitions of a new events topic")
     kafka_replication: int = Field(default=1, ge=1)
 
@@ -72,10 +92,28 @@ class Settings(BaseSettings):
     query_url: str = "http://127.0.0.1:8600"
 
     spark_master: str = "local[2,4]"
+    spark_driver_host: str = Field(
+        default="127.0.0.1", description="where executors find a driver: the container's name on a cluster"
+    )
+    spark_options: str = Field(
+        default="", description="NAME=VALUE, by spaces, for every session: spark.cores.max=2, spark.kubernetes.… "
+    )
+    spark_secret: SecretStr = Field(
+        default=SecretStr(""), description="that a cluster's daemons, drivers and executors share"
+    )
     checkpoint_location: str | None = Field(
         default=None, description="default: a folder of the data folder; s3a:// on a cluster"
     )
     event_limit_bytes: int = Field(default=1_000_000, description="a larger event is a dead letter, a larger body 413")
+
+    def listening_on(self, address: str) -> str:
+        """`host:port` where the service that clients find at `address`, a `host:port` or a URL, listens."""
+        return f"{self.listen_host or host_of(address)}:{port_of(address)}"
+
+    @property
+    def on_spark_cluster(self) -> bool:
+        """Whether Spark's executors are processes of their own, elsewhere."""
+        return not self.spark_master.startswith("local")
 
     @property
     def checkpoints(self) -> str:
@@ -92,7 +130,7 @@ class Settings(BaseSettings):
 def load_settings(data_dir: Path | None = None) -> Settings:
     """The settings of the stack whose data folder is `data_dir` (by default: `find_data_dir()`)."""
     folder = (data_dir or find_data_dir()).resolve()
-    secrets = folder / "secrets"
+    secrets = Path(os.environ.get("DEEPLAMBDA_SECRETS_DIR") or folder / "secrets")
     return Settings(
         data_dir=folder,
         _env_file=folder / "stack.env",

@@ -14,8 +14,8 @@ from pydantic_core import to_json
 from pyhive import hive
 from thrift.transport.TTransport import TTransportException
 
-from deeplambda.config import port_of
-from deeplambda.stack.ports import choose_free, host_of
+from deeplambda.config import host_of, port_of
+from deeplambda.stack.ports import choose_free
 from tests.integration.own_model_service import OwnService
 from tests.traffic import eventually
 
@@ -84,6 +84,10 @@ class OwnGateway:
         assert self.process is not None
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
+
+    def process_times(self) -> list[float]:
+        """Seconds of processor time that each of them has had."""
+        return [times.user + times.system for times in (process.cpu_times() for process in self.processes())]
 
     def _answers_or_ended(self) -> bool:
         assert self.process is not None

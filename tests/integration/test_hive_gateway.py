@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from thrift.transport.TTransport import TTransportException
 from deeplambda.config import port_of
 from deeplambda.stack.ivy import java_program, pyspark_jars
 from tests.integration.own_gateway import OwnGateway, message_of, run
+from tests.traffic import eventually
 
 READ_ONLY = "this gateway reads only"
 
@@ -304,6 +306,34 @@ def test_one_who_takes_much_does_not_stop_the_others(gateway: OwnGateway) -> Non
         cursor.execute("SELECT count(*) FROM range(1e7) a JOIN range(1e7) b ON a.id + b.id > 7", async_=True)
         assert gateway.rows("SELECT sum(id) FROM range(1000)") == [(499500,)]
         cursor.cancel()
+
+
+_DIGITS = "(SELECT * FROM VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9) AS t(x))"
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "SELECT sum(hash(id)) FROM range(1e15)",
+        f"SELECT sum(hash({', '.join(f't{n}.x' for n in range(12))})) FROM "
+        + ", ".join(f"{_DIGITS} t{n}" for n in range(12)),
+        "SELECT sum(hash(a, b, c)) FROM VALUES (sequence(1, 100000)) AS t(s) "
+        "LATERAL VIEW explode(s) AS a LATERAL VIEW explode(s) AS b LATERAL VIEW explode(s) AS c",
+        "SELECT sum(hash(a.id, b.id)) FROM range(1e6) a CROSS JOIN range(1e6) b",
+    ],
+    ids=["range", "joins of small tables", "explode", "cartesian"],
+)
+def test_a_cancelled_query_uses_no_processor(gateway: OwnGateway, endless: str) -> None:
+    def idle() -> bool:
+        before_s = sum(gateway.process_times())
+        time.sleep(1)  # the span that is measured
+        return sum(gateway.process_times()) - before_s < 0.5
+
+    with contextlib.closing(gateway.connect()) as session, contextlib.closing(session.cursor()) as cursor:
+        cursor.execute(endless, async_=True)
+        assert eventually(lambda: not idle())
+        cursor.cancel()
+    assert eventually(idle, timeout_s=20)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Kafka, by kafka-python: topics, a producer whose acknowledgement means stored, consumers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from pydantic_core import to_json
 
@@ -13,6 +14,38 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 
 _RECONNECT_MS = 1_000  # a client that waits longer comes back long after the broker
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """Where the broker is and who we are, for any of kafka-python's clients."""
+    options: dict[str, Any] = {"bootstrap_servers": settings.kafka_bootstrap}
+    if settings.kafka_security != "PLAINTEXT":
+        options |= {
+            "security_protocol": settings.kafka_security,
+            "sasl_mechanism": "PLAIN",
+            "sasl_plain_username": settings.kafka_user,
+            "sasl_plain_password": settings.kafka_password.get_secret_value(),
+        }
+    return options
+
+
+def spark_options(settings: Settings) -> dict[str, str]:
+    """The same for Spark's Kafka source and sink, which take the password out of what they log."""
+    options = {"kafka.bootstrap.servers": settings.kafka_bootstrap}
+    if settings.kafka_security != "PLAINTEXT":
+        options |= {
+            "kafka.security.protocol": settings.kafka_security,
+            "kafka.sasl.mechanism": "PLAIN",
+            "kafka.sasl.jaas.config": plain_login(settings.kafka_user, settings.kafka_password.get_secret_value()),
+        }
+    return options
+
+
+def plain_login(user: str, password: str, *others: tuple[str, str]) -> str:
+    """A JAAS line for SASL PLAIN: who to log in as and, on a broker, the `others` who may log in."""
+    known = "".join(f' user_{name}="{secret}"' for name, secret in others)
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return f'{login} required username="{user}" password="{password}"{known};'
 
 
 @contextmanager
@@ -30,7 +63,7 @@ def translated(settings: Settings) -> Iterator[None]:
 def create_topics(settings: Settings) -> list[str]:
     """Create the topics that are missing; returns their names. Raises: NotReady."""
     with translated(settings):
-        admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+        admin = KafkaAdminClient(**client_options(settings))
         try:
             existing = set(admin.list_topics())
             wanted = topics.all_topics(settings.applications, settings.kafka_partitions)
@@ -53,6 +86,29 @@ def create_topics(settings: Settings) -> list[str]:
     return [topic.name for topic in missing]
 
 
+def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -> None:
+    """Let `user` write to these topics, and to nothing else. Idempotent. Raises: NotReady."""
+    allowed = [
+        ACL(f"User:{user}", "*", operation, ACLPermissionType.ALLOW, ResourcePattern(ResourceType.TOPIC, topic))
+        for topic in write
+        for operation in (ACLOperation.WRITE, ACLOperation.DESCRIBE)
+    ]
+    # An idempotent producer, as most clients are by default, needs this of the cluster on older brokers.
+    allowed.append(
+        ACL(
+            f"User:{user}",
+            "*",
+            ACLOperation.IDEMPOTENT_WRITE,
+            ACLPermissionType.ALLOW,
+            ResourcePattern(ResourceType.CLUSTER, "kafka-cluster"),
+        )
+    )
+    with translated(settings), KafkaAdminClient(**client_options(settings)) as admin:
+        done = admin.create_acls(allowed)
+    if done["failed"]:
+        raise NotReady(f"Kafka refused an access list: {done['failed'][0]}", "see the broker's log")
+
+
 class Publisher:
     """Sends JSON records; `flush()` returns once the broker has stored all of them. One per process is enough."""
 
@@ -60,7 +116,7 @@ class Publisher:
         self._settings = settings
         with translated(settings):
             self._producer = KafkaProducer(
-                bootstrap_servers=settings.kafka_bootstrap,
+                **client_options(settings),
                 acks="all",
                 max_request_size=topics.RECORD_LIMIT_BYTES,
                 allow_auto_create_topics=False,
@@ -105,7 +161,7 @@ def consumer(settings: Settings, *names: str, group: str | None = None) -> Kafka
     """
     with translated(settings):
         made = KafkaConsumer(
-            bootstrap_servers=settings.kafka_bootstrap,
+            **client_options(settings),
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

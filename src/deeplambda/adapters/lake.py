@@ -6,6 +6,7 @@ Every session has the catalog `lake`. Credentials reach the JVM by its environme
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
@@ -14,6 +15,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
+from deeplambda.stack.files import write_private
 from deeplambda.stack.jars import spark_jars
 from deeplambda.stack.spark_archive import java_options
 
@@ -59,15 +61,16 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
     os.environ["AWS_ACCESS_KEY_ID"] = settings.s3_access_key
     os.environ["AWS_SECRET_ACCESS_KEY"] = settings.s3_secret_key.get_secret_value()
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else Spark takes an address of the network for its own
+    if not settings.on_spark_cluster:
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else Spark takes an address of the network for its own
     os.environ.pop("SPARK_HOME", None)  # another Spark's jars would not fit
     classpath = ":".join(str(jar) for jar in spark_jars(settings))
     scratch = settings.data_dir / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
     options = {
         "spark.master": settings.spark_master,
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": settings.spark_driver_host,
+        "spark.driver.bindAddress": "0.0.0.0" if settings.on_spark_cluster else "127.0.0.1",  # noqa: S104
         "spark.driver.memory": "1g",
         "spark.driver.extraClassPath": classpath,
         "spark.executor.extraClassPath": classpath,
@@ -101,12 +104,34 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
             "spark.hadoop.fs.s3a.path.style.access": "true",
             "spark.hadoop.fs.s3a.connection.ssl.enabled": str(settings.s3_endpoint.startswith("https")).lower(),
         }
+    if settings.on_spark_cluster:
+        options |= cluster_options(settings, scratch)
+    given = dict(pair.split("=", 1) for pair in settings.spark_options.split())
     builder = SparkSession.builder.appName(f"deeplambda {name}")
-    for key, value in (options | dict(conf or {})).items():
+    for key, value in (options | dict(conf or {}) | given).items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("WARN")
     return session
+
+
+def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
+    """What executors elsewhere need beside a session's options; the secret they share goes into a file for Spark.
+
+    Source: Spark's security guide, on authentication of a standalone cluster.
+    """
+    if secret := settings.spark_secret.get_secret_value():
+        defaults = write_private(scratch / "conf" / "spark-defaults.conf", f"spark.authenticate.secret {secret}\n")
+        os.environ["SPARK_CONF_DIR"] = str(defaults.parent)
+    return {
+        "spark.authenticate": str(bool(secret)).lower(),
+        "spark.network.crypto.enabled": str(bool(secret)).lower(),
+        "spark.executor.memory": "1g",
+        "spark.executor.extraJavaOptions": " ".join(java_options(settings)),
+        # Spark hides both from its pages and logs, by their names.
+        "spark.executorEnv.AWS_ACCESS_KEY_ID": settings.s3_access_key,
+        "spark.executorEnv.AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
+    }
 
 
 @retry(  # two processes may create one table at the same moment: the slower one then finds it there

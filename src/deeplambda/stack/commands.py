@@ -32,7 +32,7 @@ def up(
 
     wanted = with_needs(parts or ())
     settings = load_settings()
-    make_missing_secrets(settings)
+    make_missing_secrets(settings, settings.data_dir / "secrets")
     if free_ports and not Supervisor(settings).is_up():
         write_free_ports(settings)
     load_settings.cache_clear()

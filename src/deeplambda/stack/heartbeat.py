@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplambda.config import Settings
+from deeplambda.errors import NotReady
 
 STALE_AFTER = timedelta(seconds=20)
 
@@ -39,6 +40,16 @@ def last_beat(settings: Settings, part: str) -> Beat | None:
     except FileNotFoundError:
         return None
     return Beat(datetime.fromisoformat(found["at"]), found["pid"], found["facts"])
+
+
+def heartbeat_of(settings: Settings, part: str, since: datetime | None = None) -> str:
+    """What the last beat of `part` said, when it is recent and later than `since`. Raises: NotReady."""
+    last = last_beat(settings, part)
+    if last is None or (since is not None and last.at < since):
+        raise NotReady("no sign of life yet")
+    if last.age > STALE_AFTER:
+        raise NotReady(f"last sign of life {last.age} ago")
+    return ", ".join(f"{value} {name}" for name, value in last.facts.items())
 
 
 def forget(settings: Settings, part: str) -> None:

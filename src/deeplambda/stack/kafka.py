@@ -5,13 +5,13 @@ import subprocess
 from pathlib import Path
 
 from deeplambda import topics
-from deeplambda.config import Settings, port_of
+from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import ConfigurationError
 from deeplambda.stack.files import write_private
 from deeplambda.stack.ivy import java_program
 from deeplambda.stack.jars import component_jars
 from deeplambda.stack.jvm import java_command
-from deeplambda.stack.ports import host_of, kafka_controller_port
+from deeplambda.stack.ports import kafka_controller_port
 
 HEAP_MB = 512
 _CLUSTER_ID = "deeplambda-local-stack"  # 22 characters, as long as the base64 of a UUID
@@ -46,8 +46,7 @@ def server_properties(settings: Settings) -> str:
     """The broker's configuration: durable defaults, one replica of everything, topics only made on purpose."""
     host, port = host_of(settings.kafka_bootstrap), port_of(settings.kafka_bootstrap)
     controller = f"{host}:{kafka_controller_port(settings)}"
-    limit = topics.RECORD_LIMIT_BYTES
-    values = {
+    values = durable_defaults(settings) | {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@{controller}",
@@ -57,6 +56,14 @@ def server_properties(settings: Settings) -> str:
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": _folder(settings) / "data",
+    }
+    return "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+def durable_defaults(settings: Settings) -> dict[str, str | int | Path]:
+    """What any single broker of the platform is set to, whoever runs it."""
+    limit = topics.RECORD_LIMIT_BYTES
+    return {
         "auto.create.topics.enable": "false",
         "message.max.bytes": limit,
         "replica.fetch.max.bytes": limit,
@@ -75,7 +82,6 @@ def server_properties(settings: Settings) -> str:
         "num.io.threads": 4,
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,  # 128 MiB by default, taken from the heap
     }
-    return "".join(f"{name}={value}\n" for name, value in values.items())
 
 
 def run_tool(settings: Settings, name: str, arguments: list[str]) -> None:

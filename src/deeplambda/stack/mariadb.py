@@ -7,11 +7,10 @@ from pathlib import Path
 
 from pymysql.converters import escape_string
 
-from deeplambda.config import Settings, port_of
+from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import ConfigurationError
 from deeplambda.stack.files import write_private
 from deeplambda.stack.jars import native_mysql
-from deeplambda.stack.ports import host_of
 
 BUFFER_POOL_MB = 128
 

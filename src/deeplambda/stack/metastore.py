@@ -3,13 +3,12 @@
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from deeplambda.config import Settings, port_of
+from deeplambda.config import Settings, host_of, port_of
 from deeplambda.stack.files import write_private
 from deeplambda.stack.ivy import pyspark_jars
 from deeplambda.stack.jars import component_jars, spark_jars
 from deeplambda.stack.java_sources import compiled_classes
 from deeplambda.stack.jvm import java_command
-from deeplambda.stack.ports import host_of
 
 HEAP_MB = 384
 
@@ -34,7 +33,7 @@ def command(settings: Settings) -> list[str]:
         ],
         heap_mb=HEAP_MB,
         scratch=folder / "tmp",
-        properties={"deeplambda.metastore.host": host_of(settings.metastore_uri)},
+        properties={"deeplambda.metastore.host": settings.listen_host or host_of(settings.metastore_uri)},
         arguments=["-p", str(port_of(settings.metastore_uri))],
     )
 

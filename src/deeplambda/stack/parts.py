@@ -7,7 +7,7 @@ from functools import partial
 
 from deeplambda.config import Settings, port_of
 from deeplambda.errors import ConfigurationError
-from deeplambda.stack import kafka, mariadb, metastore, probes, provision, s3, spark_archive
+from deeplambda.stack import heartbeat, kafka, mariadb, metastore, probes, provision, s3, spark_archive
 from deeplambda.stack.ports import is_loopback, kafka_controller_port
 
 
@@ -140,7 +140,7 @@ PARTS: tuple[Part, ...] = (
         prepare=spark_archive.make_if_missing,
         command=_module("speed_layer.stream"),
         environment=_PYTHON,
-        probe=partial(probes.heartbeat_of, part="stream"),
+        probe=partial(heartbeat.heartbeat_of, part="stream"),
     ),
     Part(
         name="archive",
@@ -150,7 +150,7 @@ PARTS: tuple[Part, ...] = (
         prepare=spark_archive.make_if_missing,
         command=_module("batch_layer.archive"),
         environment=_PYTHON,
-        probe=partial(probes.heartbeat_of, part="archive"),
+        probe=partial(heartbeat.heartbeat_of, part="archive"),
     ),
     Part(
         name="views",
@@ -158,7 +158,7 @@ PARTS: tuple[Part, ...] = (
         needs=("kafka", "mysql"),
         command=_module("serving_layer.views"),
         environment=_PYTHON,
-        probe=partial(probes.heartbeat_of, part="views"),
+        probe=partial(heartbeat.heartbeat_of, part="views"),
     ),
     Part(
         name="query",

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import psutil
 from dotenv import dotenv_values
 
-from deeplambda.config import Settings, port_of
+from deeplambda.config import Settings, host_of, port_of
 
 ADDRESS_FIELDS = (
     "kafka_bootstrap",
@@ -38,11 +37,6 @@ class Holder(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})" if self.pid else self.name
-
-
-def host_of(address: str) -> str:
-    """The host in `host:port` or in a URL."""
-    return urlsplit(address if "//" in address else f"//{address}").hostname or ""
 
 
 def is_loopback(address: str | None) -> bool:

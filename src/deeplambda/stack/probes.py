@@ -1,7 +1,6 @@
 """Whether a part answers, asked in its real protocol. Each probe returns a short fact or raises NotReady."""
 
 import logging
-from datetime import UTC, datetime
 from http import HTTPStatus
 
 import boto3
@@ -16,10 +15,9 @@ from thrift.Thrift import TMessageType, TType
 from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TBufferedTransport, TTransportException
 
-from deeplambda.config import Settings, port_of
+from deeplambda.adapters.kafka import client_options
+from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import NotReady
-from deeplambda.stack.heartbeat import STALE_AFTER, last_beat
-from deeplambda.stack.ports import host_of
 
 TIMEOUT_S = 5
 logging.getLogger("thrift").setLevel(logging.CRITICAL)  # it prints every refused connection
@@ -30,7 +28,7 @@ def kafka(settings: Settings) -> str:
     """Ask for the cluster's metadata."""
     try:
         with KafkaAdminClient(
-            bootstrap_servers=settings.kafka_bootstrap,
+            **client_options(settings),
             bootstrap_timeout_ms=TIMEOUT_S * 1000,
             request_timeout_ms=TIMEOUT_S * 1000,
         ) as admin:
@@ -138,16 +136,6 @@ def model(settings: Settings) -> str:
 def query(settings: Settings) -> str:
     """The query service's own sign of life."""
     return _http_ok(f"{settings.query_url}/v1/health")
-
-
-def heartbeat_of(settings: Settings, part: str, since: datetime | None = None) -> str:
-    """A beat of `part` that is recent, and later than `since`."""
-    last = last_beat(settings, part)
-    if last is None or (since is not None and last.at < since):
-        raise NotReady("no sign of life yet")
-    if last.age > STALE_AFTER:
-        raise NotReady(f"last sign of life {datetime.now(UTC) - last.at} ago")
-    return ", ".join(f"{value} {name}" for name, value in last.facts.items())
 
 
 def _http_ok(url: str) -> str:

@@ -5,8 +5,7 @@ import pymysql
 from botocore.exceptions import ClientError
 from pymysql.cursors import Cursor
 
-from deeplambda.config import Settings, port_of
-from deeplambda.stack.ports import host_of
+from deeplambda.config import Settings, host_of, port_of
 
 _HIDDEN_FROM_ANALYSTS = {"outbox", "queries"}
 _VIEWS_WRITE = {"realtime_predictions", "metrics"}

@@ -1,19 +1,19 @@
-"""Passwords of the local stack: random, made at first use, one file each with mode 0600."""
+"""Passwords: random, made at first use, one file each with mode 0600."""
 
 import os
 import secrets
+from pathlib import Path
 
 from pydantic import SecretStr
 
 from deeplambda.config import Settings
 
 
-def make_missing_secrets(settings: Settings) -> list[str]:
-    """Give every empty secret of `settings` a random value in `<data_dir>/secrets`; returns the fields' names.
+def make_missing_secrets(settings: Settings, folder: Path) -> list[str]:
+    """Give every empty secret of `settings` a random value, a file in `folder`; returns the fields' names.
 
     The settings given stay as they are: load them anew to see the values.
     """
-    folder = settings.data_dir / "secrets"
     made = []
     for field, description in Settings.model_fields.items():
         if description.annotation is SecretStr and not getattr(settings, field).get_secret_value():

@@ -5,8 +5,7 @@ import pytest
 
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
-from deeplambda.stack.heartbeat import beat, forget, last_beat
-from deeplambda.stack.probes import heartbeat_of
+from deeplambda.stack.heartbeat import beat, forget, heartbeat_of, last_beat
 
 
 def test_a_part_that_never_beat_is_unwell(settings: Settings) -> None:

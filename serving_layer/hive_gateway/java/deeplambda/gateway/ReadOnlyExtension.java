@@ -26,8 +26,12 @@ public final class ReadOnlyExtension extends AbstractFunction1 {
             FunctionRegistry$.MODULE$.builtin().dropFunction(new FunctionIdentifier((String) FUNCTIONS_REMOVED.get(i)));
         }
         TableFunctionRegistry$.MODULE$.builtin().dropFunction(new FunctionIdentifier("python_worker_logs"));
-        InterruptibleRange.replaceBuiltin();
         PlainPredicates.register();
+        extensions.injectPreCBORule(new AbstractFunction1() {
+            public Object apply(Object session) {
+                return new Interruptible();
+            }
+        });
         extensions.injectParser(new AbstractFunction2() {
             public Object apply(Object session, Object parser) {
                 return new GuardedParser((ParserInterface) parser);

@@ -1,0 +1,43 @@
+"""A container's health check: `python -m deeplambda.containers.health PART` exits with 0 when the part is well.
+
+It asks in the part's own protocol and imports only what that takes, for it runs every few seconds.
+"""
+
+import sys
+import urllib.error
+import urllib.request
+
+from deeplambda.config import Settings, load_settings, port_of
+from deeplambda.errors import NotReady
+
+_TIMEOUT_S = 5
+
+
+def check(settings: Settings, part: str) -> str:
+    """A short fact about the part of this container. Raises: NotReady."""
+    if part in ("archive", "stream", "views"):
+        from deeplambda.stack.heartbeat import heartbeat_of
+
+        return heartbeat_of(settings, part)
+    if part == "model":
+        return _http(f"http://127.0.0.1:{port_of(settings.model_url)}/v2/health/live")
+    if part == "query":
+        return _http(f"http://127.0.0.1:{port_of(settings.query_url)}/v1/health")
+    from deeplambda.stack import probes
+
+    return {"gateway": probes.gateway, "metastore": probes.metastore}[part](settings)
+
+
+def _http(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S):  # noqa: S310  # this container's own address
+            return "live"
+    except (urllib.error.URLError, OSError) as exc:
+        raise NotReady(f"{url} does not answer: {exc}") from exc
+
+
+if __name__ == "__main__":
+    try:
+        print(check(load_settings(), sys.argv[1]))
+    except NotReady as exc:
+        sys.exit(str(exc))
