@@ -15,6 +15,7 @@ FIELDS = {
     "kafka_password",
     "kafka_producer_password",
     "spark_secret",
+    "token_key",
 }
 
 
