@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -77,6 +78,20 @@ def serve_url() -> None:
     ):
         table.add_row(f"[bold]{what}", escape(where))
     console.print(table, soft_wrap=True)
+
+
+@serve.command("token")
+def serve_token(
+    bearer: Annotated[str, typer.Argument(help="who it is for; their name stands in it")],
+    role: Annotated[str, typer.Option(help="analyst or operator")] = "analyst",
+    days: Annotated[float, typer.Option(help="how long it holds")] = 30,
+) -> None:
+    """Print a token for the query service, where it asks for one. Run where the platform's secrets are."""
+    from typing import cast
+
+    from deeplambda import tokens
+
+    print(tokens.issue(load_settings(), cast(tokens.Role, role), bearer, timedelta(days=days)))
 
 
 @serve.command("status")

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
 import urllib3
 
+from deeplambda import tokens
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, NotReady
 
 _LOOK_EVERY_S = (0.1, 1.0)
+_TOKEN_LIFE = timedelta(minutes=10)
 _HTTP = urllib3.PoolManager(timeout=urllib3.Timeout(connect=3, read=30), retries=False)
 
 
@@ -38,9 +41,18 @@ def ask(settings: Settings, sql: str, *, store: str, limit: int, tell: Callable[
     return answer
 
 
+def _headers(settings: Settings) -> dict[str, str]:
+    """Our token, or one made for this call where the key is ours."""
+    if settings.token is not None:
+        return {"Authorization": f"Bearer {settings.token.get_secret_value()}"}
+    if not settings.require_tokens or not settings.token_key.get_secret_value():
+        return {}
+    return {"Authorization": f"Bearer {tokens.issue(settings, 'operator', 'deeplambda sql', _TOKEN_LIFE)}"}
+
+
 def _call(settings: Settings, method: str, path: str, body: Any = None) -> dict[str, Any]:
     try:
-        response = _HTTP.request(method, settings.query_url + path, json=body)
+        response = _HTTP.request(method, settings.query_url + path, json=body, headers=_headers(settings))
         reply: dict[str, Any] = response.json()
     except (urllib3.exceptions.HTTPError, ValueError) as exc:
         raise NotReady(

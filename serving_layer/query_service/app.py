@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from werkzeug.exceptions import UnsupportedMediaType
 
-from deeplambda import problems
+from deeplambda import problems, tokens
 from deeplambda.adapters import mysql
 from deeplambda.adapters.mysql import SCHEMA
 from deeplambda.config import Settings
@@ -49,6 +49,11 @@ def create_app(settings: Settings) -> Flask:
     analyst, rules = mysql.engine(settings, "analyst"), policy(settings)
     hive_queries = HiveQueries(settings, QueriesTable(mysql.engine(settings, "platform")))
     app.extensions["hive_queries"] = hive_queries
+
+    @app.before_request
+    def let_in() -> None:
+        if settings.require_tokens and request.path.startswith("/v1/") and request.path != "/v1/health":
+            tokens.authorize(settings, request.headers.get("Authorization"), "analyst", "operator")
 
     def named_application() -> str:
         name = request.args.get("application", settings.applications[0])

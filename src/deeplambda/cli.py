@@ -18,6 +18,7 @@ from deeplambda.stack import commands as stack
 
 _HELP = {
     "stack": "The local stack: start it, look at it, stop it.",
+    "containers": "What the containers of docker compose run; `secret` prints a password.",
     "data": "Training data on S3: put it there, list it.",
     "batch": "The batch layer: ingest, prepare, train, recompute.",
     "model": "Models: list, compare, promote, roll back, verify.",

@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     model_url: str = "http://127.0.0.1:8500"
     query_url: str = "http://127.0.0.1:8600"
 
+    require_tokens: bool = Field(default=False, description="whether the query service asks for one; so in compose")
+    token_key: SecretStr = Field(default=SecretStr(""), description="that signs tokens")
+    token: SecretStr | None = Field(default=None, description="what `deeplambda sql` shows to the query service")
+
     spark_master: str = "local[2,4]"
     spark_driver_host: str = Field(
         default="127.0.0.1", description="where executors find a driver: the container's name on a cluster"

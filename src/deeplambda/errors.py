@@ -6,6 +6,8 @@ DeepLambdaError
 │   ├── InvalidEvent        one event; the stream dead-letters it, REST answers 422
 │   ├── CorruptObject       an object whose bytes differ from what was recorded of them
 │   └── UnknownApplication  no application of that name
+├── Unauthorized            a caller without a token that holds
+├── Forbidden               a caller whose role may not do this
 ├── NotReady                a part that should answer does not yet; worth a retry
 └── Conflict                somebody else holds or has changed the thing
     └── ModelRejected       a model version that must not serve
@@ -47,6 +49,14 @@ class CorruptObject(BadInput):
 
 class UnknownApplication(BadInput):
     """No application of that name can be found."""
+
+
+class Unauthorized(DeepLambdaError):
+    """A caller who does not say who they are, or not in a way that holds."""
+
+
+class Forbidden(DeepLambdaError):
+    """A caller who may not do this."""
 
 
 class NotReady(DeepLambdaError):

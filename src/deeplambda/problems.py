@@ -10,7 +10,16 @@ from pydantic_core import to_json
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
-from deeplambda.errors import BadInput, Conflict, DeepLambdaError, InvalidEvent, NotReady, UnknownApplication
+from deeplambda.errors import (
+    BadInput,
+    Conflict,
+    DeepLambdaError,
+    Forbidden,
+    InvalidEvent,
+    NotReady,
+    Unauthorized,
+    UnknownApplication,
+)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -19,6 +28,8 @@ _STATUS: tuple[tuple[type[DeepLambdaError], HTTPStatus], ...] = (  # first match
     (InvalidEvent, HTTPStatus.UNPROCESSABLE_ENTITY),
     (UnknownApplication, HTTPStatus.NOT_FOUND),
     (BadInput, HTTPStatus.BAD_REQUEST),
+    (Unauthorized, HTTPStatus.UNAUTHORIZED),
+    (Forbidden, HTTPStatus.FORBIDDEN),
     (Conflict, HTTPStatus.CONFLICT),
     (NotReady, HTTPStatus.SERVICE_UNAVAILABLE),
 )
@@ -32,6 +43,8 @@ def problem(status: int, title: str, detail: str, **extra: Any) -> Response:
     response = Response(to_json(body), status=status, mimetype=MEDIA_TYPE)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

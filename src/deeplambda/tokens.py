@@ -1,0 +1,54 @@
+"""Tokens: who may do what over HTTP, for how long.
+
+A token is a JSON Web Token (RFC 7519), signed with HMAC-SHA-256 by the platform's own `token_key`. It names its bearer
+and one role, and it ends. To take all tokens back, replace the key.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Literal, get_args
+
+import jwt
+
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, Forbidden, Unauthorized
+
+Role = Literal["analyst", "operator"]
+ROLES: tuple[Role, ...] = get_args(Role)
+_ALGORITHM = "HS256"
+_AUDIENCE = "deeplambda"
+_LONGEST = timedelta(days=366)
+
+
+def issue(settings: Settings, role: Role, bearer: str, lifetime: timedelta) -> str:
+    """A token for `bearer`. Raises: BadInput."""
+    if role not in ROLES:
+        raise BadInput(f"no role {role!r}", f"there are {', '.join(ROLES)}")
+    if not timedelta() < lifetime <= _LONGEST:
+        raise BadInput("a token's life is between a moment and a year", "name fewer days")
+    claims = {"sub": bearer, "role": role, "aud": _AUDIENCE, "exp": datetime.now(UTC) + lifetime}
+    return jwt.encode(claims, settings.token_key.get_secret_value(), _ALGORITHM)
+
+
+def authorize(settings: Settings, authorization: str | None, *roles: Role) -> str:
+    """The bearer of a token of one of `roles`. authorization: the header of that name.
+
+    Raises: Unauthorized without a token that holds, Forbidden when it is of another role.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthorized("this needs a token", "send 'Authorization: Bearer …'; 'deeplambda serve token' makes one")
+    try:
+        claims = jwt.decode(
+            token.strip(),
+            settings.token_key.get_secret_value(),
+            [_ALGORITHM],
+            audience=_AUDIENCE,
+            options={"require": ["sub", "exp", "aud"]},
+        )
+    except jwt.ExpiredSignatureError as exc:
+        raise Unauthorized("the token has ended", "get a new one: 'deeplambda serve token'") from exc
+    except jwt.InvalidTokenError as exc:
+        raise Unauthorized("the token does not hold", "get one: 'deeplambda serve token'") from exc
+    if claims.get("role") not in roles:
+        raise Forbidden(f"a token of the role {claims.get('role')!r} may not do this", f"roles: {', '.join(roles)}")
+    return str(claims["sub"])
