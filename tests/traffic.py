@@ -14,7 +14,7 @@ from sqlalchemy import text
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.kafka import consumer, end_offsets
+from deeplambda.adapters.kafka import client_options, consumer, end_offsets
 from deeplambda.config import Settings
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def digit_event(event_id: str, image: NDArray[np.uint8]) -> dict[str, Any]:
 
 def producer(settings: Settings) -> KafkaProducer:
     """kafka-python's producer, as the README's example makes it, for records up to 3 MB."""
-    return KafkaProducer(bootstrap_servers=settings.kafka_bootstrap, acks="all", max_request_size=3_000_000)
+    return KafkaProducer(**client_options(settings), acks="all", max_request_size=3_000_000)
 
 
 def send_digits(settings: Settings, run: str, images_NHW: Iterable[NDArray[np.uint8]], rate: float = 500) -> list[str]:

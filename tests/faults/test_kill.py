@@ -16,6 +16,8 @@ from deeplambda.adapters import mysql
 from deeplambda.config import Settings
 from tests.traffic import eventually, realtime_ids, send_digits
 
+EVENTS = 10_000
+
 
 @pytest.mark.parametrize("part", ["stream", "model", "kafka", "views", "mysql"])
 def test_killed_part_loses_and_doubles_nothing(
@@ -26,8 +28,8 @@ def test_killed_part_loses_and_doubles_nothing(
     deeplambda: Callable[..., "CompletedProcess[str]"],
 ) -> None:
     run, ledger = f"kill{part}", []
-    images = np.concatenate([test_images] * (2000 // len(test_images) + 1))[:2000]
-    sending = threading.Thread(target=lambda: ledger.extend(send_digits(stack, run, images, rate=200)))
+    images = np.concatenate([test_images] * (EVENTS // len(test_images) + 1))[:EVENTS]
+    sending = threading.Thread(target=lambda: ledger.extend(send_digits(stack, run, images, rate=500)))
     sending.start()
     try:
         assert eventually(lambda: len(seen(stack, run)) > 100), "the stream did not score the first events"
@@ -36,7 +38,7 @@ def test_killed_part_loses_and_doubles_nothing(
     finally:
         sending.join()
     assert len(ledger) == len(images), "the broker came back, so every event was acknowledged in the end"
-    assert eventually(lambda: set(seen(stack, run)) >= set(ledger), timeout_s=120), (
+    assert eventually(lambda: set(seen(stack, run)) >= set(ledger), timeout_s=120, every_s=1), (
         f"{len(set(ledger) - set(seen(stack, run)))} acknowledged events lost"
     )
     with mysql.engine(stack, "analyst").connect() as connection:
