@@ -7,10 +7,10 @@ export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo up down status test unit lint bench clean constraints
+.PHONY: help demo up down status test test-compose unit lint bench clean constraints
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## The whole loop on handwritten digits: from files on S3 to live predictions and SQL
 	$(BIN)/python -m examples.demo
@@ -25,7 +25,10 @@ status: $(READY) ## How each part is
 	$(BIN)/deeplambda status
 
 test: lint ## All checks: lint, types, and every test, against a stack of their own
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/compose
+
+test-compose: $(READY) ## The stack of docker compose; skipped, with the reason, where there is no engine
+	$(BIN)/python -m pytest tests/compose -s
 
 unit: $(READY) ## The tests that need no service
 	$(BIN)/python -m pytest tests/unit tests/contract -q

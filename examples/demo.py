@@ -33,6 +33,7 @@ from deeplambda.config import Settings, find_data_dir, load_settings
 from deeplambda.errors import DeepLambdaError
 from deeplambda.idx import read_idx
 from deeplambda.lifecycle import now
+from deeplambda.stack.ports import is_loopback
 from examples.mnist import mnist_folder
 
 APPLICATION = "digits"
@@ -163,9 +164,12 @@ def main(
     folder, origin = mnist_folder(find_data_dir() / "downloads")
     console.print(f"[bold]digits[/]: {origin}")
 
-    with report.stage("start the stack"):
-        deeplambda("up")
     settings = load_settings()
+    if is_loopback(settings.kafka_bootstrap):
+        with report.stage("start the stack"):
+            deeplambda("up")
+        load_settings.cache_clear()  # `up` may have chosen ports and made secrets
+        settings = load_settings()
     recent, archive = mysql.engine(settings, "analyst"), hive.engine(settings)
     with report.stage("put raw files on S3"):
         deeplambda("data", "put", APPLICATION, str(folder))

@@ -11,6 +11,8 @@ from deeplambda.config import Settings, load_settings, port_of
 from deeplambda.errors import NotReady
 
 _TIMEOUT_S = 5
+# Where Spark's daemons tell how they are, and what the page says of one that is well.
+_SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"activemasterwebuiurl" : "http')}
 
 
 def check(settings: Settings, part: str) -> str:
@@ -23,6 +25,11 @@ def check(settings: Settings, part: str) -> str:
         return _http(f"http://127.0.0.1:{port_of(settings.model_url)}/v2/health/live")
     if part == "query":
         return _http(f"http://127.0.0.1:{port_of(settings.query_url)}/v1/health")
+    if part in _SPARK_PAGES:
+        port, sign = _SPARK_PAGES[part]
+        if sign not in _http(f"http://127.0.0.1:{port}/json/"):
+            raise NotReady(f"its page on port {port} does not say {sign}")
+        return sign
     from deeplambda.stack import probes
 
     return {"gateway": probes.gateway, "metastore": probes.metastore}[part](settings)
@@ -30,8 +37,8 @@ def check(settings: Settings, part: str) -> str:
 
 def _http(url: str) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S):  # noqa: S310  # this container's own address
-            return "live"
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # this container's own address
+            return str(answer.read().decode())
     except (urllib.error.URLError, OSError) as exc:
         raise NotReady(f"{url} does not answer: {exc}") from exc
 

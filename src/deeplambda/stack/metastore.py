@@ -45,6 +45,7 @@ def hive_site(settings: Settings) -> str:
         # the metastore takes information_schema.PARTITIONS for its own table and does not create it.
         "javax.jdo.option.ConnectionURL": (
             f"jdbc:mariadb://{settings.mysql_address}/metastore?useMysqlMetadata=true&nullDatabaseMeansCurrent=true"
+            "&allowPublicKeyRetrieval=true"  # how MySQL 8 takes a password without TLS
         ),
         "javax.jdo.option.ConnectionDriverName": "org.mariadb.jdbc.Driver",
         "javax.jdo.option.ConnectionUserName": "metastore",

@@ -1,0 +1,71 @@
+# One image for all of the platform's services: what a container runs is its command.
+#
+# Layers, from what changes least to what changes most: system packages, Python libraries, Java components, code. A
+# change of code rebuilds the last one in seconds.
+#
+#   docker build -t deeplambda .                            for machines without a GPU
+#   docker build -t deeplambda --build-arg DEVICE=gpu .     with all of CUDA, 4 GB more
+ARG BASE=debian:bookworm-slim
+
+FROM ${BASE} AS system
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates openjdk-17-jre-headless procps python3 \
+    && rm -rf /var/lib/apt/lists/*
+# The system's certificates, to which a company may have added its own.
+ENV UV_SYSTEM_CERTS=1 \
+    JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 \
+    PATH=/opt/deeplambda/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+
+# What is built with stays here: no compiler, package manager or cache of packages reaches the image.
+FROM system AS libraries
+ARG DEVICE=cpu
+WORKDIR /build
+RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*
+COPY requirements-uv.txt constraints.txt pyproject.toml ./
+COPY scripts/install-libraries scripts/
+RUN scripts/install-libraries /opt/deeplambda/venv "$DEVICE"
+
+# Only what fetching is written in, so that other code may change without fetching again.
+FROM libraries AS components
+COPY src/deeplambda/__init__.py src/deeplambda/config.py src/deeplambda/errors.py src/deeplambda/
+COPY src/deeplambda/stack/__init__.py src/deeplambda/stack/files.py src/deeplambda/stack/ivy.py \
+    src/deeplambda/stack/jars.lock src/deeplambda/stack/jars.py src/deeplambda/stack/jars_lock.py \
+    src/deeplambda/stack/
+RUN PYTHONPATH=src DEEPLAMBDA_CACHE_DIR=/opt/deeplambda/cache \
+    python -c "from deeplambda.config import load_settings; from deeplambda.stack.jars import fetch_components; \
+fetch_components(load_settings(), ['metastore', 'spark'])" \
+    && rm -rf /opt/deeplambda/cache/incoming /opt/deeplambda/cache/*.lock
+
+FROM libraries AS code
+COPY src src
+COPY batch_layer batch_layer
+COPY speed_layer speed_layer
+COPY serving_layer serving_layer
+COPY README.md ./
+RUN uv pip install --python /opt/deeplambda/venv/bin/python --no-deps --no-build-isolation --target /opt/deeplambda/code .
+
+FROM system
+# One user for all: the numbers are those of the official images that read secrets made by this one.
+RUN groupadd --gid 1000 deeplambda \
+    && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /data --shell /usr/sbin/nologin deeplambda \
+    && install --directory --owner deeplambda --group deeplambda /data /data/checkpoints /data/downloads/mnist /secrets
+COPY --from=libraries /opt/deeplambda/venv /opt/deeplambda/venv
+COPY --from=components /opt/deeplambda/cache /opt/deeplambda/cache
+COPY --from=code /opt/deeplambda/code /opt/deeplambda/code
+COPY examples /opt/deeplambda/examples
+ENV PATH=/opt/deeplambda/code/bin:$PATH \
+    PYTHONPATH=/opt/deeplambda/code:/opt/deeplambda \
+    DEEPLAMBDA_APPLICATIONS_DIR=/opt/deeplambda/examples \
+    DEEPLAMBDA_CACHE_DIR=/opt/deeplambda/cache \
+    DEEPLAMBDA_DATA_DIR=/data \
+    DEEPLAMBDA_LISTEN_HOST=0.0.0.0 \
+    DEEPLAMBDA_SECRETS_DIR=/secrets \
+    HOME=/data \
+    MALLOC_ARENA_MAX=2 \
+    OMP_NUM_THREADS=1
+WORKDIR /opt/deeplambda
+USER 1000:1000
+CMD ["deeplambda", "--help"]

@@ -1,0 +1,231 @@
+"""docker compose: what people start first runs the demo, loses nothing when killed, and is closed to strangers."""
+
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import urllib3
+from numpy.typing import NDArray
+from pydantic_core import from_json
+from sqlalchemy import text
+
+from deeplambda.adapters import hive, mysql
+from deeplambda.config import Settings
+from tests.compose.conftest import ROOT, Compose
+from tests.traffic import eventually, producer, realtime_ids, send_digits
+
+EVENTS = 10_000
+
+
+def test_every_part_is_healthy(compose: Compose) -> None:
+    found = {each["Service"]: each for each in compose.containers()}
+    ended = {name for name, each in found.items() if each["State"] == "exited"}
+    assert ended == {"provision", "secrets"}
+    assert all(found[name]["ExitCode"] == 0 for name in ended)
+    assert {each["Health"] for name, each in found.items() if name not in ended} == {"healthy"}
+    print(f"\nbuilt in {compose.seconds['build']:.0f} s, all healthy in {compose.seconds['up']:.0f} s")
+    print(compose("stats", "--no-stream", "--format", "table {{.Name}}\t{{.MemUsage}}"))
+
+
+def test_the_demo_loses_and_doubles_nothing(demo: str) -> None:
+    print(demo[-4000:])
+    for row in ("predictions in MySQL (real-time view)", "events archived", "predictions in the batch view"):
+        assert re.search(rf"{re.escape(row)}\W+10,000\b", demo), row
+    for row in ("events lost", "events duplicated", "events dead-lettered"):
+        assert re.search(rf"{row}\W+0\b", demo), row
+
+
+def test_a_prediction_by_rest_through_nginx(client: Settings, demo: str) -> None:
+    url = f"{client.model_url}/v1/models/digits:predict"
+    reply = urllib3.request("POST", url, json={"instances": [{"image": "A" * 1048 + "="}]})
+    assert reply.status in (200, 422)
+    good = urllib3.request("POST", url, json={"instances": [{"image": "AAAA" * 261 + "AA=="}]})
+    assert (good.status, len(good.json()["predictions"])) == (200, 1), good.data
+
+
+def test_sql_on_both_stores(client: Settings, demo: str) -> None:
+    with mysql.engine(client, "analyst").connect() as recent, hive.engine(client).connect() as archive:
+        assert recent.scalar(text("SELECT count(*) FROM model_versions")) == 1
+        assert archive.execute(text("SELECT count(*) FROM lake.digits.examples")).scalar_one() > 1000
+
+
+@pytest.mark.parametrize("service", ["kafka", "mysql", "model", "spark-worker", "stream"])
+def test_a_killed_container_loses_and_doubles_nothing(
+    service: str,
+    compose: Compose,
+    client: Settings,
+    demo: str,
+    test_images: NDArray[np.uint8],
+    healthy: Callable[[], bool],
+) -> None:
+    run, ledger = f"kill-{service}", []
+    images = np.concatenate([test_images] * (EVENTS // len(test_images) + 1))[:EVENTS]
+    sending = threading.Thread(target=lambda: ledger.extend(send_digits(client, run, images, rate=500)))
+    sending.start()
+    try:
+        assert eventually(lambda: len(seen(client, run)) > 100), "the stream did not score the first events"
+        compose.kill(service)
+    finally:
+        sending.join()
+    assert len(ledger) == EVENTS, "the broker came back, so every event was acknowledged in the end"
+    assert eventually(lambda: set(seen(client, run)) >= set(ledger), timeout_s=240, every_s=1), (
+        f"{len(set(ledger) - set(seen(client, run)))} acknowledged events lost"
+    )
+    assert sorted(seen(client, run)) == sorted(ledger)
+    assert healthy()
+
+
+def seen(client: Settings, run: str) -> list[str]:
+    """Ids of the run in MySQL; nothing while MySQL itself is away."""
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        return realtime_ids(client, run)
+    except OperationalError:
+        return []
+
+
+def test_down_and_up_again_keeps_everything(compose: Compose, client: Settings, demo: str) -> None:
+    def counts() -> dict[str, int]:
+        with mysql.engine(client, "analyst").connect() as recent, hive.engine(client).connect() as archive:
+            return {
+                "predictions": recent.scalar(text("SELECT count(*) FROM realtime_predictions")) or 0,
+                "versions": recent.scalar(text("SELECT count(*) FROM model_versions")) or 0,
+                "events": archive.execute(text("SELECT count(*) FROM lake.digits.events")).scalar_one(),
+                "examples": archive.execute(text("SELECT count(*) FROM lake.digits.examples")).scalar_one(),
+            }
+
+    before = counts()
+    compose("down")
+    compose.up()
+    mysql.engine(client, "analyst").dispose()
+    hive.engine(client).dispose()
+    assert counts() == before
+    ready = f"{client.model_url}/v2/models/digits/ready"
+    assert eventually(lambda: urllib3.request("GET", ready).status == 200, timeout_s=60)
+
+
+def test_who_has_no_password_is_refused(compose: Compose, client: Settings) -> None:
+    from kafka import KafkaAdminClient, KafkaProducer
+    from kafka.errors import KafkaError
+    from pymysql.err import OperationalError
+
+    with pytest.raises(KafkaError):
+        KafkaAdminClient(bootstrap_servers=client.kafka_bootstrap, bootstrap_timeout_ms=3000, request_timeout_ms=3000)
+    known = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "producer"}
+    with pytest.raises(KafkaError):
+        KafkaProducer(
+            bootstrap_servers=client.kafka_bootstrap, bootstrap_timeout_ms=3000, sasl_plain_password="wrong", **known
+        )
+    stranger = client.model_copy(update={"analyst_password": type(client.analyst_password)("wrong")})
+    with pytest.raises(Exception, match="Access denied") as refused, mysql.engine(stranger, "analyst").connect():
+        pass
+    assert isinstance(refused.value.__cause__ or refused.value, OperationalError) or refused
+
+
+def test_a_producer_writes_events_and_nothing_else(client: Settings) -> None:
+    from kafka.errors import TopicAuthorizationFailedError
+
+    sender = producer(client)
+    try:
+        with pytest.raises(TopicAuthorizationFailedError):
+            sender.send("deeplambda.champions", key=b"digits", value=b"{}").get(timeout=20)
+        assert sender.send("digits.labels", key=b"compose", value=b'{"event_id":"compose","label":"1"}').get(timeout=20)
+    finally:
+        sender.close()
+
+
+def test_the_analysts_side_reaches_neither_kafka_nor_s3(compose: Compose) -> None:
+    knock = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
+    inside = "stream"  # the same question from where they are reachable: it tells that the question is a good one
+    for host, port in (("kafka", "9092"), ("s3", "8333")):
+        compose("exec", "-T", inside, "python", "-c", knock, host, port)
+        refused = compose("exec", "-T", "query", "python", "-c", knock, host, port, check=False)
+        assert "Error" in refused or "error" in refused, refused
+
+
+def test_no_container_is_root_or_writes_its_own_files(compose: Compose) -> None:
+    insists = {"s3"}  # SeaweedFS's entry point starts as root, owns its data, and goes on as another user
+    for each in compose.containers():
+        if each["State"] != "running":
+            continue
+        found = compose.inspect(each["Service"])
+        assert found["HostConfig"]["ReadonlyRootfs"], each["Service"]
+        assert found["HostConfig"]["CapDrop"] == ["ALL"], each["Service"]
+        uids = {line.split()[0] for line in top(found["Id"], "uid,args").splitlines()[1:]}
+        if each["Service"] not in insists:
+            assert "0" not in uids, (each["Service"], uids)
+
+
+def top(container: str, columns: str) -> str:
+    """The container's processes, as `ps -eo columns` shows them."""
+    command = ["docker", "top", container, "-eo", columns]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_no_secret_is_in_a_log_an_environment_or_a_command_line(compose: Compose) -> None:
+    names = ("analyst_password", "kafka_password", "mysql_root_password", "s3_secret_key", "spark_secret")
+    with ThreadPoolExecutor(2) as pool:
+        secrets = dict(zip(names, pool.map(compose.secret, names), strict=True))
+    places = {"logs": compose("logs", "--no-color")}
+    for each in compose.containers():
+        found = compose.inspect(each["Service"])
+        places[f"environment of {each['Service']}"] = str(found["Config"]["Env"]) + str(found["Args"])
+        if each["State"] == "running":
+            done = subprocess.run(
+                ["docker", "top", found["Id"], "-eo", "args"], capture_output=True, text=True, check=True
+            )
+            places[f"command lines of {each['Service']}"] = done.stdout
+    hits = [(name, place) for name, value in secrets.items() for place, found in places.items() if value in found]
+    assert not hits
+
+
+def test_a_taken_port_is_named(compose: Compose) -> None:
+    taken = compose.environment["DEEPLAMBDA_QUERY_PORT"]
+    said = compose(
+        "up",
+        "--detach",
+        "--no-deps",
+        "query",
+        check=False,
+        DEEPLAMBDA_QUERY_PORT=compose.environment["DEEPLAMBDA_MYSQL_PORT"],
+    )
+    compose("up", "--detach", "--no-deps", "query", DEEPLAMBDA_QUERY_PORT=taken)
+    assert "port is already allocated" in said or "address already in use" in said
+
+
+def test_a_wrong_secret_is_named(compose: Compose) -> None:
+    said = compose(
+        "run", "--rm", "--no-deps", "-T", "-e", "DEEPLAMBDA_MYSQL_PLATFORM_PASSWORD=wrong", "operator",
+        "deeplambda", "model", "list", "digits", check=False,
+    )  # fmt: skip
+    assert "Access denied for user 'platform'" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("profile", ["", "tools", "gpu", "monitoring", "bi", "mqtt"])
+@pytest.mark.parametrize("command", [["docker", "compose"], ["docker-compose"]], ids=["v2", "1.29"])
+def test_the_file_is_valid_for_every_profile(command: list[str], profile: str) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {command[0]}")
+    version = subprocess.run([*command, "version"], capture_output=True, text=True, check=False).stdout
+    if command == ["docker-compose"] and "1.29" not in version:
+        pytest.skip(f"docker-compose is {version.strip()}")
+    done = subprocess.run(
+        [*command, *(["--profile", profile] if profile else []), "config"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "is not set" not in done.stderr
+
+
+def test_models_reply_is_of_the_version_that_the_registry_names(client: Settings, demo: str) -> None:
+    with mysql.engine(client, "analyst").connect() as recent:
+        version = recent.scalar(text("SELECT version FROM promotions ORDER BY id DESC LIMIT 1"))
+    reply = urllib3.request("GET", f"{client.model_url}/v2/models/digits")
+    assert from_json(reply.data)["versions"] == [str(version)]
