@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from deeplambda.errors import ConfigurationError
 
 DATA_DIR_NAME = ".deeplambda"
+_SETTINGS_REMEDY = "correct it in the environment, in .env or in stack.env; .env.example explains the settings"
 
 
 def find_data_dir() -> Path:
@@ -108,6 +112,7 @@ class Settings(BaseSettings):
     checkpoint_location: str | None = Field(
         default=None, description="default: a folder of the data folder; s3a:// on a cluster"
     )
+    needed_memory_gib: float = Field(default=8, ge=0, description="compose refuses a machine with less")
     event_limit_bytes: int = Field(default=1_000_000, description="a larger event is a dead letter, a larger body 413")
 
     def listening_on(self, address: str) -> str:
@@ -132,11 +137,20 @@ class Settings(BaseSettings):
 
 @cache
 def load_settings(data_dir: Path | None = None) -> Settings:
-    """The settings of the stack whose data folder is `data_dir` (by default: `find_data_dir()`)."""
+    """The settings of the stack whose data folder is `data_dir` (by default: `find_data_dir()`).
+
+    Raises: ConfigurationError that names each setting that cannot be.
+    """
     folder = (data_dir or find_data_dir()).resolve()
     secrets = Path(os.environ.get("DEEPLAMBDA_SECRETS_DIR") or folder / "secrets")
-    return Settings(
-        data_dir=folder,
-        _env_file=folder / "stack.env",
-        _secrets_dir=secrets if secrets.is_dir() else None,
-    )
+    try:
+        return Settings(
+            data_dir=folder,
+            _env_file=folder / "stack.env",
+            _secrets_dir=secrets if secrets.is_dir() else None,
+        )
+    except ValidationError as exc:
+        wrong = [f"DEEPLAMBDA_{'_'.join(map(str, error['loc'])).upper()}: {error['msg']}" for error in exc.errors()]
+        raise ConfigurationError("; ".join(wrong), _SETTINGS_REMEDY) from None  # the cause would show values
+    except SettingsError as exc:
+        raise ConfigurationError(str(exc), f"a list is written as JSON; {_SETTINGS_REMEDY}") from None

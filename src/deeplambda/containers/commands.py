@@ -17,10 +17,13 @@ _ROOT = Path("/secrets")
 
 @app.command()
 def secrets() -> None:
-    """Make the secrets that are missing, and give every service its own."""
+    """Refuse a machine that is too small; make the secrets that are missing, and give every service its own."""
+    from deeplambda.containers.doctor import check_machine
     from deeplambda.containers.secrets import hand_out
 
-    made = hand_out(load_settings(), _ROOT)
+    settings = load_settings()
+    check_machine(settings)
+    made = hand_out(settings, _ROOT)
     print(f"made {', '.join(made)}" if made else "every secret is there already")
 
 

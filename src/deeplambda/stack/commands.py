@@ -107,10 +107,15 @@ def logs(
 
 @app.command()
 def doctor() -> None:
-    """Look for what this machine lacks, and say the remedy. Exit code 1 when something is missing."""
+    """Look for what this machine lacks, and say the remedy. Exit code 1 when something is missing.
+
+    In a container: whether the settings of .env can be, and whether each service answers.
+    """
+    from deeplambda.containers.doctor import examine_containers
     from deeplambda.stack.doctor import examine
 
-    findings = examine(load_settings())
+    settings = load_settings()
+    findings = examine_containers(settings) if settings.listen_host else examine(settings)
     for finding in findings:
         mark = "[green]ok     [/]" if finding.is_fine else "[red]missing[/]"
         _out.print(f"{mark} [bold]{finding.subject}[/]: {finding.found}", highlight=False)
