@@ -48,10 +48,13 @@ COPY README.md ./
 RUN uv pip install --python /opt/deeplambda/venv/bin/python --no-deps --no-build-isolation --target /opt/deeplambda/code .
 
 FROM system
-# One user for all: the numbers are those of the official images that read secrets made by this one.
+# One user for all: the numbers are those of the official images that read secrets made by this one. A new volume takes
+# its owner from the folder that it is mounted on.
 RUN groupadd --gid 1000 deeplambda \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /data --shell /usr/sbin/nologin deeplambda \
-    && install --directory --owner deeplambda --group deeplambda /data /data/checkpoints /data/downloads/mnist /secrets
+    && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist} \
+    /secrets{,/operator,/archive,/gateway,/kafka,/metastore,/model,/mysql,/query,/s3,/spark,/stream,/views} \
+    /volumes/{kafka-data,s3-data,mysql-data,stream-checkpoints,archive-checkpoints,secrets-operator}
 COPY --from=libraries /opt/deeplambda/venv /opt/deeplambda/venv
 COPY --from=components /opt/deeplambda/cache /opt/deeplambda/cache
 COPY --from=code /opt/deeplambda/code /opt/deeplambda/code

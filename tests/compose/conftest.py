@@ -46,8 +46,15 @@ class Compose:
 
     def __call__(self, *arguments: str, check: bool = True, timeout_s: float = 1200, **more: str) -> str:
         """Run it; returns what it printed, both streams. Fails the test with that when it fails."""
+        return self._run(["docker", "compose", *arguments], check, timeout_s, more)
+
+    def script(self, *command: str, check: bool = True) -> str:
+        """Run a script of the repository on the same project."""
+        return self._run(list(command), check, 1200, {})
+
+    def _run(self, command: list[str], check: bool, timeout_s: float, more: dict[str, str]) -> str:
         done = subprocess.run(
-            ["docker", "compose", *arguments],
+            command,
             cwd=ROOT,
             env=os.environ | self.environment | more,
             stdout=subprocess.PIPE,
@@ -57,7 +64,7 @@ class Compose:
             check=False,
         )
         if check and done.returncode:
-            pytest.fail(f"docker compose {' '.join(arguments)} exited {done.returncode}\n{done.stdout[-8000:]}")
+            pytest.fail(f"{' '.join(command)} exited {done.returncode}\n{done.stdout[-8000:]}")
         return done.stdout
 
     def up(self) -> None:

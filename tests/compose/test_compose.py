@@ -3,23 +3,17 @@
 import re
 import shutil
 import subprocess
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import urllib3
-from numpy.typing import NDArray
 from pydantic_core import from_json
 from sqlalchemy import text
 
 from deeplambda.adapters import hive, mysql
 from deeplambda.config import Settings
 from tests.compose.conftest import ROOT, Compose
-from tests.traffic import eventually, producer, realtime_ids, send_digits
-
-EVENTS = 10_000
+from tests.traffic import producer
 
 
 def test_every_part_is_healthy(compose: Compose) -> None:
@@ -52,62 +46,6 @@ def test_sql_on_both_stores(client: Settings, demo: str) -> None:
     with mysql.engine(client, "analyst").connect() as recent, hive.engine(client).connect() as archive:
         assert recent.scalar(text("SELECT count(*) FROM model_versions")) == 1
         assert archive.execute(text("SELECT count(*) FROM lake.digits.examples")).scalar_one() > 1000
-
-
-@pytest.mark.parametrize("service", ["kafka", "mysql", "model", "spark-worker", "stream"])
-def test_a_killed_container_loses_and_doubles_nothing(
-    service: str,
-    compose: Compose,
-    client: Settings,
-    demo: str,
-    test_images: NDArray[np.uint8],
-    healthy: Callable[[], bool],
-) -> None:
-    run, ledger = f"kill-{service}", []
-    images = np.concatenate([test_images] * (EVENTS // len(test_images) + 1))[:EVENTS]
-    sending = threading.Thread(target=lambda: ledger.extend(send_digits(client, run, images, rate=500)))
-    sending.start()
-    try:
-        assert eventually(lambda: len(seen(client, run)) > 100), "the stream did not score the first events"
-        compose.kill(service)
-    finally:
-        sending.join()
-    assert len(ledger) == EVENTS, "the broker came back, so every event was acknowledged in the end"
-    assert eventually(lambda: set(seen(client, run)) >= set(ledger), timeout_s=240, every_s=1), (
-        f"{len(set(ledger) - set(seen(client, run)))} acknowledged events lost"
-    )
-    assert sorted(seen(client, run)) == sorted(ledger)
-    assert healthy()
-
-
-def seen(client: Settings, run: str) -> list[str]:
-    """Ids of the run in MySQL; nothing while MySQL itself is away."""
-    from sqlalchemy.exc import OperationalError
-
-    try:
-        return realtime_ids(client, run)
-    except OperationalError:
-        return []
-
-
-def test_down_and_up_again_keeps_everything(compose: Compose, client: Settings, demo: str) -> None:
-    def counts() -> dict[str, int]:
-        with mysql.engine(client, "analyst").connect() as recent, hive.engine(client).connect() as archive:
-            return {
-                "predictions": recent.scalar(text("SELECT count(*) FROM realtime_predictions")) or 0,
-                "versions": recent.scalar(text("SELECT count(*) FROM model_versions")) or 0,
-                "events": archive.execute(text("SELECT count(*) FROM lake.digits.events")).scalar_one(),
-                "examples": archive.execute(text("SELECT count(*) FROM lake.digits.examples")).scalar_one(),
-            }
-
-    before = counts()
-    compose("down")
-    compose.up()
-    mysql.engine(client, "analyst").dispose()
-    hive.engine(client).dispose()
-    assert counts() == before
-    ready = f"{client.model_url}/v2/models/digits/ready"
-    assert eventually(lambda: urllib3.request("GET", ready).status == 200, timeout_s=60)
 
 
 def test_who_has_no_password_is_refused(compose: Compose, client: Settings) -> None:
@@ -183,29 +121,6 @@ def test_no_secret_is_in_a_log_an_environment_or_a_command_line(compose: Compose
             places[f"command lines of {each['Service']}"] = done.stdout
     hits = [(name, place) for name, value in secrets.items() for place, found in places.items() if value in found]
     assert not hits
-
-
-def test_a_taken_port_is_named(compose: Compose) -> None:
-    taken = compose.environment["DEEPLAMBDA_QUERY_PORT"]
-    said = compose(
-        "up",
-        "--detach",
-        "--no-deps",
-        "query",
-        check=False,
-        DEEPLAMBDA_QUERY_PORT=compose.environment["DEEPLAMBDA_MYSQL_PORT"],
-    )
-    compose("up", "--detach", "--no-deps", "query", DEEPLAMBDA_QUERY_PORT=taken)
-    assert "port is already allocated" in said or "address already in use" in said
-
-
-def test_a_wrong_secret_is_named(compose: Compose) -> None:
-    said = compose(
-        "run", "--rm", "--no-deps", "-T", "-e", "DEEPLAMBDA_MYSQL_PLATFORM_PASSWORD=wrong", "operator",
-        "deeplambda", "model", "list", "digits", check=False,
-    )  # fmt: skip
-    assert "Access denied for user 'platform'" in said
-    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("profile", ["", "tools", "gpu", "monitoring", "bi", "mqtt"])

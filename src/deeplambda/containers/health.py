@@ -3,6 +3,7 @@
 It asks in the part's own protocol and imports only what that takes, for it runs every few seconds.
 """
 
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from deeplambda.config import Settings, load_settings, port_of
 from deeplambda.errors import NotReady
 
 _TIMEOUT_S = 5
+_CHECKPOINTS_NEED_MB = 64
 # Where Spark's daemons tell how they are, and what the page says of one that is well.
 _SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"activemasterwebuiurl" : "http')}
 
@@ -20,6 +22,7 @@ def check(settings: Settings, part: str) -> str:
     if part in ("archive", "stream", "views"):
         from deeplambda.stack.heartbeat import heartbeat_of
 
+        _room_for_checkpoints(settings)
         return heartbeat_of(settings, part)
     if part == "model":
         return _http(f"http://127.0.0.1:{port_of(settings.model_url)}/v2/health/live")
@@ -33,6 +36,15 @@ def check(settings: Settings, part: str) -> str:
     from deeplambda.stack import probes
 
     return {"gateway": probes.gateway, "metastore": probes.metastore}[part](settings)
+
+
+def _room_for_checkpoints(settings: Settings) -> None:
+    folder = settings.data_dir / "checkpoints"
+    free_mb = shutil.disk_usage(folder if folder.exists() else settings.data_dir).free / 1e6
+    if free_mb < _CHECKPOINTS_NEED_MB:
+        raise NotReady(
+            f"{folder} is full: {free_mb:.0f} MB free, {_CHECKPOINTS_NEED_MB} needed; free space on its volume"
+        )
 
 
 def _http(url: str) -> str:

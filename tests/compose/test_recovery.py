@@ -1,0 +1,105 @@
+"""Killed, taken down, destroyed: the stack comes back with everything it had."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import urllib3
+from numpy.typing import NDArray
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from deeplambda.adapters import hive, mysql
+from deeplambda.config import Settings
+from tests.compose.conftest import Compose
+from tests.traffic import eventually, realtime_ids, send_digits
+
+EVENTS = 10_000
+
+
+@pytest.mark.parametrize("service", ["kafka", "mysql", "model", "spark-worker", "stream"])
+def test_a_killed_container_loses_and_doubles_nothing(
+    service: str,
+    compose: Compose,
+    client: Settings,
+    demo: str,
+    test_images: NDArray[np.uint8],
+    healthy: Callable[[], bool],
+) -> None:
+    run, ledger = f"kill-{service}", []
+    images = np.concatenate([test_images] * (EVENTS // len(test_images) + 1))[:EVENTS]
+    sending = threading.Thread(target=lambda: ledger.extend(send_digits(client, run, images, rate=500)))
+    sending.start()
+    try:
+        assert eventually(lambda: len(seen(client, run)) > 100), "the stream did not score the first events"
+        compose.kill(service)
+    finally:
+        sending.join()
+    assert len(ledger) == EVENTS, "the broker came back, so every event was acknowledged in the end"
+    assert eventually(lambda: set(seen(client, run)) >= set(ledger), timeout_s=240, every_s=1), (
+        f"{len(set(ledger) - set(seen(client, run)))} acknowledged events lost"
+    )
+    assert sorted(seen(client, run)) == sorted(ledger)
+    assert healthy()
+
+
+def seen(client: Settings, run: str) -> list[str]:
+    """Ids of the run in MySQL; nothing while MySQL itself is away."""
+    try:
+        return realtime_ids(client, run)
+    except OperationalError:
+        return []
+
+
+def test_down_and_up_again_keeps_everything(compose: Compose, client: Settings, demo: str) -> None:
+    before = contents(client)
+    compose("down")
+    compose.up()
+    assert contents(client) == before
+    assert_champion_serves(client)
+
+
+def test_a_backup_brings_back_what_was_destroyed(
+    compose: Compose, client: Settings, demo: str, test_images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    compose.script("scripts/backup", str(tmp_path / "copy"))
+    before = contents(client)
+    compose("down", "--volumes")
+    compose.script("scripts/restore", str(tmp_path / "copy"))
+    assert contents(client) == before
+    assert_champion_serves(client)
+    ledger = send_digits(client, "after-restore", test_images[:1000])
+    assert eventually(lambda: sorted(realtime_ids(client, "after-restore")) == sorted(ledger), timeout_s=120)
+
+
+def test_a_damaged_backup_is_refused(compose: Compose, tmp_path: Path) -> None:
+    (tmp_path / "mysql-data.tar.gz").write_bytes(b"not what was copied")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  mysql-data.tar.gz\n")
+    said = compose.script("scripts/restore", str(tmp_path), check=False)
+    assert "is damaged: nothing was changed" in said
+    assert all(each["State"] == "running" or each["ExitCode"] == 0 for each in compose.containers())
+
+
+def contents(client: Settings) -> dict[str, tuple[int, int]]:
+    """By table, the number of rows and a checksum over all their columns."""
+    found = {}
+    with mysql.engine(client, "analyst").connect() as recent:
+        for table in ("horizons", "model_versions", "promotions", "realtime_predictions"):
+            ((_, checksum),) = recent.execute(text(f"CHECKSUM TABLE {table}"))
+            found[table] = (recent.scalar(text(f"SELECT count(*) FROM {table}")) or 0, checksum)
+    with hive.engine(client).connect() as archive:
+        for table in ("examples", "events", "predictions", "models", "model_metrics"):
+            query = f"SELECT count(*), sum(cast(xxhash64(*) AS DECIMAL(38))) FROM lake.digits.{table}"
+            rows, checksum = archive.execute(text(query)).one()
+            found[table] = (rows, int(checksum))
+    mysql.engine(client, "analyst").dispose()
+    hive.engine(client).dispose()
+    assert all(rows for rows, _ in found.values()), found
+    return found
+
+
+def assert_champion_serves(client: Settings) -> None:
+    ready = f"{client.model_url}/v2/models/digits/ready"
+    assert eventually(lambda: urllib3.request("GET", ready).status == 200)
