@@ -14,7 +14,7 @@ from deeplambda.errors import NotReady
 _TIMEOUT_S = 5
 _CHECKPOINTS_NEED_MB = 64
 # Where Spark's daemons tell how they are, and what the page says of one that is well.
-_SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"activemasterwebuiurl" : "http')}
+_SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"masterwebuiurl" : "http')}
 
 
 def check(settings: Settings, part: str) -> str:

@@ -27,6 +27,7 @@ def worker_command(settings: Settings, cores: int, memory: str) -> list[str]:
     scratch = settings.data_dir / "spark"
     arguments = ["--cores", str(cores), "--memory", memory, "--host", socket.gethostname(), "--work-dir", str(scratch)]
     command = _daemon(settings, "org.apache.spark.deploy.worker.Worker", [*arguments, settings.spark_master])
+    os.environ["SPARK_SCALA_VERSION"] = "2.13"  # Spark's start scripts name it to what builds the executors' commands
     os.environ["SPARK_LOCAL_DIRS"] = str(scratch)  # where its executors keep what does not fit into memory
     return command
 

@@ -17,7 +17,7 @@ cat >/tmp/init.sql <<EOF
 CREATE USER IF NOT EXISTS 'root'@'%' IDENTIFIED BY '$password';
 GRANT ALL ON *.* TO 'root'@'%' WITH GRANT OPTION;
 ALTER USER 'root'@'localhost' IDENTIFIED BY '$password';
-DROP USER IF EXISTS ''@'localhost';
+DROP USER IF EXISTS ''@'localhost', 'root'@'127.0.0.1', 'root'@'::1';
 EOF
 exec /opt/mysql/bin/mariadbd "${common[@]}" --init-file=/tmp/init.sql --socket=/var/run/mysqld/mysqld.sock \
     --pid-file=/var/run/mysqld/mysqld.pid --bind-address=0.0.0.0 --skip-ssl "$@"
