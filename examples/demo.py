@@ -14,7 +14,6 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +58,7 @@ class Report:
 def deeplambda(*arguments: str) -> None:
     """Run one of the platform's commands, as a person would."""
     console.print(f"[dim]$ deeplambda {' '.join(arguments)}")
-    subprocess.run([Path(sys.executable).with_name("deeplambda"), *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "deeplambda", *arguments], check=True)
 
 
 def count(engine: Engine, statement: str, **values: Any) -> int:

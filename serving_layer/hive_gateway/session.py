@@ -113,6 +113,7 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "spark.hadoop.hive.server2.logging.operation.enabled": "false",
         "spark.hadoop.hive.exec.scratchdir": str(folder / "hive"),
         "spark.hadoop.hive.exec.local.scratchdir": str(folder / "hive"),
-        "spark.hadoop.hive.downloaded.resources.dir": str(folder / "hive"),
+        # Of each session, for its end deletes the folder.
+        "spark.hadoop.hive.downloaded.resources.dir": str(folder / "resources" / "${hive.session.id}"),
         "spark.hadoop.hive.querylog.location": str(folder / "hive"),
     }

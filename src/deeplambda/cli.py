@@ -102,7 +102,3 @@ def _print_error(error: DeepLambdaError) -> None:
     console = Console(stderr=True)
     remedy = f"\n[yellow]{escape(error.remedy)}[/]" if error.remedy else ""
     console.print(f"[red]{escape(error.message)}[/]{remedy}", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

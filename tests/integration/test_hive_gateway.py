@@ -1,5 +1,6 @@
 """Analysts on the Hive gateway: they can read everything that is theirs, and change or run nothing."""
 
+import concurrent.futures
 import contextlib
 import subprocess
 import time
@@ -240,6 +241,12 @@ def test_settings_sent_with_a_connection_are_ignored(gateway: OwnGateway, canary
         assert run(connection, "SELECT current_timezone(), '${system:user.home}'") == [("UTC", "${system:user.home}")]
         with pytest.raises(hive.OperationalError):
             run(connection, f"SELECT * FROM text.`{canary}/secret.csv`")
+
+
+def test_the_end_of_a_session_disturbs_no_other(gateway: OwnGateway) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(gateway.rows, ["SELECT 1"] * 80))
+    assert answers == [[(1,)]] * 80
 
 
 def test_use_in_one_session_touches_no_other(gateway: OwnGateway, app: str) -> None:
