@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     mysql_views_password: SecretStr = SecretStr("")
     analyst_password: SecretStr = Field(default=SecretStr(""), description="read-only account `analyst` on both stores")
 
+    grafana_admin_password: SecretStr = Field(default=SecretStr(""), description="account `admin` of the dashboards")
+
     metastore_uri: str = "thrift://127.0.0.1:9083"
     hive_address: str = "127.0.0.1:10000"
     model_url: str = "http://127.0.0.1:8500"

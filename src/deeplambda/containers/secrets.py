@@ -21,6 +21,7 @@ OPERATOR = "operator"
 READERS: Mapping[str, tuple[str, ...]] = {
     "archive": ("kafka_password", "s3_secret_key", "spark_secret"),
     "gateway": ("analyst_password", "kafka_password", "mysql_views_password", "s3_secret_key"),
+    "grafana": ("analyst_password", "grafana_admin_password"),
     "metastore": ("mysql_metastore_password", "s3_secret_key"),
     "model": ("kafka_password", "s3_secret_key"),
     "mysql": ("mysql_root_password",),

@@ -12,6 +12,7 @@ FIELDS = {
     "mysql_platform_password",
     "mysql_views_password",
     "analyst_password",
+    "grafana_admin_password",
     "kafka_password",
     "kafka_producer_password",
     "spark_secret",
