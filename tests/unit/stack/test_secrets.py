@@ -15,6 +15,8 @@ FIELDS = {
     "grafana_admin_password",
     "kafka_password",
     "kafka_producer_password",
+    "mqtt_bridge_password",
+    "mqtt_producer_password",
     "spark_secret",
     "token_key",
 }
