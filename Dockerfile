@@ -53,7 +53,7 @@ FROM system
 RUN groupadd --gid 1000 deeplambda \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /data --shell /usr/sbin/nologin deeplambda \
     && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist} \
-    /secrets{,/operator,/archive,/gateway,/kafka,/metastore,/model,/mysql,/query,/s3,/spark,/stream,/views} \
+    /secrets{,/operator,/archive,/gateway,/grafana,/kafka,/metastore,/model,/mqtt,/mqtt-bridge,/mysql,/query,/s3,/spark,/stream,/views} \
     /volumes/{kafka-data,s3-data,mysql-data,stream-checkpoints,archive-checkpoints,secrets-operator}
 COPY --from=libraries /opt/deeplambda/venv /opt/deeplambda/venv
 COPY --from=components /opt/deeplambda/cache /opt/deeplambda/cache

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
+from deeplambda import topics
 from deeplambda.adapters import kafka
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
@@ -21,20 +22,17 @@ _ANSWER_MS = 5_000
 
 
 class Progress:
-    """Counts what happens between two reports."""
+    """Counts what happens between two reports. Raises: NotReady when it is made while the broker is away."""
 
     def __init__(self, settings: Settings, publisher: Publisher, reader: KafkaConsumer) -> None:
         self._settings, self._publisher, self._reader = settings, publisher, reader
         self._meter = Meter(publisher, layer="serving", part="views")
         self._since = self._asked = time.monotonic()
-        self._rows = self._dead = self._rows_ever = 0
+        self._rows = self._rows_ever = 0
         self._store_s: list[float] = []
         self._event_s: list[float] = []
         self._lag: int | None = None
-
-    def refused(self, records: int) -> None:
-        """`records` became dead letters."""
-        self._dead += records
+        self._letters = self._ask_letters()
 
     def stored(self, rows: int, predictions: Sequence[Prediction], took_s: float) -> None:
         """A transaction is through."""
@@ -61,8 +59,9 @@ class Progress:
         if self._asked - self._since < _REPORT_S:
             return
         self._meter.measure("lag", self._lag, "rows")
-        if self._dead:
-            self._meter.measure("dead_letters", self._dead, "rows")
+        letters = self._ask_letters()
+        if letters > self._letters:
+            self._meter.measure("dead_letters", letters - self._letters, "rows")
         if self._store_s:
             self._meter.measure("stored", self._rows, "rows")
             self._meter.measure("store_p50", float(np.median(self._store_s)) * 1e3, "ms")
@@ -71,7 +70,7 @@ class Progress:
                 latency_ms = float(np.percentile(self._event_s, percent)) * 1e3
                 self._meter.measure(f"event_to_row_p{percent}", latency_ms, "ms")
         self._publisher.flush()
-        self._since, self._rows, self._dead = self._asked, 0, 0
+        self._since, self._rows, self._letters = self._asked, 0, letters
         self._store_s, self._event_s = [], []
 
     def _ask_lag(self) -> int:
@@ -86,3 +85,12 @@ class Progress:
                 raise NotReady("the topics have other partitions than before", "nothing to do: they are read anew")
             ends = self._reader.end_offsets(assigned, timeout_ms=_ANSWER_MS)
             return sum(end - self._reader.position(each, timeout_ms=_ANSWER_MS) for each, end in ends.items())
+
+    def _ask_letters(self) -> int:
+        """Dead letters of all applications since their topics were made, whichever part wrote them."""
+        letters = 0
+        with kafka.translated(self._settings):
+            for topic in map(topics.dead_letters, self._settings.applications):
+                parts = [TopicPartition(topic, number) for number in self._reader.partitions_for_topic(topic) or ()]
+                letters += sum(self._reader.end_offsets(parts, timeout_ms=_ANSWER_MS).values())
+        return letters

@@ -114,7 +114,6 @@ def _take(
             letter = _dead_letter(record, exc)
             publisher.send(topics.dead_letters(letter.application), letter.record_key, letter)
     publisher.flush()
-    progress.refused(len(records) - len(predictions))
     for attempt in Retrying(
         retry=retry_if_exception_type(NotReady),
         wait=wait_random_exponential(multiplier=0.05, max=2),

@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     kafka_partitions: int = Field(default=2, ge=1, description="partitions of a new events topic")
     kafka_replication: int = Field(default=1, ge=1)
 
+    mqtt_address: str = "127.0.0.1:1883"
+    mqtt_producer_password: SecretStr = Field(default=SecretStr(""), description="account `producer`: publishes events")
+    mqtt_bridge_password: SecretStr = Field(default=SecretStr(""), description="account `bridge`: reads them for Kafka")
+
     s3_endpoint: str | None = Field(default="http://127.0.0.1:9000", description="None: AWS S3 itself")
     s3_region: str = "us-east-1"
     s3_bucket: str = "deeplambda"
@@ -89,6 +93,8 @@ class Settings(BaseSettings):
     mysql_platform_password: SecretStr = SecretStr("")
     mysql_views_password: SecretStr = SecretStr("")
     analyst_password: SecretStr = Field(default=SecretStr(""), description="read-only account `analyst` on both stores")
+
+    grafana_admin_password: SecretStr = Field(default=SecretStr(""), description="account `admin` of the dashboards")
 
     metastore_uri: str = "thrift://127.0.0.1:9083"
     hive_address: str = "127.0.0.1:10000"

@@ -65,6 +65,16 @@ def check_key(event: Event, key: bytes | None) -> None:
         )
 
 
+def readable_id(value: bytes) -> str | None:
+    """The event id in `value`, however wrong the rest may be: for who keys an event that came without a key."""
+    try:
+        event: Any = from_json(_plain(value) if b'"specversion"' in value else value)
+    except ValueError:
+        return None
+    found = event.get("event_id") if isinstance(event, dict) else None
+    return found if isinstance(found, str) and found else None
+
+
 def _plain(value: bytes) -> bytes:
     """A structured CloudEvent as a plain event: its data with its id and time; anything else as it is."""
     try:

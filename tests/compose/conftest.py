@@ -22,7 +22,7 @@ from tests.traffic import eventually
 
 ROOT = Path(__file__).parents[2]
 FILES = "docker-compose.yml:tests/compose/docker-compose.stand-ins.yml"
-PUBLISHED = ("KAFKA", "MYSQL", "HIVE", "MODEL", "QUERY")
+PUBLISHED = ("KAFKA", "MYSQL", "HIVE", "MODEL", "QUERY", "MQTT")
 
 
 def without_engine() -> str | None:
@@ -137,7 +137,7 @@ def compose(mnist: Path) -> Iterator[Compose]:
         yield stack
     finally:
         if not keep:
-            stack("down", "--volumes", "--remove-orphans", check=False)
+            stack("--profile", "*", "down", "--volumes", "--remove-orphans", check=False)
 
 
 def _fixed_ports() -> dict[str, str]:

@@ -20,6 +20,7 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, consumer, end_offsets
 from deeplambda.adapters.mysql import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS
 from deeplambda.config import Settings
+from deeplambda.dead_letters import DeadLetter
 from deeplambda.errors import NotReady
 from deeplambda.horizons import move_horizon
 from deeplambda.lifecycle import BatchViewPublished, now
@@ -310,6 +311,33 @@ def test_metrics_are_rows_and_what_is_no_metric_is_passed_over(stack: Settings, 
 
     (row,) = eventually(stored)
     assert (row.layer, row.part, row.application, row.value, row.unit) == ("serving", "test", "digits", 1.5, "s")
+
+
+def test_dead_letters_are_counted_whichever_part_wrote_them(stack: Settings, publisher: Publisher, run: str) -> None:
+    since = now()
+    for offset in range(3):
+        letter = DeadLetter.of_record(
+            application="digits",
+            reason="test",
+            detail=run,
+            topic=topics.events("digits"),
+            partition=0,
+            offset=BEYOND + offset,
+            received_at=now(),
+            key=None,
+            value=None,
+        )
+        publisher.send(topics.dead_letters("digits"), letter.record_key, letter)
+    publisher.flush()
+    counted = select(METRICS.c.value).where(
+        METRICS.c.part == "views", METRICS.c.name == "dead_letters", METRICS.c.at >= since
+    )
+
+    def letters() -> float:
+        with mysql.engine(stack, "analyst").connect() as connection:
+            return sum(connection.scalars(counted))
+
+    assert eventually(lambda: letters() >= 3, timeout_s=40)
 
 
 @pytest.mark.parametrize("account", ["analyst", "views"])

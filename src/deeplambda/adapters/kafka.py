@@ -128,10 +128,10 @@ class Publisher:
         """Queue one record. value: anything that JSON can hold, pydantic models included. Raises: NotReady."""
         self.send_bytes(topic, key, to_json(value))
 
-    def send_bytes(self, topic: str, key: str, value: bytes) -> None:
+    def send_bytes(self, topic: str, key: str | None, value: bytes) -> None:
         """Queue one record whose value is JSON already. Raises: NotReady."""
         with translated(self._settings):
-            self._pending.append(self._producer.send(topic, key=key.encode(), value=value))
+            self._pending.append(self._producer.send(topic, key=None if key is None else key.encode(), value=value))
 
     def flush(self, timeout_s: float = 30) -> None:
         """Wait until every queued record is stored. Raises: NotReady when one is not; queue it again."""

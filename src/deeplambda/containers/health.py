@@ -19,7 +19,7 @@ _SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"mast
 
 def check(settings: Settings, part: str) -> str:
     """A short fact about the part of this container. Raises: NotReady."""
-    if part in ("archive", "stream", "views"):
+    if part in ("archive", "mqtt-bridge", "stream", "views"):
         from deeplambda.stack.heartbeat import heartbeat_of
 
         _room_for_checkpoints(settings)

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from deeplambda.adapters.kafka import plain_login
 from deeplambda.config import Settings
+from deeplambda.containers import mosquitto
 from deeplambda.stack.files import write_private
 from deeplambda.stack.kafka import durable_defaults
 from deeplambda.stack.secrets import make_missing_secrets
@@ -21,15 +22,17 @@ OPERATOR = "operator"
 READERS: Mapping[str, tuple[str, ...]] = {
     "archive": ("kafka_password", "s3_secret_key", "spark_secret"),
     "gateway": ("analyst_password", "kafka_password", "mysql_views_password", "s3_secret_key"),
+    "grafana": ("analyst_password", "grafana_admin_password"),
     "metastore": ("mysql_metastore_password", "s3_secret_key"),
     "model": ("kafka_password", "s3_secret_key"),
+    "mqtt-bridge": ("kafka_producer_password", "mqtt_bridge_password"),
     "mysql": ("mysql_root_password",),
     "query": ("analyst_password", "mysql_platform_password", "token_key"),
     "spark": ("spark_secret",),
     "stream": ("kafka_password", "s3_secret_key", "spark_secret"),
     "views": ("kafka_password", "mysql_platform_password", "mysql_views_password"),
 }
-"""By service, the fields of the settings that it reads. Kafka's and S3's servers read files of their own form."""
+"""By service, the fields of the settings that it reads. Kafka's, MQTT's and S3's servers read other files."""
 
 
 def hand_out(settings: Settings, root: Path) -> list[str]:
@@ -48,6 +51,10 @@ def hand_out(settings: Settings, root: Path) -> list[str]:
             write_private(root / reader / f"deeplambda_{field}", values[field])
     write_private(root / "kafka" / "server.properties", kafka_properties(settings, values))
     write_private(root / "kafka" / "client.properties", client_properties(settings, values))
+    accounts = {"producer": values["mqtt_producer_password"], "bridge": values["mqtt_bridge_password"]}
+    write_private(root / "mqtt" / "mosquitto.conf", mosquitto.configuration(settings))
+    write_private(root / "mqtt" / "passwords", mosquitto.password_file(accounts))
+    write_private(root / "mqtt" / "access", mosquitto.access_list(settings))
     write_private(root / "s3" / "s3.json", s3_identities(settings, values))
     return made
 

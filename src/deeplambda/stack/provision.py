@@ -7,7 +7,7 @@ from pymysql.cursors import Cursor
 
 from deeplambda.config import Settings, host_of, port_of
 
-_HIDDEN_FROM_ANALYSTS = {"outbox", "queries"}
+HIDDEN_FROM_ANALYSTS = {"outbox", "queries"}
 _VIEWS_WRITE = {"realtime_predictions", "metrics"}
 
 # The metastore makes its own tables but for these of its transactions, of which it clears a database that is dropped.
@@ -85,7 +85,7 @@ def mysql_accounts(settings: Settings) -> None:
         cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{settings.mysql_database}`.* TO platform@'%'")
         for table in _tables(cursor, settings.mysql_database):
             cursor.execute(f"GRANT {views_rights(table)} ON `{settings.mysql_database}`.`{table}` TO views@'%'")
-            if table not in _HIDDEN_FROM_ANALYSTS:
+            if table not in HIDDEN_FROM_ANALYSTS:
                 cursor.execute(f"GRANT SELECT ON `{settings.mysql_database}`.`{table}` TO analyst@'%'")
 
 

@@ -12,8 +12,11 @@ FIELDS = {
     "mysql_platform_password",
     "mysql_views_password",
     "analyst_password",
+    "grafana_admin_password",
     "kafka_password",
     "kafka_producer_password",
+    "mqtt_bridge_password",
+    "mqtt_producer_password",
     "spark_secret",
     "token_key",
 }

@@ -1,0 +1,1 @@
+"""The MQTT bridge: what devices publish becomes events on Kafka."""

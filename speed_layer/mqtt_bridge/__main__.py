@@ -1,0 +1,80 @@
+"""Bring what devices publish over MQTT to Kafka: `python -m speed_layer.mqtt_bridge`.
+
+1. Take the messages that have arrived.
+2. Send each to Kafka, keyed by its event id, and wait until the broker has stored them.
+3. Only then acknowledge them to the MQTT broker. A crash in between sends them again; every reader knows an event by
+   its id.
+"""
+
+import logging
+import signal
+import sys
+import threading
+import time
+
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.config import Settings, load_settings
+from deeplambda.errors import DeepLambdaError, NotReady
+from deeplambda.service_logs import log_to_stderr
+from deeplambda.stack.heartbeat import beat
+from speed_layer.mqtt_bridge.records import record_of
+from speed_layer.mqtt_bridge.session import Arrived, Session
+
+_TURN_S = 1.0
+_BEAT_S = 5.0
+_LOG = logging.getLogger("speed_layer.mqtt_bridge")
+
+
+def as_producer(settings: Settings) -> Settings:
+    """The settings of the account that writes events, and no more than them."""
+    return settings.model_copy(update={"kafka_user": "producer", "kafka_password": settings.kafka_producer_password})
+
+
+def run(settings: Settings, session: Session, stop: threading.Event) -> None:
+    """Forward until told to stop."""
+    publisher: Publisher | None = None
+    batch: list[Arrived] = []
+    forwarded, beaten, waits = 0, 0.0, False
+    while not stop.is_set():
+        try:
+            publisher = publisher or Publisher(as_producer(settings))
+            for record in (record_of(each.message.topic, bytes(each.message.payload)) for each in batch):
+                publisher.send_bytes(*record)
+            publisher.flush()
+        except NotReady as exc:
+            if not waits:
+                _LOG.warning("events wait with the MQTT broker: %s", exc)
+            waits = True
+            stop.wait(_TURN_S)
+            continue
+        if waits:
+            _LOG.info("events go on")
+        session.acknowledge(batch)
+        forwarded, waits = forwarded + len(batch), False
+        if session.subscribed and time.monotonic() - beaten > _BEAT_S:
+            beaten = time.monotonic()
+            beat(settings, "mqtt-bridge", events=forwarded)
+        batch = session.take(_TURN_S)
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    log_to_stderr()
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the loop says what it waits for
+    settings, stop = load_settings(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    session = Session(settings)
+    session.start()
+    try:
+        run(settings, session, stop)
+    finally:
+        session.close()
+    _LOG.info("stopped")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DeepLambdaError as exc:
+        sys.exit(str(exc))

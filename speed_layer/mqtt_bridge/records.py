@@ -1,0 +1,31 @@
+"""What an MQTT message becomes on Kafka: an event, keyed by its id, that the stream checks as it does every other."""
+
+from typing import NamedTuple
+
+from deeplambda import topics
+from deeplambda.decoding import readable_id
+
+VALUE_LIMIT_BYTES = topics.RECORD_LIMIT_BYTES // 2
+
+
+class Record(NamedTuple):
+    """key: None where no id can be read; the stream makes such an event a dead letter."""
+
+    topic: str
+    key: str | None
+    value: bytes
+
+
+def topic_filter(application: str) -> str:
+    """The MQTT topics of an application's events; what follows `events/` is the device's to choose."""
+    return f"{application}/events/#"
+
+
+def record_of(topic: str, payload: bytes) -> Record:
+    """The Kafka record for a message on an MQTT topic that `topic_filter` matches.
+
+    Of a payload that Kafka would not take the beginning goes on, to become a dead letter too.
+    """
+    application = topic.partition("/")[0]
+    value = payload[:VALUE_LIMIT_BYTES]
+    return Record(topics.events(application), readable_id(value), value)

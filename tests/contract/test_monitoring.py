@@ -1,0 +1,137 @@
+"""What the alerts and the dashboard ask for is there: metrics that the code sends, tables and columns of the schema."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlglot
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic_core import from_json
+from sqlglot import exp
+
+from deeplambda.adapters.mysql import SCHEMA
+from deeplambda.stack.provision import HIDDEN_FROM_ANALYSTS
+from speed_layer.model_service.figures import Figures
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "deploy" / "monitoring"
+SENT_BY = {
+    ("batch", "archive"): "src/deeplambda/streams.py",
+    ("batch", "train"): "batch_layer/train.py",
+    ("serving", "gateway"): "serving_layer/hive_gateway/refresher.py",
+    ("serving", "views"): "serving_layer/views/progress.py",
+    ("speed", "model"): "speed_layer/model_service/figures.py",
+    ("speed", "stream"): "src/deeplambda/streams.py",
+}
+"""By layer and part, the module that measures."""
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = from_json((MONITORING / "grafana" / "dashboards" / "deeplambda.json").read_bytes())
+    return found
+
+
+def targets() -> Iterator[dict[str, Any]]:
+    for panel in dashboard()["panels"]:
+        yield from panel.get("targets", [])
+
+
+def statements() -> list[str]:
+    """Every SQL statement of the dashboard and of Grafana's alerts, without Grafana's own macros and variables."""
+    alerts = (MONITORING / "grafana" / "alerting" / "alerts.yml").read_text()
+    folded = re.findall(r"^( +)rawSql: >-\n((?:\1 +.*\n)+)", alerts, re.MULTILINE)
+    asked = [" ".join(text.split()) for _, text in folded]
+    assert len(asked) == alerts.count("rawSql:"), "every statement is found"
+    asked += [target["rawSql"] for target in targets() if "rawSql" in target]
+    asked += [variable["query"] for variable in dashboard()["templating"]["list"]]
+    replaced = [re.sub(r"\$__timeFilter\((\w+)\)", r"\1 > 0", each) for each in asked]
+    return [
+        re.sub(r"\$__timeGroup\((\w+), '\w+'\)", r"\1", each).replace("$application", "digits") for each in replaced
+    ]
+
+
+def expressions() -> str:
+    """All PromQL, as one text."""
+    return "\n".join([(MONITORING / "alerts.yml").read_text(), *(each["expr"] for each in targets() if "expr" in each)])
+
+
+@cache
+def exposed() -> dict[str, set[str]]:
+    """What the model service shows to Prometheus once it has done something: names of samples, and their labels."""
+    figures = Figures(("digits",))
+    figures.answered("/v1/models/<name>:predict", "POST", 200, 0.01, "digits")
+    figures.scored("digits", 1, 10)
+    return {
+        sample.name: set(sample.labels)
+        for family in text_string_to_metric_families(figures.exposition().decode())
+        for sample in family.samples
+    }
+
+
+@cache
+def measured(module: str) -> re.Pattern[str]:
+    """Matches the strings in a module, with anything in the place of what an f-string fills in."""
+    patterns = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            patterns.add(re.escape(node.value))
+        elif isinstance(node, ast.JoinedStr):
+            patterns.add(
+                "".join(re.escape(str(v.value)) if isinstance(v, ast.Constant) else "[^_]+" for v in node.values)
+            )
+    return re.compile("|".join(patterns))
+
+
+def test_every_metric_asked_of_prometheus_is_exposed() -> None:
+    asked = set(re.findall(r"\bdeeplambda_\w+", expressions()))
+    assert asked
+    assert asked <= set(exposed())
+
+
+def test_every_label_asked_of_prometheus_is_there() -> None:
+    for name, selected in re.findall(r"\b(deeplambda_\w+)\{([^}]*)\}", expressions()):
+        assert set(re.findall(r"(\w+)[=!]", selected)) <= exposed()[name], name
+
+
+def test_every_job_asked_for_is_scraped() -> None:
+    jobs = set(re.findall(r"job_name: (\w+)", (MONITORING / "prometheus.yml").read_text()))
+    assert set(re.findall(r'job="(\w+)"', expressions())) <= jobs
+
+
+@pytest.mark.parametrize("statement", statements())
+def test_every_statement_reads_tables_and_columns_that_an_analyst_may(statement: str) -> None:
+    tree = sqlglot.parse_one(statement, dialect="mysql")
+    (table,) = [table.name for table in tree.find_all(exp.Table)]
+    assert table in set(SCHEMA.tables) - HIDDEN_FROM_ANALYSTS
+    columns = {column.name for column in tree.find_all(exp.Column)}
+    assert columns <= set(SCHEMA.tables[table].columns.keys())
+
+
+@pytest.mark.parametrize("statement", [each for each in statements() if "FROM metrics" in each])
+def test_every_figure_asked_for_is_measured(statement: str) -> None:
+    parts = re.findall(r"layer = '(\w+)' AND part = '(\w+)'", statement)
+    names = re.findall(r"\bname = '(\w+)'", statement)
+    names += [
+        name for listed in re.findall(r"\bname IN \(([^)]*)\)", statement) for name in re.findall(r"'(\w+)'", listed)
+    ]
+    assert parts, "it says of which parts"
+    assert names, "it says which figures"
+    for part in parts:
+        for name in names:
+            assert measured(SENT_BY[part]).fullmatch(name), (part, name)
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(at["x"] + column, at["y"] + line) for column in range(at["w"]) for line in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells

@@ -1,0 +1,60 @@
+import pytest
+from pydantic import SecretStr
+
+from deeplambda import topics
+from deeplambda.config import Settings
+from deeplambda.decoding import Reason, RefusedEvent, decode_event
+from examples.digits.application import Digits
+from speed_layer.mqtt_bridge.__main__ import as_producer
+from speed_layer.mqtt_bridge.records import VALUE_LIMIT_BYTES, record_of, topic_filter
+
+TOPIC = "digits/events/camera-7"
+
+
+def test_an_event_is_keyed_by_its_id_and_goes_on_as_it_came() -> None:
+    payload = b'{"event_id": "a", "occurred_at": "2026-01-02T03:04:05Z", "more": 1}'
+    assert record_of(TOPIC, payload) == ("digits.events", "a", payload)
+
+
+def test_a_cloud_event_is_keyed_by_its_own_id() -> None:
+    payload = b'{"specversion": "1.0", "id": "a", "data": {"event_id": "b"}}'
+    assert record_of(TOPIC, payload).key == "a"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff\xfe",
+        b"no JSON",
+        b'"a"',
+        b'{"event_id": 7}',
+        b'{"event_id": ""}',
+        b'{"event_id": "\\ud800"}',
+        b'{"id": "a"}',
+        b"[" * 10_000,
+    ],
+)
+def test_what_has_no_readable_id_goes_on_without_a_key_and_the_stream_refuses_it(payload: bytes) -> None:
+    assert record_of(TOPIC, payload) == ("digits.events", None, payload)
+    with pytest.raises(RefusedEvent):
+        decode_event(Digits.event, payload, limit_bytes=1_000_000)
+
+
+def test_of_what_kafka_would_not_take_the_beginning_becomes_a_dead_letter() -> None:
+    record = record_of(TOPIC, b'{"event_id": "a", "image": "' + b"A" * topics.RECORD_LIMIT_BYTES + b'"}')
+    assert (record.key, len(record.value)) == (None, VALUE_LIMIT_BYTES)
+    with pytest.raises(RefusedEvent) as refused:
+        decode_event(Digits.event, record.value, limit_bytes=1_000_000)
+    assert refused.value.reason == Reason.TOO_LARGE
+
+
+def test_each_application_has_topics_of_its_own() -> None:
+    assert topic_filter("digits") == "digits/events/#"
+    assert record_of("fraud/events", b"{}").topic == "fraud.events"
+
+
+def test_the_bridge_writes_as_the_producer() -> None:
+    given = Settings(data_dir="/nowhere", kafka_password=SecretStr("all"), kafka_producer_password=SecretStr("little"))
+    used = as_producer(given)
+    assert (used.kafka_user, used.kafka_password.get_secret_value()) == ("producer", "little")
