@@ -85,6 +85,9 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
+        # What a Python worker holds at once; a model's activations are many times as large as its input.
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "500",
+        "spark.sql.execution.arrow.maxBytesPerBatch": "64m",
         "spark.sql.warehouse.dir": settings.warehouse,
         "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
         "spark.sql.catalog.lake": "org.apache.iceberg.spark.SparkCatalog",
