@@ -11,10 +11,13 @@ FIELDS = {
     "mysql_metastore_password",
     "mysql_platform_password",
     "mysql_views_password",
+    "mysql_superset_password",
     "analyst_password",
     "kafka_password",
     "kafka_producer_password",
     "spark_secret",
+    "superset_admin_password",
+    "superset_secret_key",
     "token_key",
 }
 
