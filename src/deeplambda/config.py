@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     mysql_metastore_password: SecretStr = SecretStr("")
     mysql_platform_password: SecretStr = SecretStr("")
     mysql_views_password: SecretStr = SecretStr("")
+    mysql_superset_password: SecretStr = SecretStr("")
     analyst_password: SecretStr = Field(default=SecretStr(""), description="read-only account `analyst` on both stores")
 
     grafana_admin_password: SecretStr = Field(default=SecretStr(""), description="account `admin` of the dashboards")
@@ -104,6 +105,9 @@ class Settings(BaseSettings):
     require_tokens: bool = Field(default=False, description="whether the query service asks for one; so in compose")
     token_key: SecretStr = Field(default=SecretStr(""), description="that signs tokens")
     token: SecretStr | None = Field(default=None, description="what `deeplambda sql` shows to the query service")
+
+    superset_secret_key: SecretStr = Field(default=SecretStr(""), description="that signs Superset's sessions; compose")
+    superset_admin_password: SecretStr = Field(default=SecretStr(""), description="Superset's account `admin`; compose")
 
     spark_master: str = "local[2,4]"
     spark_driver_host: str = Field(

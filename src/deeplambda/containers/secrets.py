@@ -30,6 +30,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "query": ("analyst_password", "mysql_platform_password", "token_key"),
     "spark": ("spark_secret",),
     "stream": ("kafka_password", "s3_secret_key", "spark_secret"),
+    "superset": ("analyst_password", "mysql_superset_password", "superset_admin_password", "superset_secret_key"),
     "views": ("kafka_password", "mysql_platform_password", "mysql_views_password"),
 }
 """By service, the fields of the settings that it reads. Kafka's, MQTT's and S3's servers read other files."""

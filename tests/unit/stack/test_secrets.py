@@ -11,6 +11,7 @@ FIELDS = {
     "mysql_metastore_password",
     "mysql_platform_password",
     "mysql_views_password",
+    "mysql_superset_password",
     "analyst_password",
     "grafana_admin_password",
     "kafka_password",
@@ -18,6 +19,8 @@ FIELDS = {
     "mqtt_bridge_password",
     "mqtt_producer_password",
     "spark_secret",
+    "superset_admin_password",
+    "superset_secret_key",
     "token_key",
 }
 
