@@ -47,6 +47,10 @@ class Figures:
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
+        self.in_progress = Gauge(
+            f"{prefix}_requests_in_progress", "Requests whose rows wait for the model or are in it",
+            registry=self.registry,
+        )  # fmt: skip
         self._predictions = Counter(
             f"{prefix}_predictions", "Rows scored", ["application", "version"], registry=self.registry
         )

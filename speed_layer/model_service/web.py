@@ -75,7 +75,7 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
                 f"version {champion.card.version} was trained on {champion.card.feature_shape}",
                 "train and promote again: the application has changed",
             )
-        with passes:
+        with figures.in_progress.track_inprogress(), passes:
             outputs = champion.path(features)
         if not np.isfinite(outputs).all():
             row = int(np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))[0])

@@ -9,10 +9,10 @@ connect to, so a port is named once; in a container a service listens on `listen
 import os
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -80,7 +80,9 @@ class Settings(BaseSettings):
     mqtt_producer_password: SecretStr = Field(default=SecretStr(""), description="account `producer`: publishes events")
     mqtt_bridge_password: SecretStr = Field(default=SecretStr(""), description="account `bridge`: reads them for Kafka")
 
-    s3_endpoint: str | None = Field(default="http://127.0.0.1:9000", description="None: AWS S3 itself")
+    s3_endpoint: Annotated[str | None, BeforeValidator(lambda endpoint: endpoint or None)] = Field(
+        default="http://127.0.0.1:9000", description="empty: AWS S3 itself"
+    )
     s3_region: str = "us-east-1"
     s3_bucket: str = "deeplambda"
     s3_access_key: str = "deeplambda"

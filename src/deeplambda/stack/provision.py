@@ -6,6 +6,7 @@ from botocore.exceptions import ClientError
 from pymysql.cursors import Cursor
 
 from deeplambda.config import Settings, host_of, port_of
+from deeplambda.errors import ConfigurationError
 
 HIDDEN_FROM_ANALYSTS = {"outbox", "queries"}
 _VIEWS_WRITE = {"realtime_predictions", "metrics"}
@@ -59,11 +60,15 @@ def mysql_accounts(settings: Settings) -> None:
 
     passwords = {
         "metastore": settings.mysql_metastore_password,
-        "superset": settings.mysql_superset_password,
         "platform": settings.mysql_platform_password,
         "views": settings.mysql_views_password,
         "analyst": settings.analyst_password,
+        "superset": settings.mysql_superset_password,
     }
+    if not settings.mysql_superset_password.get_secret_value():
+        passwords.pop("superset")  # not used here
+    if without := [account for account, password in passwords.items() if not password.get_secret_value()]:
+        raise ConfigurationError(f"no password for MySQL's account {', '.join(without)}", "set it before provisioning")
     with (
         pymysql.connect(
             host=host_of(settings.mysql_address),
@@ -76,13 +81,14 @@ def mysql_accounts(settings: Settings) -> None:
         cursor.execute(f"CREATE DATABASE IF NOT EXISTS `{settings.mysql_database}` CHARACTER SET utf8mb4")
         # The metastore's own table definitions index columns longer than utf8mb4 has room for.
         cursor.execute("CREATE DATABASE IF NOT EXISTS metastore CHARACTER SET latin1 COLLATE latin1_bin")
-        cursor.execute("CREATE DATABASE IF NOT EXISTS superset CHARACTER SET utf8mb4")
         create_schema(engine(settings, "root"))
         for account, password in passwords.items():
             cursor.execute(f"CREATE USER IF NOT EXISTS {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
             cursor.execute(f"ALTER USER {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
         cursor.execute("GRANT ALL ON metastore.* TO metastore@'%'")
-        cursor.execute("GRANT ALL ON superset.* TO superset@'%'")
+        if "superset" in passwords:
+            cursor.execute("CREATE DATABASE IF NOT EXISTS superset CHARACTER SET utf8mb4")
+            cursor.execute("GRANT ALL ON superset.* TO superset@'%'")
         for table, columns in _METASTORE_TABLES.items():
             cursor.execute(f"CREATE TABLE IF NOT EXISTS metastore.{table} ({columns})")
         cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{settings.mysql_database}`.* TO platform@'%'")
