@@ -48,17 +48,20 @@ COPY README.md ./
 RUN uv pip install --python /opt/deeplambda/venv/bin/python --no-deps --no-build-isolation --target /opt/deeplambda/code .
 
 FROM system
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # One user for all: the numbers are those of the official images that read secrets made by this one. A new volume takes
 # its owner from the folder that it is mounted on.
 RUN groupadd --gid 1000 deeplambda \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /data --shell /usr/sbin/nologin deeplambda \
     && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist} \
-    /secrets{,/operator,/archive,/gateway,/grafana,/kafka,/metastore,/model,/mqtt,/mqtt-bridge,/mysql,/query,/s3,/spark,/stream,/views} \
-    /volumes/{kafka-data,s3-data,mysql-data,stream-checkpoints,archive-checkpoints,secrets-operator}
+    /secrets{,/operator,/archive,/gateway,/grafana,/kafka,/metastore,/model,/mqtt,/mqtt-bridge,/mysql,/query,/s3} \
+    /secrets/{spark,stream,superset,views} \
+    /volumes/{kafka-data,s3-data,mysql-data,stream-checkpoints,archive-checkpoints,grafana-data,mqtt,secrets-operator}
 COPY --from=libraries /opt/deeplambda/venv /opt/deeplambda/venv
 COPY --from=components /opt/deeplambda/cache /opt/deeplambda/cache
 COPY --from=code /opt/deeplambda/code /opt/deeplambda/code
 COPY examples /opt/deeplambda/examples
+# hadolint ignore=DL3064
 ENV PATH=/opt/deeplambda/code/bin:$PATH \
     PYTHONPATH=/opt/deeplambda/code:/opt/deeplambda \
     DEEPLAMBDA_APPLICATIONS_DIR=/opt/deeplambda/examples \

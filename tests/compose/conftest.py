@@ -22,7 +22,7 @@ from tests.traffic import eventually
 
 ROOT = Path(__file__).parents[2]
 FILES = "docker-compose.yml:tests/compose/docker-compose.stand-ins.yml"
-PUBLISHED = ("KAFKA", "MYSQL", "HIVE", "MODEL", "QUERY", "MQTT")
+PUBLISHED = ("KAFKA", "MYSQL", "HIVE", "MODEL", "QUERY", "MQTT", "PROMETHEUS", "SUPERSET")
 
 
 def without_engine() -> str | None:
@@ -66,6 +66,11 @@ class Compose:
         if check and done.returncode:
             pytest.fail(f"{' '.join(command)} exited {done.returncode}\n{done.stdout[-8000:]}")
         return done.stdout
+
+    @property
+    def has_stand_ins(self) -> bool:
+        """Whether images are built here in the place of the official ones."""
+        return "stand-ins" in self.environment["COMPOSE_FILE"]
 
     def up(self) -> None:
         """Start what is not up and wait until all is healthy."""

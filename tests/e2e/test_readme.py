@@ -13,7 +13,8 @@ from deeplambda.loading import pack_application
 from tests.traffic import eventually, realtime_ids
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+# What it says of Docker is for tests/compose.
+README = re.sub(r"## Start with Docker.*?(?=## )", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^\$ (.*)$", README, re.MULTILINE)
 

@@ -1,0 +1,74 @@
+"""docker-compose.yml, the Dockerfile and the settings fit one another."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deeplambda.config import Settings
+from deeplambda.containers.secrets import READERS
+
+ROOT = Path(__file__).parents[2]
+FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+COMPOSE_ONLY = {"BIND", "IMAGE", "DEVICE", "MNIST_DIR"}
+"""Settings that compose itself reads, without `DEEPLAMBDA_`; and those that end in one of `ENDINGS`."""
+ENDINGS = ("_PORT", "_SPARK_OPTIONS", "CLUSTER_ID", "WORKER_CORES", "WORKER_MEMORY", "WORKER_LIMIT", "_THREADS")
+
+
+def mounted(service: str) -> dict[str, str]:
+    """By named volume, where the service has it."""
+    pairs = (volume.split(":")[:2] for volume in SERVICES[service]["volumes"])
+    return {name: target for name, target in pairs if name in FILE["volumes"]}
+
+
+def folders_of_the_image() -> set[str]:
+    """The folders that the Dockerfile gives to the image's user, braces written out."""
+    (line,) = re.findall(r"install --directory --owner deeplambda --group \w+ (.*?)\nCOPY", DOCKERFILE, re.DOTALL)
+    found = set()
+    for word in line.replace("\\\n", "").split():
+        stem, _, endings = word.rstrip("}").partition("{")
+        found |= {stem + ending for ending in endings.split(",")}
+    return found
+
+
+@pytest.mark.parametrize("service", ["secrets", "volumes"])
+def test_a_new_volume_belongs_to_the_images_user(service: str) -> None:
+    assert set(mounted(service).values()) <= folders_of_the_image()
+
+
+def test_every_reader_of_secrets_has_a_volume_that_the_first_step_fills() -> None:
+    filled = mounted("secrets")
+    assert {f"secrets-{reader}" for reader in READERS} <= set(filled)
+    for name, service in SERVICES.items():
+        read = [volume.split(":")[0] for volume in service.get("volumes", []) if volume.startswith("secrets-")]
+        assert set(read) <= set(filled), name
+
+
+def test_what_holds_data_is_in_the_backup() -> None:
+    made_again = {"downloads", "prometheus-data"} | {f"secrets-{reader}" for reader in READERS}
+    made_again |= {"secrets-kafka", "secrets-s3"}
+    assert set(FILE["volumes"]) - made_again == set(mounted("volumes"))
+
+
+def test_every_setting_of_the_file_is_one_and_is_explained() -> None:
+    named = set(re.findall(r"\bDEEPLAMBDA_(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    unknown = {
+        name
+        for name in named
+        if name.lower() not in Settings.model_fields and name not in COMPOSE_ONLY and not name.endswith(ENDINGS)
+    }
+    assert unknown == {"SECRETS_DIR"}
+    explained = set(re.findall(r"^#DEEPLAMBDA_(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    asked = set(re.findall(r"\$\{DEEPLAMBDA_(\w+):-", (ROOT / "docker-compose.yml").read_text()))
+    assert asked - explained == set()
+    assert explained - asked == set()
+
+
+def test_only_loopback_is_published() -> None:
+    for name, service in SERVICES.items():
+        for port in service.get("ports", []):
+            assert port.startswith("${DEEPLAMBDA_BIND:-127.0.0.1}:"), name
