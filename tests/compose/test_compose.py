@@ -3,10 +3,11 @@
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import uuid
 
 import pytest
 import urllib3
+from pydantic import SecretStr
 from pydantic_core import from_json
 from sqlalchemy import text
 
@@ -36,8 +37,6 @@ def test_the_demo_loses_and_doubles_nothing(demo: str) -> None:
 
 def test_a_prediction_by_rest_through_nginx(client: Settings, demo: str) -> None:
     url = f"{client.model_url}/v1/models/digits:predict"
-    reply = urllib3.request("POST", url, json={"instances": [{"image": "A" * 1048 + "="}]})
-    assert reply.status in (200, 422)
     good = urllib3.request("POST", url, json={"instances": [{"image": "AAAA" * 261 + "AA=="}]})
     assert (good.status, len(good.json()["predictions"])) == (200, 1), good.data
 
@@ -106,19 +105,18 @@ def top(container: str, columns: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_no_secret_is_in_a_log_an_environment_or_a_command_line(compose: Compose) -> None:
-    names = ("analyst_password", "kafka_password", "mysql_root_password", "s3_secret_key", "spark_secret")
-    with ThreadPoolExecutor(2) as pool:
-        secrets = dict(zip(names, pool.map(compose.secret, names), strict=True))
+def test_no_secret_is_in_a_log_an_environment_or_a_command_line(compose: Compose, client: Settings) -> None:
+    names = [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
+    everything = compose("run", "--rm", "-T", "operator", "bash", "-c", "head -c 99 /secrets/deeplambda_*")
+    secrets = dict(re.findall(r"==> /secrets/deeplambda_(\w+) <==\n(\S+)", everything))
+    assert set(secrets) == set(names)
+    secrets["planted"] = plant(compose, client)
     places = {"logs": compose("logs", "--no-color")}
     for each in compose.containers():
         found = compose.inspect(each["Service"])
         places[f"environment of {each['Service']}"] = str(found["Config"]["Env"]) + str(found["Args"])
         if each["State"] == "running":
-            done = subprocess.run(
-                ["docker", "top", found["Id"], "-eo", "args"], capture_output=True, text=True, check=True
-            )
-            places[f"command lines of {each['Service']}"] = done.stdout
+            places[f"command lines of {each['Service']}"] = top(found["Id"], "args")
     hits = [(name, place) for name, value in secrets.items() for place, found in places.items() if value in found]
     assert not hits
 
@@ -144,3 +142,24 @@ def test_models_reply_is_of_the_version_that_the_registry_names(client: Settings
         version = recent.scalar(text("SELECT version FROM promotions ORDER BY id DESC LIMIT 1"))
     reply = urllib3.request("GET", f"{client.model_url}/v2/models/digits")
     assert from_json(reply.data)["versions"] == [str(version)]
+
+
+def plant(compose: Compose, client: Settings) -> str:
+    """Show a secret of our own wherever somebody could by mistake: in a login, a header, a statement, an event."""
+    planted = f"planted-{uuid.uuid4().hex}"
+    stranger = client.model_copy(update={"analyst_password": SecretStr(planted), "kafka_password": SecretStr(planted)})
+    for attempt in (
+        mysql.engine(stranger, "analyst").connect,
+        hive.engine(stranger).connect,
+        lambda: producer(stranger),
+    ):
+        with pytest.raises(Exception):  # noqa: B017, PT011  # each library has its own; that it is refused is tested above
+            attempt()
+    headers = {"Authorization": f"Bearer {planted}"}
+    asked = {"sql": f"CREATE USER a IDENTIFIED BY '{planted}'"}
+    assert urllib3.request("POST", f"{client.query_url}/v1/queries", json=asked, headers=headers).status == 401
+    said = compose("run", "--rm", "-T", "operator", "deeplambda", "sql", asked["sql"], check=False)
+    assert "SELECT" in said, said
+    wrong = {"instances": [{"image": 1, "password": planted}]}
+    assert urllib3.request("POST", f"{client.model_url}/v1/models/digits:predict", json=wrong).status == 422
+    return planted
