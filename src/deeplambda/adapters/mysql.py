@@ -30,7 +30,7 @@ from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT
 from sqlalchemy.exc import DBAPIError
 
 from deeplambda.config import Settings, port_of
-from deeplambda.errors import Conflict, NotReady
+from deeplambda.errors import ConfigurationError, Conflict, NotReady
 
 Account = Literal["root", "platform", "views", "analyst"]
 
@@ -193,13 +193,15 @@ def create_schema(root: Engine) -> None:
         SCHEMA.create_all(root)
 
 
+_REFUSED = {1044, 1045}
+_REFUSED_REMEDY = "the password given is not the account's: 'docker compose up' or 'deeplambda up' sets it again"
 _PASSING = {0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013}
 """Errors of MySQL that another try may not meet: connections refused, full, lost or killed; locks and deadlocks."""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Connection errors as `NotReady`; deadlocks and lock waits too, for they pass."""
+    """Connection errors as `NotReady`; deadlocks and lock waits too, for they pass. A refusal as ConfigurationError."""
     try:
         yield
     except (DBAPIError, MySQLError) as exc:  # PyMySQL's own where SQLAlchemy prepares a connection
@@ -207,6 +209,8 @@ def translated() -> Iterator[None]:
         code = origin.args[0] if origin and origin.args else None
         if code in _PASSING or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
             raise NotReady(f"MySQL did not take the statement: {origin}", "see 'deeplambda status'") from exc
+        if origin is not None and code in _REFUSED:
+            raise ConfigurationError(f"MySQL: {origin.args[1]}", _REFUSED_REMEDY) from exc
         raise
 
 

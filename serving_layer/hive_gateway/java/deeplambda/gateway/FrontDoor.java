@@ -1,11 +1,16 @@
 package deeplambda.gateway;
 
+import java.lang.reflect.Field;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
+import org.apache.hadoop.hive.ql.metadata.Hive;
 import org.apache.hive.service.cli.CLIService;
 import org.apache.hive.service.cli.thrift.ThriftBinaryCLIService;
+import org.apache.hive.service.rpc.thrift.TCloseSessionReq;
+import org.apache.hive.service.rpc.thrift.TCloseSessionResp;
 import org.apache.hive.service.rpc.thrift.TExecuteStatementReq;
 import org.apache.hive.service.rpc.thrift.TExecuteStatementResp;
 import org.apache.hive.service.rpc.thrift.TFetchResultsReq;
@@ -21,7 +26,13 @@ import org.apache.thrift.TException;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
-/** What HiveServer2's clients talk to: takes no settings from them, and tells them of an error in a sentence. */
+/**
+ * What HiveServer2's clients talk to: takes no settings from them, and tells them of an error in a sentence.
+ *
+ * <p>The end of a session closes the metastore client that its thread used last, and Spark leaves the one that all
+ * sessions share with every thread: so threads are made to forget it. A thread without one makes its own, and the first
+ * to do so would register Hive's functions, some of whose classes Spark does not ship; the session would never end.
+ */
 final class FrontDoor extends ThriftBinaryCLIService {
     private static final Logger LOG = LoggerFactory.getLogger("deeplambda.gateway");
     // The platform's own errors, raised in a Python worker, stand at the end of a traceback.
@@ -32,6 +43,19 @@ final class FrontDoor extends ThriftBinaryCLIService {
 
     FrontDoor(CLIService service) {
         super(service);
+        haveHivesFunctionsRegistered();
+    }
+
+    private static void haveHivesFunctionsRegistered() {
+        try {
+            Field done = Hive.class.getDeclaredField("REG_FUNCS_DONE");
+            done.setAccessible(true);
+            Field state = Hive.class.getDeclaredField("didRegisterAllFuncs");
+            state.setAccessible(true);
+            ((AtomicInteger) state.get(null)).set(done.getInt(null));
+        } catch (ReflectiveOperationException e) {
+            throw new IllegalStateException("not the Hive that this was written for", e);
+        }
     }
 
     /**
@@ -45,13 +69,20 @@ final class FrontDoor extends ThriftBinaryCLIService {
         }
         request.setConfiguration(kept);
         TOpenSessionResp response = super.OpenSession(request);
+        Hive.set(null);
         shorten(response.getStatus());
         return response;
+    }
+
+    public TCloseSessionResp CloseSession(TCloseSessionReq request) throws TException {
+        Hive.set(null);
+        return super.CloseSession(request);
     }
 
     public TExecuteStatementResp ExecuteStatement(TExecuteStatementReq request) throws TException {
         request.setConfOverlay(new HashMap());
         TExecuteStatementResp response = super.ExecuteStatement(request);
+        Hive.set(null);
         shorten(response.getStatus());
         return response;
     }
