@@ -14,7 +14,10 @@ from sqlalchemy import text
 from deeplambda.adapters import hive, mysql
 from deeplambda.config import Settings
 from tests.compose.conftest import ROOT, Compose
-from tests.traffic import producer
+from tests.traffic import eventually, producer
+
+OLD = "/usr/bin/docker-compose"
+"""Debian's; elsewhere on the path there may be another of that name."""
 
 
 def test_every_part_is_healthy(compose: Compose) -> None:
@@ -94,13 +97,13 @@ def test_no_container_is_root_or_writes_its_own_files(compose: Compose) -> None:
         found = compose.inspect(each["Service"])
         assert found["HostConfig"]["ReadonlyRootfs"], each["Service"]
         assert found["HostConfig"]["CapDrop"] == ["ALL"], each["Service"]
-        uids = {line.split()[0] for line in top(found["Id"], "uid,args").splitlines()[1:]}
+        uids = {line.split()[1] for line in top(found["Id"], "pid,uid").splitlines()[1:]}
         if each["Service"] not in insists:
             assert "0" not in uids, (each["Service"], uids)
 
 
 def top(container: str, columns: str) -> str:
-    """The container's processes, as `ps -eo columns` shows them."""
+    """The container's processes, as `ps -eo columns` shows them; the engine asks for the column `pid`."""
     command = ["docker", "top", container, "-eo", columns]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -116,19 +119,19 @@ def test_no_secret_is_in_a_log_an_environment_or_a_command_line(compose: Compose
         found = compose.inspect(each["Service"])
         places[f"environment of {each['Service']}"] = str(found["Config"]["Env"]) + str(found["Args"])
         if each["State"] == "running":
-            places[f"command lines of {each['Service']}"] = top(found["Id"], "args")
+            places[f"command lines of {each['Service']}"] = top(found["Id"], "pid,args")
     hits = [(name, place) for name, value in secrets.items() for place, found in places.items() if value in found]
     assert not hits
 
 
 @pytest.mark.parametrize("profile", ["", "tools", "gpu", "monitoring", "bi", "mqtt"])
-@pytest.mark.parametrize("command", [["docker", "compose"], ["docker-compose"]], ids=["v2", "1.29"])
+@pytest.mark.parametrize("command", [["docker", "compose"], [OLD]], ids=["v2", "1.29"])
 def test_the_file_is_valid_for_every_profile(command: list[str], profile: str) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"there is no {command[0]}")
     version = subprocess.run([*command, "version"], capture_output=True, text=True, check=False).stdout
-    if command == ["docker-compose"] and "1.29" not in version:
-        pytest.skip(f"docker-compose is {version.strip()}")
+    if command == [OLD] and "1.29" not in version:
+        pytest.skip(f"{OLD} is {version.strip()}")
     done = subprocess.run(
         [*command, *(["--profile", profile] if profile else []), "config"],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -163,3 +166,19 @@ def plant(compose: Compose, client: Settings) -> str:
     wrong = {"instances": [{"image": 1, "password": planted}]}
     assert urllib3.request("POST", f"{client.model_url}/v1/models/digits:predict", json=wrong).status == 422
     return planted
+
+
+def test_more_spark_workers_join_and_leave(compose: Compose) -> None:
+    page = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/json/').read().decode())"
+
+    def alive() -> int:
+        workers = from_json(compose("exec", "-T", "spark-master", "python", "-c", page))["workers"]
+        return sum(worker["state"] == "ALIVE" for worker in workers)
+
+    assert alive() == 2
+    try:
+        compose("up", "--detach", "--no-deps", "--wait", "--scale", "spark-worker=3", "spark-worker")
+        assert alive() == 3
+    finally:
+        compose("up", "--detach", "--no-deps", "--scale", "spark-worker=2", "spark-worker")
+    assert eventually(lambda: alive() == 2, timeout_s=120, every_s=2)
