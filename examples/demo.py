@@ -28,7 +28,7 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from deeplambda import topics
 from deeplambda.adapters import hive, mysql
 from deeplambda.adapters.kafka import Publisher, consumer, end_offsets
-from deeplambda.config import Settings, find_data_dir, load_settings
+from deeplambda.config import Settings, find_data_dir, load_settings, port_of
 from deeplambda.errors import DeepLambdaError
 from deeplambda.idx import read_idx
 from deeplambda.lifecycle import now
@@ -277,16 +277,19 @@ def show(
     for name, seconds in report.seconds.items():
         table.add_row(name, f"{seconds:,.1f} s")
     console.print(table)
+    ours, status, down = "deeplambda", "deeplambda status", "deeplambda down"
+    if settings.listen_host:
+        ours, status, down = f"docker compose run --rm operator {ours}", "docker compose ps", "docker compose down"
     console.print(
         f"""
 The stack is up; see for yourself:
-  deeplambda status
-  deeplambda sql "SELECT prediction, count(*) FROM realtime_predictions GROUP BY prediction"
-  deeplambda sql "SELECT view, count(*) FROM digits.all_predictions GROUP BY view"
-  deeplambda sql "SELECT label, predict_digits(image) AS says FROM lake.digits.examples WHERE split = 'test' LIMIT 5"
-  deeplambda model list digits
-  curl {settings.model_url}/v2/models/digits
-  deeplambda down
+  {status}
+  {ours} sql "SELECT prediction, count(*) FROM realtime_predictions GROUP BY prediction"
+  {ours} sql "SELECT view, count(*) FROM digits.all_predictions GROUP BY view"
+  {ours} sql "SELECT label, predict_digits(image) AS says FROM lake.digits.examples WHERE split = 'test' LIMIT 5"
+  {ours} model list digits
+  curl http://127.0.0.1:{port_of(settings.model_url)}/v2/models/digits
+  {down}
 """,
         soft_wrap=True,
     )
