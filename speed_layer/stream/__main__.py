@@ -42,12 +42,19 @@ def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplicat
     return router.query
 
 
+def warm_up(spark: SparkSession) -> None:
+    """Have every worker start its Python now: the first backlog would wait for seconds until they have."""
+    slots = spark.sparkContext.defaultParallelism
+    spark.range(0, slots, numPartitions=slots).mapInArrow(lambda batches: batches, "id long").collect()
+
+
 def main() -> None:
     """Run until SIGTERM."""
     log_to_stderr()
     settings = load_settings()
     conf = {"spark.driver.memory": "512m", "spark.sql.execution.arrow.maxRecordsPerBatch": "2000"}
     spark = spark_session(settings, "stream", conf)
+    warm_up(spark)
     streams = []
     for name in settings.applications:
         packed = pack_application(name, settings)

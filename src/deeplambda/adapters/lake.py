@@ -84,6 +84,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
+        "spark.python.daemon.module": "deeplambda.spark_daemon",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         # What a Python worker holds at once; a model's activations are many times as large as its input.
         "spark.sql.execution.arrow.maxRecordsPerBatch": "500",
