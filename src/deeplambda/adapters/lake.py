@@ -120,21 +120,24 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
 
 
 def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
-    """What executors elsewhere need beside a session's options; the secret they share goes into a file for Spark.
+    """What executors elsewhere need beside a session's options; secrets go into a file for Spark.
 
     Source: Spark's security guide, on authentication of a standalone cluster.
     """
-    if secret := settings.spark_secret.get_secret_value():
-        defaults = write_private(scratch / "conf" / "spark-defaults.conf", f"spark.authenticate.secret {secret}\n")
-        os.environ["SPARK_CONF_DIR"] = str(defaults.parent)
+    secrets = {
+        # Spark hides both from its pages and logs, by their names.
+        "spark.executorEnv.AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
+        "spark.authenticate.secret": settings.spark_secret.get_secret_value(),
+    }
+    authenticate = str(bool(settings.spark_secret.get_secret_value())).lower()
+    lines = "".join(f"{name} {value}\n" for name, value in secrets.items() if value)
+    os.environ["SPARK_CONF_DIR"] = str(write_private(scratch / "conf" / "spark-defaults.conf", lines).parent)
     return {
-        "spark.authenticate": str(bool(secret)).lower(),
-        "spark.network.crypto.enabled": str(bool(secret)).lower(),
+        "spark.authenticate": authenticate,
+        "spark.network.crypto.enabled": authenticate,
         "spark.executor.memory": "1g",
         "spark.executor.extraJavaOptions": " ".join(java_options(settings)),
-        # Spark hides both from its pages and logs, by their names.
         "spark.executorEnv.AWS_ACCESS_KEY_ID": settings.s3_access_key,
-        "spark.executorEnv.AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
     }
 
 
