@@ -45,6 +45,22 @@ def test_a_killed_container_loses_and_doubles_nothing(
     assert healthy()
 
 
+def test_an_upgrade_loses_and_doubles_nothing(
+    compose: Compose, client: Settings, demo: str, test_images: NDArray[np.uint8]
+) -> None:
+    compose.script("docker", "tag", "deeplambda", "deeplambda:next")
+    ledger: list[str] = []
+    sending = threading.Thread(target=lambda: ledger.extend(send_digits(client, "upgrade", test_images, rate=200)))
+    sending.start()
+    try:
+        compose("up", "--detach", "--wait", "--wait-timeout", "300", DEEPLAMBDA_IMAGE="deeplambda:next")
+        assert compose.inspect("stream")["Config"]["Image"] == "deeplambda:next"
+    finally:
+        sending.join()
+    assert eventually(lambda: sorted(seen(client, "upgrade")) == sorted(ledger), timeout_s=120, every_s=1)
+    compose.up()
+
+
 def seen(client: Settings, run: str) -> list[str]:
     """Ids of the run in MySQL; nothing while MySQL itself is away."""
     try:
