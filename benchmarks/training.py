@@ -17,7 +17,7 @@ copy costs as much. `torch.compile` was left out: it needs a C++ compiler where 
 `convolution_backward` takes 31 %, pooling 22 %, convolution 11 %, casts 10 %, AdamW 6 %.
 On cores that other processes use, threads that spin at OpenMP's barriers (its default) made a step 3 to 5 times slower
 than threads that sleep: `batch_layer.compute` asks for sleeping ones, which cost 4 % on an idle machine. So the ratio
-is about 0.3 on an idle machine and 0.1 to 0.2 on a busy one.
+is 0.3 to 0.45 on an idle machine and 0.1 to 0.2 on a busy one.
 Not seen here, for it takes 800 steps: moments of weights that get no more gradient decay into denormals, and AdamW
 takes 14 ms a step instead of 1. `Trainer` has them flushed to zero; the baseline, over whole epochs, pays for them.
 """
