@@ -28,7 +28,7 @@ def test_a_taken_port_is_named(compose: Compose) -> None:
         check=False,
         DEEPLAMBDA_QUERY_PORT=compose.environment["DEEPLAMBDA_MYSQL_PORT"],
     )
-    compose("up", "--detach", "--no-deps", "query", DEEPLAMBDA_QUERY_PORT=taken)
+    compose("up", "--detach", "--wait", "--no-deps", "query", DEEPLAMBDA_QUERY_PORT=taken)
     assert "port is already allocated" in said or "address already in use" in said
 
 
