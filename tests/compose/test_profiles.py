@@ -1,12 +1,18 @@
 """The profiles `monitoring` and `bi` work on the stores that the demo has filled."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import urllib3
+from pydantic_core import from_json
+from sqlalchemy import text
 
-from tests.compose.conftest import Compose
+from deeplambda.adapters import mysql
+from deeplambda.config import Settings
+from tests.compose.conftest import ROOT, Compose
 from tests.traffic import eventually
 
 
@@ -34,6 +40,25 @@ def test_prometheus_scrapes_every_replica_and_has_its_rules(compose: Compose, pr
     rules = [rule for group in groups for rule in group["rules"]]
     assert len(rules) == 7
     assert {rule["health"] for rule in rules} == {"ok"}
+
+
+def test_every_query_of_grafanas_dashboard_has_an_answer(client: Settings, prometheus: str) -> None:
+    board = from_json((ROOT / "deploy/monitoring/grafana/dashboards/deeplambda.json").read_bytes())
+    targets = [(panel["title"], target) for panel in board["panels"] for target in panel.get("targets", [])]
+    assert len(targets) > 20
+    empty = []
+    with mysql.engine(client, "analyst").connect() as recent:
+        for title, target in targets:
+            if "rawSql" in target:
+                # As Grafana's MySQL data source fills in its macros.
+                query = re.sub(r"\$__timeFilter\((\w+)\)", r"\1 > NOW() - INTERVAL 1 DAY", target["rawSql"])
+                query = re.sub(r"\$__timeGroup\((\w+), '1m'\)", r"UNIX_TIMESTAMP(\1) DIV 60 * 60", query)
+                rows = recent.execute(text(query.replace("$application", "digits").replace(":", r"\:"))).all()
+            else:
+                expression = target["expr"].replace("$__rate_interval", "5m").replace("$application", "digits")
+                rows = samples(f"{prometheus}/api/v1/query?{urlencode({'query': expression})}")
+            empty += [] if rows else [title]
+    assert not empty
 
 
 def samples(query: str) -> list[float]:
