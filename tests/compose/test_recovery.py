@@ -70,7 +70,7 @@ def seen(client: Settings, run: str) -> list[str]:
 
 
 def test_down_and_up_again_keeps_everything(compose: Compose, client: Settings, demo: str) -> None:
-    before = contents(client)
+    before = settled(client)
     compose("down")
     compose.up()
     assert contents(client) == before
@@ -80,8 +80,8 @@ def test_down_and_up_again_keeps_everything(compose: Compose, client: Settings, 
 def test_a_backup_brings_back_what_was_destroyed(
     compose: Compose, client: Settings, demo: str, test_images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
+    before = settled(client)
     compose.script("scripts/backup", str(tmp_path / "copy"))
-    before = contents(client)
     compose("down", "--volumes")
     compose.script("scripts/restore", str(tmp_path / "copy"))
     assert contents(client) == before
@@ -96,6 +96,19 @@ def test_a_damaged_backup_is_refused(compose: Compose, tmp_path: Path) -> None:
     said = compose.script("scripts/restore", str(tmp_path), check=False)
     assert "is damaged: nothing was changed" in said
     assert all(each["State"] == "running" or each["ExitCode"] == 0 for each in compose.containers())
+
+
+def settled(client: Settings) -> dict[str, tuple[int, int]]:
+    """The contents once nothing is added any more: the archive is a while behind the stream."""
+    found = contents(client)
+
+    def stands_still() -> bool:
+        nonlocal found
+        before, found = found, contents(client)
+        return before == found
+
+    assert eventually(stands_still, timeout_s=180, every_s=10)
+    return found
 
 
 def contents(client: Settings) -> dict[str, tuple[int, int]]:
