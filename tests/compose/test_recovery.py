@@ -115,7 +115,7 @@ def contents(client: Settings) -> dict[str, tuple[int, int]]:
     """By table, the number of rows and a checksum over all their columns."""
     found = {}
     with mysql.engine(client, "analyst").connect() as recent:
-        for table in ("horizons", "model_versions", "promotions", "realtime_predictions"):
+        for table in ("horizons", "model_versions", "promotions"):
             ((_, checksum),) = recent.execute(text(f"CHECKSUM TABLE {table}"))
             found[table] = (recent.scalar(text(f"SELECT count(*) FROM {table}")) or 0, checksum)
     with hive.engine(client).connect() as archive:
