@@ -119,8 +119,9 @@ def contents(client: Settings) -> dict[str, tuple[int, int]]:
             ((_, checksum),) = recent.execute(text(f"CHECKSUM TABLE {table}"))
             found[table] = (recent.scalar(text(f"SELECT count(*) FROM {table}")) or 0, checksum)
     with hive.engine(client).connect() as archive:
-        for table in ("examples", "events", "predictions", "models", "model_metrics"):
-            query = f"SELECT count(*), sum(cast(xxhash64(*) AS DECIMAL(38))) FROM lake.digits.{table}"
+        tables = [f"lake.digits.{table}" for table in ("examples", "events", "predictions", "models", "model_metrics")]
+        for table in [*tables, "digits.all_predictions"]:  # the union, for real-time rows are trimmed as time goes by
+            query = f"SELECT count(*), sum(cast(xxhash64(*) AS DECIMAL(38))) FROM {table}"
             rows, checksum = archive.execute(text(query)).one()
             found[table] = (rows, int(checksum))
     mysql.engine(client, "analyst").dispose()
