@@ -1,6 +1,7 @@
 """The batch layer's commands: `deeplambda data`, `deeplambda batch`, `deeplambda model`."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -129,6 +130,54 @@ def batch_train(application: ApplicationName, set_: Hyperparameter = None) -> No
     settings, packed = _packed(application)
     spark = _spark(settings, "train")
     _train(spark, settings, packed, data_set(spark, packed), _hyperparameters(set_))
+
+
+@batch.command("tune")
+def batch_tune(
+    application: ApplicationName,
+    trials: Annotated[int, typer.Option(help="how many sets of hyperparameters to try", min=1)] = 8,
+    set_: Hyperparameter = None,
+) -> None:
+    """Try hyperparameters from the application's search space, and say which train the best model.
+
+    Trials are compared on training rows that they do not train on. They run on the Ray cluster of
+    DEEPLAMBDA_RAY_ADDRESS where that is set, else on all cores of this machine. Nothing is published: the last line is
+    the command that trains with the best.
+    """
+    from batch_layer.prepare import data_set
+    from batch_layer.tune import tune
+
+    settings, packed = _packed(application)
+    overrides = _hyperparameters(set_)
+    spark = _spark(settings, "tune")
+    prepared = data_set(spark, packed)
+    _prepare(spark, settings, packed, prepared)
+    spark.stop()  # its executors' cores and memory are free for trials
+    with _progress() as progress:
+        bar = progress.add_task(f"trials on {settings.ray_address or 'this machine'}", total=trials)
+        found = tune(
+            settings,
+            packed,
+            dataset=prepared.id,
+            overrides=overrides,
+            trials=trials,
+            ended=lambda: progress.advance(bar),
+        )
+    drawn = list(found[0].drawn)
+    table = Table(*drawn, "epochs", f"{next(iter(packed.load().metrics))} on rows set aside")
+    for trial in found:
+        table.add_row(
+            *(_short(trial.drawn[name]) for name in drawn), str(trial.epochs), trial.failure or f"{trial.metric:.4f}"
+        )
+    console.print(table)
+    chosen = overrides | found[0].drawn
+    arguments = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
+    command = shlex.join(["deeplambda", "batch", "train", application, *arguments])
+    console.print(command, soft_wrap=True, highlight=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @batch.command("run")

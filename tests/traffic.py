@@ -1,9 +1,11 @@
 """What the tests send and count: events by kafka-python as a stranger would, rows by SQL."""
 
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +13,7 @@ from kafka import KafkaProducer
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from deeplambda.adapters import mysql
@@ -18,6 +21,8 @@ from deeplambda.adapters.kafka import client_options, consumer, end_offsets
 from deeplambda.config import Settings
 
 T = TypeVar("T")
+EVENTS = 10_000
+"""That flow while something is broken."""
 
 
 def eventually(probe: Callable[[], T], timeout_s: float = 60, every_s: float = 0.2) -> T:
@@ -79,3 +84,40 @@ def dead_letters(settings: Settings, since: dict[int, int] | None = None) -> lis
             letters += [from_json(record.value) for record in records]
     reader.close()
     return letters
+
+
+def assert_survived(
+    settings: Settings,
+    run: str,
+    images_NHW: NDArray[np.uint8],
+    disturb: Callable[[], object],
+    *,
+    rate: float = 500,
+    timeout_s: float = 240,
+) -> None:
+    """Break something while `EVENTS` events flow: each of them is in MySQL in the end, once, with a prediction."""
+    ledger: list[str] = []
+    images = islice(cycle(images_NHW), EVENTS)
+    sending = threading.Thread(target=lambda: ledger.extend(send_digits(settings, run, images, rate)))
+    sending.start()
+    try:
+        assert eventually(lambda: len(seen_ids(settings, run)) > 100), "the stream did not score the first events"
+        disturb()
+    finally:
+        sending.join()
+    assert len(ledger) == EVENTS, "the broker came back, so every event was acknowledged in the end"
+    assert eventually(lambda: set(seen_ids(settings, run)) >= set(ledger), timeout_s, every_s=1), (
+        f"{len(set(ledger) - set(seen_ids(settings, run)))} acknowledged events lost"
+    )
+    assert sorted(seen_ids(settings, run)) == sorted(ledger)
+    with mysql.engine(settings, "analyst").connect() as connection:
+        without = "SELECT count(*) FROM realtime_predictions WHERE event_id LIKE :run AND prediction = ''"
+        assert connection.scalar(text(without), {"run": f"{run}-%"}) == 0
+
+
+def seen_ids(settings: Settings, run: str) -> list[str]:
+    """`realtime_ids`; nothing while MySQL itself is away."""
+    try:
+        return realtime_ids(settings, run)
+    except OperationalError:
+        return []

@@ -16,13 +16,8 @@ class Record(NamedTuple):
     value: bytes
 
 
-def topic_filter(application: str) -> str:
-    """The MQTT topics of an application's events; what follows `events/` is the device's to choose."""
-    return f"{application}/events/#"
-
-
 def record_of(topic: str, payload: bytes) -> Record:
-    """The Kafka record for a message on an MQTT topic that `topic_filter` matches.
+    """The Kafka record for a message on an MQTT topic that `topics.mqtt_events` matches.
 
     Of a payload that Kafka would not take the beginning goes on, to become a dead letter too.
     """

@@ -1,6 +1,6 @@
 """The MQTT side: one lasting session, whose messages stay the broker's until they are acknowledged.
 
-A broker sends no more than `RECEIVE_MAXIMUM` messages without an acknowledgement, so a Kafka that is slow or away slows
+A broker sends no more than `MQTT_IN_FLIGHT` messages without an acknowledgement, so a Kafka that is slow or away slows
 the broker down. After a connection was lost, the broker sends what was not acknowledged again, under the same packet
 ids. An acknowledgement belongs to the connection that its message came by: late, it could meet another message.
 
@@ -21,12 +21,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from deeplambda import topics
 from deeplambda.config import Settings, host_of, port_of
-from speed_layer.mqtt_bridge.records import topic_filter
 
 CLIENT_ID = "deeplambda-bridge"
 USER = "bridge"
-RECEIVE_MAXIMUM = 50
 SESSION_EXPIRY_S = 7 * 24 * 3600
 """As long as Kafka keeps an event."""
 
@@ -47,8 +46,8 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         self._address = settings.mqtt_address
-        self._filters = [topic_filter(application) for application in settings.applications]
-        self._arrived: Queue[Arrived] = Queue(4 * RECEIVE_MAXIMUM)  # full only of messages with QoS 0
+        self._filters = [topics.mqtt_events(application) for application in settings.applications]
+        self._arrived: Queue[Arrived] = Queue(4 * topics.MQTT_IN_FLIGHT)  # full only of messages with QoS 0
         self._lock = threading.Lock()
         self._connection = 0
         self._closing = threading.Event()
@@ -67,7 +66,7 @@ class Session:
         """Begin to connect, on a thread of its own."""
         wanted = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         wanted.SessionExpiryInterval = SESSION_EXPIRY_S
-        wanted.ReceiveMaximum = RECEIVE_MAXIMUM
+        wanted.ReceiveMaximum = topics.MQTT_IN_FLIGHT
         self._client.connect_async(
             host_of(self._address), port_of(self._address), _KEEP_ALIVE_S, clean_start=False, properties=wanted
         )
@@ -84,7 +83,7 @@ class Session:
         batch: list[Arrived] = []
         with suppress(Empty):
             batch.append(self._arrived.get(timeout=timeout_s))
-            while len(batch) < RECEIVE_MAXIMUM:
+            while len(batch) < topics.MQTT_IN_FLIGHT:
                 batch.append(self._arrived.get_nowait())
         return batch
 

@@ -124,6 +124,10 @@ class Settings(BaseSettings):
     checkpoint_location: str | None = Field(
         default=None, description="default: a folder of the data folder; s3a:// on a cluster"
     )
+    ray_address: str = Field(
+        default="", pattern="^(ray://.+:[0-9]+)?$", description="ray://HOST:10001, for tuning; empty: this machine"
+    )
+    ray_token: SecretStr = Field(default=SecretStr(""), description="that Ray asks for: a cluster's RAY_AUTH_TOKEN")
     needed_memory_gib: float = Field(default=8, ge=0, description="compose refuses a machine with less")
     event_limit_bytes: int = Field(default=1_000_000, description="a larger event is a dead letter, a larger body 413")
 
@@ -145,6 +149,11 @@ class Settings(BaseSettings):
     def warehouse(self) -> str:
         """The Iceberg warehouse, as S3A names it."""
         return f"s3a://{self.s3_bucket}/warehouse"
+
+
+def secret_fields() -> list[str]:
+    """Names of the settings that are secrets which the platform makes."""
+    return [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Names and settings of the Kafka topics: part of the platform's public interface."""
+"""Names and settings of the topics, Kafka's and MQTT's: part of the platform's public interface."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +9,9 @@ METRICS = "deeplambda.metrics"
 
 RECORD_LIMIT_BYTES = 16 * 1024 * 1024
 """The broker's limit, well above the platform's limit on an event, so that a large one can arrive and be refused."""
+
+MQTT_IN_FLIGHT = 50
+"""How many messages an MQTT client may hold without acknowledging them."""
 
 _WEEK_MS = 7 * 24 * 3600 * 1000
 
@@ -31,6 +34,11 @@ def labels(application: str) -> str:
 def dead_letters(application: str) -> str:
     """Refused events, and why."""
     return f"{application}.dead-letters"
+
+
+def mqtt_events(application: str) -> str:
+    """The MQTT topics of an application's events; what follows `events/` is the device's to choose."""
+    return f"{application}/events/#"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Killed, taken down, destroyed: the stack comes back with everything it had."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,14 +8,11 @@ import pytest
 import urllib3
 from numpy.typing import NDArray
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
 
 from deeplambda.adapters import hive, mysql
 from deeplambda.config import Settings
 from tests.compose.conftest import Compose
-from tests.traffic import eventually, realtime_ids, send_digits
-
-EVENTS = 10_000
+from tests.traffic import assert_survived, eventually, realtime_ids, send_digits
 
 
 @pytest.mark.parametrize("service", ["kafka", "mysql", "model", "spark-worker", "stream"])
@@ -28,45 +24,20 @@ def test_a_killed_container_loses_and_doubles_nothing(
     test_images: NDArray[np.uint8],
     healthy: Callable[[], bool],
 ) -> None:
-    run, ledger = f"kill-{service}", []
-    images = np.concatenate([test_images] * (EVENTS // len(test_images) + 1))[:EVENTS]
-    sending = threading.Thread(target=lambda: ledger.extend(send_digits(client, run, images, rate=500)))
-    sending.start()
-    try:
-        assert eventually(lambda: len(seen(client, run)) > 100), "the stream did not score the first events"
-        compose.kill(service)
-    finally:
-        sending.join()
-    assert len(ledger) == EVENTS, "the broker came back, so every event was acknowledged in the end"
-    assert eventually(lambda: set(seen(client, run)) >= set(ledger), timeout_s=240, every_s=1), (
-        f"{len(set(ledger) - set(seen(client, run)))} acknowledged events lost"
-    )
-    assert sorted(seen(client, run)) == sorted(ledger)
+    assert_survived(client, f"kill-{service}", test_images, lambda: compose.kill(service))
     assert healthy()
 
 
 def test_an_upgrade_loses_and_doubles_nothing(
     compose: Compose, client: Settings, demo: str, test_images: NDArray[np.uint8]
 ) -> None:
-    compose.script("docker", "tag", "deeplambda", "deeplambda:next")
-    ledger: list[str] = []
-    sending = threading.Thread(target=lambda: ledger.extend(send_digits(client, "upgrade", test_images, rate=200)))
-    sending.start()
-    try:
+    def upgrade() -> None:
+        compose.script("docker", "tag", "deeplambda", "deeplambda:next")
         compose("up", "--detach", "--wait", "--wait-timeout", "300", DEEPLAMBDA_IMAGE="deeplambda:next")
         assert compose.inspect("stream")["Config"]["Image"] == "deeplambda:next"
-    finally:
-        sending.join()
-    assert eventually(lambda: sorted(seen(client, "upgrade")) == sorted(ledger), timeout_s=120, every_s=1)
+
+    assert_survived(client, "upgrade", test_images, upgrade, rate=200)
     compose.up()
-
-
-def seen(client: Settings, run: str) -> list[str]:
-    """Ids of the run in MySQL; nothing while MySQL itself is away."""
-    try:
-        return realtime_ids(client, run)
-    except OperationalError:
-        return []
 
 
 def test_down_and_up_again_keeps_everything(compose: Compose, client: Settings, demo: str) -> None:

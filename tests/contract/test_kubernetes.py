@@ -31,7 +31,7 @@ JOB_READERS = {
     # MySQL's accounts get their passwords from it. Superset is not among what runs there.
     "provision": {name for name in Settings.model_fields if re.fullmatch(r"mysql_(?!superset)\w+_password", name)}
     | {"analyst_password", "kafka_password", "s3_secret_key"},
-    "cron": {"kafka_password", "mysql_platform_password", "s3_secret_key", "spark_secret"},
+    "cron": {"kafka_password", "mysql_platform_password", "ray_token", "s3_secret_key", "spark_secret"},
     "executor": {"s3_secret_key", "spark_secret"},
 }
 """What is read by pods that compose has no service for; the services are in READERS."""

@@ -28,7 +28,7 @@ ROWS = 200
 
 _SOURCE = """
 import numpy as np
-from deeplambda.application import Application, Event, Source
+from deeplambda.application import Application, Choice, Event, LogUniform, Source
 from deeplambda.objective import Classification, accuracy, negative_log_loss
 
 
@@ -43,6 +43,7 @@ class Blobs(Application):
     objective = Classification(classes="abc")
     metrics = {{"accuracy": accuracy, "negative_log_loss": negative_log_loss}}
     hyperparameters = {{"epochs": 3, "batch_size": 50, "learning_rate": 0.02, "weight_decay": 0.0, "hidden": 16}}
+    search_space = {{"learning_rate": LogUniform(1e-4, 1e-1), "hidden": Choice((8, 16))}}
 
     def examples(self, source, raw):
         return iter(())

@@ -12,7 +12,7 @@ from deeplambda.errors import BadInput, Forbidden, Unauthorized
 from deeplambda.tokens import authorize, issue
 
 HOUR = timedelta(hours=1)
-KEY = "k" * 32
+KEY = "k" * 64
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def forged(key: str = KEY, algorithm: str = "HS256", **changed: object) -> str:
         "Bearer",
         "Bearer x.y.z",
         f"Basic {forged()}",
-        f"Bearer {forged(key='another key of a good length 32')}",
+        f"Bearer {forged(key='another key, of a good length: 32')}",
         f"Bearer {forged(exp=datetime.now(UTC) - HOUR)}",
         f"Bearer {forged(exp=None)}",
         f"Bearer {forged(sub=None)}",

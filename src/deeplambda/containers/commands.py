@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import SecretStr
 
-from deeplambda.config import Settings, load_settings
+from deeplambda.config import load_settings, secret_fields
 from deeplambda.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, help="Inside containers: secrets, provision, health, Spark's daemons.")
@@ -30,9 +29,8 @@ def secrets() -> None:
 @app.command()
 def secret(name: Annotated[str, typer.Argument(help="Such as analyst_password.")]) -> None:
     """Print one secret, for people who connect from outside."""
-    names = [field for field, description in Settings.model_fields.items() if description.annotation is SecretStr]
-    if name not in names:
-        raise ConfigurationError(f"no secret {name!r}", f"there are {', '.join(names)}")
+    if name not in secret_fields():
+        raise ConfigurationError(f"no secret {name!r}", f"there are {', '.join(secret_fields())}")
     print(getattr(load_settings(), name).get_secret_value())
 
 
@@ -51,8 +49,7 @@ def metastore() -> None:
 
     settings = load_settings()
     part.prepare(settings)
-    command = part.command(settings)
-    os.execv(command[0], command)  # noqa: S606
+    _become(part.command(settings))
 
 
 @app.command("spark-master")

@@ -11,11 +11,10 @@ from dotenv import dotenv_values
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, NotReady
 from deeplambda.stack import probes
-from deeplambda.stack.doctor import Finding
+from deeplambda.stack.doctor import GIB, Finding
 
 PROJECT = Path("/project")
 """Where the operator's container sees the folder of docker-compose.yml."""
-_GIB = 1 << 30
 _PREFIX = "DEEPLAMBDA_"
 _MEMORY = re.compile(r"[1-9]\d*[bkmg]", re.IGNORECASE)
 _PORTS = range(1, 1 << 16)
@@ -62,7 +61,7 @@ def examine_env_file(folder: Path) -> list[Finding]:
 
 def memory(settings: Settings) -> Finding:
     """Whether the machine holds the whole stack."""
-    total = psutil.virtual_memory().total / _GIB
+    total = psutil.virtual_memory().total / GIB
     found = f"{total:.1f} GiB"
     if total >= settings.needed_memory_gib:
         return Finding("Memory", found)

@@ -8,12 +8,11 @@ import secrets
 from base64 import b64encode
 from collections.abc import Mapping
 
+from deeplambda import topics
 from deeplambda.config import Settings
 
 PORT = 1883
 FOLDER = "/mosquitto/data"
-IN_FLIGHT = 50
-"""How many messages a client may hold without acknowledging them."""
 
 _QUEUE_LIMIT_BYTES = 256 * 1024 * 1024
 _HASH_ROUNDS = 100_000
@@ -30,7 +29,7 @@ acl_file {FOLDER}/access
 persistence true
 persistence_location {FOLDER}/
 autosave_interval 10
-max_inflight_messages {IN_FLIGHT}
+max_inflight_messages {topics.MQTT_IN_FLIGHT}
 max_packet_size {2 * settings.event_limit_bytes}
 max_queued_messages 0
 max_queued_bytes {_QUEUE_LIMIT_BYTES}
@@ -48,9 +47,9 @@ def password_file(passwords: Mapping[str, str]) -> str:
 
 def access_list(settings: Settings) -> str:
     """`producer` writes events, `bridge` reads them, and neither does anything else."""
-    topics = [f"{application}/events/#" for application in settings.applications]
-    written = "".join(f"topic write {topic}\n" for topic in topics)
-    read = "".join(f"topic read {topic}\n" for topic in topics)
+    events = [topics.mqtt_events(application) for application in settings.applications]
+    written = "".join(f"topic write {topic}\n" for topic in events)
+    read = "".join(f"topic read {topic}\n" for topic in events)
     return f"user producer\n{written}\nuser bridge\n{read}"
 
 

@@ -9,10 +9,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import SecretStr
-
 from deeplambda.adapters.kafka import plain_login
-from deeplambda.config import Settings
+from deeplambda.config import Settings, secret_fields
 from deeplambda.containers import mosquitto
 from deeplambda.stack.files import write_private
 from deeplambda.stack.kafka import durable_defaults
@@ -42,11 +40,7 @@ def hand_out(settings: Settings, root: Path) -> list[str]:
     settings: with `root/operator` as their folder of secrets. Idempotent: a secret that is there stays.
     """
     made = make_missing_secrets(settings, root / OPERATOR)
-    values = {
-        field: (root / OPERATOR / f"deeplambda_{field}").read_text()
-        for field, description in Settings.model_fields.items()
-        if description.annotation is SecretStr
-    }
+    values = {field: (root / OPERATOR / f"deeplambda_{field}").read_text() for field in secret_fields()}
     for reader, fields in READERS.items():
         for field in fields:
             write_private(root / reader / f"deeplambda_{field}", values[field])

@@ -22,7 +22,7 @@ from deeplambda.stack.parts import PARTS
 from deeplambda.stack.ports import holder_of, is_free
 from deeplambda.stack.supervisor import Supervisor, check_socket_path
 
-_GIB = 1 << 30
+GIB = 1 << 30
 MEMORY_GIB = 8
 DISK_GIB = 10
 JAVA_VERSION = 17
@@ -99,8 +99,8 @@ def _spark(_: Settings) -> Finding:
 
 def _memory(settings: Settings) -> Finding:
     available = psutil.virtual_memory().available
-    found = f"{available / _GIB:.1f} GiB free of {psutil.virtual_memory().total / _GIB:.1f}"
-    enough = available >= MEMORY_GIB * _GIB or Supervisor(settings).is_up()
+    found = f"{available / GIB:.1f} GiB free of {psutil.virtual_memory().total / GIB:.1f}"
+    enough = available >= MEMORY_GIB * GIB or Supervisor(settings).is_up()
     return Finding(
         "Memory", found, "" if enough else f"free {MEMORY_GIB} GiB: stop other programs, or start fewer parts"
     )
@@ -110,7 +110,7 @@ def _disk(settings: Settings) -> Finding:
     folder = _nearest_existing(settings.data_dir)
     free = shutil.disk_usage(folder).free
     remedy = f"free {DISK_GIB} GiB there, or set DEEPLAMBDA_DATA_DIR to a folder on a larger disk"
-    return Finding("Disk", f"{free / _GIB:.0f} GiB free at {folder}", "" if free >= DISK_GIB * _GIB else remedy)
+    return Finding("Disk", f"{free / GIB:.0f} GiB free at {folder}", "" if free >= DISK_GIB * GIB else remedy)
 
 
 def _data_dir(settings: Settings) -> Finding:

@@ -4,9 +4,7 @@ import os
 import secrets
 from pathlib import Path
 
-from pydantic import SecretStr
-
-from deeplambda.config import Settings
+from deeplambda.config import Settings, secret_fields
 
 
 def make_missing_secrets(settings: Settings, folder: Path) -> list[str]:
@@ -15,8 +13,8 @@ def make_missing_secrets(settings: Settings, folder: Path) -> list[str]:
     The settings given stay as they are: load them anew to see the values.
     """
     made = []
-    for field, description in Settings.model_fields.items():
-        if description.annotation is SecretStr and not getattr(settings, field).get_secret_value():
+    for field in secret_fields():
+        if not getattr(settings, field).get_secret_value():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(folder / f"deeplambda_{field}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:

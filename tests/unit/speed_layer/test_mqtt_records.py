@@ -6,7 +6,7 @@ from deeplambda.config import Settings
 from deeplambda.decoding import Reason, RefusedEvent, decode_event
 from examples.digits.application import Digits
 from speed_layer.mqtt_bridge.__main__ import as_producer
-from speed_layer.mqtt_bridge.records import VALUE_LIMIT_BYTES, record_of, topic_filter
+from speed_layer.mqtt_bridge.records import VALUE_LIMIT_BYTES, record_of
 
 TOPIC = "digits/events/camera-7"
 
@@ -50,7 +50,7 @@ def test_of_what_kafka_would_not_take_the_beginning_becomes_a_dead_letter() -> N
 
 
 def test_each_application_has_topics_of_its_own() -> None:
-    assert topic_filter("digits") == "digits/events/#"
+    assert topics.mqtt_events("digits") == "digits/events/#"
     assert record_of("fraud/events", b"{}").topic == "fraud.events"
 
 

@@ -18,6 +18,7 @@ FIELDS = {
     "kafka_producer_password",
     "mqtt_bridge_password",
     "mqtt_producer_password",
+    "ray_token",
     "spark_secret",
     "superset_admin_password",
     "superset_secret_key",
