@@ -52,6 +52,10 @@ from deeplambda.runtime_metrics import Meter
 VALIDATION_SHARE = 1 / 6
 REDUCTION_FACTOR = 3
 """One trial in so many is let train on at each of ASHA's halts."""
+WORKER_BYTES = 512 << 20
+"""What a worker with PyTorch and a small model takes beyond the shared rows; Ray runs no more than the memory holds."""
+_Arrays = tuple[NDArray[np.float32], NDArray[Any]]
+"""Features and labels of `Rows`, as Ray shares them without copies."""
 _METRIC, _FAILURE = "validation", "failure"
 
 
@@ -84,15 +88,15 @@ def tune(
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
     space = _search_space(application, overrides)
-    rows = _training_rows(settings, packed, dataset)
+    training, validation = _set_aside(_training_rows(settings, packed, dataset))
     with _ray(settings, packed):
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         trainable = ray_tune.with_parameters(
-            _trial, packed=packed, fixed=fixed, features=rows.features.numpy(), labels_N=rows.labels_N.numpy()
+            _trial, packed=packed, fixed=fixed, training=_arrays(training), validation=_arrays(validation)
         )
         with _listened(ended) as ends:
             found = ray_tune.Tuner(
-                ray_tune.with_resources(trainable, {"cpu": 1, "gpu": gpus}),
+                ray_tune.with_resources(trainable, {"cpu": 1, "gpu": gpus, "memory": WORKER_BYTES}),
                 param_space=space,
                 tune_config=ray_tune.TuneConfig(
                     metric=_METRIC,
@@ -147,6 +151,14 @@ def _training_rows(settings: Settings, packed: PackedApplication, dataset: str) 
             f"data set {dataset} of {packed.name} has too few training rows to set some aside", "ingest more"
         )
     return rows
+
+
+def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
+    """What trials train on, and what they are compared on; equal rows are parted equally."""
+    shuffled_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    validation_N, training_N = shuffled_N.tensor_split([round(len(rows) * VALIDATION_SHARE)])
+    training, validation = (Rows(rows.features[chosen], rows.labels_N[chosen]) for chosen in (training_N, validation_N))
+    return training, validation
 
 
 @contextmanager
@@ -212,36 +224,33 @@ def _trial(
     *,
     packed: PackedApplication,
     fixed: dict[str, Any],
-    features: NDArray[np.float32],
-    labels_N: NDArray[Any],
+    training: _Arrays,
+    validation: _Arrays,
 ) -> None:
-    """One trial, in a worker of Ray's. features, labels_N: the training rows, in memory that all trials share."""
+    """One trial, in a worker of Ray's. The rows are in memory that all workers of a node share."""
     torch.set_num_threads(1)
     application = packed.load()
-    rows = _shared(features, labels_N)
-    shuffled_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    validation_rows = round(len(rows) * VALIDATION_SHARE)
-    validation, training = _chosen(rows, shuffled_N[:validation_rows]), _chosen(rows, shuffled_N[validation_rows:])
+    training_rows, validation_rows = _rows(training), _rows(validation)
     trainer = Trainer(application, all_hyperparameters(application, fixed | drawn), best_compute())
     metric = next(iter(application.metrics))
     for epoch in range(1, fixed["epochs"] + 1):
         try:
             trainer.begin_epoch(epoch)
-            trainer.train_on(training, len(training))
-            ray_tune.report({_METRIC: trainer.evaluate(validation)[metric]})
+            trainer.train_on(training_rows, len(training_rows))
+            ray_tune.report({_METRIC: trainer.evaluate(validation_rows)[metric]})
         except ModelRejected as exc:
             ray_tune.report({_METRIC: -np.inf, _FAILURE: exc.message})
             return
 
 
-def _shared(features: NDArray[np.float32], labels_N: NDArray[Any]) -> Rows:
+def _arrays(rows: Rows) -> _Arrays:
+    return rows.features.numpy(), rows.labels_N.numpy()
+
+
+def _rows(arrays: _Arrays) -> Rows:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to rows
-        return Rows(torch.from_numpy(features), torch.from_numpy(labels_N))
-
-
-def _chosen(rows: Rows, chosen: torch.Tensor) -> Rows:
-    return Rows(rows.features[chosen], rows.labels_N[chosen])
+        return Rows(*map(torch.from_numpy, arrays))
 
 
 def _trial_of(result: Any) -> Trial:
