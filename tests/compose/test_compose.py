@@ -181,3 +181,24 @@ def test_more_spark_workers_join_and_leave(compose: Compose) -> None:
     finally:
         compose("up", "--detach", "--no-deps", "--scale", "spark-worker=2", "spark-worker")
     assert eventually(lambda: alive() == 2, timeout_s=120, every_s=2)
+
+
+def test_trials_run_on_a_ray_cluster_of_this_image(compose: Compose, demo: str) -> None:
+    own_address = "import socket; s = socket.socket(type=2); s.connect(('kafka', 1)); print(s.getsockname()[0])"
+    start = "exec ray start --head --block --include-dashboard false --ray-client-server-port 10001 --node-ip-address"
+    token = ("-e", "RAY_AUTH_MODE=token", "-e", f"RAY_AUTH_TOKEN={compose.secret('ray_token')}")
+    command = ["sh", "-c", f'{start} "$(python -c "{own_address}")"']
+    head = compose("run", "--detach", "--no-deps", *token, "demo", *command).split()[-1]
+    try:
+        networks = from_json(
+            compose.script("docker", "inspect", "--format", "{{json .NetworkSettings.Networks}}", head)
+        )
+        address = f"ray://{networks[f'{compose.project}_core']['IPAddress']}:10001"
+        assert eventually(lambda: "Ray runtime started" in compose.script("docker", "logs", head))
+        there = ("-e", f"DEEPLAMBDA_RAY_ADDRESS={address}")
+        tune = ("deeplambda", "batch", "tune", "digits", "--trials", "2", "--set", "epochs=1")
+        said = compose("run", "--rm", "-T", *there, "operator", *tune)
+    finally:
+        compose.script("docker", "rm", "--force", "--volumes", head)
+    assert f"trials on {address}" in said
+    assert said.splitlines()[-1].startswith("deeplambda batch train digits --set epochs=1 --set learning_rate=0.0")
