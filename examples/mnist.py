@@ -37,6 +37,7 @@ def mnist_folder(scratch: Path) -> tuple[Path, str]:
         return folder, f"MNIST from {folder}"
     folder = scratch / "mnist"
     folder.mkdir(parents=True, exist_ok=True)
+    origin = "found in" if all((folder / name).is_file() for name in FILES) else "downloaded to"
     try:
         for name, sha256 in FILES.items():
             _download(name, sha256, folder)
@@ -44,7 +45,7 @@ def mnist_folder(scratch: Path) -> tuple[Path, str]:
         folder = scratch / "digits-of-scikit-learn"
         _write_small_digits(folder)
         return folder, f"scikit-learn's 1,797 digits, for MNIST could not be downloaded ({type(exc).__name__})"
-    return folder, "MNIST, downloaded"
+    return folder, f"MNIST, {origin} {folder}"
 
 
 def _download(name: str, sha256: str, folder: Path) -> None:
