@@ -1,7 +1,10 @@
 """SQLAlchemy on `hive://`: what a stranger's tools do."""
 
+import socket
+
 import pandas as pd
 import pytest
+from pyhive.hive import Connection
 from sqlalchemy import Engine, Integer, MetaData, Table, cast, create_engine, inspect, select, text
 
 from deeplambda.adapters import hive
@@ -57,6 +60,17 @@ def test_the_platforms_engine_is_the_analysts(stack: Settings) -> None:
         assert connection.execute(text("SELECT 1")).scalar() == 1
         with pytest.raises(BadInput, match="READ_ONLY"), hive.translated():
             connection.execute(text("DROP TABLE lake.digits.examples"))
+
+
+def test_a_pooled_connection_that_has_gone_is_replaced(stack: Settings) -> None:
+    engine = hive.engine(stack)
+    with engine.connect() as connection:
+        pooled = connection.connection.dbapi_connection
+        assert isinstance(pooled, Connection)
+        pooled._transport._trans.handle.shutdown(socket.SHUT_RDWR)  # as a gateway does that is stopped
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+        assert connection.connection.dbapi_connection is not pooled
 
 
 def test_an_unknown_table_is_told_in_a_sentence(stack: Settings) -> None:

@@ -5,6 +5,7 @@ answers have not the form that SQLAlchemy 2 asks for.
 """
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from pyhive import hive
@@ -14,6 +15,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, ReflectedColumn
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
 from sqlalchemy.sql.compiler import GenericTypeCompiler
 from thrift.Thrift import TException
+
+_GONE = (TException, EOFError, OSError)
+"""What Thrift raises when nobody is at the other end: no error of the DB-API, so SQLAlchemy does not know it."""
 
 _TYPES: dict[str, types.TypeEngine[Any]] = {
     "boolean": types.Boolean(),
@@ -136,16 +140,26 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
 
     def is_disconnect(self, e: Exception, connection: Any, cursor: Any) -> bool:
         """Thrift's errors, and a session that the gateway has forgotten."""
-        return isinstance(e, (TException, EOFError, OSError)) or "Invalid SessionHandle" in str(e)
+        return isinstance(e, _GONE) or "Invalid SessionHandle" in str(e)
 
     def do_ping(self, dbapi_connection: DBAPIConnection) -> bool:
-        """Whether the session still answers."""
-        cursor = dbapi_connection.cursor()
+        """Whether the session still answers: after a restart of the gateway it does not."""
         try:
-            cursor.execute("SELECT 1")
-        finally:
-            cursor.close()
+            cursor = dbapi_connection.cursor()
+            try:
+                cursor.execute("SELECT 1")
+            finally:
+                cursor.close()
+        except Exception as exc:
+            if self.is_disconnect(exc, dbapi_connection, None):
+                return False
+            raise
         return True
+
+    def do_terminate(self, dbapi_connection: DBAPIConnection) -> None:
+        """Close a connection that has failed; there may be nobody left to tell."""
+        with suppress(*_GONE):
+            dbapi_connection.close()
 
 
 def _type_of(described: str) -> types.TypeEngine[Any]:
