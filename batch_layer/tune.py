@@ -83,7 +83,8 @@ def tune(
 
     dataset: one that is wholly prepared. overrides: of the application's hyperparameters that are not in its search
     space; the draws follow from `seed`. ended: called when a trial is over.
-    Raises: BadInput when there is nothing to search or to train on, CorruptObject, NotReady (no Ray at the address).
+    Raises: BadInput when there is nothing to search or to train on, ModelRejected when every trial failed,
+    CorruptObject, NotReady (no Ray at the address).
     """
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
