@@ -37,6 +37,7 @@ from ray.exceptions import AuthenticationError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.util.queue import Queue
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from batch_layer.compute import best_compute
 from batch_layer.shard_feed import ShardFeed
@@ -168,9 +169,12 @@ def _ray(settings: Settings, packed: PackedApplication) -> Iterator[None]:
     address = settings.ray_address
     os.environ["RAY_AUTH_TOKEN"] = settings.ray_token.get_secret_value()
     here = {} if address else {"include_dashboard": False}
+    # Once in a while the process that a cluster forks for a client dies at once.
+    again = Retrying(retry=retry_if_exception_type(ConnectionAbortedError), stop=stop_after_attempt(3), reraise=True)
     try:
         with warnings.catch_warnings(action="ignore"):  # what they tell of is raised as well
-            ray.init(
+            again(
+                ray.init,
                 address=address or "local",
                 runtime_env={"working_dir": str(packed.archive)},
                 log_to_driver=False,
