@@ -16,6 +16,7 @@ from rich.table import Table
 
 from batch_layer.model_commands import app as model
 from deeplambda.adapters.s3 import Store
+from deeplambda.application import deciding_metric
 from deeplambda.card import fetch_card
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput, ConfigurationError
@@ -164,7 +165,7 @@ def batch_tune(
             ended=lambda: progress.advance(bar),
         )
     drawn = list(found[0].drawn)
-    table = Table(*drawn, "epochs", f"{next(iter(packed.load().metrics))} on rows set aside")
+    table = Table(*drawn, "epochs", f"{deciding_metric(packed.load())} on rows set aside")
     for trial in found:
         table.add_row(
             *(_short(trial.drawn[name]) for name in drawn), str(trial.epochs), trial.failure or f"{trial.metric:.4f}"

@@ -9,7 +9,7 @@ from deeplambda import outbox, registry
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, translated
 from deeplambda.adapters.s3 import Store
-from deeplambda.application import Application
+from deeplambda.application import Application, deciding_metric
 from deeplambda.card import ONNX, Card, artefact_key, fetch_card, fetch_model
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, ModelRejected
@@ -123,7 +123,7 @@ def _reason_against(settings: Settings, packed: PackedApplication, version: int,
         return str(exc)
     if anyway:
         return None
-    return verdict(card, champion, packed.code_version, next(iter(packed.load().metrics)))
+    return verdict(card, champion, packed.code_version, deciding_metric(packed.load()))
 
 
 def _tell(settings: Settings, platform: Engine) -> None:

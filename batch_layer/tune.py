@@ -44,7 +44,7 @@ from batch_layer.shard_feed import ShardFeed
 from batch_layer.train import TRAIN
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.application import Application, Choice, LogUniform
+from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, ModelRejected, NotReady
 from deeplambda.loading import PackedApplication
@@ -90,7 +90,7 @@ def tune(
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
     space = _search_space(application, overrides)
-    training, validation = _set_aside(_training_rows(settings, packed, dataset))
+    training, validation = _set_aside(_training_rows(settings, application, dataset))
     with _ray(settings, packed):
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         trainable = ray_tune.with_parameters(
@@ -120,7 +120,7 @@ def tune(
         raise ModelRejected(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
     with Publisher(settings) as publisher:
         meter = Meter(publisher, layer="batch", part="tune", application=packed.name)
-        meter.measure(f"best_validation_{next(iter(application.metrics))}", best_first[0].metric, "1")
+        meter.measure(f"best_validation_{deciding_metric(application)}", best_first[0].metric, "1")
         meter.measure("trials", len(best_first), "1")
     return best_first
 
@@ -144,13 +144,16 @@ def _some(values: Choice | LogUniform) -> Any:
     return values.values[0] if isinstance(values, Choice) else values.low
 
 
-def _training_rows(settings: Settings, packed: PackedApplication, dataset: str) -> Rows:
-    shards = [shard for shard in ShardFeed(settings, packed.load(), dataset) if shard.fact.split == TRAIN]
-    parts = [Rows.of(s.features, s.labels_N) for s in sorted(shards, key=lambda shard: shard.fact.partition)]
-    rows = Rows.joined(parts) if parts else None
+def _training_rows(settings: Settings, application: Application, dataset: str) -> Rows:
+    parts = {
+        shard.fact.partition: Rows.of(shard.features, shard.labels_N)
+        for shard in ShardFeed(settings, application, dataset)
+        if shard.fact.split == TRAIN
+    }
+    rows = Rows.joined([parts[partition] for partition in sorted(parts)]) if parts else None
     if rows is None or len(rows) * VALIDATION_SHARE < 1:
         raise BadInput(
-            f"data set {dataset} of {packed.name} has too few training rows to set some aside", "ingest more"
+            f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
         )
     return rows
 
@@ -237,7 +240,7 @@ def _trial(
     application = packed.load()
     training_rows, validation_rows = _rows(training), _rows(validation)
     trainer = Trainer(application, all_hyperparameters(application, fixed | drawn), best_compute())
-    metric = next(iter(application.metrics))
+    metric = deciding_metric(application)
     for epoch in range(1, fixed["epochs"] + 1):
         try:
             trainer.begin_epoch(epoch)

@@ -93,7 +93,7 @@ def assert_survived(
     disturb: Callable[[], object],
     *,
     rate: float = 500,
-    timeout_s: float = 240,
+    timeout_s: float = 120,
 ) -> None:
     """Break something while `EVENTS` events flow: each of them is in MySQL in the end, once, with a prediction."""
     ledger: list[str] = []

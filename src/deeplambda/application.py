@@ -102,6 +102,11 @@ _ARROW_TYPES: Mapping[Any, pa.DataType] = {
 }
 
 
+def deciding_metric(application: Application) -> str:
+    """Name of the metric that says which of two models is better: the first."""
+    return next(iter(application.metrics))
+
+
 def payload_fields(event: type[Event]) -> list[str]:
     """Names of the fields that `event` adds to `Event`, in the order they were written."""
     return [name for name in event.model_fields if name not in Event.model_fields]

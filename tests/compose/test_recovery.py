@@ -24,7 +24,7 @@ def test_a_killed_container_loses_and_doubles_nothing(
     test_images: NDArray[np.uint8],
     healthy: Callable[[], bool],
 ) -> None:
-    assert_survived(client, f"kill-{service}", test_images, lambda: compose.kill(service))
+    assert_survived(client, f"kill-{service}", test_images, lambda: compose.kill(service), timeout_s=240)
     assert healthy()
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -37,7 +36,7 @@ def cluster(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = f"""ray start --head --block --num-cpus 2 --include-dashboard false --node-ip-address 127.0.0.1
+    arguments = f"""start --head --block --num-cpus 2 --include-dashboard false --node-ip-address 127.0.0.1
         --port 0 --ray-client-server-port {port} --min-worker-port 0 --max-worker-port 0"""
     settings = stack.model_copy(update={"ray_address": f"ray://127.0.0.1:{port}"})
     environment = os.environ | {
@@ -45,7 +44,7 @@ def cluster(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": settings.ray_token.get_secret_value(),
     }
-    words = [Path(sys.executable).with_name("ray"), *shlex.split(command)[1:]]
+    words = [Path(sys.executable).with_name("ray"), *arguments.split()]
     head = subprocess.Popen(words, env=environment, cwd=tmp_path_factory.mktemp("ray"), stdout=subprocess.DEVNULL)
     try:
         assert eventually(lambda: listens(port)), "Ray did not start"

@@ -5,7 +5,7 @@ answers have not the form that SQLAlchemy 2 asks for.
 """
 
 import re
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from pyhive import hive
@@ -145,11 +145,8 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
     def do_ping(self, dbapi_connection: DBAPIConnection) -> bool:
         """Whether the session still answers: after a restart of the gateway it does not."""
         try:
-            cursor = dbapi_connection.cursor()
-            try:
+            with closing(dbapi_connection.cursor()) as cursor:
                 cursor.execute("SELECT 1")
-            finally:
-                cursor.close()
         except Exception as exc:
             if self.is_disconnect(exc, dbapi_connection, None):
                 return False
