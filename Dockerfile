@@ -31,11 +31,9 @@ RUN scripts/install-libraries /opt/deeplambda/venv "$DEVICE"
 # Only what fetching is written in, so that other code may change without fetching again.
 FROM libraries AS components
 COPY src/deeplambda/__init__.py src/deeplambda/config.py src/deeplambda/errors.py src/deeplambda/
-COPY src/deeplambda/stack/__init__.py src/deeplambda/stack/files.py src/deeplambda/stack/ivy.py \
-    src/deeplambda/stack/jars.lock src/deeplambda/stack/jars.py src/deeplambda/stack/jars_lock.py \
-    src/deeplambda/stack/
+COPY src/deeplambda/jvm/ src/deeplambda/jvm/
 RUN PYTHONPATH=src DEEPLAMBDA_CACHE_DIR=/opt/deeplambda/cache \
-    python -c "from deeplambda.config import load_settings; from deeplambda.stack.jars import fetch_components; \
+    python -c "from deeplambda.config import load_settings; from deeplambda.jvm.jars import fetch_components; \
 fetch_components(load_settings(), ['metastore', 'spark'])" \
     && rm -rf /opt/deeplambda/cache/incoming /opt/deeplambda/cache/*.lock
 

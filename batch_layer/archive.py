@@ -12,13 +12,13 @@ from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
-from deeplambda import topics
 from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import create_tables, spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
-from deeplambda.service_logs import log_to_stderr
-from deeplambda.streams import Stream, run_streams
+from deeplambda.records import topics
+from deeplambda.service.logs import log_to_stderr
+from deeplambda.service.streams import Stream, run_streams
 
 TRIGGER_S = 5
 

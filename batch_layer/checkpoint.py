@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from deeplambda.adapters.s3 import Store
 from deeplambda.errors import BadInput, CorruptObject
-from deeplambda.lifecycle import EpochTrained
+from deeplambda.records.lifecycle import EpochTrained
 
 if TYPE_CHECKING:
     from torch import Tensor

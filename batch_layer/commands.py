@@ -17,10 +17,10 @@ from rich.table import Table
 from batch_layer.model_commands import app as model
 from deeplambda.adapters.s3 import Store
 from deeplambda.application import deciding_metric
-from deeplambda.card import fetch_card
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.state.card import fetch_card
 
 __all__ = ["batch", "data", "model"]
 
@@ -188,7 +188,7 @@ def batch_run(
     promote: Annotated[bool, typer.Option(help="make the new version the champion, if it may be")] = True,
 ) -> None:
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
-    from batch_layer.judge import promote as promote_version
+    from batch_layer.gate import promote as promote_version
     from batch_layer.prepare import data_set
 
     settings, packed = _packed(application)
@@ -252,7 +252,7 @@ def _train(
     from batch_layer.epoch_bars import EpochBars
     from batch_layer.lake_rows import append_model_rows
     from batch_layer.publish import metric_rows, model_row, publish_run
-    from batch_layer.train import train
+    from batch_layer.training_run import train
 
     with EpochBars(console) as bars:
         trained = train(

@@ -5,7 +5,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from deeplambda.lifecycle import EpochTrained
+from deeplambda.records.lifecycle import EpochTrained
 
 
 class EpochBars:

@@ -22,9 +22,9 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.s3 import Store, sha256_of
 from deeplambda.application import Application, Event, Source, payload_schema
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject
-from deeplambda.lifecycle import now
 from deeplambda.loading import PackedApplication
 
 _BATCH_ROWS = 4096

@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import select
 
-from deeplambda import registry
-from deeplambda.adapters.mysql import MODEL_VERSIONS, engine, translated
-from deeplambda.card import Card
+from deeplambda.adapters.mysql import engine, translated
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
+from deeplambda.state import registry
+from deeplambda.state.card import Card
+from deeplambda.state.tables import MODEL_VERSIONS
 
 app = typer.Typer(help="Model versions: what was published, and which of it serves.", no_args_is_help=True)
 console = Console()
@@ -58,7 +59,7 @@ def show(application: ApplicationName, version: Version) -> None:
 @app.command("verify")
 def verify(application: ApplicationName, version: Version) -> None:
     """Check a version's artefacts on S3 against its card: hashes, finite weights, the shape of its outputs."""
-    from batch_layer.judge import verify as verify_version
+    from batch_layer.gate import verify as verify_version
 
     settings = load_settings()
     packed = pack_application(application, settings)
@@ -77,7 +78,7 @@ def promote(
     Refused is a version that is worse than the champion by more than 0.005 in the application's first metric, or whose
     code is no longer the deployed one. A version whose artefacts are broken is refused even with --anyway.
     """
-    from batch_layer.judge import promote as promote_version
+    from batch_layer.gate import promote as promote_version
 
     settings = load_settings()
     packed = pack_application(application, settings)
@@ -92,7 +93,7 @@ def promote(
 @app.command("rollback")
 def rollback(application: ApplicationName) -> None:
     """Make the version that served before the champion again, within seconds."""
-    from batch_layer.judge import roll_back
+    from batch_layer.gate import roll_back
 
     settings = load_settings()
     fact = roll_back(settings, pack_application(application, settings).name)

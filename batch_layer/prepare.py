@@ -19,16 +19,16 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.shards import manifest_key, shard_key, write_shard
-from deeplambda import topics
+from batch_layer.shard_format import manifest_key, shard_key, write_shard
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import Store, sha256_of
 from deeplambda.application import payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
-from deeplambda.lifecycle import PartitionPrepared
 from deeplambda.loading import PackedApplication
+from deeplambda.records import topics
+from deeplambda.records.lifecycle import PartitionPrepared
 
 SHARD_ROWS = 8192
 _ANNOUNCED = pa.schema([("fact", pa.string())])

@@ -9,15 +9,16 @@ from pydantic_core import to_json
 from safetensors.torch import save
 
 from batch_layer.onnx_export import exported
-from batch_layer.train import TEST, TrainedRun
-from deeplambda import outbox, registry
+from batch_layer.training_run import TEST, TrainedRun
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine
 from deeplambda.adapters.s3 import Store
-from deeplambda.card import CARD, ONNX, WEIGHTS, Card, artefact_key
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.lifecycle import EpochTrained, now
 from deeplambda.loading import PackedApplication
+from deeplambda.records.lifecycle import EpochTrained
+from deeplambda.state import outbox, registry
+from deeplambda.state.card import CARD, ONNX, WEIGHTS, Card, artefact_key
 
 
 def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedRun) -> int:

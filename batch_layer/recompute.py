@@ -18,19 +18,20 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from deeplambda import outbox, registry
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import Store
-from deeplambda.admission import admit
-from deeplambda.card import Card, fetch_model
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
-from deeplambda.horizon import COLUMNS
-from deeplambda.horizons import move_horizon
-from deeplambda.lifecycle import BatchViewPublished, now
 from deeplambda.loading import PackedApplication
+from deeplambda.records.admission import admit
+from deeplambda.records.horizon import COLUMNS
+from deeplambda.records.lifecycle import BatchViewPublished
+from deeplambda.state import outbox, registry
+from deeplambda.state.card import Card, fetch_model
+from deeplambda.state.horizon_store import move_horizon
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from batch_layer.compute import Compute, as_model_input, channels_last_rows
 from deeplambda.application import Application
-from deeplambda.card import TRAINER_HYPERPARAMETERS
 from deeplambda.errors import BadInput, ModelRejected
+from deeplambda.state.card import TRAINER_HYPERPARAMETERS
 
 WARM_UP = 0.2
 """Share of the run during which the learning rate rises."""

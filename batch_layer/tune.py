@@ -40,15 +40,15 @@ from ray.util.queue import Queue
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from batch_layer.compute import best_compute
-from batch_layer.shard_feed import ShardFeed
-from batch_layer.train import TRAIN
+from batch_layer.feed import ShardFeed
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+from batch_layer.training_run import TRAIN
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, ModelRejected, NotReady
 from deeplambda.loading import PackedApplication
-from deeplambda.runtime_metrics import Meter
+from deeplambda.service.metrics import MetricPublisher
 
 VALIDATION_SHARE = 1 / 6
 REDUCTION_FACTOR = 3
@@ -119,9 +119,9 @@ def tune(
     if failure := best_first[0].failure:
         raise ModelRejected(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
     with Publisher(settings) as publisher:
-        meter = Meter(publisher, layer="batch", part="tune", application=packed.name)
-        meter.measure(f"best_validation_{deciding_metric(application)}", best_first[0].metric, "1")
-        meter.measure("trials", len(best_first), "1")
+        metrics = MetricPublisher(publisher, layer="batch", part="tune", application=packed.name)
+        metrics.publish(f"best_validation_{deciding_metric(application)}", best_first[0].metric, "1")
+        metrics.publish("trials", len(best_first), "1")
     return best_first
 
 

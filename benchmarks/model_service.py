@@ -30,9 +30,9 @@ from benchmarks.ratio import Ratio
 from deeplambda.adapters.model_service import ModelClient
 from deeplambda.adapters.s3 import Store
 from deeplambda.application import Application, payload_schema
-from deeplambda.card import fetch_card, fetch_model
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
+from deeplambda.state.card import fetch_card, fetch_model
 
 NAME = "HTTP predictions, binary batches of 32"
 AIM = 0.75

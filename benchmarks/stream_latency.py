@@ -19,9 +19,9 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from benchmarks.ratio import Ratio
 from benchmarks.streams import new_topic, send, session, source
-from deeplambda import topics
 from deeplambda.adapters.kafka import consumer, end_offsets
 from deeplambda.config import Settings, load_settings
+from deeplambda.records import topics
 
 NAME = "event to prediction, p50 at 200/s"
 AIM = 2.0

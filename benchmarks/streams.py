@@ -12,8 +12,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda.adapters.lake import spark_session
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.lifecycle import now
 
 
 def session(settings: Settings) -> SparkSession:

@@ -89,7 +89,7 @@ def serve_token(
     """Print a token for the query service, where it asks for one. Run where the platform's secrets are."""
     from typing import cast
 
-    from deeplambda import tokens
+    from deeplambda.service import tokens
 
     print(tokens.issue(load_settings(), cast(tokens.Role, role), bearer, timedelta(days=days)))
 
@@ -99,7 +99,7 @@ def serve_status(
     application: Annotated[str, typer.Argument(help="an application that is served")] = "digits",
 ) -> None:
     """Where the cut between batch view and real-time view is, and what waits on either side of it."""
-    from serving_layer.views.standing import standing
+    from serving_layer.status import standing
 
     settings = load_settings()
     if application not in settings.applications:

@@ -8,9 +8,9 @@ from typing import Any
 
 import urllib3
 
-from deeplambda import tokens
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, NotReady
+from deeplambda.service import tokens
 
 _LOOK_EVERY_S = (0.1, 1.0)
 _TOKEN_LIFE = timedelta(minutes=10)

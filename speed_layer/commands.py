@@ -8,11 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplambda import topics
 from deeplambda.adapters.kafka import consumer, end_offsets, translated
 from deeplambda.config import Settings, load_settings
-from deeplambda.dead_letters import DeadLetter
-from deeplambda.predictions import Prediction
+from deeplambda.records import topics
+from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.predictions import Prediction
 
 speed = typer.Typer(help="The speed layer: what the stream says of events as they arrive.", no_args_is_help=True)
 console = Console()

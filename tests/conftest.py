@@ -13,10 +13,10 @@ import pytest
 import urllib3
 from numpy.typing import NDArray
 
-from deeplambda import registry
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings, load_settings
 from deeplambda.idx import read_idx
+from deeplambda.state import registry
 from examples.mnist import mnist_folder
 from tests.traffic import eventually
 

@@ -10,7 +10,7 @@ from pyspark.errors import PySparkException
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
-from deeplambda.service_logs import log_to_stderr
+from deeplambda.service.logs import log_to_stderr
 from serving_layer.hive_gateway.gateway import Gateway
 
 _POLL_S = 0.5

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 from deeplambda.config import Settings
-from deeplambda.stack.java_sources import compiled_classes
+from deeplambda.jvm.java_sources import compiled_classes
 
 SOURCES = Path(__file__).with_name("java")
 

@@ -11,12 +11,12 @@ from pyspark.sql import SparkSession
 from sqlalchemy import Engine
 
 from deeplambda.adapters.kafka import Publisher
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
-from deeplambda.horizon import Horizon
-from deeplambda.lifecycle import now
-from deeplambda.runtime_metrics import Meter
-from serving_layer import recent
+from deeplambda.records.horizon import Horizon
+from deeplambda.service.metrics import MetricPublisher
+from serving_layer.hive_gateway import recent
 from serving_layer.hive_gateway.session import trust_this_thread
 
 _LOOK_FOR_NEWS_S = 60
@@ -89,9 +89,9 @@ class Refresher(threading.Thread):
             return
         try:
             self._publisher = self._publisher or Publisher(self._settings)
-            meter = Meter(self._publisher, layer="serving", part="gateway", application=application)
+            metrics = MetricPublisher(self._publisher, layer="serving", part="gateway", application=application)
             for name, (value, unit) in figures.items():
-                meter.measure(name, value, unit)
+                metrics.publish(name, value, unit)
             self._publisher.flush()
         except NotReady as exc:
             _LOG.warning("figures of %s are lost: %s", application, exc)

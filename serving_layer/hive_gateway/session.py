@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings
-from deeplambda.stack.spark_archive import java_options
+from deeplambda.jvm.cds import java_options
 from serving_layer.hive_gateway.jar import gateway_jar
 
 QUERY_TIMEOUT_S = 110

@@ -12,8 +12,8 @@ from pyspark.sql import SparkSession
 from sqlalchemy import Engine
 
 from deeplambda.adapters import mysql
-from deeplambda.horizon import Horizon, all_predictions_sql
-from deeplambda.horizons import read_horizon
+from deeplambda.records.horizon import Horizon, all_predictions_sql
+from deeplambda.state.horizon_store import read_horizon
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from gunicorn.app.base import BaseApplication
 
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import DeepLambdaError
-from deeplambda.service_logs import log_to_stderr
+from deeplambda.service.logs import log_to_stderr
 
 THREADS = 16
 
@@ -26,7 +26,7 @@ class Service(BaseApplication):  # type: ignore[misc]
         options: dict[str, Any] = {
             "bind": self._settings.listening_on(self._settings.query_url),
             "workers": 1,
-            "worker_class": "deeplambda.http_worker.BoundedWorker",
+            "worker_class": "deeplambda.service.http_worker.BoundedWorker",
             "threads": THREADS,
             "timeout": 60,
             "graceful_timeout": 10,

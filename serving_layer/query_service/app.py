@@ -8,19 +8,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from werkzeug.exceptions import UnsupportedMediaType
 
-from deeplambda import problems, tokens
 from deeplambda.adapters import mysql
-from deeplambda.adapters.mysql import SCHEMA
 from deeplambda.config import Settings
 from deeplambda.errors import UnknownApplication
-from deeplambda.problems import problem
+from deeplambda.service import problems, tokens
+from deeplambda.service.problems import problem
+from deeplambda.state.tables import SCHEMA
 from serving_layer.query_service import catalogue, mysql_queries, openapi
 from serving_layer.query_service.hive_queries import HiveQueries
 from serving_layer.query_service.messages import Health, QueryRequest
 from serving_layer.query_service.mysql_queries import TimeLimitExceeded
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.statistics import statistics
-from serving_layer.sql_guard import BadStatement, ForbiddenStatement, Policy, check
+from serving_layer.sql.guard import BadStatement, ForbiddenStatement, Policy, check
 
 BODY_LIMIT_BYTES = 128 * 1024
 HIDDEN_TABLES = frozenset({"outbox", "queries"})

@@ -2,10 +2,11 @@
 
 from sqlalchemy import Engine, select
 
-from deeplambda import registry, topics
-from deeplambda.adapters.mysql import MODEL_VERSIONS
 from deeplambda.config import Settings
 from deeplambda.loading import pack_application
+from deeplambda.records import topics
+from deeplambda.state import registry
+from deeplambda.state.tables import MODEL_VERSIONS
 from serving_layer.query_service.messages import Application, Applications, Model, Models
 from serving_layer.query_service.mysql_queries import translated
 

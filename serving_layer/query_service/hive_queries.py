@@ -18,7 +18,7 @@ from deeplambda.errors import BadInput, DeepLambdaError, NotReady
 from serving_layer.query_service.messages import Answer, Column, Progress, Query, Status
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.rows import take
-from serving_layer.sql_guard import Checked
+from serving_layer.sql.guard import Checked
 
 TIME_LIMIT_S = 100
 """Below the gateway's own, so that a query that is ended can still be told of."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from serving_layer.sql_guard import ROW_LIMIT, STATEMENT_LIMIT
+from serving_layer.sql.guard import ROW_LIMIT, STATEMENT_LIMIT
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 Share = Annotated[float, Field(ge=0, le=1)]

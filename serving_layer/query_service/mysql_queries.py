@@ -13,7 +13,7 @@ from deeplambda.adapters import mysql
 from deeplambda.errors import BadInput, NotReady
 from serving_layer.query_service.messages import Answer, Column
 from serving_layer.query_service.rows import take
-from serving_layer.sql_guard import BadStatement, Checked, ForbiddenStatement
+from serving_layer.sql.guard import BadStatement, Checked, ForbiddenStatement
 
 TIME_LIMIT_S = 10
 

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import Engine, delete, insert, select, update
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.mysql import QUERIES
-from deeplambda.lifecycle import now
+from deeplambda.clock import now
+from deeplambda.state.tables import QUERIES
 from serving_layer.query_service.messages import Answer, Query, Status
 
 KEPT = timedelta(days=1)

@@ -5,10 +5,10 @@ from datetime import timedelta
 import numpy as np
 from sqlalchemy import Connection, Engine, case, func, select, text
 
-from deeplambda import registry
-from deeplambda.adapters.mysql import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
-from deeplambda.horizons import read_horizon
-from deeplambda.lifecycle import now
+from deeplambda.clock import now
+from deeplambda.state import registry
+from deeplambda.state.horizon_store import read_horizon
+from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from serving_layer.query_service.intervals import wilson_95
 from serving_layer.query_service.messages import LabelledVersion, Live, LiveVersion, Statistics
 from serving_layer.query_service.mysql_queries import limit_time, translated

@@ -9,10 +9,11 @@ from typing import Any
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
-from deeplambda.service_logs import log_to_stderr
-from deeplambda.stack.heartbeat import beat
-from serving_layer.views import metrics, realtime, relay, trim
-from serving_layer.views.loops import Loop
+from deeplambda.service import outbox_relay as relay
+from deeplambda.service.heartbeat import beat
+from deeplambda.service.logs import log_to_stderr
+from deeplambda.service.loops import Loop
+from serving_layer.views import metrics, realtime, trim
 
 _BEAT_S = 2.0
 _FAREWELL_S = 10.0

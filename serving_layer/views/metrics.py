@@ -9,12 +9,12 @@ from pydantic import Field, FiniteFloat, ValidationError
 from sqlalchemy import Engine, text
 from sqlalchemy.dialects.mysql import insert
 
-from deeplambda import topics
 from deeplambda.adapters import kafka, mysql
-from deeplambda.adapters.mysql import METRICS
 from deeplambda.config import Settings
-from deeplambda.runtime_metrics import Measured
-from serving_layer.views.loops import Pulse
+from deeplambda.records import topics
+from deeplambda.records.runtime_metrics import RuntimeMetric
+from deeplambda.service.loops import Pulse
+from deeplambda.state.tables import METRICS
 
 GROUP = "deeplambda.views.metrics"
 
@@ -22,7 +22,7 @@ _INSERT = insert(METRICS).on_duplicate_key_update({"kafka_offset": text("kafka_o
 _log = logging.getLogger(__name__)
 
 
-class Storable(Measured):
+class Storable(RuntimeMetric):
     """A figure that fits its row."""
 
     layer: Annotated[str, Field(max_length=32)]

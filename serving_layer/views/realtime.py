@@ -21,18 +21,18 @@ from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
-from deeplambda import topics
 from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.mysql import REALTIME_PREDICTIONS
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.dead_letters import DeadLetter
 from deeplambda.errors import NotReady
-from deeplambda.horizons import read_horizon
-from deeplambda.lifecycle import now
-from deeplambda.predictions import Prediction
-from serving_layer.views.loops import Pulse
-from serving_layer.views.progress import Progress
+from deeplambda.records import topics
+from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.predictions import Prediction
+from deeplambda.service.loops import Pulse
+from deeplambda.state.horizon_store import read_horizon
+from deeplambda.state.tables import REALTIME_PREDICTIONS
+from serving_layer.views.reporting import Progress
 
 GROUP = "deeplambda.views"
 _log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 from sqlalchemy import Engine, TextClause, select, text
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.mysql import HORIZONS
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.horizon import Horizon
-from deeplambda.horizons import read_horizon
-from deeplambda.lifecycle import now
-from serving_layer.views.loops import Pulse
+from deeplambda.records.horizon import Horizon
+from deeplambda.service.loops import Pulse
+from deeplambda.state.horizon_store import read_horizon
+from deeplambda.state.tables import HORIZONS
 
 GRACE = timedelta(seconds=300)
 METRICS_KEPT = timedelta(days=7)

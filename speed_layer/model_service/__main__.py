@@ -4,7 +4,7 @@ import sys
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
-from deeplambda.service_logs import log_to_stderr
+from deeplambda.service.logs import log_to_stderr
 from speed_layer.model_service.server import ModelServer
 
 

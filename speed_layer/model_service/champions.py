@@ -19,16 +19,16 @@ from kafka.errors import KafkaError
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from deeplambda import topics
 from deeplambda.adapters.kafka import consumer, translated
 from deeplambda.adapters.s3 import Store
 from deeplambda.application import Application
-from deeplambda.card import Card, fetch_card, fetch_model
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, DeepLambdaError
-from deeplambda.lifecycle import ModelPromoted
 from deeplambda.loading import pack_application
 from deeplambda.objective import Classification
+from deeplambda.records import topics
+from deeplambda.records.lifecycle import ModelPromoted
+from deeplambda.state.card import Card, fetch_card, fetch_model
 from speed_layer.model_service.fast_path import FastPath, fast_path
 
 log = logging.getLogger(__name__)

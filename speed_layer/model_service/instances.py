@@ -11,10 +11,10 @@ from pydantic_core import from_json, to_json
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from deeplambda.application import Application, Event, payload_batch
-from deeplambda.decoding import Reason, RefusedEvent, decode_event
+from deeplambda.clock import now
 from deeplambda.errors import BadInput, InvalidEvent
-from deeplambda.lifecycle import now
 from deeplambda.objective import Predictions
+from deeplambda.records.decoding import Reason, RefusedEvent, decode_event
 
 
 def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> list[Event]:

@@ -18,7 +18,7 @@ from deeplambda.loading import pack_application
 
 if TYPE_CHECKING:
     from speed_layer.model_service.champions import ChampionWatch
-    from speed_layer.model_service.figures import Reporter
+    from speed_layer.model_service.metrics import Reporter
 
 THREADS = 64
 KEEP_ALIVE_S = 75
@@ -42,7 +42,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         """gunicorn's settings; it asks for them by this name."""
         options: dict[str, Any] = {
             "bind": self._settings.listening_on(self._settings.model_url),
-            "worker_class": "deeplambda.http_worker.BoundedWorker",
+            "worker_class": "deeplambda.service.http_worker.BoundedWorker",
             "workers": 1,
             "threads": THREADS,
             "keepalive": KEEP_ALIVE_S,
@@ -69,7 +69,7 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Re
     import torch
 
     from speed_layer.model_service.champions import Champion, ChampionWatch
-    from speed_layer.model_service.figures import Figures, Reporter
+    from speed_layer.model_service.metrics import Figures, Reporter
     from speed_layer.model_service.web import Champions, create_app
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 from werkzeug.exceptions import NotFound
 
-from deeplambda import problems
 from deeplambda.config import Settings
 from deeplambda.errors import Conflict, InvalidEvent, NotReady, UnknownApplication
+from deeplambda.service import problems
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader
 from speed_layer.model_service.champions import Champion, ChampionWatch
-from speed_layer.model_service.figures import Figures
 from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
+from speed_layer.model_service.metrics import Figures
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
 _JSON = {"Content-Type": "application/json"}

@@ -15,8 +15,8 @@ import time
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import DeepLambdaError, NotReady
-from deeplambda.service_logs import log_to_stderr
-from deeplambda.stack.heartbeat import beat
+from deeplambda.service.heartbeat import beat
+from deeplambda.service.logs import log_to_stderr
 from speed_layer.mqtt_bridge.records import record_of
 from speed_layer.mqtt_bridge.session import Arrived, Session
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from deeplambda import topics
-from deeplambda.decoding import readable_id
+from deeplambda.records import topics
+from deeplambda.records.decoding import readable_id
 
 VALUE_LIMIT_BYTES = topics.RECORD_LIMIT_BYTES // 2
 

@@ -21,8 +21,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from deeplambda import topics
 from deeplambda.config import Settings, host_of, port_of
+from deeplambda.records import topics
 
 CLIENT_ID = "deeplambda-bridge"
 USER = "bridge"

@@ -9,13 +9,13 @@ from functools import partial
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
-from deeplambda import topics
 from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import PackedApplication, pack_application
-from deeplambda.service_logs import log_to_stderr
-from deeplambda.streams import Stream, run_streams
+from deeplambda.records import topics
+from deeplambda.service.logs import log_to_stderr
+from deeplambda.service.streams import Stream, run_streams
 from speed_layer.stream.routing import Router
 from speed_layer.stream.scoring import scoring
 

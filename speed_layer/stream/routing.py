@@ -13,9 +13,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.streaming.query import StreamingQuery
 
-from deeplambda import topics
 from deeplambda.adapters.kafka import Publisher, consumer, spark_options, translated
 from deeplambda.config import Settings
+from deeplambda.records import topics
 from speed_layer.stream.scoring import RECORDS
 
 DRIVER_ROWS = 1_000

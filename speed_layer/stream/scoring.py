@@ -7,16 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from deeplambda import topics
 from deeplambda.adapters.model_service import ModelClient
-from deeplambda.admission import Admitted, admit
 from deeplambda.application import Application
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.dead_letters import DeadLetter
-from deeplambda.decoding import RefusedEvent
-from deeplambda.lifecycle import now
 from deeplambda.loading import PackedApplication
-from deeplambda.predictions import Prediction
+from deeplambda.records import topics
+from deeplambda.records.admission import Admitted, admit
+from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.decoding import RefusedEvent
+from deeplambda.records.predictions import Prediction
 
 RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 

@@ -26,7 +26,6 @@ _HELP = {
     "serve": "The serving layer: views, Hive gateway, query service.",
     "sql": "Run a query over recent and archived results, and print a table.",
 }
-_OWN_PACKAGES = {"deeplambda", "batch_layer", "speed_layer", "serving_layer", "examples"}
 
 
 def main() -> None:
@@ -83,7 +82,8 @@ def _not_loaded() -> None:
 
 def _missing_library(exc: ModuleNotFoundError) -> DeepLambdaError:
     name = (exc.name or "").partition(".")[0]
-    if name in _OWN_PACKAGES:
+    own = {entry.module.partition(".")[0] for entry in entry_points(group="deeplambda.commands")}
+    if name in own:
         return ConfigurationError(f"this installation has no module {exc.name!r}", "install DeepLambda anew: make")
     return ConfigurationError(
         f"this command needs the library {name!r}, which is not installed", "run: pip install 'deeplambda[all]'"

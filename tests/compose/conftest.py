@@ -17,7 +17,7 @@ import pytest
 from pydantic_core import from_json
 
 from deeplambda.config import Settings
-from deeplambda.stack.ports import choose_free
+from deeplambda.stack.local.ports import choose_free
 from tests.traffic import eventually
 
 ROOT = Path(__file__).parents[2]

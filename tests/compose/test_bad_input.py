@@ -57,7 +57,7 @@ def test_a_setting_that_cannot_be_is_named(compose: Compose) -> None:
 def test_a_full_volume_is_named(compose: Compose, small_volume: str) -> None:
     health = [
         "run", "--rm", "--no-deps", "-T", "--volume", f"{small_volume}:/data/checkpoints",
-        "stream", "python", "-m", "deeplambda.containers.health", "stream",
+        "stream", "python", "-m", "deeplambda.stack.containers.health", "stream",
     ]  # fmt: skip
     assert "/data/checkpoints is full: 1 MB free, 64 needed" in compose(*health, check=False)
     on_it = f"{small_volume}:/var/lib/mysql"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from deeplambda.config import Settings
-from deeplambda.containers.secrets import READERS
+from deeplambda.stack.containers.secrets import READERS
 
 ROOT = Path(__file__).parents[2]
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

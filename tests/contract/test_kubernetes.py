@@ -19,10 +19,10 @@ from typer.main import get_command
 
 from deeplambda.cli import build
 from deeplambda.config import Settings, port_of
-from deeplambda.containers.health import check
-from deeplambda.containers.secrets import READERS
 from deeplambda.errors import NotReady
-from speed_layer.model_service.figures import Figures
+from deeplambda.stack.containers.health import check
+from deeplambda.stack.containers.secrets import READERS
+from speed_layer.model_service.metrics import Figures
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -132,7 +132,7 @@ def test_every_command_is_there() -> None:
 
 
 def test_every_probed_part_has_a_health_check(tmp_path: Path) -> None:
-    parts = {command[3] for command in commands() if "deeplambda.containers.health" in command}
+    parts = {command[3] for command in commands() if "deeplambda.stack.containers.health" in command}
     assert parts
     settings = Settings(data_dir=tmp_path, metastore_uri="thrift://127.0.0.1:1", hive_address="127.0.0.1:1")
     for part in parts:

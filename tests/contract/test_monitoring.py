@@ -13,19 +13,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic_core import from_json
 from sqlglot import exp
 
-from deeplambda.adapters.mysql import SCHEMA
 from deeplambda.stack.provision import HIDDEN_FROM_ANALYSTS
-from speed_layer.model_service.figures import Figures
+from deeplambda.state.tables import SCHEMA
+from speed_layer.model_service.metrics import Figures
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 SENT_BY = {
-    ("batch", "archive"): "src/deeplambda/streams.py",
-    ("batch", "train"): "batch_layer/train.py",
+    ("batch", "archive"): "src/deeplambda/service/streams.py",
+    ("batch", "train"): "batch_layer/training_run.py",
     ("serving", "gateway"): "serving_layer/hive_gateway/refresher.py",
-    ("serving", "views"): "serving_layer/views/progress.py",
-    ("speed", "model"): "speed_layer/model_service/figures.py",
-    ("speed", "stream"): "src/deeplambda/streams.py",
+    ("serving", "views"): "serving_layer/views/reporting.py",
+    ("speed", "model"): "speed_layer/model_service/metrics.py",
+    ("speed", "stream"): "src/deeplambda/service/streams.py",
 }
 """By layer and part, the module that measures."""
 

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import pytest
 from pydantic_core import from_json
 
-from deeplambda import topics
-from deeplambda.lifecycle import FACT
-from deeplambda.predictions import Prediction
-from deeplambda.runtime_metrics import Measured
+from deeplambda.records import topics
+from deeplambda.records.lifecycle import FACT
+from deeplambda.records.predictions import Prediction
+from deeplambda.records.runtime_metrics import RuntimeMetric
 
 AT = "2026-01-02T03:04:05Z"
 FACTS = [
@@ -131,13 +131,13 @@ def test_a_measurement_names_its_unit() -> None:
         "unit": "rows",
         "at": AT,
     }
-    assert from_json(Measured.model_validate(written).model_dump_json()) == written
+    assert from_json(RuntimeMetric.model_validate(written).model_dump_json()) == written
 
 
 def test_topics_have_their_names() -> None:
     made = {topic.name: topic for topic in topics.all_topics(["digits"], partitions=3)}
     assert set(made) == {
-        "deeplambda.lifecycle",
+        "deeplambda.records.lifecycle",
         "deeplambda.champions",
         "deeplambda.metrics",
         "digits.events",

@@ -12,9 +12,9 @@ from sqlalchemy.engine import make_url
 from sqlglot import exp
 
 from deeplambda.adapters.lake import _TABLES as LAKE
-from deeplambda.adapters.mysql import SCHEMA
-from deeplambda.containers.secrets import READERS
-from deeplambda.horizon import COLUMNS
+from deeplambda.records.horizon import COLUMNS
+from deeplambda.stack.containers.secrets import READERS
+from deeplambda.state.tables import SCHEMA
 
 SUPERSET = Path(__file__).parents[2] / "deploy" / "superset"
 ASSETS = SUPERSET / "assets"

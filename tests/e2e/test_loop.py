@@ -13,7 +13,7 @@ from sqlalchemy import Engine, create_engine, text
 from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import Store
 from deeplambda.config import Settings
-from deeplambda.horizons import read_horizon
+from deeplambda.state.horizon_store import read_horizon
 from tests.traffic import eventually, realtime_ids, send_digits
 
 Command = Callable[..., "CompletedProcess[str]"]

@@ -12,14 +12,14 @@ from pydantic_core import from_json
 from rich.console import Console
 
 from batch_layer.epoch_bars import EpochBars
-from batch_layer.shards import shard_key, write_shard
-from batch_layer.train import TrainedRun, train
-from deeplambda import topics
+from batch_layer.shard_format import shard_key, write_shard
+from batch_layer.training_run import TrainedRun, train
 from deeplambda.adapters.kafka import Publisher, consumer
 from deeplambda.adapters.s3 import Store, sha256_of
 from deeplambda.config import Settings
-from deeplambda.lifecycle import PartitionPrepared
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.records import topics
+from deeplambda.records.lifecycle import PartitionPrepared
 
 CENTRES = np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]], dtype=np.float32)
 PARTITIONS = {"train": 3, "test": 2}
@@ -135,7 +135,7 @@ def train_blobs(
 
 
 def lifecycle(settings: Settings, accepted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Every record of `deeplambda.lifecycle` so far that is accepted."""
+    """Every record of `deeplambda.records.lifecycle` so far that is accepted."""
     return _records(settings, topics.LIFECYCLE, accepted)
 
 

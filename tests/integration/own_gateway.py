@@ -15,7 +15,7 @@ from pyhive import hive
 from thrift.transport.TTransport import TTransportException
 
 from deeplambda.config import host_of, port_of
-from deeplambda.stack.ports import choose_free
+from deeplambda.stack.local.ports import choose_free
 from tests.integration.own_model_service import OwnService
 from tests.traffic import eventually
 

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 from safetensors.torch import save
 
-from deeplambda import outbox, registry
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import Store
-from deeplambda.card import CARD, WEIGHTS, Card, artefact_key
 from deeplambda.config import Settings
+from deeplambda.state import outbox, registry
+from deeplambda.state.card import CARD, WEIGHTS, Card, artefact_key
 from examples.digits.application import Digits
 from tests.traffic import eventually
 

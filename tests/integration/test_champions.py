@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from batch_layer.judge import promote, roll_back, verify
+from batch_layer.gate import promote, roll_back, verify
 from batch_layer.publish import publish_run
-from deeplambda import registry
 from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import Store
-from deeplambda.card import CARD, ONNX, WEIGHTS, Card, artefact_key, fetch_card
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, ModelRejected
 from deeplambda.loading import PackedApplication
+from deeplambda.state import registry
+from deeplambda.state.card import CARD, ONNX, WEIGHTS, Card, artefact_key, fetch_card
 from tests.integration.blobs import blobs, champions, lifecycle, new_data_set, prepared_data_set, train_blobs
 
 

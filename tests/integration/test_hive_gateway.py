@@ -15,7 +15,7 @@ from sqlalchemy import URL, create_engine, text
 from thrift.transport.TTransport import TTransportException
 
 from deeplambda.config import port_of
-from deeplambda.stack.ivy import java_program, pyspark_jars
+from deeplambda.jvm.ivy import java_program, pyspark_jars
 from tests.integration.own_gateway import OwnGateway, message_of, run
 from tests.traffic import eventually
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from deeplambda import topics
 from deeplambda.adapters.kafka import consumer
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES, ModelClient
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, NotReady
-from deeplambda.runtime_metrics import Measured
+from deeplambda.records import topics
+from deeplambda.records.runtime_metrics import RuntimeMetric
 from speed_layer.model_service.fast_path import ROUNDED
 from tests.integration.own_model_service import OwnService, fp32_outputs, images, model_of
 from tests.traffic import eventually
@@ -148,11 +148,11 @@ def test_figures_reach_prometheus_and_kafka(service: OwnService) -> None:
     assert f'deeplambda_model_service_predictions_total{{application="{service.name}"' in exposed
     assert f'deeplambda_model_service_model_version{{application="{service.name}"}} 1.0' in exposed
     reader = consumer(service.settings, topics.METRICS)
-    found: dict[str, Measured] = {}
+    found: dict[str, RuntimeMetric] = {}
 
     def all_reported() -> bool:
         for records in reader.poll(timeout_ms=500).values():
-            for figure in (Measured.model_validate_json(record.value) for record in records):
+            for figure in (RuntimeMetric.model_validate_json(record.value) for record in records):
                 if figure.application == service.name:
                     found[figure.name] = figure
         return {"requests", "errors", "predictions", "latency_p50", "latency_p99"} <= set(found)

@@ -22,8 +22,8 @@ from safetensors.torch import save
 
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
 from deeplambda.adapters.s3 import Store
-from deeplambda.card import WEIGHTS, artefact_key
 from deeplambda.config import Settings
+from deeplambda.state.card import WEIGHTS, artefact_key
 from tests.integration.own_model_service import OwnService, model_of
 from tests.traffic import eventually
 

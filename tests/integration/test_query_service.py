@@ -11,9 +11,9 @@ import urllib3
 from sqlalchemy import delete, insert
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.mysql import RECENT_PREDICTIONS
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.lifecycle import now
+from deeplambda.state.tables import RECENT_PREDICTIONS
 from serving_layer.query_service.messages import Answer, Applications, Health, Models, Problem, Query, Statistics
 from serving_layer.query_service.openapi import document
 from serving_layer.query_service.queries_table import QueriesTable

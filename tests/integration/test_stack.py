@@ -17,8 +17,8 @@ import pytest
 
 from deeplambda.adapters.kafka import end_offsets
 from deeplambda.config import Settings, load_settings, port_of, secret_fields
-from deeplambda.stack.parts import PARTS
-from deeplambda.stack.processes import processes_of
+from deeplambda.stack.local.parts import PARTS
+from deeplambda.stack.local.processes import processes_of
 from tests.traffic import eventually
 
 STORES = ("kafka", "s3", "mysql", "metastore")

@@ -13,18 +13,19 @@ import pytest
 import torch
 from pydantic_core import to_json
 
+from batch_layer.feed import ShardFeed
 from batch_layer.publish import metric_rows, model_row, publish_run
-from batch_layer.shard_feed import ShardFeed
-from batch_layer.shards import manifest_key
-from deeplambda import registry, topics
+from batch_layer.shard_format import manifest_key
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import consumer
 from deeplambda.adapters.s3 import Store
-from deeplambda.card import ONNX, Card, artefact_key, fetch_card, fetch_model
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, ModelRejected, NotReady
-from deeplambda.lifecycle import now
 from deeplambda.loading import PackedApplication
+from deeplambda.records import topics
+from deeplambda.state import registry
+from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card, fetch_model
 from tests.integration.blobs import (
     PARTITIONS,
     ROWS,

@@ -14,10 +14,10 @@ from sqlalchemy import delete, insert, text
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
-from deeplambda.adapters.mysql import HORIZONS, REALTIME_PREDICTIONS, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
-from deeplambda.horizon import COLUMNS
-from deeplambda.horizons import move_horizon
-from deeplambda.lifecycle import BatchViewPublished
+from deeplambda.records.horizon import COLUMNS
+from deeplambda.records.lifecycle import BatchViewPublished
+from deeplambda.state.horizon_store import move_horizon
+from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 from examples.digits.application import Digits
 from tests.integration.own_gateway import OwnGateway, message_of, run
 from tests.integration.own_model_service import fp32_outputs, model_of

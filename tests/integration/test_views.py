@@ -15,17 +15,19 @@ from pydantic_core import from_json
 from sqlalchemy import Engine, delete, insert, select, text
 from sqlalchemy.exc import OperationalError
 
-from deeplambda import outbox, topics
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, consumer, end_offsets
-from deeplambda.adapters.mysql import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.dead_letters import DeadLetter
 from deeplambda.errors import NotReady
-from deeplambda.horizons import move_horizon
-from deeplambda.lifecycle import BatchViewPublished, now
-from deeplambda.predictions import Prediction
-from deeplambda.runtime_metrics import Meter
+from deeplambda.records import topics
+from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.lifecycle import BatchViewPublished
+from deeplambda.records.predictions import Prediction
+from deeplambda.service.metrics import MetricPublisher
+from deeplambda.state import outbox
+from deeplambda.state.horizon_store import move_horizon
+from deeplambda.state.tables import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS
 from serving_layer.views import realtime
 from serving_layer.views.trim import GRACE, Trimmer
 from tests.traffic import eventually
@@ -301,7 +303,7 @@ def test_a_rolled_back_transaction_publishes_nothing(stack: Settings, run: str) 
 def test_metrics_are_rows_and_what_is_no_metric_is_passed_over(stack: Settings, publisher: Publisher, run: str) -> None:
     publisher.send_bytes(topics.METRICS, "test", b"no JSON")
     publisher.send_bytes(topics.METRICS, "test", b'{"layer":"x","part":"y","name":"z","value":1e999,"unit":"s"}')
-    Meter(publisher, layer="serving", part="test", application="digits").measure(run, 1.5, "s")
+    MetricPublisher(publisher, layer="serving", part="test", application="digits").measure(run, 1.5, "s")
     publisher.flush()
     query = select(METRICS).where(METRICS.c.name == run)
 

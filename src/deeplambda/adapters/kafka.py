@@ -9,9 +9,9 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from pydantic_core import to_json
 
-from deeplambda import topics
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
+from deeplambda.records import topics
 
 _RECONNECT_MS = 1_000  # a client that waits longer comes back long after the broker
 

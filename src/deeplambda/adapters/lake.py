@@ -15,9 +15,9 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
-from deeplambda.stack.files import write_private
-from deeplambda.stack.jars import spark_jars
-from deeplambda.stack.spark_archive import java_options
+from deeplambda.jvm.cds import java_options
+from deeplambda.jvm.files import write_private
+from deeplambda.jvm.jars import spark_jars
 
 PREDICTION_COLUMNS = """event_id STRING NOT NULL, kafka_partition INT NOT NULL, kafka_offset BIGINT NOT NULL,
     occurred_at TIMESTAMP, predicted_at TIMESTAMP NOT NULL, model_version INT NOT NULL, prediction STRING NOT NULL,
@@ -84,7 +84,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
-        "spark.python.daemon.module": "deeplambda.spark_daemon",
+        "spark.python.daemon.module": "deeplambda.service.spark_daemon",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         # What a Python worker holds at once; a model's activations are many times as large as its input.
         "spark.sql.execution.arrow.maxRecordsPerBatch": "500",

@@ -23,12 +23,12 @@ def up(
     free_ports: Annotated[bool, typer.Option(help="Use free ports, and keep them in <data folder>/stack.env.")] = False,
 ) -> None:
     """Start the stack and wait until every part answers. Starts only what is missing; parts bring what they need."""
-    from deeplambda.stack.bringup import bring_up
-    from deeplambda.stack.display import shown_progress, where_everything_is
-    from deeplambda.stack.parts import with_needs
-    from deeplambda.stack.ports import write_free_ports
+    from deeplambda.stack.local.bringup import bring_up
+    from deeplambda.stack.local.display import shown_progress, where_everything_is
+    from deeplambda.stack.local.parts import with_needs
+    from deeplambda.stack.local.ports import write_free_ports
+    from deeplambda.stack.local.supervisor import Supervisor
     from deeplambda.stack.secrets import make_missing_secrets
-    from deeplambda.stack.supervisor import Supervisor
 
     wanted = with_needs(parts or ())
     settings = load_settings()
@@ -45,8 +45,8 @@ def up(
 @app.command()
 def down(parts: _Parts = None) -> None:
     """Stop the stack, or the parts named, gracefully; no process is left behind. Data stays."""
-    from deeplambda.stack.parts import PARTS, part_named
-    from deeplambda.stack.teardown import take_down
+    from deeplambda.stack.local.parts import PARTS, part_named
+    from deeplambda.stack.local.teardown import take_down
 
     chosen = [part_named(name) for name in parts] if parts else list(PARTS)
     killed = take_down(load_settings(), chosen, report=lambda part: _out.print(f"stopped {part.name}"))
@@ -58,7 +58,7 @@ def down(parts: _Parts = None) -> None:
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
     """Each part's health, process, port, memory, restarts. Exit code 1 when a part is unwell or nothing runs."""
-    from deeplambda.stack.health import stack_health
+    from deeplambda.stack.local.health import stack_health
 
     found = stack_health(load_settings())
     if as_json:
@@ -91,9 +91,9 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 50,
 ) -> None:
     """Print the end of a part's log."""
-    from deeplambda.stack import logs as reading
-    from deeplambda.stack.parts import part_named
-    from deeplambda.stack.supervisor import Supervisor
+    from deeplambda.stack.local import logs as reading
+    from deeplambda.stack.local.parts import part_named
+    from deeplambda.stack.local.supervisor import Supervisor
 
     log = Supervisor(load_settings()).log_dir / f"{part_named(part).name}.log"
     if not log.exists() and not follow:
@@ -111,8 +111,8 @@ def doctor() -> None:
 
     In a container: whether the settings of .env can be, and whether each service answers.
     """
-    from deeplambda.containers.doctor import examine_containers
-    from deeplambda.stack.doctor import examine
+    from deeplambda.stack.containers.doctor import examine_containers
+    from deeplambda.stack.local.doctor import examine
 
     settings = load_settings()
     findings = examine_containers(settings) if settings.listen_host else examine(settings)
@@ -131,7 +131,7 @@ def kafka_tool(
     name: Annotated[str, typer.Argument(help="kafka-topics, kafka-console-producer, kafka-console-consumer, …")],
 ) -> None:
     """Run one of Kafka's own command line tools against the stack's broker."""
-    from deeplambda.stack.kafka import run_tool
+    from deeplambda.stack.local.kafka import run_tool
 
     run_tool(load_settings(), name, context.args)
 

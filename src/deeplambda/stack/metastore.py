@@ -4,11 +4,11 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from deeplambda.config import Settings, host_of, port_of
-from deeplambda.stack.files import write_private
-from deeplambda.stack.ivy import pyspark_jars
-from deeplambda.stack.jars import component_jars, spark_jars
-from deeplambda.stack.java_sources import compiled_classes
-from deeplambda.stack.jvm import java_command
+from deeplambda.jvm.commands import java_command
+from deeplambda.jvm.files import write_private
+from deeplambda.jvm.ivy import pyspark_jars
+from deeplambda.jvm.jars import component_jars, spark_jars
+from deeplambda.jvm.java_sources import compiled_classes
 
 HEAP_MB = 384
 

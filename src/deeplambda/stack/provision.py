@@ -56,7 +56,8 @@ def s3_bucket(settings: Settings) -> None:
 
 def mysql_accounts(settings: Settings) -> None:
     """Create databases, tables and accounts; only root changes tables, every other account has the least it needs."""
-    from deeplambda.adapters.mysql import create_schema, engine
+    from deeplambda.adapters.mysql import engine
+    from deeplambda.state.tables import create_schema
 
     passwords = {
         "metastore": settings.mysql_metastore_password,

@@ -3,7 +3,7 @@
 import pytest
 import sqlglot
 
-from serving_layer.sql_guard import BadStatement, ForbiddenStatement, Policy, check
+from serving_layer.sql.guard import BadStatement, ForbiddenStatement, Policy, check
 
 POLICY = Policy(
     mysql_database="deeplambda",

@@ -1,9 +1,9 @@
 import pytest
 from pydantic import SecretStr
 
-from deeplambda import topics
 from deeplambda.config import Settings
-from deeplambda.decoding import Reason, RefusedEvent, decode_event
+from deeplambda.records import topics
+from deeplambda.records.decoding import Reason, RefusedEvent, decode_event
 from examples.digits.application import Digits
 from speed_layer.mqtt_bridge.__main__ import as_producer
 from speed_layer.mqtt_bridge.records import VALUE_LIMIT_BYTES, record_of

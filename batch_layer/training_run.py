@@ -1,0 +1,230 @@
+"""Train: a prepared data set → a trained model, a checkpoint and an `EpochTrained` for each epoch.
+
+1. The run's id follows from data set, code and hyperparameters; its newest whole checkpoint is where it goes on.
+2. The first epoch trains on each shard as it is announced, while later ones are still being prepared.
+3. Every later epoch shuffles all rows, which are in memory by then.
+4. After each epoch: metrics of the test split, then the checkpoint on S3, then `EpochTrained` on Kafka.
+A run killed between checkpoint and event publishes that event when it goes on; a finished run trains nothing.
+"""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from batch_layer.checkpoint import Checkpoint, encode, newest_checkpoint, run_id, save_checkpoint
+from batch_layer.compute import best_compute
+from batch_layer.epoch_bars import EpochBars
+from batch_layer.feed import Shard, ShardFeed
+from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.s3 import Store, sha256_of
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.loading import PackedApplication
+from deeplambda.records import topics
+from deeplambda.records.lifecycle import EpochTrained
+from deeplambda.service.metrics import MetricPublisher
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A finished run. model: on the CPU, in fp32 and evaluation mode. feature_shape: of one row."""
+
+    run: str
+    dataset: str
+    snapshot: int
+    hyperparameters: dict[str, Any]
+    model: "nn.Module"
+    epochs: list[EpochTrained]
+    feature_shape: list[int]
+
+
+def train(
+    settings: Settings,
+    packed: PackedApplication,
+    *,
+    dataset: str,
+    snapshot: int,
+    overrides: Mapping[str, Any],
+    bars: EpochBars,
+    preparing: "Future[Any] | None" = None,
+) -> TrainedRun:
+    """Train until the last epoch's checkpoint and event are safe.
+
+    snapshot: what `dataset` was prepared from. overrides: of the application's hyperparameters. preparing: the job
+    that prepares the data set beside this one; when it fails, so does training, at once.
+    Raises: BadInput, CorruptObject, ModelRejected (the loss is not finite), NotReady.
+    """
+    with Publisher(settings) as publisher:
+        return _Run(settings, packed, dataset, overrides, bars, publisher).trained(snapshot, preparing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DataSet:
+    train: Rows
+    test: Rows
+    train_shards: list[int]
+    feature_shape: list[int]
+
+
+class _Run:
+    def __init__(
+        self,
+        settings: Settings,
+        packed: PackedApplication,
+        dataset: str,
+        overrides: Mapping[str, Any],
+        bars: EpochBars,
+        publisher: Publisher,
+    ) -> None:
+        self._settings = settings
+        self._application = packed.load()
+        if missing := {TRAIN, TEST} - {source.split for source in self._application.sources}:
+            raise ConfigurationError(
+                f"{packed.name} has no source for the split {min(missing)!r}", "name one in the application's sources"
+            )
+        self._dataset = dataset
+        self._hyperparameters = all_hyperparameters(self._application, overrides)
+        self._epochs: int = self._hyperparameters["epochs"]
+        self._id = run_id(dataset, packed.code_version, self._hyperparameters)
+        self._compute = best_compute()
+        self._trainer = Trainer(self._application, self._hyperparameters, self._compute)
+        self._store = Store(settings)
+        self._bars = bars
+        self._publisher = publisher
+        self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
+
+    def trained(self, snapshot: int, preparing: "Future[Any] | None") -> TrainedRun:
+        checkpoint = self._resumed()
+        if checkpoint is None or checkpoint.epoch < self._epochs:
+            feed = ShardFeed(self._settings, self._application, self._dataset, preparing=preparing)
+            if checkpoint is None:
+                rows, training_s = self._first_epoch(feed)
+                checkpoint = self._finish_epoch([], rows, training_s)
+            else:
+                rows = self._gathered(feed, checkpoint.train_shards)
+            while checkpoint.epoch < self._epochs:
+                checkpoint = self._finish_epoch(checkpoint.epochs, rows, self._epoch(checkpoint.epoch + 1, rows.train))
+        return TrainedRun(
+            run=self._id,
+            dataset=self._dataset,
+            snapshot=snapshot,
+            hyperparameters=self._hyperparameters,
+            model=self._trainer.model.cpu().eval(),
+            epochs=checkpoint.epochs,
+            feature_shape=checkpoint.feature_shape,
+        )
+
+    def _resumed(self) -> Checkpoint | None:
+        found = newest_checkpoint(self._store, self._application.name, self._id)
+        if found is None:
+            return None
+        checkpoint, tensors = found
+        self._trainer.load_state(tensors)
+        self._publisher.send(topics.LIFECYCLE, self._application.name, checkpoint.epochs[-1])
+        self._publisher.flush()
+        return checkpoint
+
+    def _first_epoch(self, feed: ShardFeed) -> tuple[_DataSet, float]:
+        self._bars.begin(1, self._epochs, 0)
+        self._trainer.begin_epoch(1)
+        arrived = _Arrived()
+        training_s = 0.0
+        began_s = time.monotonic()
+        with closing(iter(feed)) as shards:
+            for shard in shards:
+                rows = arrived.add(shard)
+                if shard.fact.split == TRAIN:
+                    expected_rows = arrived.train_rows / len(arrived.order) * shard.fact.partitions
+                    self._bars.expect(expected_rows)
+                    started_s = time.monotonic()
+                    self._trainer.train_on(rows, expected_rows, self._bars.advance)
+                    training_s += time.monotonic() - started_s
+        self._metrics.publish("shard_wait", time.monotonic() - began_s - training_s, "s")
+        return self._whole(arrived, arrived.order), training_s
+
+    def _gathered(self, feed: ShardFeed, train_shards: list[int]) -> _DataSet:
+        arrived = _Arrived()
+        for shard in feed:
+            arrived.add(shard)
+        return self._whole(arrived, train_shards)
+
+    def _whole(self, arrived: "_Arrived", train_shards: list[int]) -> _DataSet:
+        for split, of_split in arrived.of.items():
+            if not any(map(len, of_split.values())):
+                raise BadInput(
+                    f"data set {self._dataset} of {self._application.name} has no rows in the split {split!r}",
+                    "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
+                )
+        return _DataSet(
+            train=Rows.joined([arrived.of[TRAIN][partition] for partition in train_shards]),
+            test=Rows.joined([arrived.of[TEST][partition] for partition in sorted(arrived.of[TEST])]),
+            train_shards=train_shards,
+            feature_shape=arrived.feature_shape,
+        )
+
+    def _epoch(self, epoch: int, train_rows: Rows) -> float:
+        self._bars.begin(epoch, self._epochs, len(train_rows))
+        self._trainer.begin_epoch(epoch)
+        started_s = time.monotonic()
+        self._trainer.train_on(train_rows, len(train_rows), self._bars.advance)
+        return time.monotonic() - started_s
+
+    def _finish_epoch(self, before: list[EpochTrained], rows: _DataSet, training_s: float) -> Checkpoint:
+        fact = EpochTrained(
+            application=self._application.name,
+            run=self._id,
+            epoch=len(before) + 1,
+            epochs=self._epochs,
+            loss=self._trainer.mean_loss(),
+            metrics=self._trainer.evaluate(rows.test),
+            rows=len(rows.train),
+            duration_s=training_s,
+            device=self._compute.name,
+        )
+        encoded = encode(self._trainer.state())
+        checkpoint = Checkpoint(
+            run=self._id,
+            epochs=[*before, fact],
+            train_shards=rows.train_shards,
+            feature_shape=rows.feature_shape,
+            tensors_sha256=sha256_of(encoded),
+        )
+        save_checkpoint(self._store, self._application.name, checkpoint, encoded)
+        self._publisher.send(topics.LIFECYCLE, self._application.name, fact)
+        self._metrics.publish("epoch_duration", training_s, "s")
+        self._metrics.publish("training_rate", fact.rows / training_s, "rows/s")
+        self._metrics.publish("loss", fact.loss, "1")
+        for name, value in fact.metrics.items():
+            self._metrics.publish(f"test_{name}", value, "1")
+        self._publisher.flush()
+        self._bars.done(fact)
+        return checkpoint
+
+
+class _Arrived:
+    """Shards as they come, by split and partition; `order` is that of the train shards."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, dict[int, Rows]] = {TRAIN: {}, TEST: {}}
+        self.order: list[int] = []
+        self.train_rows = 0
+        self.feature_shape: list[int] = []
+
+    def add(self, shard: Shard) -> Rows:
+        rows = Rows.of(shard.features, shard.labels_N)
+        if shard.fact.split in self.of:
+            self.of[shard.fact.split][shard.fact.partition] = rows
+        if shard.fact.split == TRAIN:
+            self.order.append(shard.fact.partition)
+            self.train_rows += len(rows)
+            self.feature_shape = list(shard.features.shape[1:])
+        return rows

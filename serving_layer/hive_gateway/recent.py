@@ -1,0 +1,91 @@
+"""MySQL's `recent_*` tables, made from the lake by Spark: what dashboards and REST read in milliseconds.
+
+One transaction deletes an application's rows and inserts the new ones, so a reader sees the old rows or the new ones.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pyspark.sql import SparkSession
+from sqlalchemy import Engine, Table, delete
+from sqlalchemy.dialects.mysql import insert
+
+from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import current_snapshot
+from deeplambda.records.horizon import COLUMNS, Horizon
+from deeplambda.state.tables import RECENT_MODEL_METRICS, RECENT_PREDICTIONS
+
+KEPT = timedelta(days=7)
+ROWS_LIMIT = 100_000
+_CHUNK_ROWS = 2_000
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """What the tables are made from; when it is the same, so would they be. day: rows leave by their age."""
+
+    horizon: Horizon
+    labels: int | None
+    metrics: int | None
+    day: int
+
+
+def newest_versions(spark: SparkSession, application: str, horizon: Horizon, at: datetime) -> Versions:
+    """What a refresh at `at` would read."""
+    return Versions(
+        horizon=horizon,
+        labels=current_snapshot(spark, f"lake.{application}.labels"),
+        metrics=current_snapshot(spark, f"lake.{application}.model_metrics"),
+        day=at.toordinal(),
+    )
+
+
+def refresh(spark: SparkSession, engine: Engine, application: str, versions: Versions, at: datetime) -> int:
+    """Make both tables anew; returns the rows of `recent_predictions`. Raises: NotReady when MySQL is away."""
+    predictions = _rows(spark, recent_predictions_sql(application, versions.horizon, at - KEPT))
+    _replace(engine, RECENT_PREDICTIONS, application, predictions)
+    _replace(engine, RECENT_MODEL_METRICS, application, _rows(spark, model_metrics_sql(application)))
+    return len(predictions)
+
+
+def recent_predictions_sql(application: str, horizon: Horizon, since: datetime) -> str | None:
+    """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view."""
+    if horizon.snapshot is None:
+        return None
+    columns = ", ".join(COLUMNS)
+    return f"""
+        SELECT {columns}, label
+        FROM (
+            SELECT {columns} FROM lake.{application}.predictions VERSION AS OF {horizon.snapshot}
+            WHERE occurred_at >= TIMESTAMP '{since.isoformat()}' ORDER BY occurred_at DESC LIMIT {ROWS_LIMIT}
+        )
+        LEFT JOIN (
+            SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_offset)) AS label
+            FROM lake.{application}.labels WHERE event_id IS NOT NULL GROUP BY event_id
+        ) USING (event_id)"""
+
+
+def model_metrics_sql(application: str) -> str:
+    """Spark SQL: the final figures of each model version, without those of single epochs."""
+    return f"""
+        SELECT version, split, name, max_by(value, recorded_at) AS value, max(recorded_at) AS recorded_at
+        FROM lake.{application}.model_metrics WHERE epoch IS NULL GROUP BY version, split, name"""
+
+
+def _rows(spark: SparkSession, query: str | None) -> list[dict[str, Any]]:
+    if query is None:
+        return []
+    rows: list[dict[str, Any]] = spark.sql(query).toArrow().to_pylist()
+    return rows
+
+
+def _replace(engine: Engine, table: Table, application: str, rows: Sequence[dict[str, Any]]) -> None:
+    with mysql.translated(), engine.begin() as connection:
+        connection.execute(delete(table).where(table.c.application == application))
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            chunk = [{"application": application, **row} for row in rows[start : start + _CHUNK_ROWS]]
+            connection.execute(insert(table), chunk)

@@ -1,0 +1,1 @@
+"""What an analyst's SQL may do, and how it is rendered for each store."""

@@ -1,0 +1,152 @@
+"""What the service counts: for Prometheus at /metrics, and every ten seconds on `deeplambda.metrics`."""
+
+import logging
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.config import Settings
+from deeplambda.errors import NotReady
+from deeplambda.service.metrics import MetricPublisher
+
+log = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 10.0
+_LATENCY_BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_BATCH_BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+_KEPT_LATENCIES = 10_000
+
+
+@dataclass
+class Window:
+    """What happened to one application since the last report."""
+
+    latencies_ms: list[float] = field(default_factory=list)
+    requests: int = 0
+    errors: int = 0
+    predictions: int = 0
+
+
+class Figures:
+    """Counts requests, predictions and models; safe to call from any thread."""
+
+    def __init__(self, applications: tuple[str, ...]) -> None:
+        self.registry = CollectorRegistry()
+        prefix = "deeplambda_model_service"
+        self._requests = Counter(
+            f"{prefix}_requests", "Requests answered", ["route", "method", "status"], registry=self.registry
+        )
+        self._latency_s = Histogram(
+            f"{prefix}_request_seconds",
+            "From the parsed head of a request to its answer",
+            ["route"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.in_progress = Gauge(
+            f"{prefix}_requests_in_progress", "Requests whose rows wait for the model or are in it",
+            registry=self.registry,
+        )  # fmt: skip
+        self._predictions = Counter(
+            f"{prefix}_predictions", "Rows scored", ["application", "version"], registry=self.registry
+        )
+        self._batch_rows = Histogram(
+            f"{prefix}_batch_rows", "Rows of a request", ["application"], buckets=_BATCH_BUCKETS_ROWS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._version = Gauge(
+            f"{prefix}_model_version", "The version that serves; 0: none", ["application"], registry=self.registry
+        )
+        self._swaps = Counter(f"{prefix}_model_swaps", "Models put in place", ["application"], registry=self.registry)
+        self._failures = Counter(
+            f"{prefix}_model_load_failures", "Champions that could not be loaded", ["application"],
+            registry=self.registry,
+        )  # fmt: skip
+        for application in applications:
+            self._version.labels(application).set(0)
+            self._swaps.labels(application)
+            self._failures.labels(application)
+        self._lock = threading.Lock()
+        self._windows: dict[str, Window] = defaultdict(Window)
+
+    def answered(self, route: str, method: str, status: int, took_s: float, application: str | None) -> None:
+        """A request has its answer. application: the one that it was for, if it is known."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._latency_s.labels(route).observe(took_s)
+        if application is not None:
+            with self._lock:
+                window = self._windows[application]
+                window.requests += 1
+                window.errors += status >= 400
+                if len(window.latencies_ms) < _KEPT_LATENCIES:
+                    window.latencies_ms.append(took_s * 1000)
+
+    def scored(self, application: str, version: int, rows: int) -> None:
+        """A request's rows have been scored."""
+        self._predictions.labels(application, str(version)).inc(rows)
+        self._batch_rows.labels(application).observe(rows)
+        with self._lock:
+            self._windows[application].predictions += rows
+
+    def swapped(self, application: str, version: int) -> None:
+        """A model has been put in place."""
+        self._version.labels(application).set(version)
+        self._swaps.labels(application).inc()
+
+    def load_failed(self, application: str) -> None:
+        """A champion could not be loaded."""
+        self._failures.labels(application).inc()
+
+    def exposition(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def take_windows(self) -> dict[str, Window]:
+        """What happened since the last call, by application."""
+        with self._lock:
+            taken, self._windows = self._windows, defaultdict(Window)
+        return taken
+
+
+class Reporter:
+    """Sends the figures of each window to Kafka from a thread of its own. A window that Kafka misses is gone."""
+
+    def __init__(self, settings: Settings, figures: Figures) -> None:
+        self._settings, self._figures = settings, figures
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._report, name="figures", daemon=True)
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop; returns once the thread has ended."""
+        self._stopped.set()
+        self._thread.join(timeout=2)
+
+    def _report(self) -> None:
+        publisher: Publisher | None = None
+        while not self._stopped.wait(REPORT_EVERY_S):
+            windows = self._figures.take_windows()
+            try:
+                publisher = publisher or Publisher(self._settings)
+                for application, window in windows.items():
+                    _send(MetricPublisher(publisher, layer="speed", part="model", application=application), window)
+                publisher.flush(timeout_s=REPORT_EVERY_S)
+            except NotReady as exc:
+                log.warning("figures not reported: %s", exc)
+
+
+def _send(metrics: MetricPublisher, window: Window) -> None:
+    metrics.publish("requests", window.requests, "1")
+    metrics.publish("errors", window.errors, "1")
+    metrics.publish("predictions", window.predictions, "rows")
+    if window.latencies_ms:
+        p50_ms, p99_ms = np.percentile(window.latencies_ms, [50, 99])
+        metrics.publish("latency_p50", float(p50_ms), "ms")
+        metrics.publish("latency_p99", float(p99_ms), "ms")

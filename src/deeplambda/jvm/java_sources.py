@@ -1,0 +1,48 @@
+"""Java of our own, compiled by Janino, a compiler that lies among pyspark's jars: a Java runtime is enough.
+
+Janino knows no lambdas and erases generics, hence the plain style of the sources.
+"""
+
+import hashlib
+import subprocess
+import tempfile
+from pathlib import Path
+
+from deeplambda.errors import ConfigurationError
+from deeplambda.jvm.ivy import java_program, pyspark_jars
+
+_COMPILER = "org.codehaus.commons.compiler.samples.CompilerDemo"
+
+
+def compiled_classes(sources: Path, into: Path) -> Path:
+    """A folder below `into` with the classes of all sources below `sources`, made anew when these or pyspark change.
+
+    Raises: ConfigurationError when the sources do not compile.
+    """
+    files, jars = sorted(sources.rglob("*.java")), sorted(pyspark_jars().glob("*.jar"))
+    digest = hashlib.sha256("\n".join(jar.name for jar in jars).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    folder = into / digest.hexdigest()[:12]
+    if not folder.exists():
+        _compile(files, jars, folder)
+    return folder
+
+
+def _compile(files: list[Path], jars: list[Path], folder: Path) -> None:
+    class_path = ":".join(map(str, jars))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        unfinished = Path(scratch, "classes")
+        unfinished.mkdir()
+        command = [java_program(), "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", class_path, _COMPILER]
+        command += ["-g", "-d", str(unfinished), "-classpath", class_path, *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        complaint = (done.stderr + done.stdout).strip()
+        if done.returncode or complaint:  # this compiler reports an error and exits 0
+            raise ConfigurationError(
+                f"the Java in {files[0].parent} did not compile: {complaint[-500:]}",
+                "install the pinned pyspark, see constraints.txt",
+            )
+        if not folder.exists():  # another process may have made the same classes meanwhile
+            unfinished.rename(folder)

@@ -1,0 +1,107 @@
+"""The platform's own events, on `deeplambda.records.lifecycle`: named in the past tense, carrying facts.
+
+Their JSON form is public: a field may be added, none is renamed or removed.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+
+from deeplambda.clock import now
+
+
+class _Fact(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    application: str
+    at: AwareDatetime = Field(default_factory=now)
+
+
+class PartitionPrepared(_Fact):
+    """One partition of a prepared data set is safely on S3."""
+
+    type: Literal["PartitionPrepared"] = "PartitionPrepared"
+    dataset: str
+    split: str
+    partition: int
+    partitions: int
+    key: str
+    sha256: str
+    rows: int
+    size_bytes: int
+    duration_s: float
+
+
+class EpochTrained(_Fact):
+    """One epoch is done and its checkpoint is on S3; `metrics` are of the test split."""
+
+    type: Literal["EpochTrained"] = "EpochTrained"
+    run: str
+    epoch: int
+    epochs: int
+    loss: float
+    metrics: dict[str, float]
+    rows: int
+    duration_s: float
+    device: str
+
+
+class ModelPublished(_Fact):
+    """A model version's artefacts are complete on S3 and its card is registered."""
+
+    type: Literal["ModelPublished"] = "ModelPublished"
+    version: int
+    run: str
+    weights_sha256: str
+    metrics: dict[str, float]
+
+
+class ModelPromoted(_Fact):
+    """`version` serves from now on. Also what the compacted topic `deeplambda.champions` holds for each application."""
+
+    type: Literal["ModelPromoted"] = "ModelPromoted"
+    version: int
+    previous: int | None
+    weights_sha256: str
+
+
+class ModelRejected(_Fact):
+    """A version was refused promotion."""
+
+    type: Literal["ModelRejected"] = "ModelRejected"
+    version: int
+    reason: str
+
+
+class ModelRolledBack(_Fact):
+    """The version before serves again."""
+
+    type: Literal["ModelRolledBack"] = "ModelRolledBack"
+    version: int
+    previous: int
+    weights_sha256: str
+
+
+class BatchViewPublished(_Fact):
+    """A recomputed batch view is visible; `offsets` is the horizon that it was made up to."""
+
+    type: Literal["BatchViewPublished"] = "BatchViewPublished"
+    snapshot: int
+    events_snapshot: int
+    version: int
+    offsets: dict[int, int]
+    rows: int
+    duration_s: float
+
+
+Fact = Annotated[
+    PartitionPrepared
+    | EpochTrained
+    | ModelPublished
+    | ModelPromoted
+    | ModelRejected
+    | ModelRolledBack
+    | BatchViewPublished,
+    Field(discriminator="type"),
+]
+FACT: TypeAdapter[Fact] = TypeAdapter(Fact)

@@ -1,0 +1,149 @@
+"""gunicorn's threaded worker, made safe against clients that send slowly or wrongly, with no proxy in front.
+
+- A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
+- A reply that leaves a part of the request unread closes the connection, and says so.
+- A connection is closed in the thread that served it: the lingering close would hold up every other client.
+- What gunicorn itself refuses is answered with a problem document, as everything else is.
+"""
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn import util
+from gunicorn.http.errors import (
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from deeplambda.service import problems
+
+REQUEST_WITHIN_S = 10.0
+_LINGER_S = 2.0
+_LINGER_BYTES = 32 * 1024 * 1024
+
+
+def closing_unread(app: Any) -> Any:
+    """`app`, whose replies say "Connection: close" when they leave a part of the request's body unread.
+
+    gunicorn closes such a connection, but says so only when told: a client would send its next request into the void.
+    """
+
+    def wrapped(environ: dict[str, Any], start_response: Any) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            unread = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
+            if unread and getattr(environ["wsgi.input"].reader, "length", 1) != 0:
+                start_response.__self__.force_close()
+            return start_response(status, headers, exc_info)
+
+        return app(environ, start)
+
+    return wrapped
+
+
+class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
+    """A connection that can be closed twice, and lingers long enough for a refused upload's answer to arrive."""
+
+    closed = False
+
+    def close(self, graceful: bool = False) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if graceful:
+            util.close_graceful(self.sock, timeout=_LINGER_S, max_drain=_LINGER_BYTES)
+        else:
+            util.close(self.sock)
+
+
+class BoundedWorker(ThreadWorker):  # type: ignore[misc]
+    """See the module."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._busy_lock = threading.Lock()
+        self._busy_since: dict[Connection, float] = {}
+
+    def load_wsgi(self) -> None:
+        """gunicorn calls this once, in the new process."""
+        super().load_wsgi()
+        self.wsgi: Any = closing_unread(self.wsgi)
+
+    def accept(self, listener: Any) -> None:
+        """As gunicorn's, with our connection."""
+        try:
+            client_sock, client_addr = listener.accept()
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+                raise
+            return
+        self.nr_conns += 1
+        client_sock.setblocking(True)
+        self.enqueue_req(Connection(self.cfg, client_sock, client_addr, listener.getsockname()))
+
+    def handle(self, conn: Connection) -> Any:
+        """Serve one request in a thread of the pool."""
+        with self._busy_lock:
+            self._busy_since[conn] = time.monotonic()
+        try:
+            keep = super().handle(conn)
+        finally:
+            with self._busy_lock:
+                del self._busy_since[conn]
+        if not keep:
+            conn.close(graceful=True)
+        return keep
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """gunicorn calls this at least once a second."""
+        super().murder_keepalived(force)
+        too_old = time.monotonic() - REQUEST_WITHIN_S
+        with self._busy_lock:
+            overdue = [conn for conn, since in self._busy_since.items() if since < too_old]
+        for conn in overdue:
+            self.log.warning(
+                "%s sends too slowly: no more is read of a request after %.0f s", conn.client, REQUEST_WITHIN_S
+            )
+            with contextlib.suppress(OSError):  # it may have ended by itself
+                conn.sock.shutdown(socket.SHUT_RD)
+
+    def is_parent_alive(self) -> bool:
+        """An orphan finishes what it has begun, but gives up the port at once: its parent is being started again."""
+        alive: bool = super().is_parent_alive()
+        if not alive:
+            self.alive = False  # so that it answers with "Connection: close", as gunicorn's own shutdown does
+            self.set_accept_enabled(False)
+            for listener in self.sockets:
+                listener.close()
+        return alive
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer what could not be parsed as a request, or what failed outside the application."""
+        if isinstance(exc, ParseException):
+            status = _STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
+            detail = str(exc) or "the request is not valid HTTP/1.1"
+            self.log.warning("refused a request from %s: %s", addr, detail)
+        else:
+            status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed on this request; its log says why"
+            self.log.exception("unforeseen error")
+        body = problems.problem(status, status.phrase, detail).get_data()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
+            f"Content-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):  # the client has gone: nobody is left to tell
+            util.write_nonblock(client, head.encode() + body)
+
+
+_STATUS: dict[type[Exception], HTTPStatus] = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+}

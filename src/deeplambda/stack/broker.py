@@ -1,0 +1,30 @@
+"""What a single broker of the platform is set to, on this machine as in a container."""
+
+from pathlib import Path
+
+from deeplambda.config import Settings
+from deeplambda.records import topics
+
+
+def durable_defaults(settings: Settings) -> dict[str, str | int | Path]:
+    """What any single broker of the platform is set to, whoever runs it."""
+    limit = topics.RECORD_LIMIT_BYTES
+    return {
+        "auto.create.topics.enable": "false",
+        "message.max.bytes": limit,
+        "replica.fetch.max.bytes": limit,
+        "fetch.max.bytes": 4 * limit,
+        "num.partitions": settings.kafka_partitions,
+        "offsets.topic.replication.factor": 1,
+        "offsets.topic.num.partitions": 8,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.num.partitions": 4,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "share.coordinator.state.topic.num.partitions": 2,
+        "group.initial.rebalance.delay.ms": 0,  # one machine: there is nobody to wait for
+        "num.network.threads": 2,
+        "num.io.threads": 4,
+        "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,  # 128 MiB by default, taken from the heap
+    }

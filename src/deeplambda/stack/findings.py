@@ -1,0 +1,18 @@
+"""What `deeplambda doctor` finds, on a machine or in a container."""
+
+from dataclasses import dataclass
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. remedy is empty when it is fine."""
+
+    subject: str
+    found: str
+    remedy: str = ""
+
+    @property
+    def is_fine(self) -> bool:
+        return not self.remedy

@@ -1,0 +1,66 @@
+"""What a person sees while the stack starts, and once it is up."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress as ProgressBars
+from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from deeplambda.config import Settings
+from deeplambda.stack.local.bringup import Progress, Step
+
+_STYLES = {Step.WAITING: "dim", Step.READY: "green", Step.FAILED: "red"}
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A line for each part, with its step and its time; into a pipe, a line for each part that is done."""
+    if not console.is_terminal:
+        yield lambda progress: _print_when_done(console, progress)
+        return
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.fields[part]:<10}"),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with ProgressBars(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(progress: Progress) -> None:
+            name, is_done = progress.part.name, progress.step in {Step.READY, Step.FAILED}
+            if name not in tasks:
+                tasks[name] = bars.add_task("", start=False, total=1, part=name)
+            if progress.step is Step.PREPARING:
+                bars.start_task(tasks[name])
+            bars.update(tasks[name], description=_described(progress), completed=int(is_done))
+
+        yield show
+
+
+def where_everything_is(settings: Settings) -> str:
+    """Addresses, folders and next steps, as rich's markup."""
+    return f"""\
+[bold]The stack is up.[/]
+  Kafka            {settings.kafka_bootstrap}
+  S3               {settings.s3_endpoint or "AWS"}, bucket {settings.s3_bucket}, key {settings.s3_access_key}
+  MySQL            {settings.mysql_address}, database {settings.mysql_database}
+  Hive metastore   {settings.metastore_uri}
+  Hive gateway     {settings.hive_address}
+  Model service    {settings.model_url}
+  Query service    {settings.query_url}
+  Data             {settings.data_dir}
+  Logs             {settings.data_dir / "logs"}
+  Secrets          {settings.data_dir / "secrets"} (one file each; yours alone)
+Next: [bold]deeplambda status[/], [bold]deeplambda logs PART[/], [bold]deeplambda batch run digits[/]"""
+
+
+def _described(progress: Progress) -> str:
+    style = _STYLES.get(progress.step, "default")
+    return f"[{style}]{progress.step.value}[/] [dim]{progress.note}[/]"
+
+
+def _print_when_done(console: Console, progress: Progress) -> None:
+    if progress.step in {Step.READY, Step.FAILED}:
+        console.print(f"{progress.part.name:<10} {progress.seconds:5.1f} s  {_described(progress)}", soft_wrap=True)

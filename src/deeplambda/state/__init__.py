@@ -1,0 +1,1 @@
+"""What MySQL holds the truth of: tables, model registry, outbox, horizon."""

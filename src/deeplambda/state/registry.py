@@ -1,0 +1,149 @@
+"""The model registry: versions, and which of them serves. MySQL holds the truth; Kafka hears of it by the outbox."""
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, Engine, func, insert, select
+
+from deeplambda.adapters.mysql import named_lock, translated
+from deeplambda.errors import BadInput, ModelRejected
+from deeplambda.records import topics
+from deeplambda.records.lifecycle import ModelPromoted, ModelPublished, ModelRolledBack
+from deeplambda.records.lifecycle import ModelRejected as ModelRejectedFact
+from deeplambda.state import outbox
+from deeplambda.state.card import Card
+from deeplambda.state.tables import MODEL_VERSIONS, PROMOTIONS
+
+
+def version_of_run(engine: Engine, application: str, run: str) -> int | None:
+    """The version that a training run was published as."""
+    with translated(), engine.connect() as connection:
+        query = select(MODEL_VERSIONS.c.version).where(
+            MODEL_VERSIONS.c.application == application, MODEL_VERSIONS.c.run == run
+        )
+        return connection.scalar(query)
+
+
+def publish(engine: Engine, application: str, run: str, store_artefacts: Callable[[int], Card]) -> int:
+    """Give a finished run its version number; a run that has one keeps it.
+
+    1. take the application's publish lock, so that numbers follow one another
+    2. `store_artefacts(version)` puts weights, ONNX and card on S3 and returns the card
+    3. one transaction: the version's row and its event
+    A crash after 2 leaves artefacts that no row names; the next publication writes over them.
+    """
+    with named_lock(engine, f"deeplambda.{application}.publish", timeout_s=60):
+        if (known := version_of_run(engine, application, run)) is not None:
+            return known
+        with engine.connect() as connection:
+            newest = connection.scalar(
+                select(func.max(MODEL_VERSIONS.c.version)).where(MODEL_VERSIONS.c.application == application)
+            )
+        card = store_artefacts((newest or 0) + 1)
+        with translated(), engine.begin() as connection:
+            connection.execute(
+                insert(MODEL_VERSIONS).values(
+                    application=application,
+                    version=card.version,
+                    run=run,
+                    published_at=card.created_at,
+                    weights_sha256=card.weights_sha256,
+                    metrics=card.metrics,
+                    card=card.model_dump(mode="json"),
+                )
+            )
+            fact = ModelPublished(
+                application=application,
+                version=card.version,
+                run=run,
+                weights_sha256=card.weights_sha256,
+                metrics=card.metrics,
+            )
+            outbox.record(connection, topics.LIFECYCLE, application, fact)
+    return card.version
+
+
+def published_card(connection: Connection, application: str, version: int) -> Card:
+    """The card of a registered version. Raises: BadInput."""
+    found = connection.scalar(
+        select(MODEL_VERSIONS.c.card).where(
+            MODEL_VERSIONS.c.application == application, MODEL_VERSIONS.c.version == version
+        )
+    )
+    if found is None:
+        raise BadInput(
+            f"{application} has no model version {version}", f"list them: 'deeplambda model list {application}'"
+        )
+    return Card.model_validate(found)
+
+
+def champion(connection: Connection, application: str) -> Card | None:
+    """The card of the version that serves; None before the first promotion."""
+    version = connection.scalar(_last_promotion(application))
+    return None if version is None else published_card(connection, application, version)
+
+
+def promote(engine: Engine, application: str, version: int) -> ModelPromoted | None:
+    """Make `version` the champion; None when it is already. Raises: BadInput."""
+    with translated(), engine.begin() as connection:
+        card = published_card(connection, application, version)
+        previous = connection.scalar(_last_promotion(application).with_for_update())
+        if previous == version:
+            return None
+        fact = ModelPromoted(
+            application=application, version=version, previous=previous, weights_sha256=card.weights_sha256
+        )
+        _set_champion(connection, fact, "promoted")
+        outbox.record(connection, topics.LIFECYCLE, application, fact)
+    return fact
+
+
+def reject(engine: Engine, application: str, version: int, reason: str) -> None:
+    """Tell the world that `version` was refused promotion."""
+    with translated(), engine.begin() as connection:
+        fact = ModelRejectedFact(application=application, version=version, reason=reason)
+        outbox.record(connection, topics.LIFECYCLE, application, fact)
+
+
+def roll_back(engine: Engine, application: str) -> ModelRolledBack:
+    """Make the version that served before the champion again. Raises: ModelRejected when there is none."""
+    with translated(), engine.begin() as connection:
+        last = connection.execute(
+            select(PROMOTIONS)
+            .where(PROMOTIONS.c.application == application)
+            .order_by(PROMOTIONS.c.id.desc())
+            .limit(1)
+            .with_for_update()
+        ).one_or_none()
+        if last is None or last.previous is None:
+            raise ModelRejected(
+                f"{application} has no earlier champion to go back to", "promote a version: 'deeplambda model promote'"
+            )
+        card = published_card(connection, application, last.previous)
+        promoted = ModelPromoted(
+            application=application,
+            version=last.previous,
+            previous=last.version,
+            weights_sha256=card.weights_sha256,
+        )
+        _set_champion(connection, promoted, "rolled_back")
+        fact = ModelRolledBack.model_validate(promoted.model_dump(exclude={"type"}))
+        outbox.record(connection, topics.LIFECYCLE, application, fact)
+    return fact
+
+
+def _last_promotion(application: str):  # type: ignore[no-untyped-def]  # SQLAlchemy infers Select[tuple[int]]
+    return (
+        select(PROMOTIONS.c.version)
+        .where(PROMOTIONS.c.application == application)
+        .order_by(PROMOTIONS.c.id.desc())
+        .limit(1)
+    )
+
+
+def _set_champion(connection: Connection, fact: ModelPromoted, kind: str) -> None:
+    connection.execute(
+        insert(PROMOTIONS).values(
+            application=fact.application, version=fact.version, previous=fact.previous, kind=kind, at=fact.at
+        )
+    )
+    outbox.record(connection, topics.CHAMPIONS, fact.application, fact)

@@ -1,0 +1,129 @@
+"""MySQL's tables: recent data, and the state that the layers share."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Double, Engine, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy.dialects.mysql import LONGTEXT
+
+from deeplambda.adapters.mysql import UtcDateTime, translated
+
+SCHEMA = MetaData()
+_NAME = String(64, collation="utf8mb4_bin")
+_EVENT_ID = String(128, collation="utf8mb4_bin")
+
+
+def _prediction_columns() -> list[Column[Any]]:
+    return [
+        Column("application", _NAME, primary_key=True),
+        Column("event_id", _EVENT_ID, primary_key=True),
+        Column("kafka_partition", Integer, nullable=False),
+        Column("kafka_offset", BigInteger, nullable=False),
+        Column("occurred_at", UtcDateTime, nullable=False),
+        Column("predicted_at", UtcDateTime, nullable=False),
+        Column("model_version", Integer, nullable=False),
+        Column("prediction", String(255), nullable=False),
+        Column("confidence", Double),
+    ]
+
+
+REALTIME_PREDICTIONS = Table(
+    "realtime_predictions",
+    SCHEMA,
+    *_prediction_columns(),
+    Column("received_at", UtcDateTime, nullable=False, comment="the broker's time stamp of the event"),
+    Column("stored_at", UtcDateTime, nullable=False),
+    Index("realtime_by_position", "application", "kafka_partition", "kafka_offset"),
+    Index("realtime_by_time", "application", "predicted_at"),
+)
+RECENT_PREDICTIONS = Table(
+    "recent_predictions",
+    SCHEMA,
+    *_prediction_columns(),
+    Column("label", String(255), comment="ground truth, where it has arrived"),
+    Index("recent_by_time", "application", "occurred_at"),
+)
+RECENT_MODEL_METRICS = Table(
+    "recent_model_metrics",
+    SCHEMA,
+    Column("application", _NAME, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("split", String(32), primary_key=True),
+    Column("name", _NAME, primary_key=True),
+    Column("value", Double, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+)
+MODEL_VERSIONS = Table(
+    "model_versions",
+    SCHEMA,
+    Column("application", _NAME, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("run", String(64), nullable=False),
+    Column("published_at", UtcDateTime, nullable=False),
+    Column("weights_sha256", String(64), nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("card", JSON, nullable=False),
+    Index("one_version_per_run", "application", "run", unique=True),
+)
+PROMOTIONS = Table(
+    "promotions",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("previous", Integer),
+    Column("kind", String(16), nullable=False, comment="promoted or rolled_back"),
+    Column("at", UtcDateTime, nullable=False),
+    Index("promotions_by_application", "application", "id"),
+)
+HORIZONS = Table(
+    "horizons",
+    SCHEMA,
+    Column("application", _NAME, primary_key=True),
+    Column("snapshot", BigInteger, nullable=False, comment="of lake.<application>.predictions"),
+    Column("events_snapshot", BigInteger, nullable=False, comment="of lake.<application>.events"),
+    Column("model_version", Integer, nullable=False),
+    Column("offsets", JSON, nullable=False, comment="by partition, the first offset not absorbed"),
+    Column("moved_at", UtcDateTime, nullable=False),
+)
+METRICS = Table(
+    "metrics",
+    SCHEMA,
+    Column("kafka_offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("application", _NAME),
+    Column("layer", String(32), nullable=False),
+    Column("part", String(32), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("value", Double, nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index("metrics_by_time", "at"),
+)
+QUERIES = Table(
+    "queries",
+    SCHEMA,
+    Column("id", String(36), primary_key=True),
+    Column("statement", Text, nullable=False),
+    Column("store", String(16), nullable=False),
+    Column("status", String(16), nullable=False, comment="queued, running, done, failed or cancelled"),
+    Column("submitted_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Column("result", LONGTEXT, comment="JSON: columns, rows, truncated"),
+    Column("error", Text),
+)
+OUTBOX = Table(
+    "outbox",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("topic", String(249), nullable=False),
+    Column("record_key", String(255), nullable=False),
+    Column("value", LONGTEXT, nullable=False),
+    Column("written_at", UtcDateTime, nullable=False),
+    Column("published_at", UtcDateTime),
+    Index("outbox_to_publish", "published_at", "id"),
+)
+
+
+def create_schema(root: Engine) -> None:
+    """Create the tables that are missing."""
+    with translated():
+        SCHEMA.create_all(root)

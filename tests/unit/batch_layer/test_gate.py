@@ -1,0 +1,69 @@
+import math
+
+import pytest
+
+from batch_layer.gate import TOLERANCE, verdict
+from deeplambda.clock import now
+from deeplambda.state.card import Card
+
+
+def card(version: int, accuracy: float, code_version: str = "c0de", **metrics: float) -> Card:
+    return Card(
+        application="digits",
+        version=version,
+        run="f00d",
+        dataset="ab12",
+        snapshot=1,
+        code_version=code_version,
+        hyperparameters={"epochs": 1},
+        metrics={"accuracy": accuracy} | metrics,
+        parameters=10,
+        feature_shape=[1, 28, 28],
+        output_size=10,
+        weights_sha256="0" * 64,
+        onnx_sha256="1" * 64,
+        trained_rows=100,
+        training_s=1.0,
+        device="cpu, fp32",
+        torch_version="2",
+        created_at=now(),
+    )
+
+
+def test_the_first_version_may_serve() -> None:
+    assert verdict(card(1, 0.5), None, "c0de", "accuracy") is None
+
+
+@pytest.mark.parametrize("accuracy", [0.99, 0.98, 0.98 - TOLERANCE + 1e-9])
+def test_a_version_no_worse_than_the_tolerance_may_serve(accuracy: float) -> None:
+    assert verdict(card(2, accuracy), card(1, 0.98), "c0de", "accuracy") is None
+
+
+def test_a_worse_version_may_not_and_both_figures_are_told() -> None:
+    reason = verdict(card(2, 0.97), card(1, 0.98), "c0de", "accuracy")
+    assert reason is not None
+    assert "0.9700" in reason
+    assert "0.9800" in reason
+
+
+def test_only_the_primary_metric_is_compared() -> None:
+    assert verdict(card(2, 0.98, recall=0.1), card(1, 0.98, recall=0.9), "c0de", "accuracy") is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_is_a_reason(value: float) -> None:
+    assert verdict(card(1, 0.98, recall=value), None, "c0de", "accuracy") == f"its recall is {value}"
+
+
+def test_code_that_is_not_deployed_is_a_reason() -> None:
+    reason = verdict(card(1, 0.99, code_version="01d"), None, "c0de", "accuracy")
+    assert reason is not None
+    assert "train again" in reason
+
+
+def test_a_card_without_the_primary_metric_is_a_reason() -> None:
+    assert verdict(card(1, 0.99), None, "c0de", "recall") == "its card has no recall"
+
+
+def test_a_champion_of_another_metric_is_no_hindrance() -> None:
+    assert verdict(card(2, 0.5, recall=0.5), card(1, 0.99), "c0de", "recall") is None

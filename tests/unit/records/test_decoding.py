@@ -1,0 +1,105 @@
+"""Every way in which an event can be wrong has its reason; what is right passes, plain or as a CloudEvent."""
+
+import pickle
+from base64 import b64encode
+from io import BytesIO
+
+import pytest
+from PIL import Image
+from pydantic_core import to_json
+
+from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
+from examples.digits.application import DigitDrawn
+
+PIXELS = bytes(range(196)) * 4
+GOOD = {"event_id": "a", "occurred_at": "2026-01-01T00:00:00Z", "image": b64encode(PIXELS).decode()}
+LIMIT_BYTES = 10_000
+
+
+def png(width: int, height: int) -> str:
+    buffer = BytesIO()
+    Image.frombytes("L", (width, height), bytes(width * height)).save(buffer, "PNG")
+    return b64encode(buffer.getvalue()).decode()
+
+
+def decode(value: bytes | None) -> DigitDrawn:
+    return decode_event(DigitDrawn, value, limit_bytes=LIMIT_BYTES)
+
+
+def test_raw_bytes_and_png_give_the_same_pixels() -> None:
+    buffer = BytesIO()
+    Image.frombytes("L", (28, 28), PIXELS).save(buffer, "PNG")
+    from_png = decode(to_json(GOOD | {"image": b64encode(buffer.getvalue()).decode()}))
+    assert decode(to_json(GOOD)).image == PIXELS == from_png.image
+
+
+def test_cloud_event_takes_id_and_time_from_its_envelope() -> None:
+    event = decode(
+        to_json(
+            {
+                "specversion": "1.0",
+                "id": "cloud-7",
+                "time": "2026-01-02T03:04:05Z",
+                "type": "digit.drawn",
+                "source": "/pad",
+                "data": {"image": GOOD["image"]},
+            }
+        )
+    )
+    assert (event.event_id, event.occurred_at.isoformat()) == ("cloud-7", "2026-01-02T03:04:05+00:00")
+
+
+def test_an_added_field_passes() -> None:
+    assert decode(to_json(GOOD | {"pressure": 3})).event_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, Reason.NOT_JSON),
+        (b"", Reason.NOT_JSON),
+        (b"not json", Reason.NOT_JSON),
+        (b'{"event_id": "\xff\xfe"}', Reason.NOT_JSON),
+        (b"[" * 9_000, Reason.NOT_JSON),
+        (b"[1, 2]", Reason.WRONG_TYPE),
+        (to_json({"event_id": "a", "occurred_at": "2026-01-01T00:00:00Z"}), Reason.MISSING_FIELD),
+        (to_json(GOOD | {"event_id": 7}), Reason.WRONG_TYPE),
+        (to_json(GOOD | {"event_id": ""}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"event_id": "x" * 129}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"occurred_at": "yesterday"}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"occurred_at": "2026-01-01T00:00:00"}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"image": 5}), Reason.WRONG_TYPE),
+        (to_json(GOOD | {"image": None}), Reason.WRONG_TYPE),
+        (to_json(GOOD | {"image": "not base64!"}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"image": b64encode(bytes(783)).decode()}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"image": b64encode(b"\x89PNG\r\n\x1a\nbroken").decode()}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"image": png(29, 28)}), Reason.BAD_VALUE),
+        (to_json(GOOD | {"image": png(4000, 4000)}), Reason.TOO_LARGE),
+        (to_json(GOOD | {"pad": "x" * LIMIT_BYTES}), Reason.TOO_LARGE),
+    ],
+)
+def test_a_bad_event_is_refused_with_its_reason(value: bytes | None, reason: Reason) -> None:
+    with pytest.raises(RefusedEvent) as refusal:
+        decode(value)
+    assert refusal.value.reason is reason
+    assert refusal.value.remedy
+
+
+def test_a_truncated_png_is_refused() -> None:
+    whole = BytesIO()
+    Image.effect_noise((28, 28), 80).save(whole, "PNG")
+    cut = b64encode(whole.getvalue()[:200]).decode()
+    with pytest.raises(RefusedEvent, match="broken PNG"):
+        decode(to_json(GOOD | {"image": cut}))
+
+
+@pytest.mark.parametrize(("key", "reason"), [(None, Reason.MISSING_KEY), (b"b", Reason.KEY_MISMATCH)])
+def test_the_key_must_be_the_event_id(key: bytes | None, reason: Reason) -> None:
+    with pytest.raises(RefusedEvent) as refusal:
+        check_key(decode(to_json(GOOD)), key)
+    assert refusal.value.reason is reason
+
+
+def test_a_refusal_survives_pickling() -> None:
+    refusal = pickle.loads(pickle.dumps(RefusedEvent("message", "remedy", Reason.BAD_VALUE)))
+    assert (str(refusal), refusal.reason) == ("message; remedy", Reason.BAD_VALUE)

@@ -1,0 +1,138 @@
+"""The union of both views against a slow and obvious oracle: recomputing everything there is.
+
+The SQL text itself is run, by SQLite, whose dialect has all of it but the tables' names.
+"""
+
+import random
+import re
+import sqlite3
+from dataclasses import dataclass, field
+
+import pytest
+
+from deeplambda.records.horizon import COLUMNS, Horizon, all_predictions_sql
+
+PARTITIONS = 3
+Row = tuple[str, int, int, str]
+"""event_id, kafka_partition, kafka_offset, prediction"""
+
+
+def predict(event_id: str) -> str:
+    return event_id[-1]
+
+
+@dataclass
+class World:
+    """A log with events sent twice, a stream and an archive that follow it at their own pace, and both views."""
+
+    chance: random.Random
+    log: list[list[str]] = field(default_factory=lambda: [[] for _ in range(PARTITIONS)])
+    scored: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
+    realtime: dict[str, Row] = field(default_factory=dict)
+    snapshots: list[list[Row]] = field(default_factory=list)
+    horizons: list[Horizon] = field(default_factory=lambda: [Horizon()])
+
+    def produce(self) -> None:
+        partition = self.chance.randrange(PARTITIONS)
+        log = self.log[partition]
+        again = log and self.chance.random() < 0.3
+        log.append(self.chance.choice(log) if again else f"{partition}-{len(log)}-{self.chance.randrange(10)}")
+
+    def score(self) -> None:
+        """The stream takes some records; of an event's copies the first position stays."""
+        partition = self.chance.randrange(PARTITIONS)
+        start = self.scored[partition]
+        end = self.chance.randint(start, len(self.log[partition]))
+        for offset in range(start, end):
+            event_id = self.log[partition][offset]
+            held = self.realtime.get(event_id)
+            if not self.horizons[-1].absorbed(partition, offset) and (held is None or offset <= held[2]):
+                self.realtime[event_id] = (event_id, partition, offset, predict(event_id))
+        self.scored[partition] = end
+
+    def recompute(self) -> None:
+        """A new batch view, up to anywhere past the last one: behind the stream or ahead of it."""
+        ends = {
+            partition: self.chance.randint(self.horizons[-1].offsets.get(partition, 0), len(self.log[partition]))
+            for partition in range(PARTITIONS)
+        }
+        self.snapshots.append(list(self.first_copies(ends).values()))
+        self.horizons.append(
+            Horizon(snapshot=len(self.snapshots) - 1, offsets={p: end for p, end in ends.items() if end})
+        )
+
+    def trim(self) -> None:
+        """Delete real-time rows before the newest horizon or before an older one, all of them or some."""
+        horizon = self.chance.choice(self.horizons)
+        for row in list(self.realtime.values()):
+            if horizon.absorbed(row[1], row[2]) and self.chance.random() < 0.7:
+                del self.realtime[row[0]]
+
+    def first_copies(self, ends: dict[int, int]) -> dict[str, Row]:
+        rows: dict[str, Row] = {}
+        for partition, end in ends.items():
+            for offset, event_id in enumerate(self.log[partition][:end]):
+                rows.setdefault(event_id, (event_id, partition, offset, predict(event_id)))
+        return rows
+
+    def expected(self) -> list[Row]:
+        """Every event that the stream or the archive has got to, recomputed from the log."""
+        return sorted(
+            self.first_copies(
+                {p: max(self.scored[p], self.horizons[-1].offsets.get(p, 0)) for p in range(PARTITIONS)}
+            ).values()
+        )
+
+    def union(self) -> list[Row]:
+        with sqlite3.connect(":memory:") as database:
+            columns = ", ".join(COLUMNS)
+            database.execute(f"CREATE TABLE realtime_predictions (application, {columns})")
+            self._fill(database, "realtime_predictions", list(self.realtime.values()))
+            self._fill(database, "realtime_predictions", [("0-0-1", 0, 10**6, "of another")], application="other")
+            for number, rows in enumerate(self.snapshots):
+                database.execute(f"CREATE TABLE snapshot_{number} (application, {columns})")
+                self._fill(database, f"snapshot_{number}", rows)
+            text = all_predictions_sql("digits", self.horizons[-1], "realtime_predictions")
+            text = re.sub(r"lake\.digits\.predictions VERSION AS OF (\d+)", r"snapshot_\1", text)
+            found = database.execute(f"SELECT event_id, kafka_partition, kafka_offset, prediction FROM ({text})")
+            return sorted(found.fetchall())
+
+    @staticmethod
+    def _fill(database: sqlite3.Connection, table: str, rows: list[Row], application: str = "digits") -> None:
+        database.executemany(
+            f"INSERT INTO {table} (application, event_id, kafka_partition, kafka_offset, prediction) "
+            f"VALUES ('{application}', ?, ?, ?, ?)",
+            rows,
+        )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_union_of_both_views_equals_recomputing_everything_at_every_moment(seed: int) -> None:
+    world = World(random.Random(seed))
+    steps = [World.produce] * 12 + [World.score] * 4 + [World.recompute, World.trim]
+    for _ in range(200):
+        world.chance.choice(steps)(world)
+        if world.chance.random() < 0.1:
+            assert world.union() == world.expected()
+    assert world.union() == world.expected()
+
+
+def test_absorbed_row_that_the_batch_view_refused_is_not_shown() -> None:
+    world = World(random.Random(0), log=[["a-1", "a-2"], [], []])
+    world.realtime = {name: (name, 0, offset, predict(name)) for offset, name in enumerate(world.log[0])}
+    world.snapshots, world.horizons = [[]], [Horizon(snapshot=0, offsets={0: 1})]
+    assert world.union() == [("a-2", 0, 1, "2")]
+
+
+def test_horizon_of_nothing_shows_every_realtime_row() -> None:
+    assert Horizon().past_sql() == "TRUE"
+    assert "VERSION AS OF" not in all_predictions_sql("digits", Horizon(), "realtime_predictions")
+
+
+@pytest.mark.parametrize(("partition", "offset", "absorbed"), [(0, 9, True), (0, 10, False), (1, 0, False)])
+def test_absorbed_and_its_sql_say_the_same(partition: int, offset: int, absorbed: bool) -> None:
+    horizon = Horizon(snapshot=1, offsets={0: 10})
+    assert horizon.absorbed(partition, offset) is absorbed
+    query = f"SELECT {horizon.past_sql()} FROM (SELECT {partition} AS kafka_partition, {offset} AS kafka_offset)"
+    with sqlite3.connect(":memory:") as database:
+        assert database.execute(query).fetchone() == (int(not absorbed),)

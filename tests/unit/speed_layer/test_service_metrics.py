@@ -1,0 +1,64 @@
+"""The gauge that replicas of the model service follow: requests that wait for the model, or are in it."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deeplambda.config import Settings
+from deeplambda.state.card import Card
+from examples.digits.application import Digits
+from speed_layer.model_service.champions import Champion, ChampionWatch
+from speed_layer.model_service.fast_path import FastPath
+from speed_layer.model_service.metrics import Figures
+from speed_layer.model_service.web import Champions, create_app
+
+GAUGE = "deeplambda_model_service_requests_in_progress"
+CARD = Card(
+    application="digits",
+    version=1,
+    run="r1",
+    dataset="d1",
+    snapshot=1,
+    code_version="c1",
+    hyperparameters={},
+    metrics={},
+    parameters=1,
+    feature_shape=[1, 28, 28],
+    output_size=10,
+    weights_sha256="ab",
+    onnx_sha256="cd",
+    trained_rows=1,
+    training_s=1.0,
+    device="cpu",
+    torch_version=torch.__version__,
+    created_at=datetime(2026, 1, 2, tzinfo=UTC),
+)
+REQUEST = {
+    "inputs": [
+        {"name": "features", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": np.zeros(28 * 28).tolist()},
+    ]
+}
+
+
+def test_requests_in_progress_are_counted_until_they_are_answered_or_fail(tmp_path: Path) -> None:
+    settings, figures = Settings(data_dir=tmp_path), Figures(("digits",))
+    outputs, seen = torch.zeros(1, 10), []
+
+    def forward(rows: Tensor) -> Tensor:
+        seen.append(figures.registry.get_sample_value(GAUGE))
+        return outputs.expand(len(rows), 10)
+
+    watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
+    path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
+    watch.current = Champion(application=Digits(), card=CARD, path=path, output_shape=(10,))
+    client = create_app(settings, Champions({"digits": watch}), figures).test_client()
+
+    assert client.post("/v2/models/digits/infer", json=REQUEST).status_code == 200
+    outputs = torch.full((1, 10), torch.nan)
+    assert client.post("/v2/models/digits/infer", json=REQUEST).status_code == 422
+    assert set(seen) == {1.0}
+    assert figures.registry.get_sample_value(GAUGE) == 0.0
+    assert f"{GAUGE} 0.0" in client.get("/metrics").text
