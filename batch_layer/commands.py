@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from batch_layer.model_commands import app as model
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import deciding_metric
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput, ConfigurationError
@@ -24,8 +24,8 @@ from deeplambda.state.card import fetch_card
 
 __all__ = ["batch", "data", "model"]
 
-data = typer.Typer(help="Raw training objects on S3.", no_args_is_help=True)
-batch = typer.Typer(help="From raw objects to a published model, and the batch view.", no_args_is_help=True)
+data = typer.Typer(no_args_is_help=True)
+batch = typer.Typer(no_args_is_help=True)
 console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
@@ -83,7 +83,7 @@ def data_put(
     names = [name for source in packed.load().sources for name in source.objects]
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise BadInput(f"{folder} has no {missing[0]}", f"{packed.name} reads {', '.join(names)}")
-    store, sent = Store(settings), 0
+    store, sent = ObjectStore(settings), 0
     with _progress() as progress:
         for name in progress.track(names, description="upload"):
             sent += store.put_file(raw_key(packed.name, name), folder / name)
@@ -96,7 +96,7 @@ def data_list(application: ApplicationName) -> None:
     from batch_layer.ingest import raw_key
 
     settings, packed = _packed(application)
-    store = Store(settings)
+    store = ObjectStore(settings)
     table = Table("object", "bytes", "SHA-256")
     for key, size_bytes in store.list(raw_key(packed.name, "")):
         table.add_row(key, f"{size_bytes:,}", store.digest(key) or "not recorded")
@@ -233,10 +233,10 @@ def _ingest(spark: Any, settings: Settings, packed: PackedApplication) -> None:
 def _prepare(spark: Any, settings: Settings, packed: PackedApplication, prepared: Any) -> None:
     from batch_layer.prepare import prepare
 
-    facts = prepare(spark, settings, packed, prepared)
+    shards = prepare(spark, settings, packed, prepared)
     console.print(
-        f"prepared {prepared.id}: {len(facts)} shards, {sum(fact.rows for fact in facts):,} rows, "
-        f"{sum(fact.size_bytes for fact in facts) / 1e6:,.0f} MB, snapshot {prepared.snapshot}"
+        f"prepared {prepared.id}: {len(shards)} shards, {sum(shard.rows for shard in shards):,} rows, "
+        f"{sum(shard.size_bytes for shard in shards) / 1e6:,.0f} MB, snapshot {prepared.snapshot}"
     )
 
 
@@ -266,7 +266,7 @@ def _train(
         )
     with console.status("publishing: weights, ONNX, card"):
         version = publish_run(settings, packed, trained)
-        card = fetch_card(Store(settings), packed.name, version)
+        card = fetch_card(ObjectStore(settings), packed.name, version)
         append_model_rows(spark, packed.load(), model_row(card), metric_rows(card, trained.epochs))
     figures = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())
     console.print(f"published {packed.name}/{version}: {figures}; trained in {card.training_s:.1f} s on {card.device}")

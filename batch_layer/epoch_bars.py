@@ -39,12 +39,12 @@ class EpochBars:
             speed = self._progress.tasks[self._bar].speed or 0
             self._progress.update(self._bar, figures=f"{speed:,.0f} rows/s, loss {loss:.4f}")
 
-    def done(self, fact: EpochTrained) -> None:
+    def done(self, trained: EpochTrained) -> None:
         """Leave the finished epoch's figures beside its bar."""
         if self._bar is not None:
-            metrics = ", ".join(f"{name} {value:.4f}" for name, value in fact.metrics.items())
-            figures = f"{fact.rows / fact.duration_s:,.0f} rows/s, loss {fact.loss:.4f}; test: {metrics}"
-            self._progress.update(self._bar, total=fact.rows, completed=fact.rows, figures=figures)
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in trained.metrics.items())
+            figures = f"{trained.rows / trained.duration_s:,.0f} rows/s, loss {trained.loss:.4f}; test: {metrics}"
+            self._progress.update(self._bar, total=trained.rows, completed=trained.rows, figures=figures)
 
     def __enter__(self) -> "EpochBars":
         self._progress.start()

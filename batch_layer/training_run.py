@@ -20,7 +20,7 @@ from batch_layer.epoch_bars import EpochBars
 from batch_layer.feed import Shard, ShardFeed
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.s3 import Store, sha256_of
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.loading import PackedApplication
@@ -61,7 +61,7 @@ def train(
 
     snapshot: what `dataset` was prepared from. overrides: of the application's hyperparameters. preparing: the job
     that prepares the data set beside this one; when it fails, so does training, at once.
-    Raises: BadInput, CorruptObject, ModelRejected (the loss is not finite), NotReady.
+    Raises: BadInput, CorruptObject, UnfitModel (the loss is not finite), NotReady.
     """
     with Publisher(settings) as publisher:
         return _Run(settings, packed, dataset, overrides, bars, publisher).trained(snapshot, preparing)
@@ -97,7 +97,7 @@ class _Run:
         self._id = run_id(dataset, packed.code_version, self._hyperparameters)
         self._compute = best_compute()
         self._trainer = Trainer(self._application, self._hyperparameters, self._compute)
-        self._store = Store(settings)
+        self._store = ObjectStore(settings)
         self._bars = bars
         self._publisher = publisher
         self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
@@ -142,8 +142,8 @@ class _Run:
         with closing(iter(feed)) as shards:
             for shard in shards:
                 rows = arrived.add(shard)
-                if shard.fact.split == TRAIN:
-                    expected_rows = arrived.train_rows / len(arrived.order) * shard.fact.partitions
+                if shard.announcement.split == TRAIN:
+                    expected_rows = arrived.train_rows / len(arrived.order) * shard.announcement.partitions
                     self._bars.expect(expected_rows)
                     started_s = time.monotonic()
                     self._trainer.train_on(rows, expected_rows, self._bars.advance)
@@ -179,7 +179,7 @@ class _Run:
         return time.monotonic() - started_s
 
     def _finish_epoch(self, before: list[EpochTrained], rows: _DataSet, training_s: float) -> Checkpoint:
-        fact = EpochTrained(
+        trained = EpochTrained(
             application=self._application.name,
             run=self._id,
             epoch=len(before) + 1,
@@ -193,20 +193,20 @@ class _Run:
         encoded = encode(self._trainer.state())
         checkpoint = Checkpoint(
             run=self._id,
-            epochs=[*before, fact],
+            epochs=[*before, trained],
             train_shards=rows.train_shards,
             feature_shape=rows.feature_shape,
             tensors_sha256=sha256_of(encoded),
         )
         save_checkpoint(self._store, self._application.name, checkpoint, encoded)
-        self._publisher.send(topics.LIFECYCLE, self._application.name, fact)
+        self._publisher.send(topics.LIFECYCLE, self._application.name, trained)
         self._metrics.publish("epoch_duration", training_s, "s")
-        self._metrics.publish("training_rate", fact.rows / training_s, "rows/s")
-        self._metrics.publish("loss", fact.loss, "1")
-        for name, value in fact.metrics.items():
+        self._metrics.publish("training_rate", trained.rows / training_s, "rows/s")
+        self._metrics.publish("loss", trained.loss, "1")
+        for name, value in trained.metrics.items():
             self._metrics.publish(f"test_{name}", value, "1")
         self._publisher.flush()
-        self._bars.done(fact)
+        self._bars.done(trained)
         return checkpoint
 
 
@@ -221,10 +221,10 @@ class _Arrived:
 
     def add(self, shard: Shard) -> Rows:
         rows = Rows.of(shard.features, shard.labels_N)
-        if shard.fact.split in self.of:
-            self.of[shard.fact.split][shard.fact.partition] = rows
-        if shard.fact.split == TRAIN:
-            self.order.append(shard.fact.partition)
+        if shard.announcement.split in self.of:
+            self.of[shard.announcement.split][shard.announcement.partition] = rows
+        if shard.announcement.split == TRAIN:
+            self.order.append(shard.announcement.partition)
             self.train_rows += len(rows)
             self.feature_shape = list(shard.features.shape[1:])
         return rows

@@ -46,7 +46,7 @@ from batch_layer.training_run import TRAIN
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, DeepLambdaError, ModelRejected, NotReady
+from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.service.metrics import MetricPublisher
 
@@ -84,7 +84,7 @@ def tune(
 
     dataset: one that is wholly prepared. overrides: of the application's hyperparameters that are not in its search
     space; the draws follow from `seed`. ended: called when a trial is over.
-    Raises: BadInput when there is nothing to search or to train on, ModelRejected when every trial failed,
+    Raises: BadInput when there is nothing to search or to train on, UnfitModel when every trial failed,
     CorruptObject, NotReady (no Ray at the address).
     """
     application = packed.load()
@@ -117,7 +117,7 @@ def tune(
             ).fit()
         best_first = sorted(map(_trial_of, found), key=lambda trial: trial.metric, reverse=True)
     if failure := best_first[0].failure:
-        raise ModelRejected(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
+        raise UnfitModel(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
     with Publisher(settings) as publisher:
         metrics = MetricPublisher(publisher, layer="batch", part="tune", application=packed.name)
         metrics.publish(f"best_validation_{deciding_metric(application)}", best_first[0].metric, "1")
@@ -146,9 +146,9 @@ def _some(values: Choice | LogUniform) -> Any:
 
 def _training_rows(settings: Settings, application: Application, dataset: str) -> Rows:
     parts = {
-        shard.fact.partition: Rows.of(shard.features, shard.labels_N)
+        shard.announcement.partition: Rows.of(shard.features, shard.labels_N)
         for shard in ShardFeed(settings, application, dataset)
-        if shard.fact.split == TRAIN
+        if shard.announcement.split == TRAIN
     }
     rows = Rows.joined([parts[partition] for partition in sorted(parts)]) if parts else None
     if rows is None or len(rows) * VALIDATION_SHARE < 1:
@@ -179,7 +179,7 @@ def _ray(settings: Settings, packed: PackedApplication) -> Iterator[None]:
             again(
                 ray.init,
                 address=address or "local",
-                runtime_env={"working_dir": str(packed.archive)},
+                runtime_env={"working_dir": str(packed.zip_file)},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **here,
@@ -246,7 +246,7 @@ def _trial(
             trainer.begin_epoch(epoch)
             trainer.train_on(training_rows, len(training_rows))
             ray_tune.report({_METRIC: trainer.evaluate(validation_rows)[metric]})
-        except ModelRejected as exc:
+        except UnfitModel as exc:
             ray_tune.report({_METRIC: -np.inf, _FAILURE: exc.message})
             return
 

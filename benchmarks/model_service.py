@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks.ratio import Ratio
 from deeplambda.adapters.model_service import ModelClient
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
@@ -69,7 +69,7 @@ class Measured:
 def run(settings: Settings) -> Measured:
     """Measure the service of a running stack that has a champion. Raises: NotReady, BadInput."""
     name = settings.applications[0]
-    application, store = pack_application(name, settings).load(), Store(settings)
+    application, store = pack_application(name, settings).load(), ObjectStore(settings)
     features = _features(application, store)
     batches = [features[at : at + BATCH_ROWS] for at in range(0, len(features) - BATCH_ROWS + 1, BATCH_ROWS)]
     clients = [ModelClient(settings, name, patience_s=5) for _ in range(2)]
@@ -105,7 +105,7 @@ def measure() -> Ratio:
     return measured.ratio(measured.one_connection, NAME)
 
 
-def _features(application: Application, store: Store) -> NDArray[np.float32]:
+def _features(application: Application, store: ObjectStore) -> NDArray[np.float32]:
     """The first images of the test split, as the application transforms them."""
     source = next(source for source in application.sources if source.split == "test")
     raw = {name: store.get(f"{application.name}/raw/{name}") for name in source.objects}

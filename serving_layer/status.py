@@ -12,11 +12,11 @@ from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, OUTBOX, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
 
-def standing(settings: Settings, application: str) -> dict[str, str]:
+def serving_status(settings: Settings, application: str) -> dict[str, str]:
     """Facts by name. Raises: NotReady."""
     live = REALTIME_PREDICTIONS.c
     own: ColumnElement[bool] = live.application == application
-    with mysql.translated(), mysql.engine(settings, "platform").connect() as connection:
+    with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
         horizon = read_horizon(connection, application)
         view = connection.execute(select(HORIZONS).where(HORIZONS.c.application == application)).one_or_none()
         rows = connection.scalar(select(func.count()).where(own)) or 0
@@ -27,7 +27,7 @@ def standing(settings: Settings, application: str) -> dict[str, str]:
             select(func.count(), func.min(OUTBOX.c.written_at)).where(OUTBOX.c.published_at.is_(None))
         ).one()
     beat = last_beat(settings, "views")
-    said = ", ".join(f"{value} {name}" for name, value in beat.facts.items()) if beat else ""
+    said = ", ".join(f"{value} {name}" for name, value in beat.details.items()) if beat else ""
     return {
         "batch view": f"snapshot {view.snapshot} by {application}/{view.model_version}, {_ago(view.moved_at)}"
         if view

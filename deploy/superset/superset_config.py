@@ -43,9 +43,9 @@ def with_password(url: URL, options: dict[str, Any], *_: object) -> tuple[URL, d
 
 def mend_hive(_: object) -> None:
     """Have Superset and PyHive understand Spark; both can be loaded only once Superset is made."""
-    from superset_hive import mend
+    from superset_hive import fix_dialect
 
-    mend()
+    fix_dialect()
 
 
 SECRET_KEY = secret("superset_secret_key")

@@ -15,7 +15,8 @@ from sqlalchemy.dialects.mysql import insert
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
-from deeplambda.records.horizon import COLUMNS, Horizon
+from deeplambda.records.horizon import Horizon
+from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state.tables import RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 
 KEPT = timedelta(days=7)
@@ -56,7 +57,7 @@ def recent_predictions_sql(application: str, horizon: Horizon, since: datetime) 
     """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view."""
     if horizon.snapshot is None:
         return None
-    columns = ", ".join(COLUMNS)
+    columns = ", ".join(VIEW_SCHEMA.names)
     return f"""
         SELECT {columns}, label
         FROM (
@@ -84,7 +85,7 @@ def _rows(spark: SparkSession, query: str | None) -> list[dict[str, Any]]:
 
 
 def _replace(engine: Engine, table: Table, application: str, rows: Sequence[dict[str, Any]]) -> None:
-    with mysql.translated(), engine.begin() as connection:
+    with mysql.mysql_errors(), engine.begin() as connection:
         connection.execute(delete(table).where(table.c.application == application))
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk = [{"application": application, **row} for row in rows[start : start + _CHUNK_ROWS]]

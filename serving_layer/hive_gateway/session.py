@@ -32,7 +32,7 @@ def gateway_session(settings: Settings) -> SparkSession:
     password = settings.analyst_password.get_secret_value()
     os.environ[_PASSWORD_VARIABLE] = password
     os.environ["MALLOC_ARENA_MAX"] = "2"  # glibc keeps an arena for each of the JVM's many threads otherwise
-    # Behind Spark's own jars, for the class path has to begin as that of the class-data archive does.
+    # Behind Spark's own jars, for the class path has to begin as that of the CDS file does.
     os.environ["SPARK_DIST_CLASSPATH"] = str(gateway_jar(settings))
     folder = settings.data_dir / "gateway"
     folder.mkdir(parents=True, exist_ok=True)

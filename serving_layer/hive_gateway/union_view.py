@@ -30,7 +30,7 @@ class UnionView:
 
     def follow(self) -> bool:
         """Replace the view if the horizon in MySQL is another; True when it was. Raises: NotReady."""
-        with mysql.translated(), self._engine.connect() as connection:
+        with mysql.mysql_errors(), self._engine.connect() as connection:
             newest = read_horizon(connection, self.application)
         if self._made and newest == self.horizon:
             return False

@@ -15,7 +15,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 from deeplambda.adapters import hive
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, NotReady
-from serving_layer.query_service.messages import Answer, Column, Progress, Query, Status
+from serving_layer.query_service.messages import Answer, Column, Query, QueryProgress, Status
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.rows import take
 from serving_layer.sql.guard import Checked
@@ -76,7 +76,7 @@ class HiveQueries:
         if job is None:
             return self._table.find(query_id)  # it ended between the two looks
         elapsed_ms = (time.monotonic() - job.submitted) * 1e3
-        return query.model_copy(update={"progress": Progress(state=job.state, elapsed_ms=elapsed_ms)})
+        return query.model_copy(update={"progress": QueryProgress(state=job.state, elapsed_ms=elapsed_ms)})
 
     def cancel(self, query_id: str) -> None:
         """End a query that is queued or running; one that has ended stays as it is. Raises: NotReady."""
@@ -136,7 +136,7 @@ class HiveQueries:
 
     def _answer(self, job: _Job) -> Answer:
         started = time.perf_counter()
-        with hive.translated(), closing(hive.connect(self._settings)) as connection, connection.cursor() as cursor:
+        with hive.hive_errors(), closing(hive.connect(self._settings)) as connection, connection.cursor() as cursor:
             cursor.execute(job.checked.sql, async_=True)
             self._wait(job, cursor)
             columns = [
@@ -165,7 +165,7 @@ class HiveQueries:
                 raise BadInput(f"the statement ran for longer than {TIME_LIMIT_S} s and was ended", "narrow it down")
             pause_s = min(pause_s * 1.5, _POLL_S[1])
         if status.operationState != TOperationState.FINISHED_STATE:
-            raise BadInput(hive.readable(status.errorMessage), "mend the statement")
+            raise BadInput(hive.readable(status.errorMessage), "fix the statement")
 
 
 class _Cancelled(Exception):

@@ -11,7 +11,7 @@ from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from serving_layer.query_service.intervals import wilson_95
 from serving_layer.query_service.messages import LabelledVersion, Live, LiveVersion, Statistics
-from serving_layer.query_service.mysql_queries import limit_time, translated
+from serving_layer.query_service.mysql_queries import analyst_errors, limit_time
 
 _RATE_OVER = timedelta(minutes=1)
 _NEWEST_ROWS = 1_000
@@ -19,7 +19,7 @@ _NEWEST_ROWS = 1_000
 
 def statistics(engine: Engine, application: str) -> Statistics:
     """The figures of this moment. engine: of the account `analyst`. Raises: NotReady."""
-    with translated(), engine.connect() as connection:
+    with analyst_errors(), engine.connect() as connection:
         limit_time(connection)
         champion = registry.champion(connection, application)
         moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == application))

@@ -15,7 +15,6 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlglot import ErrorLevel, exp
 from sqlglot.dialects.dialect import Dialect
@@ -23,10 +22,9 @@ from sqlglot.errors import ParseError, SqlglotError, TokenError
 from sqlglot.tokens import Token, TokenType
 
 from deeplambda.errors import BadInput
+from serving_layer.sql import Store
 from serving_layer.sql.dialects import GuardedMySQL, GuardedSpark
 from serving_layer.sql.vocabulary import FUNCTIONS, METADATA_TABLES, NAMED_FUNCTIONS, SYNTAX
-
-Store = Literal["mysql", "hive"]
 
 STATEMENT_LIMIT = 20_000
 """Characters of one statement."""
@@ -322,7 +320,7 @@ def _syntax_error(exc: ParseError) -> BadStatement:
         what = "something is missing there"
     return BadStatement(
         f"the statement cannot be read{near}: {what.rstrip('.')}",
-        "mend its syntax",
+        "fix its syntax",
         first.get("line"),
         first.get("col"),
     )

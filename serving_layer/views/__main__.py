@@ -21,8 +21,8 @@ _FAREWELL_S = 10.0
 _log = logging.getLogger("serving_layer.views")
 
 
-def _facts(loops: list[Loop]) -> dict[str, Any]:
-    said = {name: value for loop in loops for name, value in loop.pulse.facts.items()}
+def _details(loops: list[Loop]) -> dict[str, Any]:
+    said = {name: value for loop in loops for name, value in loop.pulse.details.items()}
     waiting = [loop.name for loop in loops if loop.pulse.waits_for]
     return said | ({"waiting": ", ".join(waiting)} if waiting else {})
 
@@ -45,7 +45,7 @@ def main() -> int:
     while failed is None and not stop.wait(_BEAT_S):
         failed = next((loop for loop in loops if loop.failure), None)
         if not any(loop.pulse.stuck for loop in loops):
-            beat(settings, "views", **_facts(loops))
+            beat(settings, "views", **_details(loops))
     stop.set()
     for loop in loops:
         loop.join(_FAREWELL_S / len(loops))

@@ -38,11 +38,11 @@ def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
     engine = mysql.engine(settings, "views")
     with closing(kafka.consumer(settings, topics.METRICS, group=GROUP)) as reader:
         while not stop.is_set():
-            with kafka.translated(settings):
+            with kafka.kafka_errors(settings):
                 records = [each for part in reader.poll(1_000).values() for each in part]
             if records:
                 store(engine, records)
-                with kafka.translated(settings):
+                with kafka.kafka_errors(settings):
                     reader.commit()
             pulse.well()
 
@@ -58,6 +58,6 @@ def store(engine: Engine, records: list[Any]) -> int:
             continue
         rows.append({"kafka_offset": record.offset} | figure.model_dump())
     if rows:
-        with mysql.translated(), engine.begin() as connection:
+        with mysql.mysql_errors(), engine.begin() as connection:
             connection.execute(_INSERT, rows)
     return len(rows)

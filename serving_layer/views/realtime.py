@@ -32,7 +32,7 @@ from deeplambda.records.predictions import Prediction
 from deeplambda.service.loops import Pulse
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
-from serving_layer.views.reporting import Progress
+from serving_layer.views.reporting import ViewReporter
 
 GROUP = "deeplambda.views"
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ _UPSERT = insert(REALTIME_PREDICTIONS).on_duplicate_key_update(
 
 def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
     """Write predictions in one transaction; returns how many the horizon had not absorbed. Raises: NotReady."""
-    with mysql.translated(), engine.begin() as connection:
+    with mysql.mysql_errors(), engine.begin() as connection:
         horizons = {name: read_horizon(connection, name) for name in {each.application for each in predictions}}
         stored_at = now()
         rows = [
@@ -73,21 +73,21 @@ def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
     names = [topics.predictions(application) for application in settings.applications]
     with Publisher(settings) as publisher, closing(kafka.consumer(settings, *names, group=GROUP)) as reader:
         _tell_of_expired(settings, reader)
-        progress = Progress(settings, publisher, reader)
+        reporter = ViewReporter(settings, publisher, reader)
         while not stop.is_set():
-            with kafka.translated(settings):
+            with kafka.kafka_errors(settings):
                 records = [each for part in reader.poll(_POLL_MS, _BATCH_ROWS).values() for each in part]
-            if records and not _take(engine, publisher, records, progress, pulse, stop):
+            if records and not _take(engine, publisher, records, reporter, pulse, stop):
                 break
             if records:
-                with kafka.translated(settings):
+                with kafka.kafka_errors(settings):
                     reader.commit()
-            progress.report_when_due()
-            pulse.well(**progress.facts)
+            reporter.report_when_due()
+            pulse.well(**reporter.details)
 
 
 def _tell_of_expired(settings: Settings, reader: KafkaConsumer) -> None:
-    with kafka.translated(settings):
+    with kafka.kafka_errors(settings):
         for part, first in reader.beginning_offsets(reader.assignment()).items():
             if (kept := reader.committed(part)) is not None and kept < first:
                 _log.error(
@@ -101,7 +101,7 @@ def _take(
     engine: Engine,
     publisher: Publisher,
     records: list[Any],
-    progress: Progress,
+    reporter: ViewReporter,
     pulse: Pulse,
     stop: threading.Event,
 ) -> bool:
@@ -125,7 +125,7 @@ def _take(
         with attempt:
             started = time.perf_counter()
             rows = store(engine, predictions) if predictions else 0
-            progress.stored(rows, predictions, took_s=time.perf_counter() - started)
+            reporter.stored(rows, predictions, took_s=time.perf_counter() - started)
             return True
     return False
 

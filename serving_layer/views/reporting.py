@@ -21,7 +21,7 @@ _ASK_S = 1.0
 _ANSWER_MS = 5_000
 
 
-class Progress:
+class ViewReporter:
     """Counts what happens between two reports. Raises: NotReady when it is made while the broker is away."""
 
     def __init__(self, settings: Settings, publisher: Publisher, reader: KafkaConsumer) -> None:
@@ -43,7 +43,7 @@ class Progress:
         self._event_s += [(moment - each.occurred_at).total_seconds() for each in predictions]
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """For the heartbeat."""
         return {"rows": self._rows_ever, "lag": self._lag}
 
@@ -74,7 +74,7 @@ class Progress:
         self._store_s, self._event_s = [], []
 
     def _ask_lag(self) -> int:
-        with kafka.translated(self._settings):
+        with kafka.kafka_errors(self._settings):
             assigned = self._reader.assignment()
             known = {
                 TopicPartition(topic, number)
@@ -89,7 +89,7 @@ class Progress:
     def _ask_letters(self) -> int:
         """Dead letters of all applications since their topics were made, whichever part wrote them."""
         letters = 0
-        with kafka.translated(self._settings):
+        with kafka.kafka_errors(self._settings):
             for topic in map(topics.dead_letters, self._settings.applications):
                 parts = [TopicPartition(topic, number) for number in self._reader.partitions_for_topic(topic) or ()]
                 letters += sum(self._reader.end_offsets(parts, timeout_ms=_ANSWER_MS).values())

@@ -39,7 +39,7 @@ class Trimmer:
 
     def trim(self, at: datetime) -> int:
         """Delete what the newest horizon that is old enough at `at` has absorbed; returns rows. Raises: NotReady."""
-        with mysql.translated(), self._engine.connect() as connection:
+        with mysql.mysql_errors(), self._engine.connect() as connection:
             horizon = read_horizon(connection, self._application)
             moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == self._application))
         if moved_at is not None:
@@ -62,7 +62,7 @@ def delete_in_chunks(engine: Engine, statement: TextClause, values: dict[str, ob
     """Run a DELETE … LIMIT :rows until nothing is left; a transaction for each chunk, so nobody waits long."""
     deleted = 0
     while True:
-        with mysql.translated(), engine.begin() as connection:
+        with mysql.mysql_errors(), engine.begin() as connection:
             rows = connection.execute(statement, values | {"rows": _CHUNK_ROWS}).rowcount
         deleted += rows
         if rows < _CHUNK_ROWS:

@@ -19,8 +19,8 @@ from kafka.errors import KafkaError
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from deeplambda.adapters.kafka import consumer, translated
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.kafka import consumer, kafka_errors
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, DeepLambdaError
@@ -47,15 +47,15 @@ class Champion:
     output_shape: tuple[int, ...]
 
 
-def load_champion(store: Store, settings: Settings, fact: ModelPromoted) -> Champion:
-    """Raises: CorruptObject, ModelRejected, BadInput, NotReady, UnknownApplication, ConfigurationError."""
-    name = f"{fact.application}/{fact.version}"
-    packed = pack_application(fact.application, settings)
+def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromoted) -> Champion:
+    """Raises: CorruptObject, UnfitModel, BadInput, NotReady, UnknownApplication, ConfigurationError."""
+    name = f"{promotion.application}/{promotion.version}"
+    packed = pack_application(promotion.application, settings)
     application = packed.load()
-    card = fetch_card(store, fact.application, fact.version)
-    if card.weights_sha256 != fact.weights_sha256:
+    card = fetch_card(store, promotion.application, promotion.version)
+    if card.weights_sha256 != promotion.weights_sha256:
         raise CorruptObject(
-            f"champion {name!r} was promoted with weights {fact.weights_sha256[:12]}…, "
+            f"champion {name!r} was promoted with weights {promotion.weights_sha256[:12]}…, "
             f"its card says {card.weights_sha256[:12]}…",
             "restore the version's card, or promote another version",
         )
@@ -88,7 +88,7 @@ class ChampionWatch:
         self.name = name
         self.current: Champion | None = None
         self.error: str | None = "Kafka has not been heard of yet"
-        self._settings, self._store = settings, Store(settings)
+        self._settings, self._store = settings, ObjectStore(settings)
         self._on_swap, self._on_failure = on_swap, on_failure
         self._pending: ModelPromoted | None = None
         self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
@@ -111,7 +111,7 @@ class ChampionWatch:
                 with closing(consumer(self._settings, topics.CHAMPIONS)) as reader:
                     delay_s, self.error = FIRST_RETRY_S, None
                     while not self._stopped.is_set():
-                        with translated(self._settings):
+                        with kafka_errors(self._settings):
                             batches = reader.poll(timeout_ms=int(POLL_S * 1000))
                         for record in (record for batch in batches.values() for record in batch):
                             self._heard(record.key, record.value)
@@ -126,39 +126,42 @@ class ChampionWatch:
         if key != self.name.encode() or value is None:
             return
         try:
-            fact = ModelPromoted.model_validate_json(value)
+            promotion = ModelPromoted.model_validate_json(value)
         except ValidationError as exc:
             self._failed(f"a record of {topics.CHAMPIONS!r} is not a promotion: {exc.errors()[0]['msg']}")
             return
-        self._pending, self._retry_s, self._retry_at = fact, FIRST_RETRY_S, 0.0
+        self._pending, self._retry_s, self._retry_at = promotion, FIRST_RETRY_S, 0.0
 
     def _settle(self) -> None:
         """Load the champion that was last heard of, unless it serves already."""
-        fact = self._pending
-        if fact is None or time.monotonic() < self._retry_at:
+        promotion = self._pending
+        if promotion is None or time.monotonic() < self._retry_at:
             return
         current = self.current
-        if current and (current.card.version, current.card.weights_sha256) == (fact.version, fact.weights_sha256):
+        if current and (current.card.version, current.card.weights_sha256) == (
+            promotion.version,
+            promotion.weights_sha256,
+        ):
             self._pending = self.error = None
             return
         begun = time.monotonic()
         try:
-            champion = load_champion(self._store, self._settings, fact)
+            champion = load_champion(self._store, self._settings, promotion)
         except DeepLambdaError as exc:
-            self._failed(f"champion '{fact.application}/{fact.version}' not loaded: {exc}")
+            self._failed(f"champion '{promotion.application}/{promotion.version}' not loaded: {exc}")
             self._retry_or_give_up(retryable=exc.retryable)
         except Exception as exc:  # the model's own code may raise anything; what serves has to go on serving
-            log.exception("champion '%s/%d' not loaded", fact.application, fact.version)
+            log.exception("champion '%s/%d' not loaded", promotion.application, promotion.version)
             self._failed(
-                f"champion '{fact.application}/{fact.version}' not loaded: {type(exc).__name__}: {exc}; "
-                "mend the application, or promote another version"
+                f"champion '{promotion.application}/{promotion.version}' not loaded: {type(exc).__name__}: {exc}; "
+                "fix the application, or promote another version"
             )
             self._retry_or_give_up(retryable=False)
         else:
             self.current = champion
             self._pending = self.error = None
             took_s = time.monotonic() - begun
-            log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, fact.version, champion.path.variant, took_s)
+            log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, promotion.version, champion.path.variant, took_s)
             self._on_swap(champion)
 
     def _failed(self, reason: str) -> None:

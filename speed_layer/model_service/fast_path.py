@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deeplambda.errors import ModelRejected
+from deeplambda.errors import UnfitModel
 
 EXACT = 1e-4
 """Largest deviation of an fp32 variant, as a share of the row's largest output."""
@@ -29,7 +29,7 @@ ROUNDED = 2**-5
 """The same for bfloat16, on random features."""
 CLOSE_CALL = 2 * ROUNDED
 """A smaller margin, again as a share, could change sides when both outputs deviate by `ROUNDED`: fp32 decides."""
-CLEARLY = 1.2
+MIN_SPEEDUP = 1.2
 """How many times as quick a variant has to be for its other bits to be worth it."""
 PASS_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 """The numbers of rows that a pass is made with; what is between is filled up. oneDNN plans each number anew, which
@@ -71,7 +71,7 @@ class FastPath:
 def fast_path(model: nn.Module, feature_shape: Sequence[int], *, name: str, decides: bool) -> FastPath:
     """The quickest faithful variant of `model`, warmed up. decides: only the largest of its outputs matters.
 
-    Raises: ModelRejected when the model gives outputs that are not finite, or no row of outputs for each row.
+    Raises: UnfitModel when the model gives outputs that are not finite, or no row of outputs for each row.
     """
     trial = torch.from_numpy(np.random.default_rng(0).standard_normal((_TRIAL_ROWS, *feature_shape)).astype(np.float32))
     with torch.inference_mode():
@@ -105,15 +105,15 @@ def _expected(model: nn.Module, trial: Tensor, name: str) -> Tensor:
     try:
         expected = model(trial)
     except (RuntimeError, ValueError, TypeError, IndexError) as exc:
-        raise ModelRejected(
+        raise UnfitModel(
             f"{name} does not take features of its card's shape {list(trial.shape[1:])}: {exc}",
             "train and publish again",
         ) from exc
     if not (isinstance(expected, Tensor) and expected.ndim in (1, 2) and expected.shape[0] == len(trial)):
         shape = list(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
-        raise ModelRejected(f"{name} gives {shape} for {len(trial)} rows", "build a model that returns (N, C) or (N,)")
+        raise UnfitModel(f"{name} gives {shape} for {len(trial)} rows", "build a model that returns (N, C) or (N,)")
     if not torch.isfinite(expected).all():
-        raise ModelRejected(f"{name} gives outputs that are not finite", "promote another version")
+        raise UnfitModel(f"{name} gives outputs that are not finite", "promote another version")
     return expected
 
 
@@ -155,7 +155,7 @@ def _quickest(variants: list[tuple[str, Forward]], trial: Tensor) -> tuple[str, 
     best_s = _seconds(best[1], trial)
     for variant in others:
         seconds = _seconds(variant[1], trial)
-        if seconds * CLEARLY < best_s:
+        if seconds * MIN_SPEEDUP < best_s:
             best, best_s = variant, seconds
     return best
 

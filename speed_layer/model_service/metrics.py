@@ -31,7 +31,7 @@ class Window:
     predictions: int = 0
 
 
-class Figures:
+class ServiceMetrics:
     """Counts requests, predictions and models; safe to call from any thread."""
 
     def __init__(self, applications: tuple[str, ...]) -> None:
@@ -113,12 +113,12 @@ class Figures:
 
 
 class Reporter:
-    """Sends the figures of each window to Kafka from a thread of its own. A window that Kafka misses is gone."""
+    """Sends the metrics of each window to Kafka from a thread of its own. A window that Kafka misses is gone."""
 
-    def __init__(self, settings: Settings, figures: Figures) -> None:
-        self._settings, self._figures = settings, figures
+    def __init__(self, settings: Settings, metrics: ServiceMetrics) -> None:
+        self._settings, self._service_metrics = settings, metrics
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._report, name="figures", daemon=True)
+        self._thread = threading.Thread(target=self._report, name="metrics", daemon=True)
 
     def start(self) -> None:
         """Begin to report."""
@@ -132,14 +132,14 @@ class Reporter:
     def _report(self) -> None:
         publisher: Publisher | None = None
         while not self._stopped.wait(REPORT_EVERY_S):
-            windows = self._figures.take_windows()
+            windows = self._service_metrics.take_windows()
             try:
                 publisher = publisher or Publisher(self._settings)
                 for application, window in windows.items():
                     _send(MetricPublisher(publisher, layer="speed", part="model", application=application), window)
                 publisher.flush(timeout_s=REPORT_EVERY_S)
             except NotReady as exc:
-                log.warning("figures not reported: %s", exc)
+                log.warning("metrics not reported: %s", exc)
 
 
 def _send(metrics: MetricPublisher, window: Window) -> None:

@@ -65,27 +65,27 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
 
 def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Reporter"]]:
-    """The WSGI application, and what now follows the champions and reports figures in the background."""
+    """The WSGI application, and what now follows the champions and reports metrics in the background."""
     import torch
 
     from speed_layer.model_service.champions import Champion, ChampionWatch
-    from speed_layer.model_service.metrics import Figures, Reporter
+    from speed_layer.model_service.metrics import Reporter, ServiceMetrics
     from speed_layer.model_service.web import Champions, create_app
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.getLogger("kafka").setLevel(logging.ERROR)
     logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it has a line for each attempt at a broker that is down
-    figures = Figures(settings.applications)
+    metrics = ServiceMetrics(settings.applications)
 
     def swapped(champion: Champion) -> None:
-        figures.swapped(champion.card.application, champion.card.version)
+        metrics.swapped(champion.card.application, champion.card.version)
 
     watches = {
-        name: ChampionWatch(settings, name, on_swap=swapped, on_failure=figures.load_failed)
+        name: ChampionWatch(settings, name, on_swap=swapped, on_failure=metrics.load_failed)
         for name in settings.applications
     }
-    app = create_app(settings, Champions(watches), figures)
-    background: list[ChampionWatch | Reporter] = [*watches.values(), Reporter(settings, figures)]
+    app = create_app(settings, Champions(watches), metrics)
+    background: list[ChampionWatch | Reporter] = [*watches.values(), Reporter(settings, metrics)]
     for part in background:
         part.start()
     return app.wsgi_app, background

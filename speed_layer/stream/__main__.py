@@ -58,7 +58,7 @@ def main() -> None:
     streams = []
     for name in settings.applications:
         packed = pack_application(name, settings)
-        spark.sparkContext.addPyFile(str(packed.archive))
+        spark.sparkContext.addPyFile(str(packed.zip_file))
         router = Router(settings, topics.events(name), scoring(settings, packed))
         streams.append(Stream(name, partial(start_stream, spark, settings, packed, router)))
     run_streams(settings, layer="speed", part="stream", streams=streams)

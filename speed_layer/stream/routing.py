@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.streaming.query import StreamingQuery
 
-from deeplambda.adapters.kafka import Publisher, consumer, spark_options, translated
+from deeplambda.adapters.kafka import Publisher, consumer, kafka_errors, spark_options
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from speed_layer.stream.scoring import RECORDS
@@ -64,7 +64,7 @@ class Router:
         finished = offsets_of(progress.json, self._topic) if progress else None
         if not finished:
             return None
-        with translated(self._settings):
+        with kafka_errors(self._settings):
             ends = self._positions.end_offsets(self._positions.assignment())
         return sum(int(end) - finished.get(partition.partition, 0) for partition, end in ends.items())
 

@@ -1,7 +1,7 @@
 """Errors that people see.
 
 DeepLambdaError
-├── ConfigurationError      a setting, file or tool is missing or wrong; a person mends it
+├── ConfigurationError      a setting, file or tool is missing or wrong; a person fixes it
 ├── BadInput                data that breaks its contract; never retried
 │   ├── InvalidEvent        one event; the stream dead-letters it, REST answers 422
 │   ├── CorruptObject       an object whose bytes differ from what was recorded of them
@@ -10,7 +10,7 @@ DeepLambdaError
 ├── Forbidden               a caller whose role may not do this
 ├── NotReady                a part that should answer does not yet; worth a retry
 └── Conflict                somebody else holds or has changed the thing
-    └── ModelRejected       a model version that must not serve
+    └── UnfitModel       a model version that must not serve
 
 Every error says what happened and, as `remedy`, what to do. `retryable` tells a loop whether to try again. All of
 them survive pickling, because Spark sends them between processes.
@@ -69,5 +69,5 @@ class Conflict(DeepLambdaError):
     """Somebody else holds or has changed the thing."""
 
 
-class ModelRejected(Conflict):
+class UnfitModel(Conflict):
     """A model version that must not serve."""

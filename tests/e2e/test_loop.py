@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, create_engine, text
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.state.horizon_store import read_horizon
 from tests.traffic import eventually, realtime_ids, send_digits
@@ -65,7 +65,7 @@ def test_the_model_is_as_good_as_the_literature_says(stack: Settings, hive: Engi
 def test_a_damaged_raw_file_is_refused_by_name(
     stack: Settings, hive: Engine, champion: int, mnist: Path, deeplambda: Command
 ) -> None:
-    store, name = Store(stack), "t10k-images-idx3-ubyte.gz"
+    store, name = ObjectStore(stack), "t10k-images-idx3-ubyte.gz"
     key, whole = f"digits/raw/{name}", (mnist / name).read_bytes()
     before = scalar(hive, "SELECT count(*) FROM lake.digits.examples")
     try:

@@ -1,4 +1,4 @@
-"""SQL over HTTP: both stores answer, nobody writes, nothing runs for ever, and every error says what to mend."""
+"""SQL over HTTP: both stores answer, nobody writes, nothing runs for ever, and every error says what to fix."""
 
 import time
 import uuid

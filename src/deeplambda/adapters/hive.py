@@ -39,13 +39,13 @@ registry.register("hive", "deeplambda.adapters.hive_dialect", "GatewayDialect")
 
 
 def connect(settings: Settings) -> hive.Connection:
-    """A PyHive connection as the analyst; it gives up on a gateway that stops answering. Raises: as `translated`."""
+    """A PyHive connection as the analyst; it gives up on a gateway that stops answering. Raises: as `hive_errors`."""
     host = settings.hive_address.rpartition(":")[0]
     socket = TSocket(host, port_of(settings.hive_address))
     socket.setTimeout(_ANSWER_S * 1000)
     password = settings.analyst_password.get_secret_value()
     sasl = partial(PureSASLClient, host=host, username=ACCOUNT, password=password)
-    with translated():
+    with hive_errors():
         return hive.Connection(thrift_transport=TSaslClientTransport(sasl, "PLAIN", socket), username=ACCOUNT)
 
 
@@ -56,7 +56,7 @@ def engine(settings: Settings) -> Engine:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def hive_errors() -> Iterator[None]:
     """PyHive's, Thrift's and SQLAlchemy's errors as NotReady, BadInput or ConfigurationError."""
     try:
         yield
@@ -78,7 +78,7 @@ def translation(exc: Exception) -> DeepLambdaError:
     told = readable(status.errorMessage)
     if _MODEL_NOT_READY in told:  # predict_<application>, of a model service that is away
         return NotReady(told.partition(_MODEL_NOT_READY)[2], "try again in a few seconds; see 'deeplambda status'")
-    return BadInput(told, "mend the statement")
+    return BadInput(told, "fix the statement")
 
 
 def readable(message: str | None) -> str:

@@ -1,4 +1,4 @@
-"""PyHive 0.7's SQLAlchemy dialect, mended for Spark's answers and for SQLAlchemy 2.
+"""PyHive 0.7's SQLAlchemy dialect, corrected for Spark's answers and for SQLAlchemy 2.
 
 Spark's SHOW TABLES gives the schema first, which PyHive takes for the table; it knows views apart; and some of PyHive's
 answers have not the form that SQLAlchemy 2 asks for.

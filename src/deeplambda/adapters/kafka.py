@@ -49,7 +49,7 @@ def plain_login(user: str, password: str, *others: tuple[str, str]) -> str:
 
 
 @contextmanager
-def translated(settings: Settings) -> Iterator[None]:
+def kafka_errors(settings: Settings) -> Iterator[None]:
     """kafka-python's exceptions as `NotReady`."""
     try:
         yield
@@ -62,7 +62,7 @@ def translated(settings: Settings) -> Iterator[None]:
 
 def create_topics(settings: Settings) -> list[str]:
     """Create the topics that are missing; returns their names. Raises: NotReady."""
-    with translated(settings):
+    with kafka_errors(settings):
         admin = KafkaAdminClient(**client_options(settings))
         try:
             existing = set(admin.list_topics())
@@ -103,7 +103,7 @@ def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -
             ResourcePattern(ResourceType.CLUSTER, "kafka-cluster"),
         )
     )
-    with translated(settings), KafkaAdminClient(**client_options(settings)) as admin:
+    with kafka_errors(settings), KafkaAdminClient(**client_options(settings)) as admin:
         done = admin.create_acls(allowed)
     if done["failed"]:
         raise NotReady(f"Kafka refused an access list: {done['failed'][0]}", "see the broker's log")
@@ -114,7 +114,7 @@ class Publisher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        with translated(settings):
+        with kafka_errors(settings):
             self._producer = KafkaProducer(
                 **client_options(settings),
                 acks="all",
@@ -130,13 +130,13 @@ class Publisher:
 
     def send_bytes(self, topic: str, key: str | None, value: bytes) -> None:
         """Queue one record whose value is JSON already. Raises: NotReady."""
-        with translated(self._settings):
+        with kafka_errors(self._settings):
             self._pending.append(self._producer.send(topic, key=None if key is None else key.encode(), value=value))
 
     def flush(self, timeout_s: float = 30) -> None:
         """Wait until every queued record is stored. Raises: NotReady when one is not; queue it again."""
         pending, self._pending = self._pending, []
-        with translated(self._settings):
+        with kafka_errors(self._settings):
             self._producer.flush(timeout=timeout_s)
             for future in pending:
                 future.get(timeout=timeout_s)
@@ -159,7 +159,7 @@ def consumer(settings: Settings, *names: str, group: str | None = None) -> Kafka
     group: where it goes on from and commits to; None reads from the beginning and remembers nothing. It joins no group:
     a part that was killed would have to wait for its own session to run out before it could go on.
     """
-    with translated(settings):
+    with kafka_errors(settings):
         made = KafkaConsumer(
             **client_options(settings),
             group_id=group,
@@ -184,7 +184,7 @@ def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
     """By partition, the offset that the next record will get. Raises: NotReady."""
     reader = consumer(settings, topic)
     try:
-        with translated(settings):
+        with kafka_errors(settings):
             return {tp.partition: end for tp, end in reader.end_offsets(reader.assignment()).items()}
     finally:
         reader.close()

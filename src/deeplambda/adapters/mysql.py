@@ -68,7 +68,7 @@ _PASSING = {0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013}
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def mysql_errors() -> Iterator[None]:
     """Connection errors as `NotReady`; deadlocks and lock waits too, for they pass. A refusal as ConfigurationError."""
     try:
         yield
@@ -85,7 +85,7 @@ def translated() -> Iterator[None]:
 @contextmanager
 def named_lock(engine: Engine, name: str, timeout_s: int = 0) -> Iterator[Connection]:
     """Hold the database's advisory lock `name`; it is gone with the connection. Raises: Conflict when it is taken."""
-    with translated(), engine.connect() as connection:
+    with mysql_errors(), engine.connect() as connection:
         if connection.scalar(text("SELECT GET_LOCK(:name, :timeout_s)"), {"name": name, "timeout_s": timeout_s}) != 1:
             raise Conflict(f"another run holds {name!r}", "wait until it ends, then try again")
         try:

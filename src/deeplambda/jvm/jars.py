@@ -119,16 +119,16 @@ def _fetch_component(
 
 def native_mysql(settings: Settings) -> Path:
     """The folder of MariaDB's programs, unpacked into the cache once."""
-    (archive,) = component_jars(settings, "mysql")
-    home = settings.cache_dir / archive.stem
+    (jar,) = component_jars(settings, "mysql")
+    home = settings.cache_dir / jar.stem
     if home.is_dir():
         return home
     with only_one(settings.cache_dir / "fetch.lock"):
         if home.is_dir():
             return home
-        unpacked = settings.cache_dir / "incoming" / archive.stem
+        unpacked = settings.cache_dir / "incoming" / jar.stem
         shutil.rmtree(unpacked, ignore_errors=True)
-        with zipfile.ZipFile(archive) as file:
+        with zipfile.ZipFile(jar) as file:
             file.extractall(unpacked)
         (base,) = (path.parent.parent for path in unpacked.rglob("bin/mariadbd"))
         for program in (*base.glob("bin/*"), *base.glob("scripts/*")):

@@ -1,14 +1,29 @@
-"""The record of `<application>.predictions`: one scored event, with all that an incident asks of it.
+"""A prediction: the record of `<application>.predictions`, and the columns that both views keep of it.
 
-Its JSON form is public: a field may be added, none is renamed or removed.
+The JSON form and the columns are public: one may be added, none is renamed or removed.
 """
 
 import math
 from typing import Annotated, Any
 
+import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from deeplambda.fields import EventId, Moment
+
+VIEW_SCHEMA = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("kafka_partition", pa.int32(), nullable=False),
+        pa.field("kafka_offset", pa.int64(), nullable=False),
+        pa.field("occurred_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("predicted_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("model_version", pa.int32(), nullable=False),
+        pa.field("prediction", pa.string(), nullable=False),
+        pa.field("confidence", pa.float64()),
+    ]
+)
+"""What both views hold of a prediction: the columns of Hive, of MySQL and of the union follow from it."""
 
 
 def _none_for_nan(confidence: Any) -> Any:

@@ -18,15 +18,15 @@ class Pulse:
     """What one loop says of itself; written by the loop's thread, read by the heartbeat's."""
 
     def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}
+        self.details: dict[str, Any] = {}
         self.waits_for: str | None = None
         self._at = time.monotonic()
 
-    def well(self, **facts: Any) -> None:
+    def well(self, **details: Any) -> None:
         """The loop has just done a turn of its work."""
         if self.waits_for is not None:
             _log.info("%s: at work again", threading.current_thread().name)
-        self.facts, self.waits_for, self._at = facts, None, time.monotonic()
+        self.details, self.waits_for, self._at = details, None, time.monotonic()
 
     def waiting(self, why: NotReady) -> None:
         """The loop cannot work now and will try again."""

@@ -17,7 +17,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
-from deeplambda.service.heartbeat import beat
+from deeplambda.service.heartbeat import Beating, beat
 from deeplambda.service.metrics import MetricPublisher
 
 _WATCH_S = 1.0
@@ -53,7 +53,7 @@ class Stream:
         if len(self.failures) == _FAILURES and self.failures[-1] - self.failures[0] < _FAILURES_WITHIN_S:
             raise NotReady(
                 f"a stream of {self.application} failed {_FAILURES} times within {_FAILURES_WITHIN_S} s: {failure}",
-                "mend what it names; it goes on from its checkpoint",
+                "fix what it names; it goes on from its checkpoint",
             ) from failure
         _LOG.warning("a stream of %s failed and starts again from its checkpoint: %s", self.application, failure)
 
@@ -68,7 +68,7 @@ class Stream:
         metrics.publish("batch_duration", progress.durationMs["triggerExecution"] / 1e3, "s")
 
 
-def run_streams(settings: Settings, *, layer: str, part: str, streams: Iterable[Stream]) -> None:
+def run_streams(settings: Settings, *, layer: str, part: Beating, streams: Iterable[Stream]) -> None:
     """Run the streams until SIGTERM or SIGINT. Raises: NotReady when one keeps failing."""
     running, stop = list(streams), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,7 +11,7 @@ from rich.table import Table
 from deeplambda.config import load_settings, port_of
 from deeplambda.errors import ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, help="The local stack: start it, look at it, stop it.")
+app = typer.Typer(no_args_is_help=True)
 _out = Console(width=None if sys.stdout.isatty() else 160)
 
 _Parts = Annotated[list[str] | None, typer.Argument(help="Only these parts; all of them if none is named.")]

@@ -14,7 +14,7 @@ def test_a_part_that_never_beat_is_unwell(settings: Settings) -> None:
         heartbeat_of(settings, part="stream")
 
 
-def test_a_recent_beat_is_well_and_tells_its_facts(settings: Settings) -> None:
+def test_a_recent_beat_is_well_and_tells_its_details(settings: Settings) -> None:
     beat(settings, "stream", streams=2)
     assert heartbeat_of(settings, part="stream") == "2 streams"
 

@@ -10,7 +10,7 @@ import typer
 from deeplambda.config import load_settings, secret_fields
 from deeplambda.errors import ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, help="Inside containers: secrets, provision, health, Spark's daemons.")
+app = typer.Typer(no_args_is_help=True)
 _ROOT = Path("/secrets")
 
 

@@ -10,6 +10,7 @@ import urllib.request
 
 from deeplambda.config import Settings, load_settings, port_of
 from deeplambda.errors import NotReady
+from deeplambda.service.heartbeat import BEATING, heartbeat_of
 
 _TIMEOUT_S = 5
 _CHECKPOINTS_NEED_MB = 64
@@ -18,10 +19,8 @@ _SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"mast
 
 
 def check(settings: Settings, part: str) -> str:
-    """A short fact about the part of this container. Raises: NotReady."""
-    if part in ("archive", "mqtt-bridge", "stream", "views"):
-        from deeplambda.service.heartbeat import heartbeat_of
-
+    """A short note about the part of this container. Raises: NotReady."""
+    if part in BEATING:
         _room_for_checkpoints(settings)
         return heartbeat_of(settings, part)
     if part == "model":

@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress as ProgressBars
-from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from deeplambda.config import Settings
-from deeplambda.stack.local.bringup import Progress, Step
+from deeplambda.stack.local.bringup import Step, StepReport
 
 _STYLES = {Step.WAITING: "dim", Step.READY: "green", Step.FAILED: "red"}
 
 
 @contextmanager
-def shown_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+def shown_progress(console: Console) -> Iterator[Callable[[StepReport], None]]:
     """A line for each part, with its step and its time; into a pipe, a line for each part that is done."""
     if not console.is_terminal:
         yield lambda progress: _print_when_done(console, progress)
@@ -25,10 +24,10 @@ def shown_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with ProgressBars(*columns, console=console) as bars:
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(progress: Progress) -> None:
+        def show(progress: StepReport) -> None:
             name, is_done = progress.part.name, progress.step in {Step.READY, Step.FAILED}
             if name not in tasks:
                 tasks[name] = bars.add_task("", start=False, total=1, part=name)
@@ -56,11 +55,11 @@ def where_everything_is(settings: Settings) -> str:
 Next: [bold]deeplambda status[/], [bold]deeplambda logs PART[/], [bold]deeplambda batch run digits[/]"""
 
 
-def _described(progress: Progress) -> str:
+def _described(progress: StepReport) -> str:
     style = _STYLES.get(progress.step, "default")
     return f"[{style}]{progress.step.value}[/] [dim]{progress.note}[/]"
 
 
-def _print_when_done(console: Console, progress: Progress) -> None:
+def _print_when_done(console: Console, progress: StepReport) -> None:
     if progress.step in {Step.READY, Step.FAILED}:
         console.print(f"{progress.part.name:<10} {progress.seconds:5.1f} s  {_described(progress)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""MySQL's protocol: MariaDB, from an archive of native programs."""
+"""MySQL's protocol: MariaDB, from a jar of native programs."""
 
 import os
 import shutil

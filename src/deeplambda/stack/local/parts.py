@@ -25,7 +25,7 @@ class Part:
     components: what must be in the cache, by the names in components.toml.
     listens: the field of the settings that holds its address; None for a part that listens on no port.
     prepare: writes what the program reads when it starts; idempotent.
-    probe: a short fact about the part when it is well; raises NotReady.
+    probe: a short note about the part when it is well; raises NotReady.
     provision: puts in what other parts expect to find, once the program answers; idempotent.
     """
 
