@@ -11,7 +11,7 @@ import numpy as np
 from pydantic_core import from_json
 from rich.console import Console
 
-from batch_layer.epoch_bars import EpochBars
+from batch_layer.console import EpochBars
 from batch_layer.shard_format import shard_key, write_shard
 from batch_layer.training_run import TrainedRun, train
 from deeplambda.adapters.kafka import Publisher, consumer
@@ -130,7 +130,7 @@ def train_blobs(
 ) -> TrainedRun:
     """Train without showing it."""
     return train(
-        settings, packed, dataset=dataset, snapshot=1, overrides=overrides, bars=bars or SeenBars(), preparing=None
+        settings, packed, dataset=dataset, snapshot=1, overrides=overrides, listener=bars or SeenBars(), preparing=None
     )
 
 
