@@ -87,7 +87,7 @@ def _parsed(
         spark.read.format("binaryFile")
         .load([root + name for name in sources])
         .select(F.element_at(F.split("path", "/"), -1).alias("name"), "content")
-        .withColumn("split", F.create_map(*[F.lit(part) for pair in sources.items() for part in pair])[F.col("name")])
+        .withColumn("split", F.create_map(*[F.lit(word) for pair in sources.items() for word in pair])[F.col("name")])
     )
     schema = _parsed_schema(application)
 

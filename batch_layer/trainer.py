@@ -40,7 +40,7 @@ def all_hyperparameters(application: Application, overrides: Mapping[str, Any]) 
         return chosen | TrainerHyperparameters.model_validate(chosen).model_dump()
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = ".".join(map(str, first["loc"]))
         raise BadInput(f"hyperparameter {name!r}: {first['msg']}", f"give another {name}") from exc
 
 
@@ -68,9 +68,9 @@ class Rows:
         return cls(channels_last_rows(torch.tensor(features)), torch.tensor(labels_N))
 
     @classmethod
-    def joined(cls, parts: "list[Rows]") -> "Rows":
-        """All rows of `parts`, in their order."""
-        return cls(torch.cat([part.features for part in parts]), torch.cat([part.labels_N for part in parts]))
+    def joined(cls, shards: "list[Rows]") -> "Rows":
+        """All rows of the shards, in their order."""
+        return cls(torch.cat([rows.features for rows in shards]), torch.cat([rows.labels_N for rows in shards]))
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -145,12 +145,12 @@ def _some(values: Choice | LogUniform) -> Any:
 
 
 def _training_rows(settings: Settings, application: Application, dataset: str) -> Rows:
-    parts = {
+    shards = {
         shard.announcement.partition: Rows.of(shard.features, shard.labels_N)
         for shard in ShardFeed(settings, application, dataset)
         if shard.announcement.split == TRAIN
     }
-    rows = Rows.joined([parts[partition] for partition in sorted(parts)]) if parts else None
+    rows = Rows.joined([shards[partition] for partition in sorted(shards)]) if shards else None
     if rows is None or len(rows) * VALIDATION_SHARE < 1:
         raise BadInput(
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
@@ -159,7 +159,7 @@ def _training_rows(settings: Settings, application: Application, dataset: str) -
 
 
 def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
-    """What trials train on, and what they are compared on; equal rows are parted equally."""
+    """What trials train on, and what they are compared on; equal rows are divided equally."""
     shuffled_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     validation_N, training_N = shuffled_N.tensor_split([round(len(rows) * VALIDATION_SHARE)])
     training, validation = (Rows(rows.features[chosen], rows.labels_N[chosen]) for chosen in (training_N, validation_N))
@@ -168,7 +168,7 @@ def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
 
 @contextmanager
 def _ray(settings: Settings, packed: PackedApplication) -> Iterator[None]:
-    """Ray, and on every worker the application's archive: on the cluster, or on this machine until the end."""
+    """Ray, and on every worker the application's code: on the cluster, or on this machine until the end."""
     address = settings.ray_address
     os.environ["RAY_AUTH_TOKEN"] = settings.ray_token.get_secret_value()
     here = {} if address else {"include_dashboard": False}
