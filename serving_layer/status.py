@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, func, select, text
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.service.heartbeat import last_beat
+from deeplambda.service.heartbeat import last_heartbeat
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, OUTBOX, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
@@ -26,7 +26,7 @@ def serving_status(settings: Settings, application: str) -> dict[str, str]:
         waiting, oldest = connection.execute(
             select(func.count(), func.min(OUTBOX.c.written_at)).where(OUTBOX.c.published_at.is_(None))
         ).one()
-    beat = last_beat(settings, "views")
+    beat = last_heartbeat(settings, "views")
     said = ", ".join(f"{value} {name}" for name, value in beat.details.items()) if beat else ""
     return {
         "batch view": f"snapshot {view.snapshot} by {application}/{view.model_version}, {_ago(view.moved_at)}"

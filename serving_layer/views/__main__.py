@@ -10,7 +10,7 @@ from typing import Any
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
 from deeplambda.service import outbox_relay as relay
-from deeplambda.service.heartbeat import beat
+from deeplambda.service.heartbeat import write_heartbeat
 from deeplambda.service.logs import log_to_stderr
 from deeplambda.service.loops import Loop
 from serving_layer.views import metrics, realtime, trim
@@ -22,8 +22,8 @@ _log = logging.getLogger("serving_layer.views")
 
 
 def _details(loops: list[Loop]) -> dict[str, Any]:
-    said = {name: value for loop in loops for name, value in loop.pulse.details.items()}
-    waiting = [loop.name for loop in loops if loop.pulse.waits_for]
+    said = {name: value for loop in loops for name, value in loop.status.details.items()}
+    waiting = [loop.name for loop in loops if loop.status.waits_for]
     return said | ({"waiting": ", ".join(waiting)} if waiting else {})
 
 
@@ -44,8 +44,8 @@ def main() -> int:
     failed = None
     while failed is None and not stop.wait(_BEAT_S):
         failed = next((loop for loop in loops if loop.failure), None)
-        if not any(loop.pulse.stuck for loop in loops):
-            beat(settings, "views", **_details(loops))
+        if not any(loop.status.stuck for loop in loops):
+            write_heartbeat(settings, "views", **_details(loops))
     stop.set()
     for loop in loops:
         loop.join(_FAREWELL_S / len(loops))

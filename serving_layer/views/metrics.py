@@ -13,7 +13,7 @@ from deeplambda.adapters import kafka, mysql
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.runtime_metrics import RuntimeMetric
-from deeplambda.service.loops import Pulse
+from deeplambda.service.loops import LoopStatus
 from deeplambda.state.tables import METRICS
 
 GROUP = "deeplambda.views.metrics"
@@ -33,7 +33,7 @@ class Storable(RuntimeMetric):
     unit: Annotated[str, Field(max_length=16)]
 
 
-def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
+def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Store metrics until told to stop. Raises: NotReady; call it again."""
     engine = mysql.engine(settings, "views")
     with closing(kafka.consumer(settings, topics.METRICS, group=GROUP)) as reader:
@@ -44,7 +44,7 @@ def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
                 store(engine, records)
                 with kafka.kafka_errors(settings):
                     reader.commit()
-            pulse.well()
+            status.working()
 
 
 def store(engine: Engine, records: list[Any]) -> int:

@@ -29,7 +29,7 @@ from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.predictions import Prediction
-from deeplambda.service.loops import Pulse
+from deeplambda.service.loops import LoopStatus
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 from serving_layer.views.reporting import ViewReporter
@@ -67,7 +67,7 @@ def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
     return len(rows)
 
 
-def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
+def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Store predictions until told to stop. Raises: NotReady when Kafka does not answer; call it again."""
     engine = mysql.engine(settings, "views")
     names = [topics.predictions(application) for application in settings.applications]
@@ -77,13 +77,13 @@ def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
         while not stop.is_set():
             with kafka.kafka_errors(settings):
                 records = [each for part in reader.poll(_POLL_MS, _BATCH_ROWS).values() for each in part]
-            if records and not _take(engine, publisher, records, reporter, pulse, stop):
+            if records and not _take(engine, publisher, records, reporter, status, stop):
                 break
             if records:
                 with kafka.kafka_errors(settings):
                     reader.commit()
             reporter.report_when_due()
-            pulse.well(**reporter.details)
+            status.working(**reporter.details)
 
 
 def _tell_of_expired(settings: Settings, reader: KafkaConsumer) -> None:
@@ -102,7 +102,7 @@ def _take(
     publisher: Publisher,
     records: list[Any],
     reporter: ViewReporter,
-    pulse: Pulse,
+    status: LoopStatus,
     stop: threading.Event,
 ) -> bool:
     """Keep what the records say, however long MySQL stays away; False when told to stop before that."""
@@ -119,7 +119,7 @@ def _take(
         wait=wait_random_exponential(multiplier=0.05, max=2),
         stop=stop_when_event_set(stop),
         sleep=sleep_using_event(stop),
-        before_sleep=lambda state: pulse.waiting(state.outcome.exception()),  # type: ignore[union-attr, arg-type]
+        before_sleep=lambda state: status.waiting(state.outcome.exception()),  # type: ignore[union-attr, arg-type]
         retry_error_callback=lambda _: None,
     ):
         with attempt:

@@ -13,7 +13,7 @@ from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records.horizon import Horizon
-from deeplambda.service.loops import Pulse
+from deeplambda.service.loops import LoopStatus
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS
 
@@ -69,7 +69,7 @@ def delete_in_chunks(engine: Engine, statement: TextClause, values: dict[str, ob
             return deleted
 
 
-def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
+def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Trim until told to stop. Raises: NotReady; call it again."""
     # without gap locks, so that new rows need not wait
     engine = mysql.engine(settings, "views").execution_options(isolation_level="READ COMMITTED")
@@ -78,5 +78,5 @@ def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
     while not stop.is_set():
         trimmed += sum(trimmer.trim(now()) for trimmer in trimmers)
         delete_in_chunks(engine, _OLD_METRICS, {"before": now() - METRICS_KEPT})
-        pulse.well(trimmed=trimmed)
+        status.working(trimmed=trimmed)
         stop.wait(_PAUSE_S)

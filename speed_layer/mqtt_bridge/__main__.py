@@ -15,7 +15,7 @@ import time
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import DeepLambdaError, NotReady
-from deeplambda.service.heartbeat import beat
+from deeplambda.service.heartbeat import write_heartbeat
 from deeplambda.service.logs import log_to_stderr
 from speed_layer.mqtt_bridge.records import record_of
 from speed_layer.mqtt_bridge.session import Arrived, Session
@@ -34,7 +34,7 @@ def run(settings: Settings, session: Session, stop: threading.Event) -> None:
     """Forward until told to stop."""
     publisher: Publisher | None = None
     batch: list[Arrived] = []
-    forwarded, beaten, waits = 0, 0.0, False
+    forwarded, last_beat_s, waits = 0, 0.0, False
     while not stop.is_set():
         try:
             publisher = publisher or Publisher(as_producer(settings))
@@ -51,9 +51,9 @@ def run(settings: Settings, session: Session, stop: threading.Event) -> None:
             _LOG.info("events go on")
         session.acknowledge(batch)
         forwarded, waits = forwarded + len(batch), False
-        if session.subscribed and time.monotonic() - beaten > _BEAT_S:
-            beaten = time.monotonic()
-            beat(settings, "mqtt-bridge", events=forwarded)
+        if session.subscribed and time.monotonic() - last_beat_s > _BEAT_S:
+            last_beat_s = time.monotonic()
+            write_heartbeat(settings, "mqtt-bridge", events=forwarded)
         batch = session.take(_TURN_S)
 
 

@@ -10,7 +10,7 @@ import urllib.request
 
 from deeplambda.config import Settings, load_settings, port_of
 from deeplambda.errors import NotReady
-from deeplambda.service.heartbeat import BEATING, heartbeat_of
+from deeplambda.service.heartbeat import HEARTBEAT_PARTS, probe_heartbeat
 
 _TIMEOUT_S = 5
 _CHECKPOINTS_NEED_MB = 64
@@ -20,9 +20,9 @@ _SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"mast
 
 def check(settings: Settings, part: str) -> str:
     """A short note about the part of this container. Raises: NotReady."""
-    if part in BEATING:
+    if part in HEARTBEAT_PARTS:
         _room_for_checkpoints(settings)
-        return heartbeat_of(settings, part)
+        return probe_heartbeat(settings, part)
     if part == "model":
         return _http(f"http://127.0.0.1:{port_of(settings.model_url)}/v2/health/live")
     if part == "query":

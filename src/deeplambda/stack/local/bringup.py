@@ -123,7 +123,7 @@ class _Starting(NamedTuple):
             if part.is_local(settings) and not self._is_running():
                 self.report(StepReport(part, Step.PREPARING, 0))
                 part.prepare(settings)
-                heartbeat.forget(settings, part.name)
+                heartbeat.remove_heartbeat(settings, part.name)
                 self.supervisor.start_part(part.name)
             self.report(StepReport(part, Step.STARTING, time.monotonic() - started))
             note = self._wait_until_well()

@@ -142,7 +142,7 @@ PARTS: tuple[Part, ...] = (
         prepare=cds_training.make_if_missing,
         command=_module("speed_layer.stream"),
         environment=_PYTHON,
-        probe=partial(heartbeat.heartbeat_of, part="stream"),
+        probe=partial(heartbeat.probe_heartbeat, part="stream"),
     ),
     Part(
         name="archive",
@@ -152,7 +152,7 @@ PARTS: tuple[Part, ...] = (
         prepare=cds_training.make_if_missing,
         command=_module("batch_layer.archive"),
         environment=_PYTHON,
-        probe=partial(heartbeat.heartbeat_of, part="archive"),
+        probe=partial(heartbeat.probe_heartbeat, part="archive"),
     ),
     Part(
         name="views",
@@ -160,7 +160,7 @@ PARTS: tuple[Part, ...] = (
         needs=("kafka", "mysql"),
         command=_module("serving_layer.views"),
         environment=_PYTHON,
-        probe=partial(heartbeat.heartbeat_of, part="views"),
+        probe=partial(heartbeat.probe_heartbeat, part="views"),
     ),
     Part(
         name="query",
