@@ -25,7 +25,7 @@ _CELL_CHARACTERS = 80
 @sql.command("sql")
 def run_sql(
     statement: Annotated[str, typer.Argument(help="one SELECT, SHOW TABLES or DESCRIBE; '-' reads it from the input")],
-    store: Annotated[StoreChoice, typer.Option(help="who answers; auto: MySQL when every table is there")] = "auto",
+    store: Annotated[StoreChoice, typer.Option(help="the store to ask; auto: MySQL when it has every table")] = "auto",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="rows at most")] = 1_000,
     as_json: Annotated[bool, typer.Option("--json", help="print the service's answer as JSON")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV with a header")] = False,
@@ -43,7 +43,7 @@ def run_sql(
     settings = load_settings()
     text = sys.stdin.read() if statement == "-" else statement
     with Console(stderr=True).status("asking") as status:
-        answer = ask(settings, text, store=store, limit=limit, tell=status.update)
+        answer = ask(settings, text, store=store, limit=limit, on_status=status.update)
     if as_json:
         print(to_json(answer, indent=2).decode())
     elif as_csv:
@@ -56,7 +56,7 @@ def run_sql(
 
 @serve.command("url")
 def serve_url() -> None:
-    """Where the serving layer answers, and as whom."""
+    """Print the serving layer's addresses, and the account that connects to each."""
     settings = load_settings()
     password = settings.data_dir / "secrets" / "deeplambda_analyst_password"
     table = Table.grid(padding=(0, 3))
@@ -90,7 +90,7 @@ def serve_token(
 def serve_status(
     application: Annotated[str, typer.Argument(help="an application that is served")] = "digits",
 ) -> None:
-    """Where the cut between batch view and real-time view is, and what waits on either side of it."""
+    """Print the horizon between batch view and real-time view, and how many rows are on each side of it."""
     from serving_layer.status import serving_status
 
     settings = load_settings()
@@ -100,8 +100,8 @@ def serve_status(
             f"there are {', '.join(settings.applications)}; see DEEPLAMBDA_APPLICATIONS",
         )
     table = Table.grid(padding=(0, 3))
-    for what, figure in serving_status(settings, application).items():
-        table.add_row(f"[bold]{what}", escape(figure))
+    for what, value in serving_status(settings, application).items():
+        table.add_row(f"[bold]{what}", escape(value))
     console.print(table, soft_wrap=True)
 
 

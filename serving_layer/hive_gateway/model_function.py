@@ -20,7 +20,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import PackedApplication
 
-_PATIENCE_S = 5  # somebody waits for the answer
+_PATIENCE_S = 5  # an analyst waits for the answer
 
 
 def add_model_function(spark: SparkSession, settings: Settings, packed: PackedApplication) -> None:

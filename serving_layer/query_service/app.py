@@ -1,4 +1,4 @@
-"""The routes. Every error is a problem (RFC 9457); `openapi.DOCUMENT` says the same to machines."""
+"""The routes. Every error is a problem document (RFC 9457). `openapi.document` describes them for machines."""
 
 import secrets
 from http import HTTPStatus
@@ -35,7 +35,7 @@ def policy(settings: Settings) -> Policy:
 
 
 def create_app(settings: Settings) -> Flask:
-    """The WSGI application. `app.extensions["hive_queries"]` is to be stopped with it."""
+    """The WSGI application. Whoever makes it stops `app.extensions["hive_queries"]` at the end."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT_BYTES
     problems.register(app)

@@ -21,7 +21,7 @@ from serving_layer.query_service.rows import take
 from serving_layer.sql.guard import Checked
 
 TIME_LIMIT_S = 100
-"""Below the gateway's own, so that a query that is ended can still be told of."""
+"""Below the gateway's QUERY_TIMEOUT_S, so that it is this service that ends a query, and can say why."""
 THREADS = 3
 QUEUE_LIMIT = 50
 
@@ -41,7 +41,7 @@ class _Job:
 
 
 class HiveQueries:
-    """Runs until `stop`."""
+    """Runs queued statements on THREADS threads, from when it is made until `stop`."""
 
     def __init__(self, settings: Settings, table: QueriesTable) -> None:
         self._settings, self._table = settings, table
@@ -67,7 +67,7 @@ class HiveQueries:
         return job.id
 
     def find(self, query_id: str) -> Query | None:
-        """A query and how it is getting on. Raises: NotReady."""
+        """A query, with its progress while it runs; None when there is none of that id. Raises: NotReady."""
         self.sweep()
         query = self._table.find(query_id)
         if query is None or query.status not in ("queued", "running"):
@@ -91,7 +91,10 @@ class HiveQueries:
         return states.count("QUEUED"), len(states) - states.count("QUEUED")
 
     def sweep(self) -> None:
-        """Once in this service's life: mark what an earlier one left unfinished. Raises: NotReady."""
+        """Mark as failed, once, the queries that an earlier process left unfinished. Raises: NotReady.
+
+        Requests call it, not the constructor: MySQL may be away when the service starts.
+        """
         with self._lock:
             if not self._swept:
                 if failed := self._table.fail_unfinished():
@@ -99,7 +102,7 @@ class HiveQueries:
                 self._swept = True
 
     def stop(self) -> None:
-        """Cancel everything and wait for the threads."""
+        """Cancel everything and wait for the threads. gunicorn's hook `worker_exit` calls it."""
         with self._lock:
             jobs = list(self._jobs.values())
         for job in jobs:
@@ -119,7 +122,7 @@ class HiveQueries:
             self._end(job, "cancelled")
         except DeepLambdaError as exc:
             self._end(job, "failed", error=str(exc))
-        except Exception as exc:  # a thread of the pool has nobody else to tell
+        except Exception as exc:  # the pool would swallow it
             _log.exception("query %s failed", job.id)
             self._end(job, "failed", error=f"the query service failed on it: {type(exc).__name__}")
         finally:
@@ -169,4 +172,4 @@ class HiveQueries:
 
 
 class _Cancelled(Exception):
-    """Somebody asked for an end."""
+    """The query was cancelled, by its analyst or by `stop`."""

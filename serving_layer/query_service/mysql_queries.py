@@ -1,4 +1,4 @@
-"""Statements that MySQL answers, at once: as the analyst, within a time limit, no more rows than an answer may have."""
+"""Statements that MySQL answers, at once: as the account `analyst`, with limits on time and rows."""
 
 import time
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def limit_time(connection: Connection) -> None:
 
 @contextmanager
 def analyst_errors() -> Iterator[None]:
-    """What MySQL says to a SELECT, as the errors named above."""
+    """Translate what MySQL raises for a SELECT into BadStatement, ForbiddenStatement, TimeLimitExceeded or NotReady."""
     try:
         with mysql.mysql_errors():
             yield

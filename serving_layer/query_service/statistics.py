@@ -1,4 +1,4 @@
-"""How an application is doing: the real-time view, and the accuracy of what has its truth by now."""
+"""How an application is doing: its real-time view, and the accuracy of predictions whose labels are known."""
 
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ _NEWEST_ROWS = 1_000
 
 
 def statistics(engine: Engine, application: str) -> Statistics:
-    """The figures of this moment. engine: of the account `analyst`. Raises: NotReady."""
+    """An application's statistics now. engine: of the account `analyst`. Raises: NotReady."""
     with analyst_errors(), engine.connect() as connection:
         limit_time(connection)
         champion = registry.champion(connection, application)

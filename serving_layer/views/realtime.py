@@ -68,16 +68,16 @@ def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
 
 
 def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
-    """Store predictions until told to stop. Raises: NotReady when Kafka does not answer; call it again."""
+    """Store predictions until told to stop. Raises: NotReady when Kafka is away, after which `Loop` calls it again."""
     engine = mysql.engine(settings, "views")
     names = [topics.predictions(application) for application in settings.applications]
     with Publisher(settings) as publisher, closing(kafka.consumer(settings, *names, group=GROUP)) as reader:
-        _tell_of_expired(settings, reader)
+        _log_expired(settings, reader)
         reporter = ViewReporter(settings, publisher, reader)
         while not stop.is_set():
             with kafka.kafka_errors(settings):
-                records = [each for part in reader.poll(_POLL_MS, _BATCH_ROWS).values() for each in part]
-            if records and not _take(engine, publisher, records, reporter, status, stop):
+                records = [record for batch in reader.poll(_POLL_MS, _BATCH_ROWS).values() for record in batch]
+            if records and not _store_records(engine, publisher, records, reporter, status, stop):
                 break
             if records:
                 with kafka.kafka_errors(settings):
@@ -86,18 +86,18 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
             status.working(**reporter.details)
 
 
-def _tell_of_expired(settings: Settings, reader: KafkaConsumer) -> None:
+def _log_expired(settings: Settings, reader: KafkaConsumer) -> None:
     with kafka.kafka_errors(settings):
-        for part, first in reader.beginning_offsets(reader.assignment()).items():
-            if (kept := reader.committed(part)) is not None and kept < first:
+        for partition, first in reader.beginning_offsets(reader.assignment()).items():
+            if (committed := reader.committed(partition)) is not None and committed < first:
                 _log.error(
                     "predictions %d to %d of %s/%d expired before they were stored; 'deeplambda batch recompute' "
                     "brings their events into the batch view",
-                    *(kept, first - 1, part.topic, part.partition),
+                    *(committed, first - 1, partition.topic, partition.partition),
                 )
 
 
-def _take(
+def _store_records(
     engine: Engine,
     publisher: Publisher,
     records: list[Any],
@@ -105,7 +105,7 @@ def _take(
     status: LoopStatus,
     stop: threading.Event,
 ) -> bool:
-    """Keep what the records say, however long MySQL stays away; False when told to stop before that."""
+    """Store the records, trying again for as long as MySQL is away; False when told to stop before it succeeds."""
     predictions = []
     for record in records:
         try:

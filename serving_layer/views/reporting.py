@@ -1,4 +1,4 @@
-"""How fast the real-time view follows: its figures on `deeplambda.metrics`, and in its heartbeat."""
+"""How far the real-time view is behind: metrics to the topic `deeplambda.metrics`, and details for the heartbeat."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,10 @@ _ANSWER_MS = 5_000
 
 
 class ViewReporter:
-    """Counts what happens between two reports. Raises: NotReady when it is made while the broker is away."""
+    """Measures the real-time view for `realtime.run`, which makes one each time it connects to Kafka.
+
+    Raises: NotReady when it is made while the broker is away.
+    """
 
     def __init__(self, settings: Settings, publisher: Publisher, reader: KafkaConsumer) -> None:
         self._settings, self._publisher, self._reader = settings, publisher, reader
@@ -35,7 +38,7 @@ class ViewReporter:
         self._letters = self._ask_letters()
 
     def stored(self, rows: int, predictions: Sequence[Prediction], took_s: float) -> None:
-        """A transaction is through."""
+        """Count a transaction that `realtime` has committed."""
         self._rows += rows
         self._rows_ever += rows
         self._store_s.append(took_s)
@@ -44,13 +47,13 @@ class ViewReporter:
 
     @property
     def details(self) -> dict[str, Any]:
-        """For the heartbeat."""
+        """What the heartbeat of `views` says: rows stored since the start, and the lag at the last look."""
         return {"rows": self._rows_ever, "lag": self._lag}
 
     def report_when_due(self) -> None:
-        """Ask the broker for the lag every second, and so notice one that is gone; send figures every ten seconds.
+        """Read the lag when the last look is a second old, and publish metrics when the last report is ten seconds old.
 
-        Raises: NotReady.
+        `realtime.run` calls it after every poll. Raises: NotReady, within those seconds, when the broker is gone.
         """
         if time.monotonic() - self._asked < _ASK_S:
             return
@@ -91,6 +94,7 @@ class ViewReporter:
         letters = 0
         with kafka.kafka_errors(self._settings):
             for topic in map(topics.dead_letters, self._settings.applications):
-                parts = [TopicPartition(topic, number) for number in self._reader.partitions_for_topic(topic) or ()]
-                letters += sum(self._reader.end_offsets(parts, timeout_ms=_ANSWER_MS).values())
+                numbers = self._reader.partitions_for_topic(topic) or ()
+                partitions = [TopicPartition(topic, number) for number in numbers]
+                letters += sum(self._reader.end_offsets(partitions, timeout_ms=_ANSWER_MS).values())
         return letters

@@ -257,8 +257,8 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
     expected = [("event-00001", "8", None), ("event-00002", None, 0.5)]
     columns = ("event_id", "label", "confidence")
     assert eventually(lambda: rows(RECENT_PREDICTIONS, *columns) == expected, 120), rows(RECENT_PREDICTIONS, *columns)
-    figures = [(1, "test", "accuracy", 0.9)]
-    assert eventually(lambda: rows(RECENT_MODEL_METRICS, "version", "split", "name", "value") == figures, 20)
+    metrics = [(1, "test", "accuracy", 0.9)]
+    assert eventually(lambda: rows(RECENT_MODEL_METRICS, "version", "split", "name", "value") == metrics, 20)
     assert rows(RECENT_PREDICTIONS, "occurred_at")[1] == (now.replace(tzinfo=None),)
 
 
