@@ -16,6 +16,7 @@ HEAP_MB = 384
 
 
 def prepare(settings: Settings) -> None:
+    """Write the metastore's configuration, before each of its starts."""
     folder = _folder(settings)
     write_private(folder / "hive-site.xml", hive_site(settings))
     write_private(folder / "hive-log4j2.properties", console_logging(_LOG_LEVELS))

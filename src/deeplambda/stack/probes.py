@@ -121,12 +121,12 @@ def gateway(settings: Settings) -> str:
 
 
 def model(settings: Settings) -> str:
-    """The Open Inference Protocol's own sign of life."""
+    """The liveness route of the Open Inference Protocol."""
     return _http_ok(f"{settings.model_url}/v2/health/live")
 
 
 def query(settings: Settings) -> str:
-    """The query service's own sign of life."""
+    """The query service's health route."""
     return _http_ok(f"{settings.query_url}/v1/health")
 
 

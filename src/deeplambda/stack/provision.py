@@ -1,4 +1,8 @@
-"""What the platform expects to find in its stores: topics, the bucket, databases, tables and accounts. Idempotent."""
+"""What the platform expects to find in its stores: topics, the bucket, databases, tables and accounts.
+
+Every function is idempotent. `deeplambda up` calls each as soon as its store answers, at every start; in containers the
+service `provision` calls all of them.
+"""
 
 import pymysql
 from botocore.exceptions import ClientError

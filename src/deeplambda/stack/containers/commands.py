@@ -45,11 +45,11 @@ def provision() -> None:
 @app.command()
 def metastore() -> None:
     """Become the Hive metastore."""
-    from deeplambda.stack import metastore as part
+    from deeplambda.stack import metastore as hive_metastore
 
     settings = load_settings()
-    part.prepare(settings)
-    _become(part.command(settings))
+    hive_metastore.prepare(settings)
+    _become(hive_metastore.command(settings))
 
 
 @app.command("spark-master")

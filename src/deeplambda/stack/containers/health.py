@@ -14,7 +14,7 @@ from deeplambda.service.heartbeat import HEARTBEAT_PARTS, probe_heartbeat
 
 _TIMEOUT_S = 5
 _CHECKPOINTS_NEED_MB = 64
-# Where Spark's daemons tell how they are, and what the page says of one that is well.
+# By part: the port of its status page, and a text that the page holds when the part is well.
 _SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"masterwebuiurl" : "http')}
 
 
@@ -28,10 +28,10 @@ def check(settings: Settings, part: str) -> str:
     if part == "query":
         return _http(f"http://127.0.0.1:{port_of(settings.query_url)}/v1/health")
     if part in _SPARK_PAGES:
-        port, sign = _SPARK_PAGES[part]
-        if sign not in _http(f"http://127.0.0.1:{port}/json/"):
-            raise NotReady(f"its page on port {port} does not say {sign}")
-        return sign
+        port, expected = _SPARK_PAGES[part]
+        if expected not in _http(f"http://127.0.0.1:{port}/json/"):
+            raise NotReady(f"its page on port {port} does not say {expected}")
+        return expected
     from deeplambda.stack import probes
 
     return {"gateway": probes.gateway, "metastore": probes.metastore}[part](settings)

@@ -59,7 +59,7 @@ def bring_up(settings: Settings, parts: list[Part], report: Callable[[StepReport
         supervisor = Supervisor(settings)
         if not supervisor.is_up():
             end(processes_of(settings, [part.name for part in PARTS]))  # of a supervisord that was killed
-        running = {name for name, process in supervisor.processes().items() if process.is_running}
+        running = supervisor.running()
         check_ports(settings, [part for part in local if part.name not in running])
         supervisor.start(local)
         _bring_up_each(settings, supervisor, parts, report)
@@ -157,5 +157,4 @@ class _Starting(NamedTuple):
             ) from exc
 
     def _is_running(self) -> bool:
-        process = self.supervisor.processes().get(self.part.name)
-        return process is not None and process.is_running
+        return self.part.name in self.supervisor.running()

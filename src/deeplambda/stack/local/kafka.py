@@ -26,7 +26,7 @@ TOOLS = {
 
 
 def prepare(settings: Settings) -> None:
-    """Write the broker's configuration and, the first time, format its storage."""
+    """Before each start: write the broker's configuration, and format its storage if that is new."""
     write_private(_folder(settings) / "log4j2.properties", console_logging(_LOG_LEVELS))
     properties = write_private(_folder(settings) / "server.properties", server_properties(settings))
     if (_folder(settings) / "data" / "meta.properties").exists():

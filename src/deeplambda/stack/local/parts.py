@@ -24,9 +24,9 @@ class Part:
     needs: parts that must answer before this one starts.
     components: what must be in the cache, by the names in components.toml.
     listens: the field of the settings that holds its address; None for a part that listens on no port.
-    prepare: writes what the program reads when it starts; idempotent.
+    prepare: writes what the program reads when it starts; called before `deeplambda up` starts it; idempotent.
     probe: a short note about the part when it is well; raises NotReady.
-    provision: puts in what other parts expect to find, once the program answers; idempotent.
+    provision: creates what other parts expect to find; called by `deeplambda up` once `probe` succeeds; idempotent.
     """
 
     name: str
