@@ -45,7 +45,7 @@ ROUND_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Predictions per second, one figure for each round, and the clients' latencies of a batch."""
+    """Predictions per second, a rate for each round, and the clients' latencies of a batch."""
 
     bare: list[float]
     one_connection: list[float]
@@ -141,8 +141,8 @@ def _rate(
 
 
 if __name__ == "__main__":
-    figures = run(load_settings())
-    print(figures.ratio(figures.one_connection, f"{NAME}, one connection"))
-    print(figures.ratio(figures.two_connections, f"{NAME}, two connections"))
-    p50_ms, p99_ms = np.percentile(figures.latencies_ms, [50, 99])
+    measured = run(load_settings())
+    print(measured.ratio(measured.one_connection, f"{NAME}, one connection"))
+    print(measured.ratio(measured.two_connections, f"{NAME}, two connections"))
+    p50_ms, p99_ms = np.percentile(measured.latencies_ms, [50, 99])
     print(f"a batch takes p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms over one connection", file=sys.stderr)

@@ -111,7 +111,7 @@ def test_every_statement_reads_tables_and_columns_that_an_analyst_may(statement:
 
 
 @pytest.mark.parametrize("statement", [each for each in statements() if "FROM metrics" in each])
-def test_every_figure_asked_for_is_measured(statement: str) -> None:
+def test_every_metric_asked_for_is_measured(statement: str) -> None:
     parts = re.findall(r"layer = '(\w+)' AND part = '(\w+)'", statement)
     names = re.findall(r"\bname = '(\w+)'", statement)
     names += [
