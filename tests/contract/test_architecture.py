@@ -161,7 +161,7 @@ def test_routes_of_the_query_service_are_those_that_it_answers(tmp_path: Path) -
 
 
 def answer(question: str) -> tuple[Path, Any]:
-    """The file and the function that the page names."""
+    """The file and the function or class that the page names."""
     found = {row[0]: row[1:3] for row in rows(section("## Where to find"))}
     path, name = (cell.strip("`") for cell in found[question])
     thing: Any = importlib.import_module(path.removeprefix("src/").removesuffix(".py").replace("/", "."))
@@ -209,16 +209,15 @@ def test_the_horizon_moves_where_the_page_says() -> None:
 
 
 def test_a_model_is_swapped_where_the_page_says() -> None:
-    file, settle = answer("Where is a model swapped?")
-    assert "load_champion" in calls(tree_of(settle))
-    assigning = {
-        function.name
-        for function in ast.walk(parsed(file))
-        if isinstance(function, ast.FunctionDef)
-        for target in ast.walk(function)
-        if isinstance(target, ast.Attribute) and isinstance(target.ctx, ast.Store) and target.attr == "current"
-    }
-    assert assigning == {"__init__", settle.__name__}
+    file, watch = answer("Where is a model swapped?")
+    swapping = [
+        method
+        for method in ast.walk(tree_of(watch))
+        if isinstance(method, ast.FunctionDef) and "self.current = champion" in ast.unparse(method)
+    ]
+    assert len(swapping) == 1
+    assert "load_champion" in calls(swapping[0])
+    assert files_that_call("load_champion") == {file}
 
 
 def test_a_setting_is_read_where_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
