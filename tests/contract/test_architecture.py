@@ -100,6 +100,18 @@ def test_the_tree_has_every_folder_of_code() -> None:
     assert folders <= set(tree_paths())
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_every_name_of_code_that_is_told_of_is_in_the_code(page: str) -> None:
+    text = (ROOT / page).read_text()
+    told = {each for each in quoted(text) if re.fullmatch(r"[A-Za-z_][\w.]*", each) and not PATH.fullmatch(each)}
+    settings = {each for each in told if each.startswith("DEEPLAMBDA_")}
+    assert {each.removeprefix("DEEPLAMBDA_").lower() for each in settings} <= set(Settings.model_fields)
+    files = [*CODE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    used = {word for file in files if file != Path(__file__) for word in re.findall(r"\w+", file.read_text())}
+    names = {part for each in told - settings for part in each.split(".")}
+    assert names - used == set()
+
+
 def test_each_word_has_one_meaning() -> None:
     words = [row[0] for row in rows(section("## Words"))]
     assert len(words) == len(set(words))
