@@ -53,7 +53,7 @@ class Champions:
 
 
 def no_champion(*watches: ChampionWatch) -> NotReady:
-    """What to say while applications have no champion."""
+    """The error for requests to applications without a champion; it gives each one's reason."""
     reasons = [f"{watch.name!r} has no champion yet" + (f": {watch.error}" if watch.error else "") for watch in watches]
     return NotReady(
         "; ".join(reasons), f"if none was promoted, train one and run 'deeplambda model promote {watches[0].name}'"
@@ -192,7 +192,7 @@ def _version(champion: Champion) -> dict[str, str]:
 
 
 def _provenance(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:
-    """What serves, and why a newer champion does not."""
+    """Where the champion comes from; `error`: why a newer champion could not be loaded."""
     card = champion.card
     return {
         "weights_sha256": card.weights_sha256,
@@ -207,7 +207,7 @@ def _provenance(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:
 
 
 def _name_error(response: Response) -> None:
-    """The protocol's clients look for the reason in `error`."""
+    """Add the member `error` to a problem, where clients of the Open Inference Protocol look for the reason."""
     if response.mimetype == problems.MEDIA_TYPE:
         body = from_json(response.get_data())
         response.set_data(to_json(body | {"error": "; ".join(filter(None, [body["detail"], body.get("remedy")]))}))

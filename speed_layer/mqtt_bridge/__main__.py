@@ -1,9 +1,9 @@
-"""Bring what devices publish over MQTT to Kafka: `python -m speed_layer.mqtt_bridge`.
+"""Forward the events that devices publish over MQTT to Kafka: `python -m speed_layer.mqtt_bridge`.
 
 1. Take the messages that have arrived.
 2. Send each to Kafka, keyed by its event id, and wait until the broker has stored them.
-3. Only then acknowledge them to the MQTT broker. A crash in between sends them again; every reader knows an event by
-   its id.
+3. Only then acknowledge them to the MQTT broker. After a crash in between they are sent again; every reader recognises
+   an event by its id.
 """
 
 import logging
@@ -26,12 +26,12 @@ _LOG = logging.getLogger("speed_layer.mqtt_bridge")
 
 
 def as_producer(settings: Settings) -> Settings:
-    """The settings of the account that writes events, and no more than them."""
+    """`settings` with the Kafka account `producer`, which may only write events."""
     return settings.model_copy(update={"kafka_user": "producer", "kafka_password": settings.kafka_producer_password})
 
 
 def run(settings: Settings, session: Session, stop: threading.Event) -> None:
-    """Forward until told to stop."""
+    """Forward until `stop` is set."""
     publisher: Publisher | None = None
     batch: list[Arrived] = []
     forwarded, last_beat_s, waits = 0, 0.0, False
@@ -60,7 +60,7 @@ def run(settings: Settings, session: Session, stop: threading.Event) -> None:
 def main() -> None:
     """Run until SIGTERM."""
     log_to_stderr()
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the loop says what it waits for
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # `run` logs that Kafka is away
     settings, stop = load_settings(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

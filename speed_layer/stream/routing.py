@@ -2,7 +2,7 @@
 
 A task that crosses from the JVM to a Python worker costs 200 ms and more on two cores, whatever its size; the model
 call within it takes 15 ms. So a batch that one process scores in less than that stays in the driver, and a backlog is
-dealt out to the workers, as many as there are. Both run the same function.
+divided among all workers. Both run the same function.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,10 @@ Score = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 class Router:
-    """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it."""
+    """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it.
+
+    Spark calls it on the driver for each micro-batch. query: set by `start_stream`, read for the stream's progress.
+    """
 
     def __init__(self, settings: Settings, topic: str, score: Score) -> None:
         self._settings = settings

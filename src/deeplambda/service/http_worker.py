@@ -106,7 +106,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         return keep
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close idle connections, stop reading overdue requests; gunicorn's main loop calls this at least once a second."""
+        """Close idle connections, end overdue reading; gunicorn's main loop calls this at least every second."""
         super().murder_keepalived(force)
         too_old = time.monotonic() - REQUEST_WITHIN_S
         with self._busy_lock:
@@ -119,7 +119,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
                 conn.sock.shutdown(socket.SHUT_RD)
 
     def is_parent_alive(self) -> bool:
-        """Whether gunicorn's parent process runs; gunicorn's main loop asks at least once a second.
+        """Whether gunicorn's parent process runs; gunicorn's main loop calls this at least every second.
 
         Without it this worker finishes the requests that it has, but frees the port at once for the restarted parent.
         """
@@ -132,7 +132,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         return alive
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
-        """Reply with a problem; gunicorn calls this when a request cannot be parsed or fails outside the application."""
+        """Reply with a problem; gunicorn calls this for an invalid request and for an error outside the application."""
         if isinstance(exc, ParseException):
             status = _STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
             detail = str(exc) or "the request is not valid HTTP/1.1"
