@@ -13,11 +13,11 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
 
-_RECONNECT_MS = 1_000  # a client that waits longer comes back long after the broker
+_RECONNECT_MS = 1_000  # with a longer wait a client reconnects long after the broker is back
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Where the broker is and who we are, for any of kafka-python's clients."""
+    """Address and login for any of kafka-python's clients."""
     options: dict[str, Any] = {"bootstrap_servers": settings.kafka_bootstrap}
     if settings.kafka_security != "PLAINTEXT":
         options |= {
@@ -30,7 +30,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 def spark_options(settings: Settings) -> dict[str, str]:
-    """The same for Spark's Kafka source and sink, which take the password out of what they log."""
+    """The same for Spark's Kafka source and sink, which redact the password in their logs."""
     options = {"kafka.bootstrap.servers": settings.kafka_bootstrap}
     if settings.kafka_security != "PLAINTEXT":
         options |= {
@@ -42,7 +42,7 @@ def spark_options(settings: Settings) -> dict[str, str]:
 
 
 def plain_login(user: str, password: str, *others: tuple[str, str]) -> str:
-    """A JAAS line for SASL PLAIN: who to log in as and, on a broker, the `others` who may log in."""
+    """A JAAS line for SASL PLAIN: the account to log in as and, on a broker, the `others` that may log in."""
     known = "".join(f' user_{name}="{secret}"' for name, secret in others)
     login = "org.apache.kafka.common.security.plain.PlainLoginModule"
     return f'{login} required username="{user}" password="{password}"{known};'
@@ -79,7 +79,7 @@ def create_topics(settings: Settings) -> list[str]:
                         for topic in missing
                     }
                 )
-        except TopicAlreadyExistsError:  # somebody else was faster
+        except TopicAlreadyExistsError:  # another process has just created them
             missing = []
         finally:
             admin.close()
@@ -154,10 +154,10 @@ class Publisher:
 
 
 def consumer(settings: Settings, *names: str, group: str | None = None) -> KafkaConsumer:
-    """A consumer of every partition of `names`, which commits only when told to. Raises: NotReady.
+    """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady.
 
-    group: where it goes on from and commits to; None reads from the beginning and remembers nothing. It joins no group:
-    a part that was killed would have to wait for its own session to run out before it could go on.
+    group: whose committed offsets it resumes from and commits to; None: reads from the beginning and commits nothing.
+    It does not join the group: a part that was killed would have to wait until its old session has expired.
     """
     with kafka_errors(settings):
         made = KafkaConsumer(

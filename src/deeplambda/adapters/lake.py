@@ -23,7 +23,7 @@ from deeplambda.records.predictions import VIEW_SCHEMA
 
 
 def _columns(schema: pa.Schema, *, required: bool = False) -> str:
-    """An Arrow schema as the columns of a CREATE TABLE. required: every one of them, whatever the schema says."""
+    """An Arrow schema as the columns of a CREATE TABLE. required: all NOT NULL, also those nullable in `schema`."""
     return ", ".join(
         f"{field.name} {field.dataType.simpleString()}{'' if field.nullable and not required else ' NOT NULL'}"
         for field in from_arrow_schema(schema)
@@ -69,8 +69,8 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
     os.environ["AWS_SECRET_ACCESS_KEY"] = settings.s3_secret_key.get_secret_value()
     os.environ["PYSPARK_PYTHON"] = sys.executable
     if not settings.on_spark_cluster:
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else Spark takes an address of the network for its own
-    os.environ.pop("SPARK_HOME", None)  # another Spark's jars would not fit
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else Spark binds to an address of the network
+    os.environ.pop("SPARK_HOME", None)  # the jars of another Spark version would not match
     classpath = ":".join(str(jar) for jar in spark_jars(settings))
     scratch = settings.data_dir / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -127,12 +127,12 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
 
 
 def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
-    """What executors elsewhere need beside a session's options; secrets go into a file for Spark.
+    """Further options for executors on a cluster; secrets are written to a file that Spark reads.
 
     Source: Spark's security guide, on authentication of a standalone cluster.
     """
     secrets = {
-        # Spark hides both from its pages and logs, by their names.
+        # Spark redacts both in its pages and logs, because of their names.
         "spark.executorEnv.AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
         "spark.authenticate.secret": settings.spark_secret.get_secret_value(),
     }

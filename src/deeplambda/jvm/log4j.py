@@ -1,4 +1,4 @@
-"""Logging of Java programs whose standard error somebody else collects."""
+"""Logging of Java programs to standard error, which the supervisor or the container engine collects."""
 
 from collections.abc import Mapping
 

@@ -18,7 +18,7 @@ class _LifecycleRecord(BaseModel):
 
 
 class PartitionPrepared(_LifecycleRecord):
-    """One partition of a prepared data set is safely on S3."""
+    """One partition of a prepared data set has been stored on S3."""
 
     type: Literal["PartitionPrepared"] = "PartitionPrepared"
     dataset: str
@@ -57,7 +57,7 @@ class ModelPublished(_LifecycleRecord):
 
 
 class ModelPromoted(_LifecycleRecord):
-    """`version` serves from now on. Also what the compacted topic `deeplambda.champions` holds for each application."""
+    """`version` is the champion from now on. The topic `deeplambda.champions` keeps the newest of each application."""
 
     type: Literal["ModelPromoted"] = "ModelPromoted"
     version: int
@@ -74,7 +74,7 @@ class ModelRejected(_LifecycleRecord):
 
 
 class ModelRolledBack(_LifecycleRecord):
-    """The version before serves again."""
+    """`version`, an earlier one, has replaced the champion `previous`."""
 
     type: Literal["ModelRolledBack"] = "ModelRolledBack"
     version: int

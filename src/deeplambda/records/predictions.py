@@ -23,7 +23,7 @@ VIEW_SCHEMA = pa.schema(
         pa.field("confidence", pa.float64()),
     ]
 )
-"""What both views hold of a prediction: the columns of Hive, of MySQL and of the union follow from it."""
+"""The columns of a prediction in both views; the tables in Hive and MySQL and their union are derived from it."""
 
 
 def _none_for_nan(confidence: Any) -> Any:
@@ -31,11 +31,11 @@ def _none_for_nan(confidence: Any) -> Any:
 
 
 class Prediction(BaseModel):
-    """What the speed layer says of one event. The record is keyed by event id.
+    """The speed layer's prediction for one event. The record is keyed by event id.
 
     kafka_partition, kafka_offset: the event's position in `<application>.events`. received_at: the broker's time stamp
-    of the event. inference_ms: the model call that scored the event's batch. confidence: in [0, 1]; NaN, an objective's
-    "I have none", is kept as None. code_version: of the application's sources.
+    of the event. inference_ms: the model call that scored the event's batch. confidence: in [0, 1]; None
+    where the objective has none, which it gives as NaN. code_version: of the application's sources.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
