@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.features import Tensor as FeatureTensor
 from deeplambda.records.lifecycle import EpochTrained
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Checkpoint(BaseModel):
     """A run after a whole epoch. epochs: the records so far; the last one is of this checkpoint's epoch.
 
     train_shards: partitions in the order in which the first epoch saw them; rows keep that order when a run is resumed.
-    feature_shape: of one row.
+    features: what the model takes.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,7 +36,7 @@ class Checkpoint(BaseModel):
     run: str
     epochs: list[EpochTrained]
     train_shards: list[int]
-    feature_shape: list[int]
+    features: dict[str, FeatureTensor]
     tensors_sha256: str
 
     @property

@@ -36,7 +36,10 @@ class Compute:
 
     def place(self, model: nn.Module) -> nn.Module:
         """`model` on the device, its convolutions in channels_last: oneDNN's and cuDNN's own layout."""
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        for parameter in model.parameters():
+            if parameter.dim() == 4:  # the only weights that have this layout
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return model.to(self.device)
 
     def batch(self, rows: Tensor, chosen_B: Tensor) -> Tensor:
         """Those rows on the device; the copy to a GPU runs beside its work."""

@@ -11,7 +11,6 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -21,6 +20,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, NotReady
+from deeplambda.features import Features
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import PartitionPrepared
 
@@ -30,10 +30,10 @@ _POLL_MS = 250
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A fetched shard: its announcement, features float32 (N, …) and labels (N,)."""
+    """A fetched shard: its announcement, features by name and labels (N,)."""
 
     announcement: PartitionPrepared
-    features: NDArray[np.float32]
+    features: Features
     labels_N: NDArray[Any]
 
 
@@ -130,8 +130,8 @@ class ShardFeed:
     def _fetch(self, announcement: PartitionPrepared) -> Shard:
         name = f"s3://{self._store.bucket}/{announcement.key}"
         features, labels_N = read_shard(self._store.get(announcement.key, sha256=announcement.sha256), name)
-        if len(features) != announcement.rows:
-            raise CorruptObject(f"{name} holds {len(features)} rows, {announcement.rows} were announced", _REMEDY)
+        if len(labels_N) != announcement.rows:
+            raise CorruptObject(f"{name} holds {len(labels_N)} rows, {announcement.rows} were announced", _REMEDY)
         return Shard(announcement=announcement, features=features, labels_N=labels_N)
 
     def _announced(self) -> Iterator[PartitionPrepared]:

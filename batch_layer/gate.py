@@ -1,20 +1,23 @@
 """Judge: which model version may serve, and the change of champion."""
 
 import math
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application, deciding_metric
+from deeplambda.application import deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, UnfitModel
+from deeplambda.features import Features, call
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import ModelPromoted, ModelRolledBack
 from deeplambda.state import outbox, registry
-from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card, fetch_model
+from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
+from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
 
 TOLERANCE = 0.005
 """A candidate may be this much worse than the champion in the primary metric: less is noise between seeds."""
@@ -60,23 +63,31 @@ def verify(settings: Settings, packed: PackedApplication, version: int) -> Card:
     if fetch_card(store, packed.name, version) != card:
         raise CorruptObject(f"the card of {name} on S3 is not the one in the registry", "train and publish again")
     store.get(artefact_key(packed.name, version, ONNX), sha256=card.onnx_sha256)
-    _check_outputs(store, packed.load(), card, name)
+    _check_on_kept_rows(store, settings, card, name)
     return card
 
 
-def _check_outputs(store: ObjectStore, application: Application, card: Card, name: str) -> None:
+def _check_on_kept_rows(store: ObjectStore, settings: Settings, card: Card, name: str) -> None:
     import torch
 
-    model = fetch_model(store, application, card)
-    with torch.inference_mode():
-        outputs = model(torch.zeros(1, *card.feature_shape)).numpy()
-    if outputs.shape[:1] != (1,) or outputs.size != card.output_size:
-        raise UnfitModel(
-            f"{name} gives outputs of shape {outputs.shape} for one row, its card says {card.output_size}",
-            "train and publish again",
-        )
-    if not np.isfinite(outputs).all():
-        raise UnfitModel(f"{name} gives outputs that are not finite", "promote another version")
+    code, kept = load_code(store, settings, card), fetch_kept_rows(store, card)
+    model = fetch_model(store, code.application, card)
+    if kept is None:
+        return
+
+    def infer(features: Features) -> NDArray[Any]:
+        with torch.inference_mode():
+            outputs = call(model, {key: torch.from_numpy(array) for key, array in features.items()})
+        if len(outputs) != len(kept.outputs) or outputs.numel() != len(outputs) * card.output_size:
+            raise UnfitModel(
+                f"{name} gives outputs of shape {tuple(outputs.shape)} for {len(kept.outputs)} rows, its card says "
+                f"{card.output_size} for each",
+                "train and publish again",
+            )
+        return outputs.float().numpy()  # type: ignore[no-any-return]
+
+    kept.check_features(code.featurizer.features, name)
+    kept.check_outputs(infer, name)
 
 
 def promote(

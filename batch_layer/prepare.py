@@ -1,37 +1,49 @@
 """Prepare: a pinned snapshot of the examples → shards of features on S3, each announced when it is safely there.
 
-1. The driver deals the snapshot's rows out into partitions by a hash of their event id.
-2. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3.
-3. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
-4. The manifest, last, lists all of them. Preparing again what has a manifest does nothing.
+1. An application with a `fit` learns its state from the train split, in one worker, batch by batch.
+2. The driver deals the snapshot's rows out into partitions by a hash of their event id.
+3. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3. Rows that the
+   transform refuses are left out and counted.
+4. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
+5. The manifest, last, lists all of them. Preparing again what has a manifest does nothing.
 """
 
 import hashlib
 import math
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.shard_format import MANIFEST, manifest_key, shard_key, write_shard
+from batch_layer.shard_format import MANIFEST, kept_payload_key, manifest_key, shard_key, state_key, write_shard
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
-from deeplambda.application import payload_schema
+from deeplambda.application import learns, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
+from deeplambda.features import Features, concatenated
+from deeplambda.learned import EncodedState, decode_state, encode_state
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
+from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
+from deeplambda.state.kept_rows import LIMIT_ROWS, encode_payload
 
 SHARD_ROWS = 8192
+REFUSED_SHARE = 0.05
+"""Of the rows, how many the transform may refuse before the data set is refused."""
+KEPT_SPLIT = "test"
+"""Where the rows come from that every version is checked on."""
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
+_LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failure", pa.string())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +81,7 @@ def prepare(
     if store.digest(manifest) is not None:
         return MANIFEST.validate_json(store.get(manifest))
     spark.sparkContext.addPyFile(str(packed.zip_file))
+    state = learned_state(spark, settings, packed, dataset)
     announcements: list[PartitionPrepared] = []
     for split, partitions in sorted(dataset.shards.items(), reverse=True):  # train first: training begins with it
         columns = ["event_id", *payload_schema(packed.load().event).names, "label"]
@@ -78,35 +91,120 @@ def prepare(
             .select(columns)
             .repartition(partitions, "event_id")
             .sortWithinPartitions("event_id")
-            .mapInArrow(_preparation(settings, packed, dataset, split, partitions), from_arrow_schema(_ANNOUNCEMENTS))
+            .mapInArrow(
+                _preparation(settings, packed, dataset, split, partitions, state), from_arrow_schema(_ANNOUNCEMENTS)
+            )
         )
         announcements += [
             PartitionPrepared.model_validate_json(row["announcement"])
             for row in announced.toLocalIterator(prefetchPartitions=True)
         ]
+    _check_refused(packed.name, announcements)
     store.put(manifest, to_json(announcements))
     return announcements
 
 
+def learned_state(
+    spark: SparkSession, settings: Settings, packed: PackedApplication, dataset: DataSet
+) -> EncodedState | None:
+    """What `fit` learns from the data set's train split; None for an application without one. Learned once.
+
+    Raises: BadInput when `fit` fails.
+    """
+    application = packed.load()
+    if not learns(application):
+        return None
+    store, key = ObjectStore(settings), state_key(dataset.application, dataset.id)
+    if store.digest(key) is not None:
+        return fetch_state(store, dataset.application, dataset.id)
+    columns = [*payload_schema(application.event).names, "label"]
+    rows = read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot).where("split = 'train'")
+    answer = rows.select(columns).coalesce(1).mapInArrow(_fitting(packed), from_arrow_schema(_LEARNED)).first()
+    if answer is None or answer["failure"] is not None:
+        reason = answer["failure"] if answer else "the train split has no rows"
+        raise BadInput(f"fit of {packed.name} failed: {reason}", "fix the application's fit")
+    state = EncodedState(format=answer["format"], content=bytes(answer["content"]))
+    store.put(key, to_json({"format": state.format, "content": b64encode(state.content).decode()}))
+    return state
+
+
+def fetch_state(store: ObjectStore, application: str, dataset: str) -> EncodedState | None:
+    """The learned state of a prepared data set; None where the application learns nothing. Raises: NotReady."""
+    key = state_key(application, dataset)
+    if store.digest(key) is None:
+        return None
+    kept = from_json(store.get(key))
+    return EncodedState(format=kept["format"], content=b64decode(kept["content"]))
+
+
+def featurizer_of(packed: PackedApplication, state: EncodedState | None) -> Featurizer:
+    """The application's transform with its learned state."""
+    application = packed.load()
+    return Featurizer(
+        application,
+        code_version=packed.code_version,
+        state=decode_state(application.fit, state) if state else None,
+        state_sha256=state.sha256 if state else None,
+    )
+
+
+def _fitting(packed: PackedApplication) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def fit(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        answer: dict[str, Any] = {"failure": None}
+        try:
+            state = encode_state(packed.load().fit(batches))
+            answer |= {"format": state.format, "content": state.content}
+        except Exception as exc:  # a user's code: told to the driver in one line
+            answer["failure"] = said(exc)
+        yield pa.RecordBatch.from_pylist([answer], schema=_LEARNED)
+
+    return fit
+
+
+def _check_refused(application: str, announcements: list[PartitionPrepared]) -> None:
+    refused = sum(each.refused for each in announcements)
+    if refused > REFUSED_SHARE * (refused + sum(each.rows for each in announcements)):
+        reason = next(each.first_refusal for each in announcements if each.first_refusal)
+        raise BadInput(
+            f"the transform of {application} refuses {refused:,} rows, the first because {reason}",
+            "fix the transform, or refuse such rows in the event's schema",
+        )
+
+
 def _preparation(
-    settings: Settings, packed: PackedApplication, dataset: DataSet, split: str, partitions: int
+    settings: Settings,
+    packed: PackedApplication,
+    dataset: DataSet,
+    split: str,
+    partitions: int,
+    state: EncodedState | None,
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def prepare_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         started = time.monotonic()
         context = TaskContext.get()
         partition = context.partitionId() if context else 0
-        application = packed.load()
-        payload = payload_schema(application.event)
-        features, labels = [], []
+        featurizer, store = featurizer_of(packed, state), ObjectStore(settings)
+        payload = payload_schema(featurizer.application.event)
+        pieces: list[Features] = []
+        labels: list[Any] = []
+        refusals: list[str] = []
+        kept: list[pa.RecordBatch] = []
         for batch in batches:
-            features.append(application.transform(batch.select(payload.names)))
-            labels.extend(batch["label"].to_pylist())
-        if not features:
-            empty = pa.RecordBatch.from_pylist([], schema=payload)
-            features.append(application.transform(empty))
-        shard = write_shard(np.concatenate(features), application.objective.label_array(labels))
+            found = featurizer.isolated(batch.select(payload.names))
+            passed = pa.array(found.rows_N, pa.int64())
+            pieces.append(found.features)
+            labels.extend(batch["label"].take(passed).to_pylist())
+            refusals += [str(refusal) for refusal in found.refused.values()]
+            if split == KEPT_SPLIT and partition == 0 and sum(map(len, kept)) < LIMIT_ROWS:
+                kept.append(batch.select(payload.names).take(passed))
+        features = concatenated([piece for piece in pieces if piece])
+        shard = write_shard(features, featurizer.application.objective.label_array(labels))
         key = shard_key(dataset.application, dataset.id, split, partition)
-        ObjectStore(settings).put(key, shard)
+        store.put(key, shard)
+        if kept:
+            rows = pa.Table.from_batches(kept).slice(0, LIMIT_ROWS).cast(payload).combine_chunks().to_batches()
+            if rows:
+                store.put(kept_payload_key(dataset.application, dataset.id), encode_payload(rows[0]))
         announcement = PartitionPrepared(
             application=dataset.application,
             dataset=dataset.id,
@@ -116,6 +214,8 @@ def _preparation(
             key=key,
             sha256=sha256_of(shard),
             rows=len(labels),
+            refused=len(refusals),
+            first_refusal=refusals[0] if refusals else None,
             size_bytes=len(shard),
             duration_s=time.monotonic() - started,
         )

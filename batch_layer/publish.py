@@ -9,16 +9,21 @@ from pydantic_core import to_json
 from safetensors.torch import save
 
 from batch_layer.onnx_export import exported
+from batch_layer.prepare import featurizer_of, fetch_state
+from batch_layer.shard_format import kept_payload_key
 from batch_layer.training_run import TEST, TrainedRun
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine
-from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.clock import now
 from deeplambda.config import Settings
+from deeplambda.features import call
 from deeplambda.loading import PackedApplication
+from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.state import outbox, registry
-from deeplambda.state.card import CARD, ONNX, WEIGHTS, Card, artefact_key
+from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, STATE, WEIGHTS, Card, artefact_key, code_key
+from deeplambda.state.kept_rows import KeptRows, decode_payload
 
 
 def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedRun) -> int:
@@ -27,10 +32,13 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
     Raises: UnfitModel when the ONNX export differs from the model, Conflict, NotReady.
     """
     platform, store = engine(settings, "platform"), ObjectStore(settings)
+    state = fetch_state(store, packed.name, trained.dataset)
+    kept = _kept_rows(store, featurizer_of(packed, state), trained)
 
     def store_artefacts(version: int) -> Card:
-        weights = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-        onnx = exported(trained.model, trained.feature_shape)
+        onnx = exported(trained.model, kept.features)
+        store.put(code_key(packed.name, packed.code_version), packed.zip_file.read_bytes())
+        state_sha256 = store.put(artefact_key(packed.name, version, STATE), state.content) if state else None
         card = Card(
             application=packed.name,
             version=version,
@@ -38,13 +46,17 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
             dataset=trained.dataset,
             snapshot=trained.snapshot,
             code_version=packed.code_version,
+            code_sha256=sha256_of(packed.zip_file.read_bytes()),
             hyperparameters=trained.hyperparameters,
             metrics=trained.epochs[-1].metrics,
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
-            feature_shape=trained.feature_shape,
+            features=trained.features,
             output_size=packed.load().objective.output_size,
-            weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), save(weights)),
+            weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), _weights(trained.model)),
             onnx_sha256=store.put(artefact_key(packed.name, version, ONNX), onnx),
+            state_format=state.format if state else None,
+            state_sha256=state_sha256,
+            kept_rows_sha256=store.put(artefact_key(packed.name, version, KEPT_ROWS), kept.encode()),
             trained_rows=trained.epochs[-1].rows,
             training_s=sum(epoch.duration_s for epoch in trained.epochs),
             device=trained.epochs[-1].device,
@@ -58,6 +70,27 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
     with Publisher(settings) as publisher:
         outbox.relay(platform, publisher)
     return version
+
+
+def _kept_rows(store: ObjectStore, featurizer: Featurizer, trained: TrainedRun) -> KeptRows:
+    """The data set's kept payloads, with the features and the outputs that this run gives them."""
+    payload = decode_payload(store.get(kept_payload_key(featurizer.application.name, trained.dataset)))
+    features = featurizer.features(payload)
+    with torch.inference_mode():
+        outputs = call(trained.model, {name: torch.from_numpy(array) for name, array in features.items()})
+    return KeptRows(payload=payload, features=features, outputs=outputs.float().numpy())
+
+
+def _weights(model: torch.nn.Module) -> bytes:
+    """As safetensors; of tied weights one is kept, for `save` refuses shared memory."""
+    unique: dict[int, str] = {}
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() and unique.setdefault(tensor.data_ptr(), name) != name:
+            continue
+        tensors[name] = tensor.contiguous()
+    content: bytes = save(tensors)
+    return content
 
 
 def model_row(card: Card) -> dict[str, Any]:

@@ -25,13 +25,15 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
+from deeplambda.features import call
 from deeplambda.loading import PackedApplication
 from deeplambda.records.admission import admit
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state import outbox, registry
-from deeplambda.state.card import Card, fetch_model
+from deeplambda.state.card import Card
 from deeplambda.state.horizon_store import move_horizon
+from deeplambda.state.versions import LoadedCode, fetch_model, load_code
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +58,7 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
-        spark.sparkContext.addPyFile(str(packed.zip_file))
-        _first_copies(_scored(settings, packed, champion, events)).writeTo(view).overwrite(F.lit(True))
+        _first_copies(_scored(settings, champion, events)).writeTo(view).overwrite(F.lit(True))
         snapshot = current_snapshot(spark, view)
         if snapshot is None:
             raise BadInput(f"no archived event of {packed.name} can be scored", "see its dead letters")
@@ -77,9 +78,9 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
     return published
 
 
-def _scored(settings: Settings, packed: PackedApplication, champion: Card, events: DataFrame) -> DataFrame:
+def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:
     inputs = events.select("event_id", "kafka_partition", "kafka_offset", "value")
-    return inputs.mapInArrow(_scoring(settings, packed, champion), from_arrow_schema(VIEW_SCHEMA))
+    return inputs.mapInArrow(_scoring(settings, champion), from_arrow_schema(VIEW_SCHEMA))
 
 
 def _first_copies(scored: DataFrame) -> DataFrame:
@@ -89,33 +90,34 @@ def _first_copies(scored: DataFrame) -> DataFrame:
 
 
 @lru_cache(maxsize=2)
-def _model(settings: Settings, packed: PackedApplication, champion_json: str) -> "torch.nn.Module":
-    """The champion, kept by the worker between tasks."""
+def _loaded(settings: Settings, champion_json: str) -> "tuple[LoadedCode, torch.nn.Module]":
+    """The champion's code and model, kept by the worker between tasks."""
     import torch
 
     torch.set_num_threads(1)  # Spark already runs a task on each core
-    return fetch_model(ObjectStore(settings), packed.load(), Card.model_validate_json(champion_json))
+    store, champion = ObjectStore(settings), Card.model_validate_json(champion_json)
+    code = load_code(store, settings, champion)
+    return code, fetch_model(store, code.application, champion)
 
 
-def _scoring(
-    settings: Settings, packed: PackedApplication, champion: Card
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     champion_json, version = champion.model_dump_json(), champion.version
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import torch
 
-        application, model = packed.load(), _model(settings, packed, champion_json)
+        code, model = _loaded(settings, champion_json)
         for batch in batches:
             inputs = batch.to_pylist()
             records = [(None if row["event_id"] is None else row["event_id"].encode(), row["value"]) for row in inputs]
-            admitted = admit(application, records, limit_bytes=settings.event_limit_bytes)
+            admitted = admit(code.featurizer, records, limit_bytes=settings.event_limit_bytes)
             if not admitted.events_N:
                 continue  # what was refused has its dead letter from the stream
             rows, events = [inputs[n] for n in admitted.rows_N], admitted.events_N
             with torch.inference_mode():
-                outputs = model(torch.from_numpy(admitted.features)).float().numpy()
-            decoded = application.objective.decode(outputs)
+                tensors = {name: torch.from_numpy(array) for name, array in admitted.features.items()}
+                outputs = call(model, tensors).float().numpy()
+            decoded = code.application.objective.decode(outputs)
             columns = (
                 [event.event_id for event in events],
                 [row["kafka_partition"] for row in rows],

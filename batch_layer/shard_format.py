@@ -1,6 +1,6 @@
 """The shard: one partition of a prepared data set, as one safetensors object on S3.
 
-Numpy alone, for it runs inside Spark's workers. Legend: N rows, … the shape of one row's features.
+Numpy alone, for it runs inside Spark's workers. Legend: N rows.
 """
 
 from typing import Any
@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.features import Features, finite_rows
 from deeplambda.records.lifecycle import PartitionPrepared
 
-_FEATURES, _LABELS = "features", "labels"
+_FEATURE, _LABELS = "feature.", "labels"
 
 MANIFEST = TypeAdapter(list[PartitionPrepared])
 """What the manifest of a data set holds, as JSON."""
@@ -30,42 +31,49 @@ def manifest_key(application: str, dataset: str) -> str:
     return f"{application}/prepared/{dataset}/manifest.json"
 
 
-def write_shard(features: NDArray[np.float32], labels_N: NDArray[Any]) -> bytes:
+def state_key(application: str, dataset: str) -> str:
+    """Where a data set's learned state is kept."""
+    return f"{application}/prepared/{dataset}/state"
+
+
+def kept_payload_key(application: str, dataset: str) -> str:
+    """Where the payloads of the rows that every version of this data set is checked on are kept, as Arrow."""
+    return f"{application}/prepared/{dataset}/kept.arrow"
+
+
+def write_shard(features: Features, labels_N: NDArray[Any]) -> bytes:
     """A shard of N rows; equal rows give equal bytes.
 
-    features: (N, …). labels_N: what `Objective.label_array` gives.
+    features: none when N is 0. labels_N: what `Objective.label_array` gives.
     Raises: BadInput when the two do not belong together or a feature is not finite.
     """
-    if features.dtype != np.float32 or features.ndim < 2:
+    rows = len(labels_N)
+    for name, array in features.items():
+        if len(array) != rows:
+            raise BadInput(f"{len(array)} rows of features {name!r} but {rows} labels", "label every row")
+    if not (finite_N := finite_rows(features, rows)).all():
         raise BadInput(
-            f"the transform returned {features.dtype} of shape {features.shape}",
-            "let it return float32 of shape (rows, …)",
-        )
-    if labels_N.shape != features.shape[:1]:
-        raise BadInput(f"{len(features)} rows of features but labels of shape {labels_N.shape}", "label every row")
-    if not np.isfinite(features).all():
-        rows = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(axis=1))
-        raise BadInput(
-            f"the transform returned features that are not finite for {len(rows)} rows, the first is row {rows[0]}",
+            f"the transform returned features that are not finite for {(~finite_N).sum()} rows, the first is row "
+            f"{int(np.flatnonzero(~finite_N)[0])}",
             "fix the transform, or refuse such events in the schema",
         )
-    content: bytes = save({_FEATURES: np.ascontiguousarray(features), _LABELS: np.ascontiguousarray(labels_N)})
+    tensors = {f"{_FEATURE}{name}": np.ascontiguousarray(array) for name, array in features.items()}
+    content: bytes = save(tensors | {_LABELS: np.ascontiguousarray(labels_N)})
     return content
 
 
-def read_shard(raw: bytes, name: str = "shard") -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Features (N, …) and labels (N,) of a shard. Raises: CorruptObject; `name` says of which object."""
+def read_shard(raw: bytes, name: str = "shard") -> tuple[Features, NDArray[Any]]:
+    """Features by name and labels (N,) of a shard. Raises: CorruptObject; `name` says of which object."""
     remedy = "prepare the data set again: 'deeplambda batch prepare'"
     try:
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError) as exc:  # KeyError: a dtype that numpy has not
         raise CorruptObject(f"{name} is not a whole safetensors file: {exc}", remedy) from exc
-    if set(tensors) != {_FEATURES, _LABELS}:
+    labels_N = tensors.pop(_LABELS, None)
+    if labels_N is None or not all(key.startswith(_FEATURE) for key in tensors):
         raise CorruptObject(f"{name} holds the tensors {sorted(tensors)}, not features and labels", remedy)
-    features, labels_N = tensors[_FEATURES], tensors[_LABELS]
-    if features.dtype != np.float32 or features.ndim < 2 or labels_N.shape != features.shape[:1]:
-        raise CorruptObject(
-            f"{name} holds features {features.dtype} {features.shape} and labels {labels_N.dtype} {labels_N.shape}",
-            remedy,
-        )
+    features = {key.removeprefix(_FEATURE): array for key, array in tensors.items()}
+    for key, array in features.items():
+        if array.shape[:1] != labels_N.shape:
+            raise CorruptObject(f"{name} holds features {key!r} {array.shape} and labels {labels_N.shape}", remedy)
     return features, labels_N

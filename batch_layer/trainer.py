@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from torch import Tensor
 from batch_layer.compute import Compute, as_model_input, channels_last_rows
 from deeplambda.application import Application
 from deeplambda.errors import BadInput, UnfitModel
+from deeplambda.features import Features, call
 from deeplambda.state.card import TrainerHyperparameters, model_arguments
 
 WARM_UP = 0.2
@@ -57,20 +57,31 @@ def learning_rate_factor(progress: float) -> float:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in memory: features as `channels_last_rows` keeps them, labels (N,)."""
+    """Rows in memory: features by name, as `channels_last_rows` keeps them, and labels (N,)."""
 
-    features: Tensor
+    features: dict[str, Tensor]
     labels_N: Tensor
 
     @classmethod
-    def of(cls, features: NDArray[np.float32], labels_N: NDArray[Any]) -> "Rows":
-        """A copy that torch owns. features: (N, …)."""
-        return cls(channels_last_rows(torch.tensor(features)), torch.tensor(labels_N))
+    def of(cls, features: Features, labels_N: NDArray[Any]) -> "Rows":
+        """A copy that torch owns. features: arrays (N, …)."""
+        return cls(
+            {name: channels_last_rows(torch.tensor(array)) for name, array in features.items()}, torch.tensor(labels_N)
+        )
 
     @classmethod
     def joined(cls, shards: "list[Rows]") -> "Rows":
         """All rows of the shards, in their order."""
-        return cls(torch.cat([rows.features for rows in shards]), torch.cat([rows.labels_N for rows in shards]))
+        shards = [rows for rows in shards if len(rows)]
+        names = shards[0].features if shards else ()
+        return cls(
+            {name: torch.cat([rows.features[name] for rows in shards]) for name in names},
+            torch.cat([rows.labels_N for rows in shards]) if shards else torch.zeros(0),
+        )
+
+    def chosen(self, rows_B: Tensor) -> "Rows":
+        """Some of the rows."""
+        return Rows({name: tensor[rows_B] for name, tensor in self.features.items()}, self.labels_N[rows_B])
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -114,7 +125,7 @@ class Trainer:
         unreported = 0
         for i, chosen_B in enumerate(batches, start=1):
             self._step(
-                as_model_input(self._compute.batch(rows.features, chosen_B)),
+                {name: as_model_input(self._compute.batch(tensor, chosen_B)) for name, tensor in rows.features.items()},
                 self._compute.batch(rows.labels_N, chosen_B),
                 (self._epoch - 1 + min(self._done_rows / epoch_rows, 1.0)) / self._settings.epochs,
             )
@@ -124,10 +135,10 @@ class Trainer:
                 advanced(unreported, self.mean_loss())
                 unreported = 0
 
-    def _step(self, features: Tensor, labels_B: Tensor, progress: float) -> None:
+    def _step(self, features: dict[str, Tensor], labels_B: Tensor, progress: float) -> None:
         self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate * learning_rate_factor(progress)
         with self._compute.autocast():
-            outputs = self.model(features)
+            outputs = call(self.model, features)
         loss = self._application.objective.loss(outputs.float(), labels_B)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -151,8 +162,16 @@ class Trainer:
         with torch.inference_mode():
             outputs = torch.cat(
                 [
-                    self.model(as_model_input(features.to(self._compute.device))).float().cpu()
-                    for features in torch.split(rows.features, _EVALUATION_ROWS)
+                    call(
+                        self.model,
+                        {
+                            name: as_model_input(tensor[first : first + _EVALUATION_ROWS].to(self._compute.device))
+                            for name, tensor in rows.features.items()
+                        },
+                    )
+                    .float()
+                    .cpu()
+                    for first in range(0, len(rows), _EVALUATION_ROWS)
                 ]
             )
         labels_N, found = rows.labels_N.numpy(), outputs.numpy()

@@ -22,6 +22,8 @@ from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.features import Tensor as FeatureTensor
+from deeplambda.features import specification
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import EpochTrained
@@ -51,7 +53,7 @@ class TrainingListener(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run. model: on the CPU, in fp32 and evaluation mode. feature_shape: of one row."""
+    """A finished run. model: on the CPU, in fp32 and evaluation mode. features: what it takes."""
 
     run: str
     dataset: str
@@ -59,7 +61,7 @@ class TrainedRun:
     hyperparameters: dict[str, Any]
     model: "nn.Module"
     epochs: list[EpochTrained]
-    feature_shape: list[int]
+    features: dict[str, FeatureTensor]
 
 
 def train(
@@ -87,7 +89,7 @@ class _DataSet:
     train: Rows
     test: Rows
     train_shards: list[int]
-    feature_shape: list[int]
+    features: dict[str, FeatureTensor]
 
 
 class _Run:
@@ -135,7 +137,7 @@ class _Run:
             hyperparameters=self._hyperparameters,
             model=self._trainer.model.cpu().eval(),
             epochs=checkpoint.epochs,
-            feature_shape=checkpoint.feature_shape,
+            features=checkpoint.features,
         )
 
     def _resumed(self) -> Checkpoint | None:
@@ -183,7 +185,7 @@ class _Run:
             train=Rows.joined([arrived.of[TRAIN][partition] for partition in train_shards]),
             test=Rows.joined([arrived.of[TEST][partition] for partition in sorted(arrived.of[TEST])]),
             train_shards=train_shards,
-            feature_shape=arrived.feature_shape,
+            features=arrived.features,
         )
 
     def _epoch(self, epoch: int, train_rows: Rows) -> float:
@@ -210,7 +212,7 @@ class _Run:
             run=self._id,
             epochs=[*before, trained],
             train_shards=rows.train_shards,
-            feature_shape=rows.feature_shape,
+            features=rows.features,
             tensors_sha256=sha256_of(encoded),
         )
         save_checkpoint(self._store, self._application.name, checkpoint, encoded)
@@ -232,7 +234,7 @@ class _Arrived:
         self.of: dict[str, dict[int, Rows]] = {TRAIN: {}, TEST: {}}
         self.order: list[int] = []
         self.train_rows = 0
-        self.feature_shape: list[int] = []
+        self.features: dict[str, FeatureTensor] = {}
 
     def add(self, shard: Shard) -> Rows:
         rows = Rows.of(shard.features, shard.labels_N)
@@ -241,5 +243,5 @@ class _Arrived:
         if shard.announcement.split == TRAIN:
             self.order.append(shard.announcement.partition)
             self.train_rows += len(rows)
-            self.feature_shape = list(shard.features.shape[1:])
+            self.features = self.features or specification(shard.features)
         return rows

@@ -55,7 +55,7 @@ REDUCTION_FACTOR = 3
 """One trial in so many is let train on at each of ASHA's halts."""
 WORKER_BYTES = 512 << 20
 """What a worker with PyTorch and a small model takes beyond the shared rows; Ray runs no more than the memory holds."""
-_Arrays = tuple[NDArray[np.float32], NDArray[Any]]
+_Arrays = tuple[dict[str, NDArray[Any]], NDArray[Any]]
 """Features and labels of `Rows`, as Ray shares them without copies."""
 _METRIC, _FAILURE = "validation", "failure"
 
@@ -162,8 +162,7 @@ def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
     """What trials train on, and what they are compared on; equal rows are divided equally."""
     shuffled_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     validation_N, training_N = shuffled_N.tensor_split([round(len(rows) * VALIDATION_SHARE)])
-    training, validation = (Rows(rows.features[chosen], rows.labels_N[chosen]) for chosen in (training_N, validation_N))
-    return training, validation
+    return rows.chosen(training_N), rows.chosen(validation_N)
 
 
 @contextmanager
@@ -252,13 +251,14 @@ def _trial(
 
 
 def _arrays(rows: Rows) -> _Arrays:
-    return rows.features.numpy(), rows.labels_N.numpy()
+    return {name: tensor.numpy() for name, tensor in rows.features.items()}, rows.labels_N.numpy()
 
 
 def _rows(arrays: _Arrays) -> Rows:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to rows
-        return Rows(*map(torch.from_numpy, arrays))
+        features, labels_N = arrays
+        return Rows({name: torch.from_numpy(array) for name, array in features.items()}, torch.from_numpy(labels_N))
 
 
 def _trial_of(result: Any) -> Trial:

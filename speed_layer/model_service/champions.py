@@ -14,9 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 from kafka.errors import KafkaError
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from deeplambda.adapters.kafka import consumer, kafka_errors
@@ -24,11 +22,13 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, DeepLambdaError
-from deeplambda.loading import pack_application
+from deeplambda.features import chosen, zero_features
 from deeplambda.objective import Classification
 from deeplambda.records import topics
+from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import ModelPromoted
-from deeplambda.state.card import Card, fetch_card, fetch_model
+from deeplambda.state.card import Card, fetch_card
+from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
 from speed_layer.model_service.fast_path import FastPath, fast_path
 
 log = logging.getLogger(__name__)
@@ -41,36 +41,43 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
 class Champion:
     """A model version with everything that a request needs; never changed, only replaced."""
 
-    application: Application
     card: Card
+    featurizer: Featurizer
     path: FastPath
     output_shape: tuple[int, ...]
 
+    @property
+    def application(self) -> Application:
+        """The version's own code, whatever is deployed."""
+        return self.featurizer.application
+
 
 def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromoted) -> Champion:
-    """The promoted version, loaded and warmed up; `ChampionWatch` calls this in its thread for each promotion.
+    """The version's code, learned state and weights, checked on the rows that were kept with it.
 
-    Raises: CorruptObject, UnfitModel, BadInput, NotReady, UnknownApplication, ConfigurationError."""
+    Raises: CorruptObject, UnfitModel, BadInput, NotReady, UnknownApplication, ConfigurationError.
+    """
     name = f"{promotion.application}/{promotion.version}"
-    packed = pack_application(promotion.application, settings)
-    application = packed.load()
     card = fetch_card(store, promotion.application, promotion.version)
-    if card.weights_sha256 != promotion.weights_sha256:
-        raise CorruptObject(
-            f"champion {name!r} was promoted with weights {promotion.weights_sha256[:12]}…, "
-            f"its card says {card.weights_sha256[:12]}…",
-            "restore the version's card, or promote another version",
-        )
-    if card.code_version != packed.code_version:
-        log.warning(
-            "%s was trained with code %s, this service runs %s: train again if the transform has changed",
-            *(name, card.code_version, packed.code_version),
-        )
+    for what, promoted, found in (
+        ("weights", promotion.weights_sha256, card.weights_sha256),
+        ("code", promotion.code_sha256, card.code_sha256),
+    ):
+        if promoted is not None and promoted != found:
+            raise CorruptObject(
+                f"champion {name!r} was promoted with {what} {promoted[:12]}…, its card says {(found or 'none')[:12]}…",
+                "restore the version's card, or promote another version",
+            )
+    featurizer = load_code(store, settings, card).featurizer
+    application, kept = featurizer.application, fetch_kept_rows(store, card)
     model = fetch_model(store, application, card)
+    trial = kept.features if kept else zero_features(card.features)
     decides = isinstance(application.objective, Classification)
-    path = fast_path(model, card.feature_shape, name=name, decides=decides)
-    outputs: NDArray[np.float32] = path(np.zeros((1, *card.feature_shape), dtype=np.float32))
-    return Champion(application=application, card=card, path=path, output_shape=outputs.shape[1:])
+    path = fast_path(model, trial, name=name, decides=decides)
+    if kept:
+        kept.check_features(featurizer.features, name)
+        kept.check_outputs(path.exactly, name)
+    return Champion(card=card, featurizer=featurizer, path=path, output_shape=path(chosen(trial, slice(1))).shape[1:])
 
 
 class ChampionWatch:
@@ -94,9 +101,15 @@ class ChampionWatch:
         self._settings, self._store = settings, ObjectStore(settings)
         self._on_swap, self._on_failure = on_swap, on_failure
         self._pending: ModelPromoted | None = None
+        self._promoted = self._caught_up = False
         self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"champion-{name}", daemon=True)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the champion serves, or the whole topic has been read and names none."""
+        return self.current is not None or (self._caught_up and not self._promoted)
 
     def start(self) -> None:
         """Begin to follow the topic."""
@@ -113,11 +126,16 @@ class ChampionWatch:
             try:
                 with closing(consumer(self._settings, topics.CHAMPIONS)) as reader:
                     delay_s, self.error = FIRST_RETRY_S, None
+                    with kafka_errors(self._settings):
+                        ends = reader.end_offsets(reader.assignment())
                     while not self._stopped.is_set():
                         with kafka_errors(self._settings):
                             batches = reader.poll(timeout_ms=int(POLL_S * 1000))
                         for record in (record for batch in batches.values() for record in batch):
                             self._read_promotion(record.key, record.value)
+                        if not self._caught_up:
+                            with kafka_errors(self._settings):
+                                self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
                         self._load_pending()
             except (DeepLambdaError, KafkaError) as exc:
                 self.error = f"cannot follow champions: {exc}"
@@ -134,6 +152,7 @@ class ChampionWatch:
             self._report_failure(f"a record of {topics.CHAMPIONS!r} is not a promotion: {exc.errors()[0]['msg']}")
             return
         self._pending, self._retry_s, self._retry_at = promotion, FIRST_RETRY_S, 0.0
+        self._promoted = True
 
     def _load_pending(self) -> None:
         """Load the champion of the newest promotion read, unless it is in place already."""

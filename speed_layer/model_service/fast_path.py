@@ -13,7 +13,7 @@ Legend: N rows, C outputs, … one row's shape.
 import copy
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deeplambda.errors import UnfitModel
+from deeplambda.features import Features, call, chosen, row_count
 
 EXACT = 1e-4
 """Largest deviation of an fp32 variant, as a share of the row's largest output."""
@@ -40,7 +41,8 @@ _TRIAL_ROWS = 32  # twice that is the largest pass
 # A request's features are a read-only view of its body, and no model writes to its input.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-Forward = Callable[[Tensor], Tensor]
+Tensors = dict[str, Tensor]
+Forward = Callable[[Tensors], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,35 +57,48 @@ class FastPath:
     exact: Forward
     rescores: bool
 
-    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Raw outputs (N, C) or (N,) of features (N, …)."""
+    def __call__(self, features: Features) -> NDArray[np.float32]:
+        """Raw outputs (N, C) or (N,) of features by name, (N, …) each."""
+        return self._passes(features, self._outputs)
+
+    def exactly(self, features: Features) -> NDArray[np.float32]:
+        """The same in fp32 throughout."""
+        return self._passes(features, lambda rows: _one_pass(self.exact, rows))
+
+    def _passes(self, features: Features, outputs_of: Forward) -> NDArray[np.float32]:
+        tensors = {name: torch.from_numpy(array) for name, array in features.items()}
         with torch.inference_mode():
-            chunks = [self._outputs(chunk) for chunk in torch.split(torch.from_numpy(features), PASS_ROWS[-1])]
-            outputs: NDArray[np.float32] = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).numpy()
+            chunks = [
+                outputs_of({name: tensor[first : first + PASS_ROWS[-1]] for name, tensor in tensors.items()})
+                for first in range(0, row_count(features), PASS_ROWS[-1])
+            ]
+            outputs: NDArray[np.float32] = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float().numpy()
         return outputs
 
-    def _outputs(self, rows: Tensor) -> Tensor:
+    def _outputs(self, rows: Tensors) -> Tensor:
         outputs = _one_pass(self.forward, rows)
         if self.rescores:
             best_N2 = outputs.topk(2, dim=1).values
             close_N = best_N2[:, 0] - best_N2[:, 1] < CLOSE_CALL * outputs.abs().amax(dim=1)
             if close_N.any():
-                outputs[close_N] = _one_pass(self.exact, rows[close_N])
+                outputs[close_N] = _one_pass(self.exact, {name: tensor[close_N] for name, tensor in rows.items()})
         return outputs
 
 
-def fast_path(model: nn.Module, feature_shape: Sequence[int], *, name: str, decides: bool) -> FastPath:
-    """The quickest faithful variant of `model`, warmed up. decides: the prediction depends on the largest output alone.
+def fast_path(model: nn.Module, kept: Features, *, name: str, decides: bool) -> FastPath:
+    """The quickest faithful variant of `model`, warmed up.
 
+    kept: features of real rows, which the variants are tried on. decides: only the largest of the outputs matters.
     Raises: UnfitModel when the model gives outputs that are not finite, or no row of outputs for each row.
     """
-    trial = torch.from_numpy(np.random.default_rng(0).standard_normal((_TRIAL_ROWS, *feature_shape)).astype(np.float32))
+    rows = [row % row_count(kept) for row in range(_TRIAL_ROWS)]
+    trial = {key: torch.from_numpy(array) for key, array in chosen(kept, rows).items()}
     with torch.inference_mode():
         expected = _expected(model, trial, name)
         decides = decides and expected.ndim == 2 and expected.shape[1] > 1
         variants: list[tuple[str, Forward, float]] = [("fp32", _as_is(model), EXACT)]
         variants.append(("fp32 channels_last", _converted(model, torch.float32), EXACT))
-        if decides:
+        if decides and any(tensor.is_floating_point() for tensor in trial.values()):
             variants.append(("bfloat16 channels_last", _converted(model, torch.bfloat16), ROUNDED))
         faithful = [
             (variant, forward) for variant, forward, limit in variants if _deviation(forward, trial, expected) <= limit
@@ -95,34 +110,35 @@ def fast_path(model: nn.Module, feature_shape: Sequence[int], *, name: str, deci
     return path
 
 
-def _one_pass(forward: Forward, rows: Tensor) -> Tensor:
-    count = len(rows)
+def _one_pass(forward: Forward, rows: Tensors) -> Tensor:
+    count = row_count(rows)
     passed = next(allowed for allowed in PASS_ROWS if allowed >= count)
     if passed == count:
         return forward(rows)
-    filled = rows.new_zeros((passed, *rows.shape[1:]))
-    filled[:count] = rows
-    return forward(filled)[:count]
+    fill = [0] * (passed - count)  # the first row again: zeros may be no input that the model takes
+    return forward({name: torch.cat([tensor, tensor[fill]]) for name, tensor in rows.items()})[:count]
 
 
-def _expected(model: nn.Module, trial: Tensor, name: str) -> Tensor:
+def _expected(model: nn.Module, trial: Tensors, name: str) -> Tensor:
+    count = row_count(trial)
     try:
-        expected = model(trial)
-    except (RuntimeError, ValueError, TypeError, IndexError) as exc:
+        expected = call(model, trial)
+    except Exception as exc:  # a user's model may raise anything
+        tensors = {key: list(tensor.shape[1:]) for key, tensor in trial.items()}
         raise UnfitModel(
-            f"{name} does not take features of its card's shape {list(trial.shape[1:])}: {exc}",
+            f"{name} does not take features of its card's shape {tensors}: {type(exc).__name__}: {exc}",
             "train and publish again",
         ) from exc
-    if not (isinstance(expected, Tensor) and expected.ndim in (1, 2) and expected.shape[0] == len(trial)):
+    if not (isinstance(expected, Tensor) and expected.ndim in (1, 2) and expected.shape[0] == count):
         shape = list(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
-        raise UnfitModel(f"{name} gives {shape} for {len(trial)} rows", "build a model that returns (N, C) or (N,)")
+        raise UnfitModel(f"{name} gives {shape} for {count} rows", "build a model that returns (N, C) or (N,)")
     if not torch.isfinite(expected).all():
         raise UnfitModel(f"{name} gives outputs that are not finite", "promote another version")
     return expected
 
 
 def _as_is(model: nn.Module) -> Forward:
-    return lambda rows: model(rows)
+    return lambda rows: call(model, rows)
 
 
 def _converted(model: nn.Module, dtype: torch.dtype) -> Forward:
@@ -132,18 +148,22 @@ def _converted(model: nn.Module, dtype: torch.dtype) -> Forward:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     converted = converted.to(dtype)
 
-    def forward(rows: Tensor) -> Tensor:
-        layout = torch.channels_last if rows.dim() == 4 else torch.contiguous_format
-        outputs: Tensor = converted(rows.to(dtype, memory_format=layout))
+    def cast(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor  # ids and masks: rounded, they would be others
+        return tensor.to(dtype, memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
+
+    def forward(rows: Tensors) -> Tensor:
+        outputs: Tensor = call(converted, {name: cast(tensor) for name, tensor in rows.items()})
         return outputs.float()
 
     return forward
 
 
-def _deviation(forward: Forward, trial: Tensor, expected: Tensor) -> float:
+def _deviation(forward: Forward, trial: Tensors, expected: Tensor) -> float:
     try:
         outputs = forward(trial)
-    except (RuntimeError, TypeError):  # a layer without a kernel for this type or layout: the variant is out
+    except Exception:  # a layer without a kernel for this type or layout: the variant is out
         return float("inf")
     if outputs.shape != expected.shape:
         return float("inf")
@@ -153,7 +173,7 @@ def _deviation(forward: Forward, trial: Tensor, expected: Tensor) -> float:
     return share if np.isfinite(share) else float("inf")
 
 
-def _quickest(variants: list[tuple[str, Forward]], trial: Tensor) -> tuple[str, Forward]:
+def _quickest(variants: list[tuple[str, Forward]], trial: Tensors) -> tuple[str, Forward]:
     """The quickest variant; a later one replaces an earlier one only if that one takes `MIN_SPEEDUP` times as long.
 
     The margin is above the noise of the measurement, so that every start chooses the same variant.
@@ -167,7 +187,7 @@ def _quickest(variants: list[tuple[str, Forward]], trial: Tensor) -> tuple[str, 
     return best
 
 
-def _seconds(forward: Forward, trial: Tensor, repeats: int = 7) -> float:
+def _seconds(forward: Forward, trial: Tensors, repeats: int = 7) -> float:
     """Processor time of the best of several passes: other load on the machine can only make a pass slower."""
     seconds = []
     for _ in range(repeats):
@@ -177,9 +197,10 @@ def _seconds(forward: Forward, trial: Tensor, repeats: int = 7) -> float:
     return min(seconds)
 
 
-def _warm_up(path: FastPath, trial: Tensor) -> None:
-    rows = torch.cat([trial, trial])
+def _warm_up(path: FastPath, trial: Tensors) -> None:
+    twice = {name: torch.cat([tensor, tensor]) for name, tensor in trial.items()}
     for count in PASS_ROWS:
-        path.forward(rows[:count])
+        rows = {name: tensor[:count] for name, tensor in twice.items()}
+        path.forward(rows)
         if path.rescores:
-            path.exact(rows[:count])
+            path.exact(rows)

@@ -5,16 +5,17 @@ An instance is an event of which `event_id` and `occurred_at` may be left out, s
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from deeplambda.application import Application, Event, payload_batch
+from deeplambda.application import Event, payload_batch
 from deeplambda.clock import now
 from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import Features
 from deeplambda.objective import Predictions
+from deeplambda.records.admission import unstorable
 from deeplambda.records.decoding import Reason, RefusedEvent, decode_event
+from deeplambda.records.featurizer import Featurizer
 
 
 def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> list[Event]:
@@ -43,16 +44,18 @@ def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> l
     return events
 
 
-def features_of(application: Application, events: list[Event]) -> NDArray[np.float32]:
-    """The application's features of N events, (N, …). Raises: InvalidEvent when one is not finite."""
-    features = application.transform(payload_batch(application.event, events))
-    finite_N = np.isfinite(features).reshape(len(features), -1).all(axis=1)
-    if not finite_N.all():
-        raise InvalidEvent(
-            f"instance {int(np.flatnonzero(~finite_N)[0])}: the transform gives NaN or infinity",
-            "send a value that the transform can handle",
-        )
-    return features
+def features_of(featurizer: Featurizer, events: list[Event]) -> Features:
+    """The application's features of N events. Raises: InvalidEvent that names the first that has none."""
+    schema = featurizer.application.event
+    refused: dict[int, BadInput] = dict(unstorable(schema, events))
+    found = None if refused else featurizer.isolated(payload_batch(schema, events))
+    if found is not None:
+        refused = dict(found.refused)
+    if refused:
+        first = min(refused)
+        raise InvalidEvent(f"instance {first}: {refused[first].message}", refused[first].remedy)
+    assert found is not None
+    return found.features
 
 
 def encode_predictions(events: list[Event], version: int, predictions: Predictions) -> bytes:

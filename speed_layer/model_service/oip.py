@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 over HTTP, with its binary tensor data extension: bytes in, values out, and back.
 
 A request is JSON, or JSON followed by raw little-endian tensors; the header `Inference-Header-Content-Length` then
-says where the JSON ends. The model's input is one tensor, `features`; its outputs are three.
+says where the JSON ends. The model takes the tensors of its card and gives three.
 Source: open-inference-protocol, specification/protocol/inference_rest.md; Triton, protocol/extension_binary_data.md.
 
 Legend: N rows, … one row's shape.
@@ -16,67 +16,81 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
+from deeplambda.adapters.model_service import DATATYPES
 from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import Features, Specification, Tensor
 from deeplambda.objective import Predictions
 
-FEATURES, OUTPUTS, PREDICTION, CONFIDENCE = "features", "outputs", "prediction", "confidence"
+OUTPUTS, PREDICTION, CONFIDENCE = "outputs", "prediction", "confidence"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _DATATYPES = {OUTPUTS: "FP32", PREDICTION: "BYTES", CONFIDENCE: "FP64"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferRequest:
-    """A checked request. features: finite float32 of shape (N, …), read-only. outputs: (name, as binary?)."""
+    """A checked request. features: finite, by name, of shape (N, …), read-only. outputs: (name, as binary?)."""
 
     id: str | None
-    features: NDArray[np.float32]
+    features: Features
     outputs: tuple[tuple[str, bool], ...]
 
 
-def decode_request(body: bytes, header_length: str | None, feature_shape: Sequence[int]) -> InferRequest:
-    """The request in `body`. header_length: the header's text, None when absent.
+def decode_request(body: bytes, header_length: str | None, wanted: Specification) -> InferRequest:
+    """The request in `body`. header_length: the header's text, None when absent. wanted: the tensors the model takes.
 
     Raises: BadInput (not JSON, wrong name, shape, datatype or size), InvalidEvent (NaN, infinity).
     """
     split = _header_end(header_length, len(body))
     request = _json_object(body if split == len(body) else body[:split])
     binary = memoryview(body)[split:]
-    tensor = _input_tensor(request)
-    expected = ", ".join(str(n) for n in ("N", *feature_shape))
-    shape = tensor.get("shape")
-    if not (
-        isinstance(shape, list)
-        and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
-        and len(shape) == len(feature_shape) + 1
-        and shape[1:] == list(feature_shape)
-        and shape[0] >= 1
-    ):
+    features: Features = {}
+    tensors = _input_tensors(request, wanted)
+    for name, described in tensors.items():
+        shape = _shape(name, described, wanted[name])
+        size_bytes = _parameters(described).get("binary_data_size")
+        if size_bytes is None:
+            features[name] = _json_values(name, described.get("data"), shape, wanted[name].dtype)
+        else:
+            if "data" in described:
+                raise BadInput(f"tensor {name!r} has both 'data' and 'binary_data_size'", "send one of the two")
+            features[name], binary = _binary_values(name, binary, size_bytes, shape, wanted[name].dtype)
+    if len(binary):
         raise BadInput(
-            f"tensor '{FEATURES}' has shape {_short(shape)}", f"send shape [{expected}] with N of at least 1"
+            f"{len(binary)} bytes follow the JSON but no tensor has 'binary_data_size' for them",
+            f"give tensor {next(iter(wanted))!r} the parameter 'binary_data_size', or send its 'data' in JSON",
         )
-    if tensor.get("datatype") != "FP32":
-        raise BadInput(f"tensor '{FEATURES}' has datatype {_short(tensor.get('datatype'))}", "send FP32")
-    size_bytes = _parameters(tensor).get("binary_data_size")
-    if size_bytes is None:
-        if len(binary):
-            raise BadInput(
-                f"{len(binary)} bytes follow the JSON but no tensor has 'binary_data_size'",
-                f"give tensor '{FEATURES}' the parameter 'binary_data_size', or send its 'data' in JSON",
+    counts = {name: len(array) for name, array in features.items()}
+    if len(set(counts.values())) > 1:
+        raise BadInput(f"the tensors have different numbers of rows: {counts}", "send the same N for each")
+    for name, array in features.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+            datatype = DATATYPES[array.dtype.name]
+            raise InvalidEvent(
+                f"row {row} of tensor {name!r} holds NaN, infinity or a value beyond {datatype}", "send finite numbers"
             )
-        features = _json_features(tensor.get("data"), shape)
-    else:
-        if "data" in tensor:
-            raise BadInput(f"tensor '{FEATURES}' has both 'data' and 'binary_data_size'", "send one of the two")
-        features = _binary_features(binary, size_bytes, shape)
-    if not np.isfinite(features).all():
-        row = int(np.flatnonzero(~np.isfinite(features).reshape(shape[0], -1).all(axis=1))[0])
-        raise InvalidEvent(
-            f"row {row} of tensor '{FEATURES}' holds NaN, infinity or a value beyond FP32", "send finite numbers"
-        )
     identity = request.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BadInput(f"'id' is {_short(identity)}", "send 'id' as a string")
     return InferRequest(id=identity, features=features, outputs=_requested(request))
+
+
+def _shape(name: str, described: dict[str, Any], wanted: Tensor) -> list[int]:
+    shape = described.get("shape")
+    if not (
+        isinstance(shape, list)
+        and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
+        and len(shape) == len(wanted.shape) + 1
+        and shape[1:] == list(wanted.shape)
+        and shape[0] >= 1
+    ):
+        expected = ", ".join(str(n) for n in ("N", *wanted.shape))
+        raise BadInput(f"tensor {name!r} has shape {_short(shape)}", f"send shape [{expected}] with N of at least 1")
+    if described.get("datatype") != DATATYPES[wanted.dtype]:
+        raise BadInput(
+            f"tensor {name!r} has datatype {_short(described.get('datatype'))}", f"send {DATATYPES[wanted.dtype]}"
+        )
+    return shape
 
 
 def _header_end(header_length: str | None, body_length: int) -> int:
@@ -102,15 +116,20 @@ def _json_object(text: bytes) -> dict[str, Any]:
     return request
 
 
-def _input_tensor(request: dict[str, Any]) -> dict[str, Any]:
+def _input_tensors(request: dict[str, Any], wanted: Specification) -> dict[str, dict[str, Any]]:
     inputs = request.get("inputs")
+    names = " and ".join(map(repr, wanted))
     if not (isinstance(inputs, list) and all(isinstance(tensor, dict) for tensor in inputs)):
-        raise BadInput("the request has no list 'inputs' of tensors", f"send one tensor named '{FEATURES}'")
-    if [tensor.get("name") for tensor in inputs] != [FEATURES]:
-        named = ", ".join(_short(tensor.get("name")) for tensor in inputs[:5]) or "none"
-        raise BadInput(f"'inputs' names the tensors {named}", f"send exactly one tensor, named '{FEATURES}'")
-    tensor: dict[str, Any] = inputs[0]
-    return tensor
+        raise BadInput("the request has no list 'inputs' of tensors", f"send {_number(wanted)} named {names}")
+    given = [tensor.get("name") for tensor in inputs]
+    if len(given) != len(wanted) or any(name not in given for name in wanted):
+        named = ", ".join(_short(name) for name in given[:5]) or "none"
+        raise BadInput(f"'inputs' names the tensors {named}", f"send exactly {_number(wanted)}, named {names}")
+    return {tensor["name"]: tensor for tensor in inputs}
+
+
+def _number(wanted: Specification) -> str:
+    return "one tensor" if len(wanted) == 1 else f"{len(wanted)} tensors"
 
 
 def _parameters(of: dict[str, Any]) -> dict[str, Any]:
@@ -120,36 +139,52 @@ def _parameters(of: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _binary_features(binary: memoryview, size_bytes: Any, shape: list[int]) -> NDArray[np.float32]:
-    needed = prod(shape) * 4
+def _binary_values(
+    name: str, binary: memoryview, size_bytes: Any, shape: list[int], dtype: str
+) -> tuple[NDArray[Any], memoryview]:
+    """The tensor, and what follows it."""
+    stored = np.dtype(dtype).newbyteorder("<")
+    needed = prod(shape) * stored.itemsize
     if size_bytes != needed or isinstance(size_bytes, bool):
         raise BadInput(
-            f"'binary_data_size' of tensor '{FEATURES}' is {_short(size_bytes)}",
-            f"shape {shape} of FP32 takes {needed} bytes",
+            f"'binary_data_size' of tensor {name!r} is {_short(size_bytes)}",
+            f"shape {shape} of {DATATYPES[dtype]} takes {needed} bytes",
         )
-    if len(binary) != needed:
+    if len(binary) < needed:
         raise BadInput(
             f"{len(binary)} bytes follow the JSON, 'binary_data_size' says {needed}",
             f"send all of the tensor, and the JSON's length in {HEADER_LENGTH}",
         )
-    return np.frombuffer(binary, dtype="<f4").reshape(shape)
+    if dtype == "bool":
+        values = np.frombuffer(binary[:needed], np.uint8).reshape(shape)
+        if values.max(initial=0) > 1:
+            raise BadInput(f"tensor {name!r} holds bytes other than 0 and 1", "send BOOL as 0 and 1")
+        return values.view(np.bool_), binary[needed:]
+    return np.frombuffer(binary[:needed], dtype=stored).reshape(shape), binary[needed:]
 
 
-def _json_features(data: Any, shape: list[int]) -> NDArray[np.float32]:
+def _json_values(name: str, data: Any, shape: list[int], dtype: str) -> NDArray[Any]:
     if not isinstance(data, list):
-        raise BadInput(f"tensor '{FEATURES}' has no list 'data'", "send its numbers as 'data', or as binary data")
+        raise BadInput(f"tensor {name!r} has no list 'data'", "send its numbers as 'data', or as binary data")
     try:
         numbers = np.array(data)
-    except ValueError as exc:
-        raise BadInput(f"'data' of tensor '{FEATURES}' is ragged", f"send it flat, or nested as shape {shape}") from exc
-    if numbers.dtype.kind not in "iuf":
-        raise BadInput(f"'data' of tensor '{FEATURES}' holds something that is not a number", "send numbers alone")
+    except (ValueError, OverflowError) as exc:
+        raise BadInput(f"'data' of tensor {name!r} is ragged", f"send it flat, or nested as shape {shape}") from exc
+    if numbers.dtype.kind not in ("b" if dtype == "bool" else "iuf"):
+        kind = "true or false" if dtype == "bool" else "a number"
+        raise BadInput(
+            f"'data' of tensor {name!r} holds something that is not {kind}", f"send {DATATYPES[dtype]} alone"
+        )
     if numbers.size != prod(shape) or (numbers.ndim > 1 and list(numbers.shape) != shape):
         raise BadInput(
-            f"'data' of tensor '{FEATURES}' has shape {list(numbers.shape)}", f"send it flat, or nested as {shape}"
+            f"'data' of tensor {name!r} has shape {list(numbers.shape)}", f"send it flat, or nested as {shape}"
         )
+    if np.dtype(dtype).kind == "i":
+        limits = np.iinfo(dtype)
+        if numbers.dtype.kind != "i" or numbers.min(initial=0) < limits.min or numbers.max(initial=0) > limits.max:
+            raise BadInput(f"'data' of tensor {name!r} holds what is no {DATATYPES[dtype]}", "send whole numbers")
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused by name
-        return numbers.astype(np.float32).reshape(shape)
+        return numbers.astype(dtype).reshape(shape)
 
 
 def _requested(request: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
@@ -222,13 +257,16 @@ def _raw(array: NDArray[Any]) -> bytes:
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
-def metadata(model: str, version: int, feature_shape: Sequence[int], output_shape: Sequence[int]) -> dict[str, Any]:
+def metadata(model: str, version: int, features: Specification, output_shape: Sequence[int]) -> dict[str, Any]:
     """The model's tensors as the protocol's metadata names them; -1 stands for N."""
     shapes = {OUTPUTS: [-1, *output_shape], PREDICTION: [-1], CONFIDENCE: [-1]}
     return {
         "name": model,
         "versions": [str(version)],
         "platform": "pytorch",
-        "inputs": [{"name": FEATURES, "datatype": "FP32", "shape": [-1, *feature_shape]}],
+        "inputs": [
+            {"name": name, "datatype": DATATYPES[tensor.dtype], "shape": [-1, *tensor.shape]}
+            for name, tensor in features.items()
+        ],
         "outputs": [{"name": name, "datatype": _DATATYPES[name], "shape": shape} for name, shape in shapes.items()],
     }

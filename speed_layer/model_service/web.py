@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -13,16 +14,20 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 from werkzeug.exceptions import NotFound
 
+from deeplambda.adapters.model_service import FEATURIZER_HEADER
 from deeplambda.config import Settings
 from deeplambda.errors import Conflict, InvalidEvent, NotReady, UnknownApplication
+from deeplambda.features import Features, chosen, row_count
 from deeplambda.service import problems
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader
 from speed_layer.model_service.champions import Champion, ChampionWatch
+from speed_layer.model_service.fast_path import FastPath
 from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
 from speed_layer.model_service.metrics import ServiceMetrics
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
+_SEEN_VALUES = "send values like those that it was trained on"
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -60,29 +65,62 @@ def no_champion(*watches: ChampionWatch) -> NotReady:
     )
 
 
+class OtherFeaturizer(Conflict):
+    """A request whose features were made with other code or learned state than the model takes."""
+
+    def __init__(self, given: str, champion: Champion) -> None:
+        super().__init__(
+            f"the features were made with {given[:80]!r}, version {champion.card.version} takes those of "
+            f"{champion.featurizer.id!r}",
+            "make them with the code of that version",
+        )
+        self.champion = champion
+
+
+def check_featurizer(given: str | None, champion: Champion) -> None:
+    """given: what the client says; clients that say nothing are trusted. Raises: OtherFeaturizer."""
+    if given is not None and given != champion.featurizer.id:
+        raise OtherFeaturizer(given, champion)
+
+
+def infer(path: FastPath, features: Features) -> NDArray[np.float32]:
+    """Finite outputs of N rows. Raises: InvalidEvent that names the first row that the model fails on."""
+    try:
+        outputs = path(features)
+    except Exception as exc:  # a user's model may raise anything, on values that training has not seen
+        count = row_count(features)
+        if count == 1:
+            reason = str(exc).strip().partition("\n")[0][:300]
+            raise InvalidEvent(f"row 0: the model raised {type(exc).__name__}: {reason}", _SEEN_VALUES) from exc
+        half = count // 2
+        for first, rows in ((0, slice(0, half)), (half, slice(half, count))):
+            try:
+                infer(path, chosen(features, rows))
+            except InvalidEvent as refusal:
+                number, _, reason = refusal.message.removeprefix("row ").partition(": ")
+                raise InvalidEvent(f"row {first + int(number)}: {reason}", refusal.remedy) from exc
+        raise InvalidEvent(
+            f"row 0: the model raised {type(exc).__name__} for {count} rows at once", _SEEN_VALUES
+        ) from exc
+    if not np.isfinite(outputs).all():
+        row = int(np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))[0])
+        raise InvalidEvent(f"row {row}: the model's outputs are not finite", _SEEN_VALUES)
+    return outputs
+
+
 def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics) -> Flask:
     """The service as a WSGI application."""
     app = Flask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     problems.register(app)
+    app.register_error_handler(OtherFeaturizer, _other_featurizer)
     bodies = BodyReader()
     passes = threading.BoundedSemaphore(os.cpu_count() or 1)  # more at a time would only slow one another down
 
-    def score(name: str, champion: Champion, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        if list(features.shape[1:]) != champion.card.feature_shape:
-            raise Conflict(
-                f"the transform of {name!r} gives rows of shape {list(features.shape[1:])}, "
-                f"version {champion.card.version} was trained on {champion.card.feature_shape}",
-                "train and promote again: the application has changed",
-            )
+    def score(name: str, champion: Champion, features: Features) -> NDArray[np.float32]:
         with metrics.in_progress.track_inprogress(), passes:
-            outputs = champion.path(features)
-        if not np.isfinite(outputs).all():
-            row = int(np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))[0])
-            raise InvalidEvent(
-                f"row {row}: the model's outputs are not finite", "send values like those that it was trained on"
-            )
-        metrics.scored(name, champion.card.version, len(features))
+            outputs = infer(champion.path, features)
+        metrics.scored(name, champion.card.version, row_count(features))
         return outputs
 
     @app.before_request
@@ -115,9 +153,9 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
 
     @app.get("/v2/health/ready")
     def ready() -> Answer:
-        missing = [watch for watch in champions.watches.values() if watch.current is None]
-        if missing:
-            raise no_champion(*missing)
+        waiting = [watch for watch in champions.watches.values() if not watch.is_ready]
+        if waiting:
+            raise no_champion(*waiting)
         return _json({"ready": True})
 
     @app.get("/v2/models/<name>")
@@ -125,7 +163,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     def model(name: str, version: str | None = None) -> Answer:
         champion = champions.serving(name, version)
         card = champion.card
-        described = oip.metadata(name, card.version, card.feature_shape, champion.output_shape)
+        described = oip.metadata(name, card.version, card.features, champion.output_shape)
         return _json(described | {"parameters": _provenance(champion, champions.watch(name))}, champion)
 
     @app.get("/v2/models/<name>/ready")
@@ -138,7 +176,8 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     def infer(name: str, version: str | None = None) -> Answer:
         champion = champions.serving(name, version)
         with bodies.body(request, "application/json", "application/octet-stream") as body:
-            asked = oip.decode_request(body, request.headers.get(oip.HEADER_LENGTH), champion.card.feature_shape)
+            check_featurizer(request.headers.get(FEATURIZER_HEADER), champion)
+            asked = oip.decode_request(body, request.headers.get(oip.HEADER_LENGTH), champion.card.features)
             outputs = score(name, champion, asked.features)
         reply, headers = oip.encode_response(
             asked,
@@ -172,7 +211,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         application = champion.application
         with bodies.body(request, "application/json") as body:
             events = decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes)
-        outputs = score(name, champion, features_of(application, events))
+        outputs = score(name, champion, features_of(champion.featurizer, events))
         reply = encode_predictions(events, champion.card.version, application.objective.decode(outputs))
         return reply, {**_JSON, **_version(champion)}
 
@@ -181,6 +220,17 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         return metrics.exposition(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
     return app
+
+
+def _other_featurizer(exc: OtherFeaturizer) -> Response:
+    return problems.problem(
+        HTTPStatus.CONFLICT,
+        "Other Features",
+        exc.message,
+        remedy=exc.remedy,
+        featurizer=exc.champion.featurizer.id,
+        model_version=exc.champion.card.version,
+    )
 
 
 def _json(value: Any, champion: Champion | None = None) -> Answer:

@@ -13,7 +13,6 @@ from pyspark.sql.streaming.query import StreamingQuery
 from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
-from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.service.logs import log_to_stderr
 from deeplambda.service.streams import Stream, run_streams
@@ -23,21 +22,21 @@ from speed_layer.stream.scoring import scoring
 BATCH_LIMIT_ROWS = 20_000
 
 
-def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplication, router: Router) -> StreamingQuery:
+def start_stream(spark: SparkSession, settings: Settings, name: str, router: Router) -> StreamingQuery:
     """Start scoring one application's events, or go on from the checkpoint."""
     router.query = (
         spark.readStream.format("kafka")
         .options(**spark_options(settings))
         .option("kafka.max.partition.fetch.bytes", str(topics.RECORD_LIMIT_BYTES))
-        .option("subscribe", topics.events(packed.name))
+        .option("subscribe", topics.events(name))
         .option("startingOffsets", "earliest")
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", BATCH_LIMIT_ROWS)
         .load()
         .select("key", "value", "topic", "partition", "offset", "timestamp")
         .writeStream.foreachBatch(router)
-        .queryName(f"predict {packed.name}")
-        .option("checkpointLocation", f"{settings.checkpoints}/stream/{packed.name}")
+        .queryName(f"predict {name}")
+        .option("checkpointLocation", f"{settings.checkpoints}/stream/{name}")
         .start()
     )
     return router.query
@@ -58,10 +57,8 @@ def main() -> None:
     warm_up(spark)
     streams = []
     for name in settings.applications:
-        packed = pack_application(name, settings)
-        spark.sparkContext.addPyFile(str(packed.zip_file))
-        router = Router(settings, topics.events(name), scoring(settings, packed))
-        streams.append(Stream(name, partial(start_stream, spark, settings, packed, router)))
+        router = Router(settings, topics.events(name), scoring(settings, name))
+        streams.append(Stream(name, partial(start_stream, spark, settings, name, router)))
     run_streams(settings, layer="speed", part="stream", streams=streams)
     spark.stop()
 

@@ -7,29 +7,100 @@ from typing import Any
 
 import pyarrow as pa
 
-from deeplambda.adapters.model_service import ModelClient
-from deeplambda.application import Application
+from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.loading import PackedApplication
+from deeplambda.errors import BadInput
 from deeplambda.records import topics
 from deeplambda.records.admission import Admitted, admit
 from deeplambda.records.dead_letters import DeadLetter
-from deeplambda.records.decoding import RefusedEvent
+from deeplambda.records.decoding import Reason, RefusedEvent
+from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.predictions import Prediction
+from deeplambda.service.champion_code import ChampionCode
 
+Record = tuple[str, bytes, bytes]
+"""Topic, key and value."""
 RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
+_PATIENCE_S = 60.0
 
 
-@lru_cache(maxsize=4)
-def _client(settings: Settings, application: str) -> ModelClient:
-    """One keep-alive connection pool for the life of the worker."""
-    return ModelClient(settings, application)
+class Scorer:
+    """Turns one application's records into predictions and dead letters, with the code of the version that serves.
+
+    One lives in each process that scores, for the life of the process: it keeps the connection to the model service
+    and the code that was last asked for.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings, self._name = settings, name
+        self._client = ModelClient(settings, name)
+        self._code = ChampionCode(settings, name, self._client, patience_s=_PATIENCE_S)
+
+    def records(self, rows: list[dict[str, Any]]) -> list[Record]:
+        """What becomes of rows of Spark's Kafka source: a record for each.
+
+        1. check and transform every event with the code of the champion, as far as it is known
+        2. have the model service score the features, naming that code
+        3. where the model takes features of other code or learned state, load those and begin again
+        4. where the service refuses features, halve the batch until the events to blame stand alone
+        Raises: NotReady when the model service stays away, or no champion was ever promoted.
+        """
+        keyed = [(row["key"], row["value"]) for row in rows]
+        while True:
+            featurizer = self._code.current()
+            admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes)
+            out = [dead_letter(self._name, rows[n], refusal) for n, refusal in admitted.refused]
+            try:
+                return out + self._scored(featurizer, rows, admitted)
+            except OtherFeatures as other:
+                self._code.load(other.model_version)
+
+    def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
+        if not admitted.events_N:
+            return []
+        started = time.perf_counter()
+        try:
+            scored = self._client.predict(admitted.features, featurizer.id)
+        except BadInput as refusal:
+            count = len(admitted.events_N)
+            if count == 1:
+                refused = RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED)
+                return [dead_letter(self._name, rows[admitted.rows_N[0]], refused)]
+            halves = (slice(0, count // 2), slice(count // 2, count))
+            return [record for half in halves for record in self._scored(featurizer, rows, admitted.some(half))]
+        inference_ms = (time.perf_counter() - started) * 1e3
+        decoded = featurizer.application.objective.decode(scored.outputs)
+        topic, predicted_at = topics.predictions(self._name), now()
+        out = []
+        for n, event, value, confidence in zip(
+            admitted.rows_N, admitted.events_N, decoded.values, decoded.confidence_N.tolist(), strict=True
+        ):
+            row = rows[n]
+            prediction = Prediction(
+                application=self._name,
+                event_id=event.event_id,
+                kafka_partition=row["partition"],
+                kafka_offset=row["offset"],
+                occurred_at=event.occurred_at,
+                received_at=row["timestamp"],
+                predicted_at=predicted_at,
+                model_version=scored.model_version,
+                prediction=value,
+                confidence=confidence,
+                inference_ms=inference_ms,
+                code_version=featurizer.code_version,
+            )
+            out.append((topic, event.event_id.encode(), prediction.model_dump_json().encode()))
+        return out
 
 
-def scoring(
-    settings: Settings, packed: PackedApplication
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+@lru_cache(maxsize=64)
+def _scorer(settings: Settings, name: str) -> Scorer:
+    return Scorer(settings, name)
+
+
+def scoring(settings: Settings, name: str) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """A function for `mapInArrow`: rows of Spark's Kafka source in, records for its Kafka sink out.
 
     The router calls it in the driver, Spark in the workers. Raises: NotReady, after which Spark tries the batch again,
@@ -37,14 +108,9 @@ def scoring(
     """
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        application, client = packed.load(), _client(settings, packed.name)
+        scorer = _scorer(settings, name)
         for batch in batches:
-            rows = batch.to_pylist()
-            records = [(row["key"], row["value"]) for row in rows]
-            admitted = admit(application, records, limit_bytes=settings.event_limit_bytes)
-            out = [_dead_letter(packed.name, rows[n], refusal) for n, refusal in admitted.refused]
-            if admitted.events_N:
-                out += _predictions(packed, application, client, rows, admitted)
+            out = scorer.records(batch.to_pylist())
             yield pa.RecordBatch.from_arrays(
                 [pa.array(column, field.type) for column, field in zip(zip(*out, strict=True), RECORDS, strict=True)],
                 schema=RECORDS,
@@ -53,40 +119,7 @@ def scoring(
     return score
 
 
-def _predictions(
-    packed: PackedApplication,
-    application: Application,
-    client: ModelClient,
-    rows: list[dict[str, Any]],
-    admitted: Admitted,
-) -> Iterator[tuple[str, bytes, bytes]]:
-    started = time.perf_counter()
-    scored = client.predict(admitted.features)
-    inference_ms = (time.perf_counter() - started) * 1e3
-    decoded = application.objective.decode(scored.outputs)
-    topic, predicted_at = topics.predictions(packed.name), now()
-    for n, event, value, confidence in zip(
-        admitted.rows_N, admitted.events_N, decoded.values, decoded.confidence_N.tolist(), strict=True
-    ):
-        row = rows[n]
-        record = Prediction(
-            application=packed.name,
-            event_id=event.event_id,
-            kafka_partition=row["partition"],
-            kafka_offset=row["offset"],
-            occurred_at=event.occurred_at,
-            received_at=row["timestamp"],
-            predicted_at=predicted_at,
-            model_version=scored.model_version,
-            prediction=value,
-            confidence=confidence,
-            inference_ms=inference_ms,
-            code_version=packed.code_version,
-        )
-        yield topic, event.event_id.encode(), record.model_dump_json().encode()
-
-
-def _dead_letter(application: str, row: dict[str, Any], refusal: RefusedEvent) -> tuple[str, bytes, bytes]:
+def dead_letter(application: str, row: dict[str, Any], refusal: RefusedEvent) -> Record:
     letter = DeadLetter.of_record(
         application=application,
         reason=refusal.reason,

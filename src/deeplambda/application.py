@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from deeplambda.features import Specification, Tensor
 from deeplambda.fields import EventId, Moment
 from deeplambda.objective import Objective
 
@@ -73,6 +74,10 @@ class Application(ABC):
     hyperparameters: ClassVar[Mapping[str, Any]]
     """Defaults of `build_model`'s arguments and of the trainer's: epochs, batch_size, learning_rate, weight_decay."""
     search_space: ClassVar[Mapping[str, Choice | LogUniform]] = {}
+    features: ClassVar[Tensor | Specification | None] = None
+    """What `transform` gives: one tensor, or several by name. None: whatever it gives in training, ever after."""
+    transform_limit_s: ClassVar[float] = 10.0
+    """How long `transform` may take for one batch; it is ended then, and the events that cause it are refused."""
 
     @abstractmethod
     def examples(self, source: Source, raw: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
@@ -81,16 +86,30 @@ class Application(ABC):
         raw: the source's objects by name. Raises: CorruptObject when one cannot be read to its end.
         """
 
-    @abstractmethod
-    def transform(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
-        """Features of N events, float32 of shape (N, …). batch: the payload's columns, as `payload_schema` types them.
+    def fit(self, batches: Iterator[pa.RecordBatch]) -> Any:
+        """Optional: what `transform` must know of the training rows, such as a vocabulary or means.
 
-        Keep heavy imports (torch) out of this function: it runs inside Spark's workers.
+        batches: the payload's columns and `label`, of the train split alone, one after the other. What is returned is
+        kept with the version and passed to `transform` as its second argument, wherever that runs; `deeplambda.learned`
+        says what it may be. Called once for a data set, in one of Spark's workers.
+        """
+        return None
+
+    @abstractmethod
+    def transform(self, batch: pa.RecordBatch, state: Any = None) -> NDArray[Any] | Mapping[str, NDArray[Any]]:
+        """Features of N events: an array of N rows, or several by name. N is at least 1.
+
+        batch: the payload's columns, as `payload_schema` types them. state: what `fit` returned; it is passed only
+        where the application has a `fit`, so without one the function takes `batch` alone. A row's features must not
+        depend on the other rows. Keep heavy imports (torch) out of this function: it runs inside Spark's workers.
         """
 
     @abstractmethod
     def build_model(self, **hyperparameters: Any) -> "torch.nn.Module":
-        """A fresh model that takes a float32 tensor (N, …) and returns what the objective expects."""
+        """A fresh model that returns what the objective expects.
+
+        Its `forward` takes the features as a tensor (N, …), or each by its name where there are several.
+        """
 
 
 _ARROW_TYPES: Mapping[Any, pa.DataType] = {
@@ -100,6 +119,11 @@ _ARROW_TYPES: Mapping[Any, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
 }
+
+
+def learns(application: Application) -> bool:
+    """Whether the application has a `fit`, so that `transform` takes what it returned."""
+    return type(application).fit is not Application.fit
 
 
 def deciding_metric(application: Application) -> str:

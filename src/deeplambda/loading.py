@@ -10,9 +10,12 @@ import importlib
 import importlib.util
 import inspect
 import io
+import os
 import re
 import sys
+import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -68,26 +71,26 @@ class PackedApplication:
 
 
 def pack_application(name: str, settings: Settings) -> PackedApplication:
-    """Find `name` (an entry point, a folder under `applications_dir`, or a path) and pack it.
+    """Find `name` (an entry point, a folder under `applications_dir`, or a path) and pack all files of its folder.
 
     Raises: UnknownApplication, ConfigurationError.
     """
     folder = _find(name, settings)
-    sources = {
+    files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*.py"))
-        if "__pycache__" not in path.parts
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(piece == "__pycache__" or piece.startswith(".") for piece in path.parts)
     }
     digest = hashlib.sha256()
-    for relative, content in sources.items():
+    for relative, content in files.items():
         digest.update(f"{relative}\0{len(content)}\0".encode() + content)
     packed = PackedApplication(
         name=folder.name,
         code_version=digest.hexdigest()[:12],
-        zip_file=settings.data_dir / "applications" / f"{folder.name}-{digest.hexdigest()[:12]}.zip",
+        zip_file=_zip_path(settings, folder.name, digest.hexdigest()[:12]),
     )
     if not packed.zip_file.exists():
-        _write_zip(packed, {"__init__.py": b""} | sources)
+        _write(packed.zip_file, _zipped(packed, {"__init__.py": b""} | files))
     if packed.load().name != packed.name or not _NAME.fullmatch(packed.name):
         raise ConfigurationError(
             f"the application in {folder} is named {packed.load().name!r}",
@@ -96,15 +99,41 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     return packed
 
 
-def _write_zip(packed: PackedApplication, sources: dict[str, bytes]) -> None:
+def unpack_application(
+    name: str, code_version: str, sha256: str, settings: Settings, fetch: Callable[[], bytes]
+) -> PackedApplication:
+    """The application whose zip `fetch` gets, which is called only when this machine has no zip of that hash."""
+    place = _zip_path(settings, name, code_version)
+    elsewhere = Path(tempfile.gettempdir(), "deeplambda-applications", place.name)  # where the data folder is another's
+    for known in (place, elsewhere):
+        if known.exists() and hashlib.sha256(known.read_bytes()).hexdigest() == sha256:
+            return PackedApplication(name=name, code_version=code_version, zip_file=known)
+    content = fetch()
+    try:
+        _write(place, content)
+    except OSError:
+        place = elsewhere
+        _write(place, content)
+    return PackedApplication(name=name, code_version=code_version, zip_file=place)
+
+
+def _zip_path(settings: Settings, name: str, code_version: str) -> Path:
+    return settings.data_dir / "applications" / f"{name}-{code_version}.zip"
+
+
+def _zipped(packed: PackedApplication, files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
-        for relative, content in sources.items():
+        for relative, content in files.items():
             zipped.writestr(zipfile.ZipInfo(f"{packed.package}/{relative}", _ZIP_TIME), content)
-    packed.zip_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = packed.zip_file.with_suffix(f".{id(buffer)}.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(packed.zip_file)
+    return buffer.getvalue()
+
+
+def _write(place: Path, content: bytes) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_suffix(f".{os.getpid()}.{id(content)}.partial")
+    partial.write_bytes(content)
+    partial.replace(place)
 
 
 def _find(name: str, settings: Settings) -> Path:

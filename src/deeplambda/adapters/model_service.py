@@ -9,6 +9,8 @@ import random
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +21,8 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, DeepLambdaError, NotReady
+from deeplambda.errors import BadInput, Conflict, DeepLambdaError, NotReady
+from deeplambda.features import Features, chosen, row_bytes, row_count
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest request body that the service takes."""
@@ -28,6 +31,23 @@ _CHUNK_BYTES = 1024 * 1024  # a larger request gains nothing, and takes its shar
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _KEEP_ALIVE_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+
+
+FEATURIZER_HEADER = "X-Featurizer"
+"""Names the code version and learned state that a request's features were made with."""
+DATATYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
+"""By NumPy's name of a dtype, the Open Inference Protocol's."""
+
+
+class OtherFeatures(Conflict):
+    """The model takes features of another code version or learned state. wanted: that featurizer's id."""
+
+    def __init__(self, message: str, *, wanted: str, model_version: int) -> None:
+        super().__init__(message, "make the features with the code of the version that serves")
+        self.wanted, self.model_version = wanted, model_version
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(OtherFeatures, wanted=self.wanted, model_version=self.model_version), (self.message,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +84,31 @@ class ModelClient:
             socket_options=_KEEP_ALIVE_OPTIONS,  # the defaults turn Nagle's algorithm off
         )
 
-    def predict(self, features: NDArray[np.float32]) -> Scored:
-        """Outputs of N rows. features: finite float32 (N, …), N at least 1.
+    def predict(self, features: Features, featurizer_id: str) -> Scored:
+        """Outputs of N rows. features: finite, (N, …) each, N at least 1, as the featurizer of that id gives them.
 
-        A large batch is sent in chunks, and again from the start if the model's version changes between them.
-        Raises: BadInput when the service refuses the features, NotReady when it does not answer within `patience_s`.
+        A large batch is sent in chunks, and again from the start if the model changes between them.
+        Raises: OtherFeatures when the model takes another featurizer's, BadInput when the service refuses the features,
+        NotReady when it does not answer within `patience_s`.
         """
-        rows = max(1, _CHUNK_BYTES // max(1, features[:1].nbytes))
+        total = row_count(features)
+        rows = max(1, _CHUNK_BYTES // max(1, row_bytes(features)))
         deadline = time.monotonic() + self._patience_s
         while True:
-            chunks = [self._score(features[at : at + rows], deadline) for at in range(0, len(features), rows)]
-            if len({chunk.model_version for chunk in chunks}) == 1:
+            pieces = [
+                self._score(chosen(features, slice(at, at + rows)), featurizer_id, deadline)
+                for at in range(0, total, rows)
+            ]
+            if len({piece.model_version for piece in pieces}) == 1:
+                outputs = [piece.outputs for piece in pieces]
                 return Scored(
-                    model_version=chunks[0].model_version,
-                    outputs=chunks[0].outputs
-                    if len(chunks) == 1
-                    else np.concatenate([chunk.outputs for chunk in chunks]),
+                    model_version=pieces[0].model_version,
+                    outputs=outputs[0] if len(outputs) == 1 else np.concatenate(outputs),
                 )
 
-    def _score(self, features: NDArray[np.float32], deadline: float) -> Scored:
+    def _score(self, features: Features, featurizer_id: str, deadline: float) -> Scored:
         body, headers = _encode(features)
+        headers[FEATURIZER_HEADER] = featurizer_id
         wait_s = _FIRST_WAIT_S
         while True:
             try:
@@ -93,6 +118,14 @@ class ModelClient:
                     raise
             time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  # spreads clients out, keeps no secret
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def serving(self) -> int | None:
+        """The version that serves now; None while none does. Raises: NotReady when the service does not answer."""
+        try:
+            response = self._pool.request("GET", self._path.removesuffix("/infer"))
+        except HTTPError as exc:
+            raise NotReady(f"the model service did not answer: {exc}", "see 'deeplambda status'") from exc
+        return int(response.headers["X-Model-Version"]) if response.status == 200 else None
 
     def _post(self, body: bytes, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         try:
@@ -107,23 +140,21 @@ class ModelClient:
         raise _refusal(self._application, response)
 
 
-def _encode(features: NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:
-    tensor = np.ascontiguousarray(features, dtype="<f4")
-    head = json.dumps(
+def _encode(features: Features) -> tuple[bytes, dict[str, str]]:
+    arrays = {name: np.ascontiguousarray(array) for name, array in features.items()}
+    inputs = [
         {
-            "inputs": [
-                {
-                    "name": "features",
-                    "datatype": "FP32",
-                    "shape": tensor.shape,
-                    "parameters": {"binary_data_size": tensor.nbytes},
-                }
-            ],
-            "outputs": [{"name": "outputs", "parameters": {"binary_data": True}}],
+            "name": name,
+            "datatype": DATATYPES[array.dtype.name],
+            "shape": array.shape,
+            "parameters": {"binary_data_size": array.nbytes},
         }
-    ).encode()
+        for name, array in arrays.items()
+    ]
+    outputs = [{"name": "outputs", "parameters": {"binary_data": True}}]
+    head = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
     headers = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
-    return head + tensor.tobytes(), headers
+    return b"".join([head, *(array.tobytes() for array in arrays.values())]), headers
 
 
 def _decode(response: urllib3.BaseHTTPResponse) -> Scored:
@@ -135,11 +166,14 @@ def _decode(response: urllib3.BaseHTTPResponse) -> Scored:
 
 
 def _refusal(application: str, response: urllib3.BaseHTTPResponse) -> DeepLambdaError:
+    problem: Any = None
     try:
         problem = json.loads(response.data)
         detail = problem.get("error") or problem["detail"]
     except (ValueError, KeyError, TypeError, AttributeError):  # the reply is of a proxy in front of the service
         detail = response.reason or "no reason given"
+    if response.status == HTTPStatus.CONFLICT and isinstance(problem, dict) and "featurizer" in problem:
+        return OtherFeatures(detail, wanted=str(problem["featurizer"]), model_version=int(problem["model_version"]))
     message = f"the model service answered {response.status} for {application!r}: {detail}"
     if response.status >= 500 or response.status in {408, 429}:
         return NotReady(message, "see 'deeplambda logs model'")

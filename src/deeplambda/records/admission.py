@@ -6,47 +6,89 @@ Legend: N records that pass.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from deeplambda.application import Application, Event, payload_batch
+from deeplambda.application import Event, payload_batch
+from deeplambda.features import BadFeatures, Features, chosen
 from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
+from deeplambda.records.featurizer import NOT_FINITE, Featurizer
+
+_NO_COLUMN = (pa.ArrowException, OverflowError, UnicodeEncodeError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """rows_N: positions in the batch of the records that pass. features: float32 (N, …). refused: position, error."""
+    """rows_N: positions of what passed, in the batch. features: by name, (N, …). refused: position and why."""
 
     rows_N: Sequence[int]
     events_N: Sequence[Event]
-    features: NDArray[np.float32]
+    features: Features
     refused: Sequence[tuple[int, RefusedEvent]]
+
+    def some(self, rows: slice) -> "Admitted":
+        """Some of those that passed, with nothing refused."""
+        return Admitted(
+            rows_N=self.rows_N[rows], events_N=self.events_N[rows], features=chosen(self.features, rows), refused=()
+        )
 
 
 def admit(
-    application: Application, records: Sequence[tuple[bytes | None, bytes | None]], *, limit_bytes: int
+    featurizer: Featurizer, records: Sequence[tuple[bytes | None, bytes | None]], *, limit_bytes: int
 ) -> Admitted:
-    """Check and transform a batch of (key, value) records; never raises for what is in them."""
+    """Check and transform a batch of (key, value) records; refuses what is wrong, row by row.
+
+    Raises: NotReady when the transform fails for so many rows that the culprits cannot be told apart in time.
+    """
     rows: list[int] = []
     events: list[Event] = []
     refused: list[tuple[int, RefusedEvent]] = []
+    schema = featurizer.application.event
     for row, (key, value) in enumerate(records):
         try:
-            event = decode_event(application.event, value, limit_bytes=limit_bytes)
+            event = decode_event(schema, value, limit_bytes=limit_bytes)
             check_key(event, key)
         except RefusedEvent as refusal:
             refused.append((row, refusal))
         else:
             rows.append(row)
             events.append(event)
-    features = application.transform(payload_batch(application.event, events))
-    finite_N = np.isfinite(features.reshape(len(events), -1)).all(axis=1) if events else np.ones(0, dtype=bool)
-    if not finite_N.all():
-        refused += [(rows[n], _not_finite()) for n in np.flatnonzero(~finite_N)]
-        kept = np.flatnonzero(finite_N)
-        rows, events, features = [rows[n] for n in kept], [events[n] for n in kept], features[kept]
-    return Admitted(rows_N=rows, events_N=events, features=features, refused=refused)
+    unfit = unstorable(schema, events)
+    refused += [(rows[n], refusal) for n, refusal in unfit.items()]
+    rows = [row for n, row in enumerate(rows) if n not in unfit]
+    events = [event for n, event in enumerate(events) if n not in unfit]
+    found = featurizer.isolated(payload_batch(schema, events))
+    refused += [
+        (rows[n], RefusedEvent(refusal.message, refusal.remedy, _reason(refusal)))
+        for n, refusal in found.refused.items()
+    ]
+    return Admitted(
+        rows_N=[rows[n] for n in found.rows_N],
+        events_N=[events[n] for n in found.rows_N],
+        features=found.features,
+        refused=refused,
+    )
 
 
-def _not_finite() -> RefusedEvent:
-    return RefusedEvent("a feature is NaN or infinite", "send finite values", Reason.BAD_VALUE)
+def unstorable(schema: type[Event], events: Sequence[Event]) -> dict[int, RefusedEvent]:
+    """By position, the events with a value that its column cannot hold, such as an integer beyond 64 bits."""
+    try:
+        payload_batch(schema, events)
+    except _NO_COLUMN:
+        pass
+    else:
+        return {}
+    found = {}
+    for n, event in enumerate(events):
+        try:
+            payload_batch(schema, [event])
+        except _NO_COLUMN as exc:
+            found[n] = RefusedEvent(
+                f"a value does not fit its column: {exc}",
+                "send a value that the schema's type can hold",
+                Reason.BAD_VALUE,
+            )
+    return found
+
+
+def _reason(refusal: BadFeatures) -> Reason:
+    return Reason.BAD_VALUE if refusal.message == NOT_FINITE else Reason.TRANSFORM_FAILED

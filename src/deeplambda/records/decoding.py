@@ -26,6 +26,8 @@ class Reason(StrEnum):
     BAD_VALUE = "bad_value"
     MISSING_KEY = "missing_key"
     KEY_MISMATCH = "key_mismatch"
+    TRANSFORM_FAILED = "transform_failed"
+    MODEL_FAILED = "model_failed"
 
 
 class RefusedEvent(InvalidEvent):

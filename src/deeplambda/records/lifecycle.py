@@ -18,7 +18,7 @@ class _LifecycleRecord(BaseModel):
 
 
 class PartitionPrepared(_LifecycleRecord):
-    """One partition of a prepared data set has been stored on S3."""
+    """One partition of a prepared data set has been stored on S3. refused: rows that the transform refused, left out."""
 
     type: Literal["PartitionPrepared"] = "PartitionPrepared"
     dataset: str
@@ -28,6 +28,8 @@ class PartitionPrepared(_LifecycleRecord):
     key: str
     sha256: str
     rows: int
+    refused: int = 0
+    first_refusal: str | None = None
     size_bytes: int
     duration_s: float
 
@@ -63,6 +65,7 @@ class ModelPromoted(_LifecycleRecord):
     version: int
     previous: int | None
     weights_sha256: str
+    code_sha256: str | None = None
 
 
 class ModelRejected(_LifecycleRecord):
@@ -80,6 +83,7 @@ class ModelRolledBack(_LifecycleRecord):
     version: int
     previous: int
     weights_sha256: str
+    code_sha256: str | None = None
 
 
 class BatchViewPublished(_LifecycleRecord):

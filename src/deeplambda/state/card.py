@@ -1,27 +1,29 @@
-"""A model version: its card, and its artefacts on S3 under `<application>/models/<version>/`.
+"""The card of a model version, and where the version's artefacts lie on S3.
 
-A model is only ever loaded from safetensors whose SHA-256 is the one on its card; nothing is unpickled.
+A version is code, learned state and weights, with the rows that it is checked on. Each lies under a key that follows
+from the card and is loaded only when its SHA-256 is the one on the card; nothing is unpickled.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application
-from deeplambda.errors import CorruptObject, UnfitModel
+from deeplambda.features import SINGLE, Tensor
+from deeplambda.learned import Format
+from deeplambda.records.featurizer import featurizer_id
 
-if TYPE_CHECKING:
-    import torch
-
-WEIGHTS, ONNX, CARD = "weights.safetensors", "model.onnx", "card.json"
+WEIGHTS, ONNX, STATE, KEPT_ROWS, CARD = (
+    *("weights.safetensors", "model.onnx", "state", "kept_rows.safetensors", "card.json"),
+)
 
 
 class Card(BaseModel):
     """Which data, which code, which model, when, how long, how sure.
 
-    snapshot: of `lake.<application>.examples`. feature_shape: of one row. metrics: of the test split.
+    snapshot: of `lake.<application>.examples`. features: what the model takes. metrics: of the test split. code_sha256:
+    of the zip of the application's sources. state_format, state_sha256: of what `fit` learned, None where it has none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,23 +34,46 @@ class Card(BaseModel):
     dataset: str
     snapshot: int
     code_version: str
+    code_sha256: str | None = None
     hyperparameters: dict[str, Any]
     metrics: dict[str, float]
     parameters: int
-    feature_shape: list[int]
+    features: dict[str, Tensor]
     output_size: int
     weights_sha256: str
     onnx_sha256: str
+    state_format: Format | None = None
+    state_sha256: str | None = None
+    kept_rows_sha256: str | None = None
     trained_rows: int
     training_s: float
     device: str
     torch_version: str
     created_at: AwareDatetime
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_array(cls, written: Any) -> Any:
+        """Cards of the first form know one float32 array, by its shape."""
+        if isinstance(written, dict) and "features" not in written and "feature_shape" in written:
+            known = {name: value for name, value in written.items() if name != "feature_shape"}
+            return known | {"features": {SINGLE: {"dtype": "float32", "shape": written["feature_shape"]}}}
+        return written
+
+    @property
+    def featurizer_id(self) -> str:
+        """Names the code and the learned state whose features the model takes."""
+        return featurizer_id(self.code_version, self.state_sha256)
+
 
 def artefact_key(application: str, version: int, name: str) -> str:
     """Where one of a version's artefacts is kept."""
     return f"{application}/models/{version}/{name}"
+
+
+def code_key(application: str, code_version: str) -> str:
+    """Where the zip of an application's sources is kept; versions of one code share it."""
+    return f"{application}/code/{code_version}.zip"
 
 
 def fetch_card(store: ObjectStore, application: str, version: int) -> Card:
@@ -71,25 +96,3 @@ class TrainerHyperparameters(BaseModel):
 def model_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Those that are arguments of `build_model`, not of the trainer."""
     return {name: value for name, value in hyperparameters.items() if name not in TrainerHyperparameters.model_fields}
-
-
-def fetch_model(store: ObjectStore, application: Application, card: Card) -> "torch.nn.Module":
-    """The version's model in evaluation mode, on the CPU, in fp32.
-
-    Raises: CorruptObject when hash or layout differ from the card, UnfitModel when a weight is not finite, NotReady.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    weights = store.get(artefact_key(card.application, card.version, WEIGHTS), sha256=card.weights_sha256)
-    name = f"{card.application}/{card.version}"
-    model = application.build_model(**model_arguments(card.hyperparameters))
-    try:
-        tensors = load(weights)
-        model.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError) as exc:
-        raise CorruptObject(f"the weights of {name} do not fit its model: {exc}", "train and publish again") from exc
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise UnfitModel(f"{name} has weights that are not finite", "promote another version")
-    return model.eval().requires_grad_(False)

@@ -89,7 +89,11 @@ def promote(engine: Engine, application: str, version: int) -> ModelPromoted | N
         if previous == version:
             return None
         promotion = ModelPromoted(
-            application=application, version=version, previous=previous, weights_sha256=card.weights_sha256
+            application=application,
+            version=version,
+            previous=previous,
+            weights_sha256=card.weights_sha256,
+            code_sha256=card.code_sha256,
         )
         _set_champion(connection, promotion, "promoted")
         outbox.record(connection, topics.LIFECYCLE, application, promotion)
@@ -104,25 +108,35 @@ def reject(engine: Engine, application: str, version: int, reason: str) -> None:
 
 
 def roll_back(engine: Engine, application: str) -> ModelRolledBack:
-    """Make the version that served before the champion again. Raises: UnfitModel when there is none."""
+    """Undo the last promotion that stands: the version before it serves again. Raises: UnfitModel when there is none.
+
+    A second rollback undoes the promotion before that one; it never brings back what was rolled back.
+    """
     with mysql_errors(), engine.begin() as connection:
-        last = connection.execute(
-            select(PROMOTIONS)
+        changes = connection.execute(
+            select(PROMOTIONS.c.version, PROMOTIONS.c.kind)
             .where(PROMOTIONS.c.application == application)
-            .order_by(PROMOTIONS.c.id.desc())
-            .limit(1)
+            .order_by(PROMOTIONS.c.id)
             .with_for_update()
-        ).one_or_none()
-        if last is None or last.previous is None:
+        ).all()
+        standing: list[int] = []
+        for change in changes:
+            if change.kind == "promoted":
+                standing.append(change.version)
+            else:
+                standing.pop()
+        if len(standing) < 2:
             raise UnfitModel(
                 f"{application} has no earlier champion to go back to", "promote a version: 'deeplambda model promote'"
             )
-        card = published_card(connection, application, last.previous)
+        champion_version, earlier = standing[-1], standing[-2]
+        card = published_card(connection, application, earlier)
         promoted = ModelPromoted(
             application=application,
-            version=last.previous,
-            previous=last.version,
+            version=earlier,
+            previous=champion_version,
             weights_sha256=card.weights_sha256,
+            code_sha256=card.code_sha256,
         )
         _set_champion(connection, promoted, "rolled_back")
         rolled_back = ModelRolledBack.model_validate(promoted.model_dump(exclude={"type"}))

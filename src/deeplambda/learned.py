@@ -1,0 +1,185 @@
+"""Learned state: what an application's `fit` learns from the training rows, kept with the version as plain data.
+
+It may be a pydantic model (named as the return type of `fit`), anything that JSON holds, an Arrow table, or NumPy
+arrays by name. It is stored as JSON, Arrow or safetensors, never as a pickle.
+"""
+
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import from_json, to_json
+
+from deeplambda.errors import BadInput
+from deeplambda.features import padded
+
+Format = Literal["json", "arrow", "safetensors"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedState:
+    """A learned state as it is stored."""
+
+    format: Format
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def encode_state(state: Any) -> EncodedState:
+    """Raises: BadInput for what is none of the forms."""
+    if isinstance(state, (pa.Table, pa.RecordBatch)):
+        table = state if isinstance(state, pa.Table) else pa.Table.from_batches([state])
+        sink = io.BytesIO()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        return EncodedState(format="arrow", content=sink.getvalue())
+    if isinstance(state, Mapping) and state and all(isinstance(value, np.ndarray) for value in state.values()):
+        from safetensors.numpy import save
+
+        return EncodedState(format="safetensors", content=save(dict(state)))
+    try:
+        return EncodedState(format="json", content=to_json(state))
+    except ValueError as exc:
+        raise BadInput(
+            f"fit returned {type(state).__name__}, which cannot be kept: {exc}",
+            "return a pydantic model, JSON values, an Arrow table or NumPy arrays by name",
+        ) from exc
+
+
+def decode_state(fit: Any, encoded: EncodedState) -> Any:
+    """The state as `fit` returned it. fit: the application's, whose return type a pydantic model is made of."""
+    if encoded.format == "arrow":
+        return pa.ipc.open_file(pa.BufferReader(encoded.content)).read_all()
+    if encoded.format == "safetensors":
+        from safetensors.numpy import load
+
+        return load(encoded.content)
+    kind = get_type_hints(fit).get("return")
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_validate_json(encoded.content)
+    return from_json(encoded.content)
+
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
+
+
+class Vocabulary(BaseModel):
+    """The commonest words of the training rows, each with an id: 0 is padding, 1 any word that is not among them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[str], size: int, minimum: int = 1) -> "Vocabulary":
+        """At most `size` ids in all; words that occur less than `minimum` times are left out."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(split_words(text))
+        commonest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: size - 2]
+        return cls(words=tuple(word for word, count in commonest if count >= minimum))
+
+    @property
+    def size(self) -> int:
+        """Ids in all: what an embedding must hold."""
+        return len(self.words) + 2
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words, start=2)}
+
+    def padded(self, texts: pa.Array | Sequence[str | None], length: int) -> NDArray[np.int64]:
+        """Ids of the first `length` words of N texts, int64 (N, length)."""
+        ids = self._ids
+        rows = [[ids.get(word, 1) for word in split_words(text or "")[:length]] for text in _plain(texts)]
+        return padded(rows, length)
+
+
+class Standardization(BaseModel):
+    """Mean and standard deviation of numeric columns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    columns: tuple[str, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @classmethod
+    def of(cls, batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> "Standardization":
+        """In one pass. Source: Chan, Golub, LeVeque, Updating formulae for computing sample variances (1979)."""
+        count, mean, squares = 0, np.zeros(len(columns)), np.zeros(len(columns))
+        for batch in batches:
+            values_NC = _columns(batch, columns)
+            if not len(values_NC):
+                continue
+            difference = values_NC.mean(axis=0) - mean
+            total = count + len(values_NC)
+            squares += ((values_NC - values_NC.mean(axis=0)) ** 2).sum(axis=0)
+            squares += difference**2 * count * len(values_NC) / total
+            mean += difference * len(values_NC) / total
+            count = total
+        deviation = np.sqrt(squares / max(1, count))
+        return cls(
+            columns=tuple(columns),
+            mean=tuple(mean.tolist()),
+            deviation=tuple(np.where(deviation > 1e-12, deviation, 1.0).tolist()),
+        )
+
+    def of_batch(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
+        """The columns of N rows less their means, in standard deviations: float32 (N, columns)."""
+        standardized = (_columns(batch, self.columns) - np.array(self.mean)) / np.array(self.deviation)
+        features: NDArray[np.float32] = standardized.astype(np.float32)
+        return features
+
+
+class Categories(BaseModel):
+    """Ids of the values of one column: 0 is any value that the training rows have not."""
+
+    model_config = ConfigDict(frozen=True)
+
+    values: tuple[str, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> "Categories":
+        """Of all values that occur, as text."""
+        return cls(values=tuple(sorted({str(value) for value in values if value is not None})))
+
+    @property
+    def size(self) -> int:
+        """Ids in all."""
+        return len(self.values) + 1
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {value: number for number, value in enumerate(self.values, start=1)}
+
+    def codes(self, values: pa.Array | Sequence[Any]) -> NDArray[np.int64]:
+        """Ids of N values, int64 (N,)."""
+        ids = self._ids
+        return np.array([ids.get(str(value), 0) for value in _plain(values)], dtype=np.int64)
+
+
+def split_words(text: str) -> list[str]:
+    """Words and signs of a text, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def _plain(values: Any) -> list[Any]:
+    return values.to_pylist() if isinstance(values, (pa.Array, pa.ChunkedArray)) else list(values)
+
+
+def _columns(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.float64]:
+    return np.column_stack([batch[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in columns])

@@ -1,0 +1,46 @@
+"""The code of the version that serves, for those who make features for the model service: the stream and SQL.
+
+The service refuses features of other code or learned state (`OtherFeatures`) and names the version that it serves; that
+version is loaded then and the features are made anew. So a swap to other code loses and mixes nothing.
+"""
+
+import time
+
+from deeplambda.adapters.model_service import ModelClient
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.config import Settings
+from deeplambda.errors import NotReady
+from deeplambda.records.featurizer import Featurizer
+from deeplambda.state.card import fetch_card
+from deeplambda.state.versions import load_code
+
+_LOOK_EVERY_S = 0.5
+
+
+class ChampionCode:
+    """Keeps one application's featurizer; one lives in each process that makes features."""
+
+    def __init__(self, settings: Settings, name: str, client: ModelClient, *, patience_s: float) -> None:
+        self._settings, self._name, self._client, self._patience_s = settings, name, client, patience_s
+        self._store = ObjectStore(settings)
+        self._featurizer: Featurizer | None = None
+
+    def current(self) -> Featurizer:
+        """The one loaded last; at first, that of the version that serves. Raises: NotReady when none does in time."""
+        return self._featurizer or self.load(self._serving_version())
+
+    def load(self, version: int) -> Featurizer:
+        """Take up a version's code and learned state. Raises: CorruptObject, BadInput, NotReady."""
+        card = fetch_card(self._store, self._name, version)
+        self._featurizer = load_code(self._store, self._settings, card).featurizer
+        return self._featurizer
+
+    def _serving_version(self) -> int:
+        deadline = time.monotonic() + self._patience_s
+        while (version := self._client.serving()) is None:
+            if time.monotonic() > deadline:
+                raise NotReady(
+                    f"{self._name} has no champion", f"train and promote one: 'deeplambda batch run {self._name}'"
+                )
+            time.sleep(_LOOK_EVERY_S)
+        return version

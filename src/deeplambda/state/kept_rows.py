@@ -1,0 +1,97 @@
+"""Kept rows: up to 64 real rows of the test split, kept with each version with their features and outputs.
+
+Whoever loads the version checks itself on them: the code by the features, the weights by the outputs. Legend: N rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from deeplambda.errors import CorruptObject, UnfitModel
+from deeplambda.features import Features
+
+LIMIT_ROWS = 64
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
+"""Runtimes and processors add in different orders: about 1e-6 in fp32. A wrong operator is off by far more."""
+_PAYLOAD, _OUTPUTS, _FEATURE = "payload", "outputs", "feature."
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRows:
+    """payload: N rows as `payload_schema` has them. outputs: the model's in fp32 on the CPU, (N, C) or (N,)."""
+
+    payload: pa.RecordBatch
+    features: Features
+    outputs: NDArray[np.float32]
+
+    def encode(self) -> bytes:
+        """As one safetensors object."""
+        from safetensors.numpy import save
+
+        tensors: dict[str, NDArray[Any]] = {
+            _PAYLOAD: np.frombuffer(encode_payload(self.payload), np.uint8),
+            _OUTPUTS: np.ascontiguousarray(self.outputs),
+            **{f"{_FEATURE}{name}": np.ascontiguousarray(array) for name, array in self.features.items()},
+        }
+        content: bytes = save(tensors)
+        return content
+
+    @classmethod
+    def decode(cls, raw: bytes, name: str) -> "KeptRows":
+        """Raises: CorruptObject; `name` says of which version."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            tensors = load(raw)
+            return cls(
+                payload=decode_payload(tensors.pop(_PAYLOAD).tobytes()),
+                outputs=tensors.pop(_OUTPUTS),
+                features={key.removeprefix(_FEATURE): array for key, array in tensors.items()},
+            )
+        except (SafetensorError, ValueError, KeyError, pa.ArrowInvalid) as exc:
+            raise CorruptObject(f"the kept rows of {name} cannot be read: {exc}", "train and publish again") from exc
+
+    def check_features(self, featurize: Callable[[pa.RecordBatch], Features], name: str) -> None:
+        """Raises: UnfitModel when the code that is loaded gives other features than the version was made with."""
+        found = featurize(self.payload)
+        for key, kept in self.features.items():
+            if key not in found or not _agree(found[key], kept):
+                raise UnfitModel(
+                    f"the code of {name} gives other features {key!r} than when it was published",
+                    "its transform depends on something outside its folder: make it depend on the event alone",
+                )
+
+    def check_outputs(self, infer: Callable[[Features], NDArray[Any]], name: str) -> None:
+        """Raises: UnfitModel when the model gives other outputs than when it was published, or infinite ones."""
+        found = infer(self.features)
+        if not np.isfinite(found).all():
+            raise UnfitModel(f"{name} gives outputs that are not finite", "promote another version")
+        if not _agree(found, self.outputs):
+            raise UnfitModel(
+                f"{name} gives other outputs on its kept rows than when it was published", "train and publish again"
+            )
+
+
+def encode_payload(payload: pa.RecordBatch) -> bytes:
+    """As an Arrow file."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, payload.schema) as writer:
+        writer.write_batch(payload)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def decode_payload(raw: bytes) -> pa.RecordBatch:
+    """Raises: ArrowInvalid."""
+    table = pa.ipc.open_file(pa.BufferReader(raw)).read_all().combine_chunks()
+    return table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def _agree(found: NDArray[Any], kept: NDArray[Any]) -> bool:
+    return found.shape == kept.shape and np.allclose(
+        found, kept, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE, equal_nan=True
+    )
