@@ -18,7 +18,7 @@ class _LifecycleRecord(BaseModel):
 
 
 class PartitionPrepared(_LifecycleRecord):
-    """One partition of a prepared data set has been stored on S3. refused: rows that the transform refused, left out."""
+    """One partition of a prepared data set has been stored on S3. refused: rows left out, by the transform."""
 
     type: Literal["PartitionPrepared"] = "PartitionPrepared"
     dataset: str
