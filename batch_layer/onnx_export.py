@@ -16,7 +16,7 @@ INPUT, OUTPUT = "features", "outputs"
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 """Two runtimes add in different orders: about 1e-6 in fp32. A wrong operator is off by far more than this."""
 
-_CHATTY = ("torch.onnx._internal.exporter._registration", "torch.utils.flop_counter")
+_VERBOSE_LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.utils.flop_counter")
 _CHECKED_ROWS = (1, 3, 64)
 
 
@@ -63,7 +63,7 @@ def _check(content: bytes, model: nn.Module, feature_shape: Sequence[int]) -> No
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """The exporter tells of optional packages that are absent and of its own deprecations; none concern a user."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
+    loggers = [logging.getLogger(name) for name in _VERBOSE_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
