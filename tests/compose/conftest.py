@@ -169,9 +169,10 @@ def healthy(compose: Compose) -> Callable[[], bool]:
     """Waits until every container is healthy again."""
 
     def all_healthy() -> bool:
-        return all(
+        containers = compose.containers()
+        return bool(containers) and all(
             each["Health"] in ("", "healthy") and (each["State"] == "running" or each["ExitCode"] == 0)
-            for each in compose.containers()
+            for each in containers
         )
 
     return lambda: eventually(all_healthy, timeout_s=240, every_s=2)

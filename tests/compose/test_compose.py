@@ -95,9 +95,9 @@ def test_the_analysts_side_reaches_neither_kafka_nor_s3(compose: Compose) -> Non
 
 def test_no_container_is_root_or_writes_its_own_files(compose: Compose) -> None:
     insists = {"s3"}  # SeaweedFS's entry point starts as root, owns its data, and goes on as another user
-    for each in compose.containers():
-        if each["State"] != "running":
-            continue
+    running = [each for each in compose.containers() if each["State"] == "running"]
+    assert running
+    for each in running:
         found = compose.inspect(each["Service"])
         assert found["HostConfig"]["ReadonlyRootfs"], each["Service"]
         assert found["HostConfig"]["CapDrop"] == ["ALL"], each["Service"]
