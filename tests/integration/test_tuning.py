@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from batch_layer.tune import tune
+from batch_layer.tune import Trial, tune
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ModelRejected
 from deeplambda.loading import PackedApplication
@@ -57,21 +57,27 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_the_best_trial_is_first_and_those_behind_end_early(
-    cluster: Settings, application: PackedApplication, dataset: str
-) -> None:
-    ends = []
-    found = tune(cluster, application, dataset=dataset, overrides={"epochs": 9}, trials=8, ended=lambda: ends.append(1))
-    assert len(found) == len(ends) == 8
-    assert [trial.failure for trial in found] == [""] * 8
+def assert_sensible(found: list[Trial], trials: int, epochs: int) -> None:
+    assert len(found) == trials
+    assert [trial.failure for trial in found] == [""] * trials
     assert all(1e-4 <= trial.drawn["learning_rate"] <= 1e-1 and trial.drawn["hidden"] in (8, 16) for trial in found)
-    assert len({trial.drawn["learning_rate"] for trial in found}) == 8
+    assert len({trial.drawn["learning_rate"] for trial in found}) == trials
     assert [trial.metric for trial in found] == sorted((trial.metric for trial in found), reverse=True)
     assert found[0].metric > 0.9
-    assert found[0].epochs == 9
+    assert found[0].epochs == epochs
+
+
+def test_the_best_trial_is_first_and_those_behind_end_early(
+    stack: Settings, application: PackedApplication, dataset: str
+) -> None:
+    ends = []
+    found = tune(stack, application, dataset=dataset, overrides={"epochs": 9}, trials=8, ended=lambda: ends.append(1))
+    assert_sensible(found, trials=8, epochs=9)
+    assert len(ends) == 8
     assert min(trial.epochs for trial in found) < 9
 
 
+@pytest.mark.long
 def test_trials_that_diverge_all_are_refused_with_the_reason(
     cluster: Settings, application: PackedApplication, dataset: str
 ) -> None:
@@ -82,6 +88,14 @@ def test_trials_that_diverge_all_are_refused_with_the_reason(
 def test_nothing_to_search_is_refused(stack: Settings, application: PackedApplication, dataset: str) -> None:
     with pytest.raises(BadInput, match="nothing to search"):
         tune(stack, application, dataset=dataset, overrides={"learning_rate": 0.01, "hidden": 8}, trials=1)
+
+
+@pytest.mark.long
+def test_trials_run_on_the_cluster_whose_address_is_given(
+    cluster: Settings, application: PackedApplication, dataset: str
+) -> None:
+    found = tune(cluster, application, dataset=dataset, overrides={}, trials=3)
+    assert_sensible(found, trials=3, epochs=3)
 
 
 def test_a_cluster_that_does_not_answer_is_named(stack: Settings, application: PackedApplication, dataset: str) -> None:
@@ -110,6 +124,7 @@ def test_a_cluster_that_does_not_answer_is_named(stack: Settings, application: P
     assert re.search(r"ray://127\.0\.0\.1:1: .*DEEPLAMBDA_RAY_TOKEN", done.stdout), done.stderr
 
 
+@pytest.mark.long
 def test_the_last_line_is_the_command_that_trains_with_the_best(
     champion: int, deeplambda: Callable[..., "CompletedProcess[str]"]
 ) -> None:

@@ -25,7 +25,6 @@ from tests.traffic import eventually
 
 EVENTS = 2_000
 PARTITIONS = 2
-MOVES = 4
 SENT_AGAIN = 7
 """Every so manieth event was sent again at the end of its partition; its real-time row has that later position."""
 START = datetime(2026, 11, 20, 23, 59, 59, 123456, tzinfo=UTC)
@@ -125,7 +124,8 @@ class Asker(threading.Thread):
             self.wrong.append(exc)
 
 
-def test_no_row_is_gained_or_lost_while_the_horizon_moves(gateway: OwnGateway, history: History) -> None:
+@pytest.mark.parametrize("moves", [2, pytest.param(8, marks=pytest.mark.long)])
+def test_no_row_is_gained_or_lost_while_the_horizon_moves(gateway: OwnGateway, history: History, moves: int) -> None:
     view = f"{history.name}.all_predictions"
     history.score_everything()
     counted = "count(*), count(DISTINCT event_id), max(confidence), min(occurred_at), max(occurred_at)"
@@ -138,8 +138,8 @@ def test_no_row_is_gained_or_lost_while_the_horizon_moves(gateway: OwnGateway, h
     ]
     for asker in askers:
         asker.start()
-    for move in range(1, MOVES + 1):
-        horizon = move * offset_of(EVENTS) // MOVES
+    for move in range(1, moves + 1):
+        horizon = move * offset_of(EVENTS) // moves
         snapshot = history.recompute(horizon)
         assert eventually(shows(gateway, view, snapshot), timeout_s=120, every_s=0.5)
         # The grace: whoever began on the old view has ended.

@@ -294,7 +294,7 @@ def test_a_rolled_back_transaction_publishes_nothing(stack: Settings, run: str) 
 def test_metrics_are_rows_and_what_is_no_metric_is_passed_over(stack: Settings, publisher: Publisher, run: str) -> None:
     publisher.send_bytes(topics.METRICS, "test", b"no JSON")
     publisher.send_bytes(topics.METRICS, "test", b'{"layer":"x","part":"y","name":"z","value":1e999,"unit":"s"}')
-    MetricPublisher(publisher, layer="serving", part="test", application="digits").measure(run, 1.5, "s")
+    MetricPublisher(publisher, layer="serving", part="test", application="digits").publish(run, 1.5, "s")
     publisher.flush()
     query = select(METRICS).where(METRICS.c.name == run)
 
