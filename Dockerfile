@@ -42,11 +42,14 @@ COPY src src
 COPY batch_layer batch_layer
 COPY speed_layer speed_layer
 COPY serving_layer serving_layer
-COPY README.md ./
+COPY README.md LICENSE ./
 RUN uv pip install --python /opt/deeplambda/venv/bin/python --no-deps --no-build-isolation --target /opt/deeplambda/code .
 
 FROM system
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+LABEL org.opencontainers.image.title="DeepLambda" \
+    org.opencontainers.image.description="A Lambda-architecture data platform for deep learning: one image for all layers" \
+    org.opencontainers.image.licenses="Apache-2.0"
 # One user for all: the numbers are those of the official images that read secrets made by this one. A new volume takes
 # its owner from the folder that it is mounted on.
 RUN groupadd --gid 1000 deeplambda \

@@ -1,1 +1,1 @@
-"""Batch layer: ingest, archive, prepare, train, publish, judge, recompute."""
+"""Batch layer: archive, ingest, prepare, train, tune, publish, gate, recompute."""

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.records.lifecycle import EpochTrained
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint(BaseModel):
-    """A run after a whole epoch. epochs: the facts so far, the last one's epoch is this checkpoint's.
+    """A run after a whole epoch. epochs: the records so far; the last one is of this checkpoint's epoch.
 
     train_shards: partitions in the order in which the first epoch saw them; rows keep that order when a run is resumed.
     feature_shape: of one row.
@@ -65,13 +65,13 @@ def decode(raw: bytes, name: str) -> "dict[str, Tensor]":
     return tensors
 
 
-def save_checkpoint(store: Store, application: str, checkpoint: Checkpoint, encoded: bytes) -> None:
+def save_checkpoint(store: ObjectStore, application: str, checkpoint: Checkpoint, encoded: bytes) -> None:
     """Store the tensors first, then the description that names them. Raises: NotReady."""
     store.put(_tensors_key(application, checkpoint), encoded)
     store.put(_description_key(application, checkpoint.run, checkpoint.epoch), to_json(checkpoint))
 
 
-def newest_checkpoint(store: Store, application: str, run: str) -> "tuple[Checkpoint, dict[str, Tensor]] | None":
+def newest_checkpoint(store: ObjectStore, application: str, run: str) -> "tuple[Checkpoint, dict[str, Tensor]] | None":
     """The last whole one; None when there is none. One that is corrupt is named in the log and the one before it taken.
 
     Raises: NotReady.

@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,18 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from batch_layer.console import PipelineConsole
 from batch_layer.model_commands import app as model
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import deciding_metric
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.loading import PackedApplication, pack_application
-from deeplambda.state.card import fetch_card
 
 __all__ = ["batch", "data", "model"]
 
-data = typer.Typer(help="Raw training objects on S3.", no_args_is_help=True)
-batch = typer.Typer(help="From raw objects to a published model, and the batch view.", no_args_is_help=True)
+data = typer.Typer(no_args_is_help=True)
+batch = typer.Typer(no_args_is_help=True)
 console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
@@ -83,7 +82,7 @@ def data_put(
     names = [name for source in packed.load().sources for name in source.objects]
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise BadInput(f"{folder} has no {missing[0]}", f"{packed.name} reads {', '.join(names)}")
-    store, sent = Store(settings), 0
+    store, sent = ObjectStore(settings), 0
     with _progress() as progress:
         for name in progress.track(names, description="upload"):
             sent += store.put_file(raw_key(packed.name, name), folder / name)
@@ -96,7 +95,7 @@ def data_list(application: ApplicationName) -> None:
     from batch_layer.ingest import raw_key
 
     settings, packed = _packed(application)
-    store = Store(settings)
+    store = ObjectStore(settings)
     table = Table("object", "bytes", "SHA-256")
     for key, size_bytes in store.list(raw_key(packed.name, "")):
         table.add_row(key, f"{size_bytes:,}", store.digest(key) or "not recorded")
@@ -106,8 +105,10 @@ def data_list(application: ApplicationName) -> None:
 @batch.command("ingest")
 def batch_ingest(application: ApplicationName) -> None:
     """Check every row of the raw objects and append the new ones to `lake.<application>.examples`."""
+    from batch_layer.pipeline import ingest_examples
+
     settings, packed = _packed(application)
-    _ingest(_spark(settings, "ingest"), settings, packed)
+    ingest_examples(_spark(settings, "ingest"), settings, packed, PipelineConsole(console))
 
 
 @batch.command("prepare")
@@ -116,21 +117,24 @@ def batch_prepare(
     snapshot: Annotated[int | None, typer.Option(help="Iceberg snapshot of the examples; default: the newest")] = None,
 ) -> None:
     """Turn a snapshot of the examples into shards of features on S3, announced on Kafka one by one."""
+    from batch_layer.pipeline import prepare_shards
     from batch_layer.prepare import data_set
 
     settings, packed = _packed(application)
     spark = _spark(settings, "prepare")
-    _prepare(spark, settings, packed, data_set(spark, packed, snapshot))
+    prepare_shards(spark, settings, packed, data_set(spark, packed, snapshot), PipelineConsole(console))
 
 
 @batch.command("train")
 def batch_train(application: ApplicationName, set_: Hyperparameter = None) -> None:
     """Train on the newest snapshot's data set and publish the model; goes on where a killed run was."""
+    from batch_layer.pipeline import train_and_publish
     from batch_layer.prepare import data_set
 
     settings, packed = _packed(application)
+    overrides = _hyperparameters(set_)
     spark = _spark(settings, "train")
-    _train(spark, settings, packed, data_set(spark, packed), _hyperparameters(set_))
+    train_and_publish(spark, settings, packed, data_set(spark, packed), overrides, PipelineConsole(console))
 
 
 @batch.command("tune")
@@ -145,21 +149,22 @@ def batch_tune(
     DEEPLAMBDA_RAY_ADDRESS where that is set, else on all cores of this machine. Nothing is published: the last line is
     the command that trains with the best.
     """
+    from batch_layer.pipeline import prepare_shards
     from batch_layer.prepare import data_set
     from batch_layer.tune import tune
 
     settings, packed = _packed(application)
     overrides = _hyperparameters(set_)
     spark = _spark(settings, "tune")
-    prepared = data_set(spark, packed)
-    _prepare(spark, settings, packed, prepared)
+    dataset = data_set(spark, packed)
+    prepare_shards(spark, settings, packed, dataset, PipelineConsole(console))
     spark.stop()  # its executors' cores and memory are free for trials
     with _progress() as progress:
         bar = progress.add_task(f"trials on {settings.ray_address or 'this machine'}", total=trials)
         found = tune(
             settings,
             packed,
-            dataset=prepared.id,
+            dataset=dataset.id,
             overrides=overrides,
             trials=trials,
             ended=lambda: progress.advance(bar),
@@ -172,7 +177,7 @@ def batch_tune(
         )
     console.print(table)
     chosen = overrides | found[0].drawn
-    arguments = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
+    arguments = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
     command = shlex.join(["deeplambda", "batch", "train", application, *arguments])
     console.print(command, soft_wrap=True, highlight=False)
 
@@ -188,20 +193,14 @@ def batch_run(
     promote: Annotated[bool, typer.Option(help="make the new version the champion, if it may be")] = True,
 ) -> None:
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
-    from batch_layer.gate import promote as promote_version
-    from batch_layer.prepare import data_set
+    from batch_layer.pipeline import run_pipeline
 
     settings, packed = _packed(application)
-    hyperparameters = _hyperparameters(set_)
+    overrides = _hyperparameters(set_)
     spark = _spark(settings, "run")
-    _ingest(spark, settings, packed)
-    prepared = data_set(spark, packed)
-    with ThreadPoolExecutor(1) as executor:
-        preparing = executor.submit(_prepare, spark, settings, packed, prepared)
-        version = _train(spark, settings, packed, prepared, hyperparameters, preparing)
+    card = run_pipeline(spark, settings, packed, overrides, PipelineConsole(console), promotes=promote)
     if promote:
-        promote_version(settings, packed, version)
-        console.print(f"[green]champion[/]: {packed.name}/{version}")
+        console.print(f"[green]champion[/]: {packed.name}/{card.version}")
 
 
 @batch.command("recompute")
@@ -218,59 +217,6 @@ def batch_recompute(application: ApplicationName) -> None:
         f"batch view: {published.rows:,} predictions by {packed.name}/{published.version} "
         f"in {published.duration_s:.1f} s; horizon at {cut}"
     )
-
-
-def _ingest(spark: Any, settings: Settings, packed: PackedApplication) -> None:
-    from batch_layer.ingest import ingest
-
-    with console.status("ingesting: Spark reads the raw objects and checks every row"):
-        done = ingest(spark, settings, packed)
-    for split, rows in sorted(done.found.items(), reverse=True):
-        console.print(f"ingested {split}: {rows:,} rows good, {done.added.get(split, 0):,} of them new")
-    console.print(f"quarantined: {done.quarantined:,} rows; {done.duration_s:.1f} s")
-
-
-def _prepare(spark: Any, settings: Settings, packed: PackedApplication, prepared: Any) -> None:
-    from batch_layer.prepare import prepare
-
-    facts = prepare(spark, settings, packed, prepared)
-    console.print(
-        f"prepared {prepared.id}: {len(facts)} shards, {sum(fact.rows for fact in facts):,} rows, "
-        f"{sum(fact.size_bytes for fact in facts) / 1e6:,.0f} MB, snapshot {prepared.snapshot}"
-    )
-
-
-def _train(
-    spark: Any,
-    settings: Settings,
-    packed: PackedApplication,
-    prepared: Any,
-    hyperparameters: dict[str, Any],
-    preparing: "Future[None] | None" = None,
-) -> int:
-    """Train, publish and record; returns the version."""
-    from batch_layer.epoch_bars import EpochBars
-    from batch_layer.lake_rows import append_model_rows
-    from batch_layer.publish import metric_rows, model_row, publish_run
-    from batch_layer.training_run import train
-
-    with EpochBars(console) as bars:
-        trained = train(
-            settings,
-            packed,
-            dataset=prepared.id,
-            snapshot=prepared.snapshot,
-            overrides=hyperparameters,
-            bars=bars,
-            preparing=preparing,
-        )
-    with console.status("publishing: weights, ONNX, card"):
-        version = publish_run(settings, packed, trained)
-        card = fetch_card(Store(settings), packed.name, version)
-        append_model_rows(spark, packed.load(), model_row(card), metric_rows(card, trained.epochs))
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())
-    console.print(f"published {packed.name}/{version}: {figures}; trained in {card.training_s:.1f} s on {card.device}")
-    return version
 
 
 def _hyperparameters(given: list[str] | None) -> dict[str, Any]:

@@ -13,27 +13,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from batch_layer.shard_format import manifest_key, read_shard
-from deeplambda.adapters.kafka import consumer, translated
-from deeplambda.adapters.s3 import Store
+from batch_layer.shard_format import MANIFEST, manifest_key, read_shard
+from deeplambda.adapters.kafka import consumer, kafka_errors
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, NotReady
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import PartitionPrepared
 
-_MANIFEST = TypeAdapter(list[PartitionPrepared])
 _REMEDY = "run 'deeplambda batch prepare', and see how far it got"
 _POLL_MS = 250
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A shard as it came: its announcement, features float32 (N, …) and labels (N,)."""
+    """A fetched shard: its announcement, features float32 (N, …) and labels (N,)."""
 
-    fact: PartitionPrepared
+    announcement: PartitionPrepared
     features: NDArray[np.float32]
     labels_N: NDArray[Any]
 
@@ -46,14 +45,14 @@ class Announcements:
         self._application = application
         self._announced: dict[str, dict[int, PartitionPrepared]] = {split: {} for split in splits}
 
-    def take(self, fact: PartitionPrepared) -> bool:
-        """Note one fact; whether it tells of a partition of this data set that is new."""
-        if (fact.application, fact.dataset) != (self._application, self.dataset):
+    def take(self, announcement: PartitionPrepared) -> bool:
+        """Note one; whether it tells of a partition of this data set that is new."""
+        if (announcement.application, announcement.dataset) != (self._application, self.dataset):
             return False
-        of_split = self._announced.get(fact.split)
-        if of_split is None or fact.partition in of_split:
+        of_split = self._announced.get(announcement.split)
+        if of_split is None or announcement.partition in of_split:
             return False
-        of_split[fact.partition] = fact
+        of_split[announcement.partition] = announcement
         return True
 
     @property
@@ -76,7 +75,7 @@ class Announcements:
         return self.missing_partitions() + unheard
 
     def _expected(self, split: str) -> int:
-        return max((fact.partitions for fact in self._announced[split].values()), default=0)
+        return max((announcement.partitions for announcement in self._announced[split].values()), default=0)
 
 
 class ShardFeed:
@@ -100,7 +99,7 @@ class ShardFeed:
         self._application = application.name
         self._preparing = preparing
         self._patience_s = patience_s
-        self._store = Store(settings)
+        self._store = ObjectStore(settings)
         self._stopped = Event()
         self._manifest = manifest_key(application.name, dataset)
         self.announcements = Announcements(
@@ -122,18 +121,18 @@ class ShardFeed:
 
     def _fetch_all(self, fetched: "SimpleQueue[Shard | Exception | None]") -> None:
         try:
-            for fact in self._announced():
-                fetched.put(self._fetch(fact))
+            for announcement in self._announced():
+                fetched.put(self._fetch(announcement))
             fetched.put(None)
         except Exception as exc:  # raised again where the feed is read
             fetched.put(exc)
 
-    def _fetch(self, fact: PartitionPrepared) -> Shard:
-        name = f"s3://{self._store.bucket}/{fact.key}"
-        features, labels_N = read_shard(self._store.get(fact.key, sha256=fact.sha256), name)
-        if len(features) != fact.rows:
-            raise CorruptObject(f"{name} holds {len(features)} rows, {fact.rows} were announced", _REMEDY)
-        return Shard(fact=fact, features=features, labels_N=labels_N)
+    def _fetch(self, announcement: PartitionPrepared) -> Shard:
+        name = f"s3://{self._store.bucket}/{announcement.key}"
+        features, labels_N = read_shard(self._store.get(announcement.key, sha256=announcement.sha256), name)
+        if len(features) != announcement.rows:
+            raise CorruptObject(f"{name} holds {len(features)} rows, {announcement.rows} were announced", _REMEDY)
+        return Shard(announcement=announcement, features=features, labels_N=labels_N)
 
     def _announced(self) -> Iterator[PartitionPrepared]:
         if self._store.digest(self._manifest) is None:
@@ -145,10 +144,10 @@ class ShardFeed:
         """What the manifest names. A split of which it names nothing has no rows."""
         name = f"s3://{self._store.bucket}/{self._manifest}"
         try:
-            facts = _MANIFEST.validate_json(self._store.get(self._manifest))
+            listed = MANIFEST.validate_json(self._store.get(self._manifest))
         except ValidationError as exc:
             raise CorruptObject(f"{name} is no manifest: {exc}", _REMEDY) from exc
-        yield from filter(self.announcements.take, facts)
+        yield from filter(self.announcements.take, listed)
         if missing := self.announcements.missing_partitions():
             raise CorruptObject(f"{name} lacks {', '.join(missing)}", _REMEDY)
 
@@ -159,12 +158,12 @@ class ShardFeed:
             last_new_s = time.monotonic()
             while not (self.announcements.complete or self._stopped.is_set()):
                 ended = self._preparation_ended()
-                with translated(self._settings):
+                with kafka_errors(self._settings):
                     polled = reader.poll(timeout_ms=_POLL_MS)
                 for record in (record for records in polled.values() for record in records):
-                    fact = partition_prepared(record.value)
-                    if fact is not None and self.announcements.take(fact):
-                        yield fact
+                    announcement = partition_prepared(record.value)
+                    if announcement is not None and self.announcements.take(announcement):
+                        yield announcement
                         last_new_s = time.monotonic()
                 if ended:
                     return
@@ -188,7 +187,7 @@ class ShardFeed:
 
 
 def partition_prepared(value: bytes | None) -> PartitionPrepared | None:
-    """The fact in a lifecycle record; None for facts of other types, those of later versions included."""
+    """The announcement in a lifecycle record; None for records of other types, those of later versions included."""
     if value is None or b"PartitionPrepared" not in value:
         return None
     try:

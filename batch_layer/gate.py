@@ -6,11 +6,11 @@ import numpy as np
 from sqlalchemy import Engine
 
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.mysql import engine, translated
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.mysql import engine, mysql_errors
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, ModelRejected
+from deeplambda.errors import BadInput, CorruptObject, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import ModelPromoted, ModelRolledBack
 from deeplambda.state import outbox, registry
@@ -51,12 +51,12 @@ def verdict(
 def verify(settings: Settings, packed: PackedApplication, version: int) -> Card:
     """Check a version's artefacts as a service would before it serves them; its registered card.
 
-    Raises: BadInput when there is no such version, CorruptObject (a hash, a layout), ModelRejected (weights or outputs
+    Raises: BadInput when there is no such version, CorruptObject (a hash, a layout), UnfitModel (weights or outputs
     that are not finite, outputs of another shape).
     """
-    with translated(), engine(settings, "platform").connect() as connection:
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
         card = registry.published_card(connection, packed.name, version)
-    store, name = Store(settings), f"{packed.name}/{version}"
+    store, name = ObjectStore(settings), f"{packed.name}/{version}"
     if fetch_card(store, packed.name, version) != card:
         raise CorruptObject(f"the card of {name} on S3 is not the one in the registry", "train and publish again")
     store.get(artefact_key(packed.name, version, ONNX), sha256=card.onnx_sha256)
@@ -64,64 +64,64 @@ def verify(settings: Settings, packed: PackedApplication, version: int) -> Card:
     return card
 
 
-def _check_outputs(store: Store, application: Application, card: Card, name: str) -> None:
+def _check_outputs(store: ObjectStore, application: Application, card: Card, name: str) -> None:
     import torch
 
     model = fetch_model(store, application, card)
     with torch.inference_mode():
         outputs = model(torch.zeros(1, *card.feature_shape)).numpy()
     if outputs.shape[:1] != (1,) or outputs.size != card.output_size:
-        raise ModelRejected(
+        raise UnfitModel(
             f"{name} gives outputs of shape {outputs.shape} for one row, its card says {card.output_size}",
             "train and publish again",
         )
     if not np.isfinite(outputs).all():
-        raise ModelRejected(f"{name} gives outputs that are not finite", "promote another version")
+        raise UnfitModel(f"{name} gives outputs that are not finite", "promote another version")
 
 
 def promote(
-    settings: Settings, packed: PackedApplication, version: int, *, anyway: bool = False
+    settings: Settings, packed: PackedApplication, version: int, *, force: bool = False
 ) -> ModelPromoted | None:
     """Make `version` the champion and tell Kafka at once; None when it is already.
 
-    anyway: overrule the verdict on quality and code, never on artefacts that are broken.
-    Raises: BadInput when there is no such version, ModelRejected (told to Kafka as well), NotReady.
+    force: overrule the verdict on quality and code, never on artefacts that are broken.
+    Raises: BadInput when there is no such version, UnfitModel (told to Kafka as well), NotReady.
     """
     platform = engine(settings, "platform")
-    reason = _reason_against(settings, packed, version, anyway=anyway)
+    reason = _reason_against(settings, packed, version, force=force)
     if reason is not None:
         registry.reject(platform, packed.name, version, reason)
         _tell(settings, platform)
-        raise ModelRejected(
+        raise UnfitModel(
             f"{packed.name}/{version} was not promoted: {reason}",
             f"the champion serves on; see 'deeplambda model list {packed.name}'",
         )
-    fact = registry.promote(platform, packed.name, version)
+    promoted = registry.promote(platform, packed.name, version)
     _tell(settings, platform)
-    return fact
+    return promoted
 
 
 def roll_back(settings: Settings, application: str) -> ModelRolledBack:
     """Make the version that served before the champion again and tell Kafka at once.
 
     Needs neither the artefacts nor torch: it has served before, and services check every model that they load.
-    Raises: ModelRejected when there is none, NotReady.
+    Raises: UnfitModel when there is none, NotReady.
     """
     platform = engine(settings, "platform")
-    fact = registry.roll_back(platform, application)
+    rolled_back = registry.roll_back(platform, application)
     _tell(settings, platform)
-    return fact
+    return rolled_back
 
 
-def _reason_against(settings: Settings, packed: PackedApplication, version: int, *, anyway: bool) -> str | None:
-    with translated(), engine(settings, "platform").connect() as connection:
+def _reason_against(settings: Settings, packed: PackedApplication, version: int, *, force: bool) -> str | None:
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
         registry.published_card(connection, packed.name, version)  # no such version is not a rejected one
         champion = registry.champion(connection, packed.name)
     try:
         card = verify(settings, packed, version)
-    except (BadInput, ModelRejected) as exc:
+    except (BadInput, UnfitModel) as exc:
         return str(exc)
-    if anyway:
+    if force:
         return None
     return verdict(card, champion, packed.code_version, deciding_metric(packed.load()))
 

@@ -20,7 +20,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables
-from deeplambda.adapters.s3 import Store, sha256_of
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import Application, Event, Source, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -65,7 +65,7 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -
 
 def _recorded_hashes(settings: Settings, application: Application) -> dict[str, str | None]:
     """By object name, the SHA-256 recorded on S3, None where whoever put the object recorded none."""
-    store = Store(settings)
+    store = ObjectStore(settings)
     there = {key for key, _ in store.list(raw_key(application.name, ""))}
     names = [name for source in application.sources for name in source.objects]
     if missing := [name for name in names if raw_key(application.name, name) not in there]:
@@ -87,7 +87,7 @@ def _parsed(
         spark.read.format("binaryFile")
         .load([root + name for name in sources])
         .select(F.element_at(F.split("path", "/"), -1).alias("name"), "content")
-        .withColumn("split", F.create_map(*[F.lit(part) for pair in sources.items() for part in pair])[F.col("name")])
+        .withColumn("split", F.create_map(*[F.lit(word) for pair in sources.items() for word in pair])[F.col("name")])
     )
     schema = _parsed_schema(application)
 
@@ -97,7 +97,7 @@ def _parsed(
         source = next(s for s in application.sources if set(s.objects) == set(raw))
         return pa.Table.from_batches(_checked_rows(application, source, raw, recorded, schema), schema=schema)
 
-    spark.sparkContext.addPyFile(str(packed.archive))
+    spark.sparkContext.addPyFile(str(packed.zip_file))
     return (
         objects.groupBy("split")
         .applyInArrow(parse, from_arrow_schema(schema))

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import select
 
-from deeplambda.adapters.mysql import engine, translated
+from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
@@ -15,7 +15,7 @@ from deeplambda.state import registry
 from deeplambda.state.card import Card
 from deeplambda.state.tables import MODEL_VERSIONS
 
-app = typer.Typer(help="Model versions: what was published, and which of it serves.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
@@ -51,7 +51,7 @@ def show(application: ApplicationName, version: Version) -> None:
     """Print a version's card: which data, code and hyperparameters made it, how good it is, its hashes."""
     settings = load_settings()
     packed = pack_application(application, settings)
-    with translated(), engine(settings, "platform").connect() as connection:
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
         card = registry.published_card(connection, packed.name, version)
     console.print_json(card.model_dump_json())
 
@@ -71,23 +71,23 @@ def verify(application: ApplicationName, version: Version) -> None:
 def promote(
     application: ApplicationName,
     version: Annotated[int | None, typer.Argument(help="default: the newest", min=1)] = None,
-    anyway: Annotated[bool, typer.Option("--anyway", help="even when it is worse or its code is not deployed")] = False,
+    force: Annotated[bool, typer.Option("--force", help="even when it is worse or its code is not deployed")] = False,
 ) -> None:
     """Make a version the champion: services load it at once.
 
-    Refused is a version that is worse than the champion by more than 0.005 in the application's first metric, or whose
-    code is no longer the deployed one. A version whose artefacts are broken is refused even with --anyway.
+    A version is refused when its first metric is worse than the champion's, by more than runs with other seeds differ,
+    or when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
     """
     from batch_layer.gate import promote as promote_version
 
     settings = load_settings()
     packed = pack_application(application, settings)
     chosen = version or _newest(settings, packed.name)
-    fact = promote_version(settings, packed, chosen, anyway=anyway)
-    if fact is None:
+    change = promote_version(settings, packed, chosen, force=force)
+    if change is None:
         console.print(f"{packed.name}/{chosen} is the champion already")
     else:
-        console.print(f"[green]champion[/]: {packed.name}/{fact.version}{_after(fact.previous)}")
+        console.print(f"[green]champion[/]: {packed.name}/{change.version}{_after(change.previous)}")
 
 
 @app.command("rollback")
@@ -96,8 +96,8 @@ def rollback(application: ApplicationName) -> None:
     from batch_layer.gate import roll_back
 
     settings = load_settings()
-    fact = roll_back(settings, pack_application(application, settings).name)
-    console.print(f"[yellow]rolled back[/]: {fact.application}/{fact.version} serves again{_after(fact.previous)}")
+    back = roll_back(settings, pack_application(application, settings).name)
+    console.print(f"[yellow]rolled back[/]: {back.application}/{back.version} serves again{_after(back.previous)}")
 
 
 def _versions(settings: Settings, application: str) -> tuple[list[Card], Card | None]:
@@ -106,7 +106,7 @@ def _versions(settings: Settings, application: str) -> tuple[list[Card], Card | 
         .where(MODEL_VERSIONS.c.application == application)
         .order_by(MODEL_VERSIONS.c.version.desc())
     )
-    with translated(), engine(settings, "platform").connect() as connection:
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
         cards = [Card.model_validate(card) for card in connection.scalars(query)]
         return cards, registry.champion(connection, application)
 

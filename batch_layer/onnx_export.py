@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from deeplambda.errors import ModelRejected
+from deeplambda.errors import UnfitModel
 
 INPUT, OUTPUT = "features", "outputs"
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
@@ -24,7 +24,7 @@ def exported(model: nn.Module, feature_shape: Sequence[int]) -> bytes:
     """`model` as ONNX: input `features` float32 (rows, …), output `outputs`, any number of rows, no external data.
 
     model: on the CPU, in evaluation mode. feature_shape: of one row.
-    Raises: ModelRejected when its outputs differ from the model's by more than the tolerances.
+    Raises: UnfitModel when its outputs differ from the model's by more than the tolerances.
     """
     example = torch.zeros(2, *feature_shape)  # of one row, the exporter would take the batch to be always one
     with _quiet_exporter():
@@ -54,7 +54,7 @@ def _check(content: bytes, model: nn.Module, feature_shape: Sequence[int]) -> No
         if found.shape != expected.shape or not np.allclose(
             found, expected, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE
         ):
-            raise ModelRejected(
+            raise UnfitModel(
                 f"the ONNX export gives other outputs than the model for a batch of {rows} random rows",
                 "use operators in build_model that torch.onnx.export supports",
             )

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.shard_format import manifest_key, shard_key, write_shard
+from batch_layer.shard_format import MANIFEST, manifest_key, shard_key, write_shard
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
-from deeplambda.adapters.s3 import Store, sha256_of
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
@@ -31,7 +31,7 @@ from deeplambda.records import topics
 from deeplambda.records.lifecycle import PartitionPrepared
 
 SHARD_ROWS = 8192
-_ANNOUNCED = pa.schema([("fact", pa.string())])
+_ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,41 +61,35 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
 
 
 def prepare(
-    spark: SparkSession,
-    settings: Settings,
-    packed: PackedApplication,
-    data: DataSet,
-    prepared: Callable[[PartitionPrepared], None] = lambda fact: None,
+    spark: SparkSession, settings: Settings, packed: PackedApplication, dataset: DataSet
 ) -> list[PartitionPrepared]:
-    """Make every shard of `data` that is to be made; returns what was announced of each, calling `prepared` as well."""
-    store = Store(settings)
-    manifest = manifest_key(data.application, data.id)
+    """Make every shard of `dataset` that is to be made; returns what was announced of each."""
+    store = ObjectStore(settings)
+    manifest = manifest_key(dataset.application, dataset.id)
     if store.digest(manifest) is not None:
-        facts = [PartitionPrepared.model_validate(fact) for fact in from_json(store.get(manifest))]
-        for fact in facts:
-            prepared(fact)
-        return facts
-    spark.sparkContext.addPyFile(str(packed.archive))
-    facts = []
-    for split, partitions in sorted(data.shards.items(), reverse=True):  # train before test: training begins with it
+        return MANIFEST.validate_json(store.get(manifest))
+    spark.sparkContext.addPyFile(str(packed.zip_file))
+    announcements: list[PartitionPrepared] = []
+    for split, partitions in sorted(dataset.shards.items(), reverse=True):  # train first: training begins with it
         columns = ["event_id", *payload_schema(packed.load().event).names, "label"]
         announced = (
-            read_snapshot(spark, f"lake.{data.application}.examples", data.snapshot)
+            read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
             .where(f"split = '{split}'")
             .select(columns)
             .repartition(partitions, "event_id")
             .sortWithinPartitions("event_id")
-            .mapInArrow(_preparation(settings, packed, data, split, partitions), from_arrow_schema(_ANNOUNCED))
+            .mapInArrow(_preparation(settings, packed, dataset, split, partitions), from_arrow_schema(_ANNOUNCEMENTS))
         )
-        for row in announced.toLocalIterator(prefetchPartitions=True):
-            facts.append(PartitionPrepared.model_validate_json(row["fact"]))
-            prepared(facts[-1])
-    store.put(manifest, to_json(facts))
-    return facts
+        announcements += [
+            PartitionPrepared.model_validate_json(row["announcement"])
+            for row in announced.toLocalIterator(prefetchPartitions=True)
+        ]
+    store.put(manifest, to_json(announcements))
+    return announcements
 
 
 def _preparation(
-    settings: Settings, packed: PackedApplication, data: DataSet, split: str, partitions: int
+    settings: Settings, packed: PackedApplication, dataset: DataSet, split: str, partitions: int
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def prepare_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         started = time.monotonic()
@@ -111,11 +105,11 @@ def _preparation(
             empty = pa.RecordBatch.from_pylist([], schema=payload)
             features.append(application.transform(empty))
         shard = write_shard(np.concatenate(features), application.objective.label_array(labels))
-        key = shard_key(data.application, data.id, split, partition)
-        Store(settings).put(key, shard)
-        fact = PartitionPrepared(
-            application=data.application,
-            dataset=data.id,
+        key = shard_key(dataset.application, dataset.id, split, partition)
+        ObjectStore(settings).put(key, shard)
+        announcement = PartitionPrepared(
+            application=dataset.application,
+            dataset=dataset.id,
             split=split,
             partition=partition,
             partitions=partitions,
@@ -126,7 +120,7 @@ def _preparation(
             duration_s=time.monotonic() - started,
         )
         with Publisher(settings) as publisher:
-            publisher.send(topics.LIFECYCLE, data.application, fact)
-        yield pa.RecordBatch.from_pylist([{"fact": fact.model_dump_json()}], schema=_ANNOUNCED)
+            publisher.send(topics.LIFECYCLE, dataset.application, announcement)
+        yield pa.RecordBatch.from_pylist([{"announcement": announcement.model_dump_json()}], schema=_ANNOUNCEMENTS)
 
     return prepare_partition

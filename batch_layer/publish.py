@@ -12,7 +12,7 @@ from batch_layer.onnx_export import exported
 from batch_layer.training_run import TEST, TrainedRun
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication
@@ -24,9 +24,9 @@ from deeplambda.state.card import CARD, ONNX, WEIGHTS, Card, artefact_key
 def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedRun) -> int:
     """The run's version; publishing a run again gives the version it has and changes nothing.
 
-    Raises: ModelRejected when the ONNX export differs from the model, Conflict, NotReady.
+    Raises: UnfitModel when the ONNX export differs from the model, Conflict, NotReady.
     """
-    platform, store = engine(settings, "platform"), Store(settings)
+    platform, store = engine(settings, "platform"), ObjectStore(settings)
 
     def store_artefacts(version: int) -> Card:
         weights = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
@@ -46,7 +46,7 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
             weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), save(weights)),
             onnx_sha256=store.put(artefact_key(packed.name, version, ONNX), onnx),
             trained_rows=trained.epochs[-1].rows,
-            training_s=sum(fact.duration_s for fact in trained.epochs),
+            training_s=sum(epoch.duration_s for epoch in trained.epochs),
             device=trained.epochs[-1].device,
             torch_version=torch.__version__,
             created_at=now(),
@@ -89,5 +89,5 @@ def metric_rows(card: Card, epochs: Sequence[EpochTrained]) -> list[dict[str, An
             "recorded_at": at,
         }
 
-    by_epoch = [row(name, value, fact.epoch, fact.at) for fact in epochs for name, value in fact.metrics.items()]
+    by_epoch = [row(name, value, epoch.epoch, epoch.at) for epoch in epochs for name, value in epoch.metrics.items()]
     return by_epoch + [row(name, value, None, card.created_at) for name, value in card.metrics.items()]

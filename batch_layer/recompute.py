@@ -21,33 +21,20 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import PackedApplication
 from deeplambda.records.admission import admit
-from deeplambda.records.horizon import COLUMNS
 from deeplambda.records.lifecycle import BatchViewPublished
+from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card, fetch_model
 from deeplambda.state.horizon_store import move_horizon
 
 if TYPE_CHECKING:
     import torch
-
-_SCORED = pa.schema(
-    [
-        ("event_id", pa.string()),
-        ("kafka_partition", pa.int32()),
-        ("kafka_offset", pa.int64()),
-        ("occurred_at", pa.timestamp("us", tz="UTC")),
-        ("predicted_at", pa.timestamp("us", tz="UTC")),
-        ("model_version", pa.int32()),
-        ("prediction", pa.string()),
-        ("confidence", pa.float64()),
-    ]
-)
 
 
 def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication) -> BatchViewPublished:
@@ -69,7 +56,7 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
-        spark.sparkContext.addPyFile(str(packed.archive))
+        spark.sparkContext.addPyFile(str(packed.zip_file))
         _first_copies(_scored(settings, packed, champion, events)).writeTo(view).overwrite(F.lit(True))
         snapshot = current_snapshot(spark, view)
         if snapshot is None:
@@ -83,7 +70,7 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
             rows=read_snapshot(spark, view, snapshot).count(),
             duration_s=time.monotonic() - started,
         )
-        with mysql.translated(), engine.begin() as connection:
+        with mysql.mysql_errors(), engine.begin() as connection:
             move_horizon(connection, published)
     with Publisher(settings) as publisher:
         outbox.relay(engine, publisher)
@@ -92,12 +79,12 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
 
 def _scored(settings: Settings, packed: PackedApplication, champion: Card, events: DataFrame) -> DataFrame:
     inputs = events.select("event_id", "kafka_partition", "kafka_offset", "value")
-    return inputs.mapInArrow(_scoring(settings, packed, champion), from_arrow_schema(_SCORED))
+    return inputs.mapInArrow(_scoring(settings, packed, champion), from_arrow_schema(VIEW_SCHEMA))
 
 
 def _first_copies(scored: DataFrame) -> DataFrame:
     """One row for each event: its first position."""
-    first = F.min_by(F.struct(*COLUMNS), "kafka_offset").alias("first")
+    first = F.min_by(F.struct(*VIEW_SCHEMA.names), "kafka_offset").alias("first")
     return scored.groupBy("event_id").agg(first).select("first.*")
 
 
@@ -107,7 +94,7 @@ def _model(settings: Settings, packed: PackedApplication, champion_json: str) ->
     import torch
 
     torch.set_num_threads(1)  # Spark already runs a task on each core
-    return fetch_model(Store(settings), packed.load(), Card.model_validate_json(champion_json))
+    return fetch_model(ObjectStore(settings), packed.load(), Card.model_validate_json(champion_json))
 
 
 def _scoring(
@@ -129,19 +116,22 @@ def _scoring(
             with torch.inference_mode():
                 outputs = model(torch.from_numpy(admitted.features)).float().numpy()
             decoded = application.objective.decode(outputs)
-            count = len(events)
+            columns = (
+                [event.event_id for event in events],
+                [row["kafka_partition"] for row in rows],
+                [row["kafka_offset"] for row in rows],
+                [event.occurred_at for event in events],
+                [now()] * len(events),
+                [version] * len(events),
+                decoded.values,
+                decoded.confidence_N,
+            )
             yield pa.RecordBatch.from_arrays(
                 [
-                    pa.array([event.event_id for event in events]),
-                    pa.array([row["kafka_partition"] for row in rows], pa.int32()),
-                    pa.array([row["kafka_offset"] for row in rows], pa.int64()),
-                    pa.array([event.occurred_at for event in events], pa.timestamp("us", tz="UTC")),
-                    pa.array([now()] * count, pa.timestamp("us", tz="UTC")),
-                    pa.array([version] * count, pa.int32()),
-                    pa.array(decoded.values, pa.string()),
-                    pa.array(decoded.confidence_N, pa.float64(), from_pandas=True),
+                    pa.array(values, field.type, from_pandas=True)  # NaN, an objective's "I have none", is NULL
+                    for field, values in zip(VIEW_SCHEMA, columns, strict=True)
                 ],
-                schema=_SCORED,
+                schema=VIEW_SCHEMA,
             )
 
     return score

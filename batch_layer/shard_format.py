@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.records.lifecycle import PartitionPrepared
 
 _FEATURES, _LABELS = "features", "labels"
+
+MANIFEST = TypeAdapter(list[PartitionPrepared])
+"""What the manifest of a data set holds, as JSON."""
 
 
 def shard_key(application: str, dataset: str, split: str, partition: int) -> str:
@@ -21,7 +26,7 @@ def shard_key(application: str, dataset: str, split: str, partition: int) -> str
 
 
 def manifest_key(application: str, dataset: str) -> str:
-    """Where the list of a whole data set's `PartitionPrepared` facts is kept: it exists once all of them do."""
+    """Where the list of a whole data set's `PartitionPrepared` records is kept: it exists once all of them do."""
     return f"{application}/prepared/{dataset}/manifest.json"
 
 
@@ -42,7 +47,7 @@ def write_shard(features: NDArray[np.float32], labels_N: NDArray[Any]) -> bytes:
         rows = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(axis=1))
         raise BadInput(
             f"the transform returned features that are not finite for {len(rows)} rows, the first is row {rows[0]}",
-            "mend the transform, or refuse such events in the schema",
+            "fix the transform, or refuse such events in the schema",
         )
     content: bytes = save({_FEATURES: np.ascontiguousarray(features), _LABELS: np.ascontiguousarray(labels_N)})
     return content

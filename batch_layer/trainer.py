@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from batch_layer.compute import Compute, as_model_input, channels_last_rows
 from deeplambda.application import Application
-from deeplambda.errors import BadInput, ModelRejected
-from deeplambda.state.card import TRAINER_HYPERPARAMETERS
+from deeplambda.errors import BadInput, UnfitModel
+from deeplambda.state.card import TrainerHyperparameters, model_arguments
 
 WARM_UP = 0.2
 """Share of the run during which the learning rate rises."""
@@ -28,29 +28,19 @@ Advanced = Callable[[int, float], None]
 """Called as training goes on with (rows since the last call, mean loss since the epoch began)."""
 
 
-class _Trainer(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(ge=0, allow_inf_nan=False)
-    seed: int = Field(ge=0)
-
-
 def all_hyperparameters(application: Application, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The application's defaults with `overrides`, checked; `seed` is 0 unless given. Raises: BadInput."""
     chosen = {"seed": 0} | dict(application.hyperparameters) | dict(overrides)
-    known = set(application.hyperparameters) | TRAINER_HYPERPARAMETERS
+    known = {*application.hyperparameters, *TrainerHyperparameters.model_fields}
     if unknown := sorted(set(overrides) - known):
         raise BadInput(
             f"{application.name} has no hyperparameter {unknown[0]!r}", f"choose from {', '.join(sorted(known))}"
         )
     try:
-        return chosen | _Trainer.model_validate(chosen).model_dump()
+        return chosen | TrainerHyperparameters.model_validate(chosen).model_dump()
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = ".".join(map(str, first["loc"]))
         raise BadInput(f"hyperparameter {name!r}: {first['msg']}", f"give another {name}") from exc
 
 
@@ -78,9 +68,9 @@ class Rows:
         return cls(channels_last_rows(torch.tensor(features)), torch.tensor(labels_N))
 
     @classmethod
-    def joined(cls, parts: "list[Rows]") -> "Rows":
-        """All rows of `parts`, in their order."""
-        return cls(torch.cat([part.features for part in parts]), torch.cat([part.labels_N for part in parts]))
+    def joined(cls, shards: "list[Rows]") -> "Rows":
+        """All rows of the shards, in their order."""
+        return cls(torch.cat([rows.features for rows in shards]), torch.cat([rows.labels_N for rows in shards]))
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -91,14 +81,13 @@ class Trainer:
 
     def __init__(self, application: Application, hyperparameters: Mapping[str, Any], compute: Compute) -> None:
         self._application = application
-        self._settings = _Trainer.model_validate(hyperparameters)
+        self._settings = TrainerHyperparameters.model_validate(hyperparameters)
         self._compute = compute
         self._epoch = self._done_rows = 0
         self._loss_sum = torch.zeros((), device=compute.device)
         torch.set_flush_denormal(True)  # moments of weights that get no gradient decay into denormals: AdamW × 14
         torch.manual_seed(self._settings.seed)
-        arguments = {name: value for name, value in hyperparameters.items() if name not in TRAINER_HYPERPARAMETERS}
-        self.model = compute.place(application.build_model(**arguments))
+        self.model = compute.place(application.build_model(**model_arguments(hyperparameters)))
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=self._settings.learning_rate,
@@ -117,7 +106,7 @@ class Trainer:
     def train_on(self, rows: Rows, epoch_rows: float, advanced: Advanced = lambda rows, loss: None) -> None:
         """One pass over `rows`, shuffled. epoch_rows: how many the epoch will have in all; it sets the schedule.
 
-        Raises: ModelRejected when the loss is not finite.
+        Raises: UnfitModel when the loss is not finite.
         """
         if not len(rows):
             return
@@ -146,10 +135,10 @@ class Trainer:
         self._loss_sum += loss.detach() * len(labels_B)
 
     def mean_loss(self) -> float:
-        """Mean loss of the epoch so far. Raises: ModelRejected when it is not finite."""
+        """Mean loss of the epoch so far. Raises: UnfitModel when it is not finite."""
         loss = self._loss_sum.item() / max(self._done_rows, 1)
         if not math.isfinite(loss):
-            raise ModelRejected(
+            raise UnfitModel(
                 f"the loss became {loss} in epoch {self._epoch} of {self._application.name}",
                 f"train with a smaller learning rate than {self._settings.learning_rate:g}: "
                 f"--set learning_rate={self._settings.learning_rate / 10:g}",
@@ -157,7 +146,7 @@ class Trainer:
         return loss
 
     def evaluate(self, rows: Rows) -> dict[str, float]:
-        """The application's metrics, in fp32 as the model will serve. Raises: ModelRejected when one is not finite."""
+        """The application's metrics, in fp32 as the model will serve. Raises: UnfitModel when one is not finite."""
         self.model.eval()
         with torch.inference_mode():
             outputs = torch.cat(
@@ -170,7 +159,7 @@ class Trainer:
         metrics = {name: float(metric(labels_N, found)) for name, metric in self._application.metrics.items()}
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise ModelRejected(
+                raise UnfitModel(
                     f"{name} of {self._application.name} is {value} after epoch {self._epoch}",
                     "train with a smaller learning rate",
                 )

@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_layer.checkpoint import Checkpoint, encode, newest_checkpoint, run_id, save_checkpoint
 from batch_layer.compute import best_compute
-from batch_layer.epoch_bars import EpochBars
 from batch_layer.feed import Shard, ShardFeed
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.s3 import Store, sha256_of
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.loading import PackedApplication
@@ -32,6 +31,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRAIN, TEST = "train", "test"
+
+
+class TrainingListener(Protocol):
+    """Told how training goes on, in the thread that trains."""
+
+    def begin(self, epoch: int, epochs: int, rows: float) -> None:
+        """An epoch begins. epoch: from 1. rows: as many as it is expected to have; 0 while no shard has come."""
+
+    def expect(self, rows: float) -> None:
+        """The epoch turned out to have another number of rows."""
+
+    def advance(self, rows: int, loss: float) -> None:
+        """rows: trained on since the last call. loss: mean of the epoch so far."""
+
+    def done(self, trained: EpochTrained) -> None:
+        """The epoch's checkpoint and event are safe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +69,17 @@ def train(
     dataset: str,
     snapshot: int,
     overrides: Mapping[str, Any],
-    bars: EpochBars,
+    listener: TrainingListener,
     preparing: "Future[Any] | None" = None,
 ) -> TrainedRun:
     """Train until the last epoch's checkpoint and event are safe.
 
     snapshot: what `dataset` was prepared from. overrides: of the application's hyperparameters. preparing: the job
-    that prepares the data set beside this one; when it fails, so does training, at once.
-    Raises: BadInput, CorruptObject, ModelRejected (the loss is not finite), NotReady.
+    that prepares the data set beside this one; when it fails, so does training, at once. listener: told of each epoch.
+    Raises: BadInput, CorruptObject, UnfitModel (the loss is not finite), NotReady.
     """
     with Publisher(settings) as publisher:
-        return _Run(settings, packed, dataset, overrides, bars, publisher).trained(snapshot, preparing)
+        return _Run(settings, packed, dataset, overrides, listener, publisher).trained(snapshot, preparing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +97,7 @@ class _Run:
         packed: PackedApplication,
         dataset: str,
         overrides: Mapping[str, Any],
-        bars: EpochBars,
+        listener: TrainingListener,
         publisher: Publisher,
     ) -> None:
         self._settings = settings
@@ -97,8 +112,8 @@ class _Run:
         self._id = run_id(dataset, packed.code_version, self._hyperparameters)
         self._compute = best_compute()
         self._trainer = Trainer(self._application, self._hyperparameters, self._compute)
-        self._store = Store(settings)
-        self._bars = bars
+        self._store = ObjectStore(settings)
+        self._listener = listener
         self._publisher = publisher
         self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
 
@@ -134,7 +149,7 @@ class _Run:
         return checkpoint
 
     def _first_epoch(self, feed: ShardFeed) -> tuple[_DataSet, float]:
-        self._bars.begin(1, self._epochs, 0)
+        self._listener.begin(1, self._epochs, 0)
         self._trainer.begin_epoch(1)
         arrived = _Arrived()
         training_s = 0.0
@@ -142,11 +157,11 @@ class _Run:
         with closing(iter(feed)) as shards:
             for shard in shards:
                 rows = arrived.add(shard)
-                if shard.fact.split == TRAIN:
-                    expected_rows = arrived.train_rows / len(arrived.order) * shard.fact.partitions
-                    self._bars.expect(expected_rows)
+                if shard.announcement.split == TRAIN:
+                    expected_rows = arrived.train_rows / len(arrived.order) * shard.announcement.partitions
+                    self._listener.expect(expected_rows)
                     started_s = time.monotonic()
-                    self._trainer.train_on(rows, expected_rows, self._bars.advance)
+                    self._trainer.train_on(rows, expected_rows, self._listener.advance)
                     training_s += time.monotonic() - started_s
         self._metrics.publish("shard_wait", time.monotonic() - began_s - training_s, "s")
         return self._whole(arrived, arrived.order), training_s
@@ -172,14 +187,14 @@ class _Run:
         )
 
     def _epoch(self, epoch: int, train_rows: Rows) -> float:
-        self._bars.begin(epoch, self._epochs, len(train_rows))
+        self._listener.begin(epoch, self._epochs, len(train_rows))
         self._trainer.begin_epoch(epoch)
         started_s = time.monotonic()
-        self._trainer.train_on(train_rows, len(train_rows), self._bars.advance)
+        self._trainer.train_on(train_rows, len(train_rows), self._listener.advance)
         return time.monotonic() - started_s
 
     def _finish_epoch(self, before: list[EpochTrained], rows: _DataSet, training_s: float) -> Checkpoint:
-        fact = EpochTrained(
+        trained = EpochTrained(
             application=self._application.name,
             run=self._id,
             epoch=len(before) + 1,
@@ -193,20 +208,20 @@ class _Run:
         encoded = encode(self._trainer.state())
         checkpoint = Checkpoint(
             run=self._id,
-            epochs=[*before, fact],
+            epochs=[*before, trained],
             train_shards=rows.train_shards,
             feature_shape=rows.feature_shape,
             tensors_sha256=sha256_of(encoded),
         )
         save_checkpoint(self._store, self._application.name, checkpoint, encoded)
-        self._publisher.send(topics.LIFECYCLE, self._application.name, fact)
+        self._publisher.send(topics.LIFECYCLE, self._application.name, trained)
         self._metrics.publish("epoch_duration", training_s, "s")
-        self._metrics.publish("training_rate", fact.rows / training_s, "rows/s")
-        self._metrics.publish("loss", fact.loss, "1")
-        for name, value in fact.metrics.items():
+        self._metrics.publish("training_rate", trained.rows / training_s, "rows/s")
+        self._metrics.publish("loss", trained.loss, "1")
+        for name, value in trained.metrics.items():
             self._metrics.publish(f"test_{name}", value, "1")
         self._publisher.flush()
-        self._bars.done(fact)
+        self._listener.done(trained)
         return checkpoint
 
 
@@ -221,10 +236,10 @@ class _Arrived:
 
     def add(self, shard: Shard) -> Rows:
         rows = Rows.of(shard.features, shard.labels_N)
-        if shard.fact.split in self.of:
-            self.of[shard.fact.split][shard.fact.partition] = rows
-        if shard.fact.split == TRAIN:
-            self.order.append(shard.fact.partition)
+        if shard.announcement.split in self.of:
+            self.of[shard.announcement.split][shard.announcement.partition] = rows
+        if shard.announcement.split == TRAIN:
+            self.order.append(shard.announcement.partition)
             self.train_rows += len(rows)
             self.feature_shape = list(shard.features.shape[1:])
         return rows

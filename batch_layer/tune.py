@@ -46,7 +46,7 @@ from batch_layer.training_run import TRAIN
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, DeepLambdaError, ModelRejected, NotReady
+from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.service.metrics import MetricPublisher
 
@@ -84,7 +84,7 @@ def tune(
 
     dataset: one that is wholly prepared. overrides: of the application's hyperparameters that are not in its search
     space; the draws follow from `seed`. ended: called when a trial is over.
-    Raises: BadInput when there is nothing to search or to train on, ModelRejected when every trial failed,
+    Raises: BadInput when there is nothing to search or to train on, UnfitModel when every trial failed,
     CorruptObject, NotReady (no Ray at the address).
     """
     application = packed.load()
@@ -117,7 +117,7 @@ def tune(
             ).fit()
         best_first = sorted(map(_trial_of, found), key=lambda trial: trial.metric, reverse=True)
     if failure := best_first[0].failure:
-        raise ModelRejected(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
+        raise UnfitModel(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
     with Publisher(settings) as publisher:
         metrics = MetricPublisher(publisher, layer="batch", part="tune", application=packed.name)
         metrics.publish(f"best_validation_{deciding_metric(application)}", best_first[0].metric, "1")
@@ -145,12 +145,12 @@ def _some(values: Choice | LogUniform) -> Any:
 
 
 def _training_rows(settings: Settings, application: Application, dataset: str) -> Rows:
-    parts = {
-        shard.fact.partition: Rows.of(shard.features, shard.labels_N)
+    shards = {
+        shard.announcement.partition: Rows.of(shard.features, shard.labels_N)
         for shard in ShardFeed(settings, application, dataset)
-        if shard.fact.split == TRAIN
+        if shard.announcement.split == TRAIN
     }
-    rows = Rows.joined([parts[partition] for partition in sorted(parts)]) if parts else None
+    rows = Rows.joined([shards[partition] for partition in sorted(shards)]) if shards else None
     if rows is None or len(rows) * VALIDATION_SHARE < 1:
         raise BadInput(
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
@@ -159,7 +159,7 @@ def _training_rows(settings: Settings, application: Application, dataset: str) -
 
 
 def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
-    """What trials train on, and what they are compared on; equal rows are parted equally."""
+    """What trials train on, and what they are compared on; equal rows are divided equally."""
     shuffled_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     validation_N, training_N = shuffled_N.tensor_split([round(len(rows) * VALIDATION_SHARE)])
     training, validation = (Rows(rows.features[chosen], rows.labels_N[chosen]) for chosen in (training_N, validation_N))
@@ -168,7 +168,7 @@ def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
 
 @contextmanager
 def _ray(settings: Settings, packed: PackedApplication) -> Iterator[None]:
-    """Ray, and on every worker the application's archive: on the cluster, or on this machine until the end."""
+    """Ray, and on every worker the application's code: on the cluster, or on this machine until the end."""
     address = settings.ray_address
     os.environ["RAY_AUTH_TOKEN"] = settings.ray_token.get_secret_value()
     here = {} if address else {"include_dashboard": False}
@@ -179,7 +179,7 @@ def _ray(settings: Settings, packed: PackedApplication) -> Iterator[None]:
             again(
                 ray.init,
                 address=address or "local",
-                runtime_env={"working_dir": str(packed.archive)},
+                runtime_env={"working_dir": str(packed.zip_file)},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **here,
@@ -246,7 +246,7 @@ def _trial(
             trainer.begin_epoch(epoch)
             trainer.train_on(training_rows, len(training_rows))
             ray_tune.report({_METRIC: trainer.evaluate(validation_rows)[metric]})
-        except ModelRejected as exc:
+        except UnfitModel as exc:
             ray_tune.report({_METRIC: -np.inf, _FAILURE: exc.message})
             return
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks`: run every benchmark, print one table of ratios; `python -m benchmarks NAME …` runs some.
 
-Exit status 1 when a benchmark could not be measured. A missed aim is a figure like any other.
+Exit status 1 when a benchmark could not be measured. A missed aim is a result like any other.
 """
 
 import importlib
@@ -30,7 +30,7 @@ def main() -> int:
             try:
                 with console.status(f"measuring {name}"):
                     ratios.append(_measured(name))
-            except Exception as exc:  # one benchmark's trouble should not hide the others' figures
+            except Exception as exc:  # one benchmark's trouble should not hide the others' ratios
                 unmeasured[name] = f"{type(exc).__name__}: {exc}"
     console.print(_table(ratios))
     for name, reason in unmeasured.items():

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks.ratio import Ratio
 from deeplambda.adapters.model_service import ModelClient
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
@@ -45,7 +45,7 @@ ROUND_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Predictions per second, one figure for each round, and the clients' latencies of a batch."""
+    """Predictions per second, a rate for each round, and the clients' latencies of a batch."""
 
     bare: list[float]
     one_connection: list[float]
@@ -69,7 +69,7 @@ class Measured:
 def run(settings: Settings) -> Measured:
     """Measure the service of a running stack that has a champion. Raises: NotReady, BadInput."""
     name = settings.applications[0]
-    application, store = pack_application(name, settings).load(), Store(settings)
+    application, store = pack_application(name, settings).load(), ObjectStore(settings)
     features = _features(application, store)
     batches = [features[at : at + BATCH_ROWS] for at in range(0, len(features) - BATCH_ROWS + 1, BATCH_ROWS)]
     clients = [ModelClient(settings, name, patience_s=5) for _ in range(2)]
@@ -105,7 +105,7 @@ def measure() -> Ratio:
     return measured.ratio(measured.one_connection, NAME)
 
 
-def _features(application: Application, store: Store) -> NDArray[np.float32]:
+def _features(application: Application, store: ObjectStore) -> NDArray[np.float32]:
     """The first images of the test split, as the application transforms them."""
     source = next(source for source in application.sources if source.split == "test")
     raw = {name: store.get(f"{application.name}/raw/{name}") for name in source.objects}
@@ -141,8 +141,8 @@ def _rate(
 
 
 if __name__ == "__main__":
-    figures = run(load_settings())
-    print(figures.ratio(figures.one_connection, f"{NAME}, one connection"))
-    print(figures.ratio(figures.two_connections, f"{NAME}, two connections"))
-    p50_ms, p99_ms = np.percentile(figures.latencies_ms, [50, 99])
+    measured = run(load_settings())
+    print(measured.ratio(measured.one_connection, f"{NAME}, one connection"))
+    print(measured.ratio(measured.two_connections, f"{NAME}, two connections"))
+    p50_ms, p99_ms = np.percentile(measured.latencies_ms, [50, 99])
     print(f"a batch takes p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms over one connection", file=sys.stderr)

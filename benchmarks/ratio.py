@@ -1,11 +1,11 @@
-"""What a benchmark states: a figure over the same figure of a named baseline, measured side by side in one run."""
+"""What a benchmark returns: a measurement over that of a named baseline, both made side by side in one run."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """`value` is measured ÷ baseline, or the median of that over rounds. Both figures are in `unit`."""
+    """`value` is measured ÷ baseline, or the median of that over rounds. Both are in `unit`."""
 
     name: str
     value: float

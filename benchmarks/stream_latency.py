@@ -48,7 +48,7 @@ def measure() -> Ratio:
         rounds = [[_median_ms(settings, *route) for route in routes] for _ in range(ROUNDS + 1)][1:]  # one to warm up
         baseline_stream.stop()
     spark.stop()
-    baseline, measured = (statistics.median(figures) for figures in zip(*rounds, strict=True))
+    baseline, measured = (statistics.median(medians_ms) for medians_ms in zip(*rounds, strict=True))
     return Ratio(
         name=NAME,
         value=statistics.median(scored / copied for copied, scored in rounds),

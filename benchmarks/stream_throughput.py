@@ -34,7 +34,7 @@ def measure() -> Ratio:
     settings = load_settings()
     packed = pack_application("digits", settings)
     spark = session(settings)
-    spark.sparkContext.addPyFile(str(packed.archive))
+    spark.sparkContext.addPyFile(str(packed.zip_file))
     url, sink = f"{settings.model_url}/v1/models/digits:predict", new_topic(settings)
 
     def one_call_per_event(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -4,7 +4,7 @@ The baseline: `DataLoader` over a `TensorDataset`, shuffled, the same batch size
 settings. Each side is a process of its own, so that neither has the other's OpenMP settings; they take turns.
 
 Profile (2 cores with AMX, quiet, batch 128, per step): of the baseline's 37 ms, `convolution_backward` takes 38 %,
-convolution 19 %, max pooling 16 %, the linear layers 8 %, Adam 7 %, ReLU 4 %, the loader 3 %. What each remedy gave,
+convolution 19 %, max pooling 16 %, the linear layers 8 %, Adam 7 %, ReLU 4 %, the loader 3 %. What each change gave,
 as a share of the baseline's time, one beside the other:
 
     rows by `index_select` from memory, fused AdamW                           0.96

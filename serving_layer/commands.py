@@ -3,7 +3,6 @@
 import csv
 import sys
 from datetime import timedelta
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -13,27 +12,20 @@ from rich.table import Table
 
 from deeplambda.config import load_settings
 from deeplambda.errors import UnknownApplication
+from serving_layer.sql import StoreChoice
 
-sql = typer.Typer(help="SQL over recent and archived results.")
-serve = typer.Typer(help="The serving layer: where it is and how it is.", no_args_is_help=True)
+sql = typer.Typer()
+serve = typer.Typer(no_args_is_help=True)
 console = Console(width=None if sys.stdout.isatty() else 200)
 
 _NUMBERS = {"bigint", "int", "smallint", "tinyint", "double", "float", "decimal"}
 _CELL_CHARACTERS = 80
 
 
-class Store(StrEnum):
-    """Who answers."""
-
-    AUTO = "auto"
-    MYSQL = "mysql"
-    HIVE = "hive"
-
-
 @sql.command("sql")
 def run_sql(
     statement: Annotated[str, typer.Argument(help="one SELECT, SHOW TABLES or DESCRIBE; '-' reads it from the input")],
-    store: Annotated[Store, typer.Option(help="who answers; auto: MySQL when every table is there")] = Store.AUTO,
+    store: Annotated[StoreChoice, typer.Option(help="the store to ask; auto: MySQL when it has every table")] = "auto",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="rows at most")] = 1_000,
     as_json: Annotated[bool, typer.Option("--json", help="print the service's answer as JSON")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV with a header")] = False,
@@ -51,7 +43,7 @@ def run_sql(
     settings = load_settings()
     text = sys.stdin.read() if statement == "-" else statement
     with Console(stderr=True).status("asking") as status:
-        answer = ask(settings, text, store=store.value, limit=limit, tell=status.update)
+        answer = ask(settings, text, store=store, limit=limit, on_status=status.update)
     if as_json:
         print(to_json(answer, indent=2).decode())
     elif as_csv:
@@ -64,7 +56,7 @@ def run_sql(
 
 @serve.command("url")
 def serve_url() -> None:
-    """Where the serving layer answers, and as whom."""
+    """Print the serving layer's addresses, and the account that connects to each."""
     settings = load_settings()
     password = settings.data_dir / "secrets" / "deeplambda_analyst_password"
     table = Table.grid(padding=(0, 3))
@@ -98,8 +90,8 @@ def serve_token(
 def serve_status(
     application: Annotated[str, typer.Argument(help="an application that is served")] = "digits",
 ) -> None:
-    """Where the cut between batch view and real-time view is, and what waits on either side of it."""
-    from serving_layer.status import standing
+    """Print the horizon between batch view and real-time view, and how many rows are on each side of it."""
+    from serving_layer.status import serving_status
 
     settings = load_settings()
     if application not in settings.applications:
@@ -108,8 +100,8 @@ def serve_status(
             f"there are {', '.join(settings.applications)}; see DEEPLAMBDA_APPLICATIONS",
         )
     table = Table.grid(padding=(0, 3))
-    for what, figure in standing(settings, application).items():
-        table.add_row(f"[bold]{what}", escape(figure))
+    for what, value in serving_status(settings, application).items():
+        table.add_row(f"[bold]{what}", escape(value))
     console.print(table, soft_wrap=True)
 
 

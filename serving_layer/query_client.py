@@ -17,8 +17,8 @@ _TOKEN_LIFE = timedelta(minutes=10)
 _HTTP = urllib3.PoolManager(timeout=urllib3.Timeout(connect=3, read=30), retries=False)
 
 
-def ask(settings: Settings, sql: str, *, store: str, limit: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The answer to a statement, as the service's `Answer`. tell: gets a word on how a query in Hive is getting on.
+def ask(settings: Settings, sql: str, *, store: str, limit: int, on_status: Callable[[str], None]) -> dict[str, Any]:
+    """The answer to a statement, as the service's `Answer`. on_status: called with the state of a query that Hive runs.
 
     A query that is interrupted while it waits is cancelled. Raises: BadInput, NotReady.
     """
@@ -28,7 +28,7 @@ def ask(settings: Settings, sql: str, *, store: str, limit: int, tell: Callable[
     place, pause_s = f"/v1/queries/{reply['id']}", _LOOK_EVERY_S[0]
     try:
         while reply["status"] in ("queued", "running"):
-            tell(f"Hive: {reply['status']}")
+            on_status(f"Hive: {reply['status']}")
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LOOK_EVERY_S[1])
             reply = _call(settings, "GET", place)

@@ -1,4 +1,4 @@
-"""Where an application's two views stand, in words for a person."""
+"""What `deeplambda serve status` prints: the state of an application's batch view and real-time view."""
 
 from datetime import datetime
 
@@ -7,16 +7,16 @@ from sqlalchemy import ColumnElement, func, select, text
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.service.heartbeat import last_beat
+from deeplambda.service.heartbeat import last_heartbeat
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, OUTBOX, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
 
-def standing(settings: Settings, application: str) -> dict[str, str]:
-    """Facts by name. Raises: NotReady."""
+def serving_status(settings: Settings, application: str) -> dict[str, str]:
+    """By the name of a line, its text. Raises: NotReady."""
     live = REALTIME_PREDICTIONS.c
     own: ColumnElement[bool] = live.application == application
-    with mysql.translated(), mysql.engine(settings, "platform").connect() as connection:
+    with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
         horizon = read_horizon(connection, application)
         view = connection.execute(select(HORIZONS).where(HORIZONS.c.application == application)).one_or_none()
         rows = connection.scalar(select(func.count()).where(own)) or 0
@@ -26,8 +26,8 @@ def standing(settings: Settings, application: str) -> dict[str, str]:
         waiting, oldest = connection.execute(
             select(func.count(), func.min(OUTBOX.c.written_at)).where(OUTBOX.c.published_at.is_(None))
         ).one()
-    beat = last_beat(settings, "views")
-    said = ", ".join(f"{value} {name}" for name, value in beat.facts.items()) if beat else ""
+    beat = last_heartbeat(settings, "views")
+    details = ", ".join(f"{value} {name}" for name, value in beat.details.items()) if beat else ""
     return {
         "batch view": f"snapshot {view.snapshot} by {application}/{view.model_version}, {_ago(view.moved_at)}"
         if view
@@ -38,7 +38,7 @@ def standing(settings: Settings, application: str) -> dict[str, str]:
         "newest prediction": _ago(newest),
         "rows in recent_predictions": f"{recent:,}",
         "outbox": f"{waiting:,} events wait, the oldest since {_ago(oldest)}" if waiting else "nothing waits",
-        "views": f"{said}; {_ago(beat.at)}" if beat else "no sign of life: 'deeplambda up'",
+        "views": f"{details}; {_ago(beat.at)}" if beat else "no heartbeat: 'deeplambda up'",
     }
 
 

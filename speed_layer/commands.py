@@ -8,13 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplambda.adapters.kafka import consumer, end_offsets, translated
+from deeplambda.adapters.kafka import consumer, end_offsets, kafka_errors
 from deeplambda.config import Settings, load_settings
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.predictions import Prediction
 
-speed = typer.Typer(help="The speed layer: what the stream says of events as they arrive.", no_args_is_help=True)
+speed = typer.Typer(no_args_is_help=True)
 console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name")]
@@ -63,7 +63,7 @@ def _records(settings: Settings, topic: str, starts: dict[int, int], *, follow: 
     ends = end_offsets(settings, topic)
     reader = consumer(settings, topic)
     try:
-        with translated(settings):
+        with kafka_errors(settings):
             for partition in reader.assignment():
                 reader.seek(partition, starts[partition.partition])
             while follow or any(reader.position(p) < ends[p.partition] for p in reader.assignment()):

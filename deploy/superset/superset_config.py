@@ -41,11 +41,11 @@ def with_password(url: URL, options: dict[str, Any], *_: object) -> tuple[URL, d
     return url, options
 
 
-def mend_hive(_: object) -> None:
+def fix_hive(_: object) -> None:
     """Have Superset and PyHive understand Spark; both can be loaded only once Superset is made."""
-    from superset_hive import mend
+    from superset_hive import fix_dialect
 
-    mend()
+    fix_dialect()
 
 
 SECRET_KEY = secret("superset_secret_key")
@@ -56,7 +56,7 @@ SQLALCHEMY_DATABASE_URI = at_store(
 ).render_as_string(hide_password=False)
 SQLALCHEMY_ENGINE_OPTIONS = {"isolation_level": "READ COMMITTED", "pool_pre_ping": True, "pool_recycle": 1800}
 DB_CONNECTION_MUTATOR = with_password
-FLASK_APP_MUTATOR = mend_hive
+FLASK_APP_MUTATOR = fix_hive
 ALEMBIC_SKIP_LOG_CONFIG = True  # or nothing is logged any more after the migration
 
 # Superset 6 loses the inner DATE() of its own (its issue 36798): minutes would not be minutes.

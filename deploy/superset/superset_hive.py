@@ -9,7 +9,7 @@ from superset.db_engine_specs.hive import HiveEngineSpec
 from superset.db_engine_specs.spark import SparkEngineSpec
 
 
-def mend() -> None:
+def fix_dialect() -> None:
     """Replace what reads those answers, and how a moment is rounded to its minute, hour, …."""
     HiveDialect.get_table_names = _table_names
     HiveEngineSpec.get_view_names = classmethod(_view_names)

@@ -14,11 +14,11 @@ from deeplambda.service.logs import log_to_stderr
 from serving_layer.hive_gateway.gateway import Gateway
 
 _POLL_S = 0.5
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Serve until SIGTERM; returns the exit status."""
+    """Serve until SIGTERM or SIGINT, replacing union views when horizons move; returns the exit status."""
     log_to_stderr()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -26,12 +26,12 @@ def main() -> int:
     try:
         gateway = Gateway(load_settings())
     except (DeepLambdaError, PySparkException) as exc:
-        _LOG.error("the gateway cannot start: %s", str(exc).splitlines()[0])
+        _log.error("the gateway cannot start: %s", str(exc).splitlines()[0])
         return 1
     except Py4JJavaError as exc:
-        _LOG.error("the gateway cannot start: %s", exc.java_exception)
+        _log.error("the gateway cannot start: %s", exc.java_exception)
         return 1
-    _LOG.info("ready")
+    _log.info("ready")
     try:
         while not stopping.wait(_POLL_S):
             gateway.follow()

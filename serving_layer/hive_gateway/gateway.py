@@ -1,4 +1,4 @@
-"""The gateway's parts put together: session, tables, union views, model functions, HiveServer2, recent tables."""
+"""The gateway: a Spark session with its tables, union views, model functions, HiveServer2 and recent tables."""
 
 import logging
 import time
@@ -17,11 +17,14 @@ from serving_layer.hive_gateway.session import gateway_session
 from serving_layer.hive_gateway.union_view import UnionView
 
 _JVM_ENDS_WITHIN_S = 10
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """Serves from when it is made until `stop`. Raises: DeepLambdaError, PySparkException when it cannot start."""
+    """Serves from when it is made until `stop`.
+
+    Raises: DeepLambdaError, PySparkException, Py4JJavaError when it cannot start.
+    """
 
     def __init__(self, settings: Settings) -> None:
         packed = [pack_application(name, settings) for name in settings.applications]
@@ -41,19 +44,22 @@ class Gateway:
         self._refresher.start()
 
     def follow(self) -> None:
-        """Bring the union views up to date with their horizons; a store that does not answer is waited for."""
+        """Replace the union views whose horizons have moved. The main thread calls it twice a second.
+
+        A view stays as it is while a store does not answer; the next call tries again.
+        """
         for view in self._views:
             started = time.monotonic()
             try:
                 if view.follow():
                     self._refresher.refresh(view.application, view.horizon, time.monotonic() - started)
             except (NotReady, PySparkException) as exc:
-                _LOG.warning("%s's view stays as it is: %s", view.application, str(exc).splitlines()[0])
+                _log.warning("%s's view stays as it is: %s", view.application, str(exc).splitlines()[0])
             except Py4JJavaError as exc:  # what Spark has no Python class for, memory that ran out among it
-                _LOG.warning("%s's view stays as it is: %s", view.application, exc.java_exception)
+                _log.warning("%s's view stays as it is: %s", view.application, exc.java_exception)
 
     def stop(self) -> None:
-        """End the sessions of clients, the session and its JVM."""
+        """End the refresher, the sessions of clients, the Spark session and its JVM; the process ends after it."""
         self._refresher.stop()
         self._server.stop()
         jvm = self._spark.sparkContext._gateway

@@ -1,4 +1,4 @@
-"""The gateway's Java as a jar: a class path with a folder in it would not fit the class-data archive."""
+"""The gateway's Java as a jar: a class path with a folder in it would not fit the CDS file."""
 
 import os
 import zipfile
@@ -16,8 +16,8 @@ def gateway_jar(settings: Settings) -> Path:
     jar = classes.with_suffix(".jar")
     if not jar.exists():
         unfinished = jar.with_suffix(f".{os.getpid()}")
-        with zipfile.ZipFile(unfinished, "w") as archive:
+        with zipfile.ZipFile(unfinished, "w") as packed:
             for file in sorted(classes.rglob("*.class")):
-                archive.write(file, file.relative_to(classes))
+                packed.write(file, file.relative_to(classes))
         unfinished.rename(jar)
     return jar

@@ -20,12 +20,12 @@ from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import PackedApplication
 
-_PATIENCE_S = 5  # somebody waits for the answer
+_PATIENCE_S = 5  # an analyst waits for the answer
 
 
 def add_model_function(spark: SparkSession, settings: Settings, packed: PackedApplication) -> None:
     """Add `predict_<application>` to the sessions that are opened from now on."""
-    spark.sparkContext.addPyFile(str(packed.archive))
+    spark.sparkContext.addPyFile(str(packed.zip_file))
     name = f"predict_{packed.name}"
     columns = ", ".join(payload_schema(packed.load().event).names)
     usage = f"_FUNC_({columns}) - The prediction of {packed.name}'s champion, as text; NULL where an argument is NULL."

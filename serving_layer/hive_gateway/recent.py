@@ -3,7 +3,6 @@
 One transaction deletes an application's rows and inserts the new ones, so a reader sees the old rows or the new ones.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,18 +14,21 @@ from sqlalchemy.dialects.mysql import insert
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
-from deeplambda.records.horizon import COLUMNS, Horizon
+from deeplambda.records.horizon import Horizon
+from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state.tables import RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 
 KEPT = timedelta(days=7)
 ROWS_LIMIT = 100_000
 _CHUNK_ROWS = 2_000
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """What the tables are made from; when it is the same, so would they be. day: rows leave by their age."""
+    """The inputs of a refresh: while none has changed, another refresh would make the same tables.
+
+    labels, metrics: snapshots of these tables. day: the day of the refresh, for rows older than KEPT leave.
+    """
 
     horizon: Horizon
     labels: int | None
@@ -35,7 +37,7 @@ class Versions:
 
 
 def newest_versions(spark: SparkSession, application: str, horizon: Horizon, at: datetime) -> Versions:
-    """What a refresh at `at` would read."""
+    """The inputs of a refresh at `at`."""
     return Versions(
         horizon=horizon,
         labels=current_snapshot(spark, f"lake.{application}.labels"),
@@ -56,7 +58,7 @@ def recent_predictions_sql(application: str, horizon: Horizon, since: datetime) 
     """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view."""
     if horizon.snapshot is None:
         return None
-    columns = ", ".join(COLUMNS)
+    columns = ", ".join(VIEW_SCHEMA.names)
     return f"""
         SELECT {columns}, label
         FROM (
@@ -70,7 +72,7 @@ def recent_predictions_sql(application: str, horizon: Horizon, since: datetime) 
 
 
 def model_metrics_sql(application: str) -> str:
-    """Spark SQL: the final figures of each model version, without those of single epochs."""
+    """Spark SQL: the final metrics of each model version, without those of single epochs."""
     return f"""
         SELECT version, split, name, max_by(value, recorded_at) AS value, max(recorded_at) AS recorded_at
         FROM lake.{application}.model_metrics WHERE epoch IS NULL GROUP BY version, split, name"""
@@ -84,7 +86,7 @@ def _rows(spark: SparkSession, query: str | None) -> list[dict[str, Any]]:
 
 
 def _replace(engine: Engine, table: Table, application: str, rows: Sequence[dict[str, Any]]) -> None:
-    with mysql.translated(), engine.begin() as connection:
+    with mysql.mysql_errors(), engine.begin() as connection:
         connection.execute(delete(table).where(table.c.application == application))
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk = [{"application": application, **row} for row in rows[start : start + _CHUNK_ROWS]]

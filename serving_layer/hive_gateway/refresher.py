@@ -1,4 +1,4 @@
-"""The recent tables and the gateway's figures, on a thread of their own: a union view must wait for neither."""
+"""Refreshing the recent tables and publishing the gateway's metrics, on a thread that no union view waits for."""
 
 import logging
 import threading
@@ -19,12 +19,12 @@ from deeplambda.service.metrics import MetricPublisher
 from serving_layer.hive_gateway import recent
 from serving_layer.hive_gateway.session import trust_this_thread
 
-_LOOK_FOR_NEWS_S = 60
+_LOOK_EVERY_S = 60
 _ENDS_WITHIN_S = 10
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-Figures = dict[str, tuple[float, str]]
-"""By name, a value and its unit."""
+Metrics = dict[str, tuple[float, str]]
+"""By the name of a metric, its value and unit."""
 
 
 @dataclass
@@ -35,7 +35,10 @@ class _Application:
 
 
 class Refresher(threading.Thread):
-    """Refreshes an application's recent tables when told of its horizon, and when its labels or metrics have grown."""
+    """Refreshes an application's recent tables after `refresh`, and each minute when its labels or metrics have grown.
+
+    `Gateway` makes and starts one, and tells it of every horizon that a union view has taken up.
+    """
 
     def __init__(self, spark: SparkSession, settings: Settings, engine: Engine) -> None:
         super().__init__(name="refresher", daemon=True)
@@ -45,30 +48,33 @@ class Refresher(threading.Thread):
         self._publisher: Publisher | None = None
 
     def refresh(self, application: str, horizon: Horizon, replacement_s: float | None = None) -> None:
-        """Soon, refresh the tables as of `horizon`. replacement_s: how long the union view took to be replaced."""
+        """Ask the thread for a refresh as of `horizon`; returns at once.
+
+        replacement_s: how long it took to replace the union view.
+        """
         known = self._applications.get(application)
         self._applications[application] = _Application(horizon, replacement_s, known.made_from if known else None)
         self._wake.set()
 
     def stop(self) -> None:
-        """End the thread, after what it is at."""
+        """End the thread after the refresh that it is running."""
         self._stopping.set()
         self._wake.set()
         self.join(_ENDS_WITHIN_S)
 
     def run(self) -> None:
-        """Work until stopped."""
+        """The thread's own work, until `stop`."""
         trust_this_thread(self._spark)
         while not self._stopping.is_set():
             for name, application in list(self._applications.items()):
-                self._measure(name, self._refresh(name, application))
-            self._wake.wait(_LOOK_FOR_NEWS_S)
+                self._publish(name, self._refresh(name, application))
+            self._wake.wait(_LOOK_EVERY_S)
             self._wake.clear()
 
-    def _refresh(self, name: str, application: _Application) -> Figures:
-        figures: Figures = {}
+    def _refresh(self, name: str, application: _Application) -> Metrics:
+        measured: Metrics = {}
         if application.replacement_s is not None:
-            figures["view_replacement"] = (application.replacement_s, "s")
+            measured["view_replacement"] = (application.replacement_s, "s")
             application.replacement_s = None
         started, at = time.monotonic(), now()
         try:
@@ -76,22 +82,22 @@ class Refresher(threading.Thread):
             if newest != application.made_from:
                 rows = recent.refresh(self._spark, self._engine, name, newest, at)
                 application.made_from, duration_s = newest, time.monotonic() - started
-                figures |= {"recent_refresh": (duration_s, "s"), "recent_predictions": (rows, "rows")}
-                _LOG.info("recent_predictions of %s: %d rows in %.1f s", name, rows, duration_s)
+                measured |= {"recent_refresh": (duration_s, "s"), "recent_predictions": (rows, "rows")}
+                _log.info("recent_predictions of %s: %d rows in %.1f s", name, rows, duration_s)
         except (NotReady, PySparkException) as exc:
-            _LOG.warning("the recent tables of %s stay as they are: %s", name, str(exc).splitlines()[0])
+            _log.warning("the recent tables of %s stay as they are: %s", name, str(exc).splitlines()[0])
         except Py4JJavaError as exc:  # what Spark has no Python class for, memory that ran out among it
-            _LOG.warning("the recent tables of %s stay as they are: %s", name, exc.java_exception)
-        return figures
+            _log.warning("the recent tables of %s stay as they are: %s", name, exc.java_exception)
+        return measured
 
-    def _measure(self, application: str, figures: Figures) -> None:
-        if not figures:
+    def _publish(self, application: str, measured: Metrics) -> None:
+        if not measured:
             return
         try:
             self._publisher = self._publisher or Publisher(self._settings)
             metrics = MetricPublisher(self._publisher, layer="serving", part="gateway", application=application)
-            for name, (value, unit) in figures.items():
+            for name, (value, unit) in measured.items():
                 metrics.publish(name, value, unit)
             self._publisher.flush()
         except NotReady as exc:
-            _LOG.warning("figures of %s are lost: %s", application, exc)
+            _log.warning("metrics of %s are lost: %s", application, exc)

@@ -1,4 +1,4 @@
-"""The gateway's Spark session: small, in UTC, both stores as catalogs, the read-only lock in its parser and analyser.
+"""The gateway's Spark session: small, in UTC, both stores as catalogs, read-only checks in parser and analyser.
 
 `lake` and `spark_catalog` are the Iceberg tables (the second also holds the union views), `mysql` is MySQL as the
 account `analyst` sees it.
@@ -28,11 +28,11 @@ _LOG_LEVELS = {
 
 
 def gateway_session(settings: Settings) -> SparkSession:
-    """The session, with this thread trusted: what it runs is not held to reading. Raises: ConfigurationError."""
+    """The session, with this thread trusted to write. Raises: ConfigurationError."""
     password = settings.analyst_password.get_secret_value()
     os.environ[_PASSWORD_VARIABLE] = password
     os.environ["MALLOC_ARENA_MAX"] = "2"  # glibc keeps an arena for each of the JVM's many threads otherwise
-    # Behind Spark's own jars, for the class path has to begin as that of the class-data archive does.
+    # Behind Spark's own jars, for the class path has to begin as that of the CDS file does.
     os.environ["SPARK_DIST_CLASSPATH"] = str(gateway_jar(settings))
     folder = settings.data_dir / "gateway"
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,18 +40,18 @@ def gateway_session(settings: Settings) -> SparkSession:
     # Set in the running JVM, so that no command line shows it; sessions of clients start from this configuration.
     spark._jsc.sc().conf().set("spark.sql.catalog.mysql.password", password)
     spark.conf.set("spark.sql.catalog.mysql.password", password)
-    _log_in_sentences(spark)
+    _silence_stack_traces(spark)
     trust_this_thread(spark)
     return spark
 
 
 def trust_this_thread(spark: SparkSession) -> None:
-    """Do not hold to reading what this Python thread runs; pyspark gives it a JVM thread of its own."""
+    """Let this Python thread write: the read-only checks pass over the JVM thread that pyspark keeps for it."""
     spark._jvm.deeplambda.gateway.Trusted.trustThisThread()
 
 
-def _log_in_sentences(spark: SparkSession) -> None:
-    """The front door logs each failed statement in one line; Spark's own log would say it three times, with stacks."""
+def _silence_stack_traces(spark: SparkSession) -> None:
+    """FrontDoor.java logs a failed statement in one line; Spark itself would log it three times, with stack traces."""
     log4j = spark._jvm.org.apache.logging.log4j
     for name, level in _LOG_LEVELS.items():
         log4j.core.config.Configurator.setLevel(name, log4j.Level.toLevel(level))

@@ -1,9 +1,9 @@
 """The view `<application>.all_predictions`: always the union of both views at the newest horizon.
 
 The horizon stands as literals in the view's text. It is an Iceberg view, which one write to the metastore replaces (a
-plain Hive view would be dropped and made again), so a query is planned on the old cut or on the new one. A query
-planned on the old one still finds its real-time rows, for they are trimmed only after a grace that is longer than a
-query may run.
+plain Hive view would be dropped and made again), so a query is planned on the old horizon or on the new one. A
+query planned on the old one still finds its real-time rows, for `views.trim` keeps them for longer than any query may
+run.
 """
 
 import logging
@@ -15,11 +15,11 @@ from deeplambda.adapters import mysql
 from deeplambda.records.horizon import Horizon, all_predictions_sql
 from deeplambda.state.horizon_store import read_horizon
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class UnionView:
-    """Keeps one application's view up to date from the first `follow` on; `horizon` is what it shows."""
+    """One application's view; the first `follow` makes it. `horizon` is the one that it shows."""
 
     def __init__(self, spark: SparkSession, engine: Engine, application: str, realtime_table: str) -> None:
         self.application = application
@@ -29,13 +29,16 @@ class UnionView:
         self._name = f"spark_catalog.{application}.all_predictions"
 
     def follow(self) -> bool:
-        """Replace the view if the horizon in MySQL is another; True when it was. Raises: NotReady."""
-        with mysql.translated(), self._engine.connect() as connection:
+        """Replace the view when the horizon in MySQL has moved; returns whether it had. Raises: NotReady.
+
+        `Gateway` calls it before it serves, and twice a second from then on.
+        """
+        with mysql.mysql_errors(), self._engine.connect() as connection:
             newest = read_horizon(connection, self.application)
         if self._made and newest == self.horizon:
             return False
         text = all_predictions_sql(self.application, newest, self._realtime_table)
         self._spark.sql(f"CREATE OR REPLACE VIEW {self._name} AS {text}")
         self.horizon, self._made = newest, True
-        _LOG.info("%s shows snapshot %s and the real-time rows past it", self._name, newest.snapshot)
+        _log.info("%s shows snapshot %s and the real-time rows past it", self._name, newest.snapshot)
         return True

@@ -22,7 +22,7 @@ class Service(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        """What gunicorn would read from its command line."""
+        """The options. gunicorn calls it once, when this object is made, in place of reading its command line."""
         options: dict[str, Any] = {
             "bind": self._settings.listening_on(self._settings.query_url),
             "workers": 1,
@@ -41,13 +41,14 @@ class Service(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Flask:
-        """The WSGI application, made and even imported in the worker: gunicorn's own process stays small."""
+        """The WSGI application. gunicorn calls it in the worker; imported only there, it leaves the parent small."""
         from serving_layer.query_service.app import create_app
 
         return create_app(self._settings)
 
 
 def _stop(_: Any, worker: Any) -> None:
+    """gunicorn's hook `worker_exit`: called in the worker, before its process ends."""
     worker.app.callable.extensions["hive_queries"].stop()
 
 
@@ -55,7 +56,7 @@ if __name__ == "__main__":
     log_to_stderr()
     logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # it would log what it refuses
     logging.getLogger("pyhive").setLevel(logging.WARNING)
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # a lost connection is told by what lost it
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # whoever loses a connection reports it
     try:
         Service(load_settings()).run()
     except DeepLambdaError as exc:

@@ -1,4 +1,4 @@
-"""The routes. Every error is a problem (RFC 9457); `openapi.DOCUMENT` says the same to machines."""
+"""The routes. Every error is a problem document (RFC 9457). `openapi.document` describes them for machines."""
 
 import secrets
 from http import HTTPStatus
@@ -13,7 +13,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import UnknownApplication
 from deeplambda.service import problems, tokens
 from deeplambda.service.problems import problem
-from deeplambda.state.tables import SCHEMA
+from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, SCHEMA
 from serving_layer.query_service import catalogue, mysql_queries, openapi
 from serving_layer.query_service.hive_queries import HiveQueries
 from serving_layer.query_service.messages import Health, QueryRequest
@@ -23,21 +23,19 @@ from serving_layer.query_service.statistics import statistics
 from serving_layer.sql.guard import BadStatement, ForbiddenStatement, Policy, check
 
 BODY_LIMIT_BYTES = 128 * 1024
-HIDDEN_TABLES = frozenset({"outbox", "queries"})
-"""As the grants of the account `analyst` have it."""
 
 
 def policy(settings: Settings) -> Policy:
     """What analysts may read on this platform."""
     return Policy(
         mysql_database=settings.mysql_database,
-        mysql_tables=frozenset(SCHEMA.tables) - HIDDEN_TABLES,
+        mysql_tables=frozenset(SCHEMA.tables) - HIDDEN_FROM_ANALYSTS,
         applications=frozenset(settings.applications),
     )
 
 
 def create_app(settings: Settings) -> Flask:
-    """The WSGI application. `app.extensions["hive_queries"]` is to be stopped with it."""
+    """The WSGI application. Whoever makes it stops `app.extensions["hive_queries"]` at the end."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT_BYTES
     problems.register(app)
@@ -96,7 +94,7 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/v1/health")
     def health() -> Response:
-        with mysql.translated(), analyst.connect() as connection:
+        with mysql.mysql_errors(), analyst.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
         hive_queries.sweep()
         queued, running = hive_queries.counts()

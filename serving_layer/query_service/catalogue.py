@@ -8,13 +8,13 @@ from deeplambda.records import topics
 from deeplambda.state import registry
 from deeplambda.state.tables import MODEL_VERSIONS
 from serving_layer.query_service.messages import Application, Applications, Model, Models
-from serving_layer.query_service.mysql_queries import translated
+from serving_layer.query_service.mysql_queries import analyst_errors
 
 
 def applications(settings: Settings, engine: Engine) -> Applications:
     """The applications that are served. Raises: NotReady, ConfigurationError, UnknownApplication."""
     found = []
-    with translated(), engine.connect() as connection:
+    with analyst_errors(), engine.connect() as connection:
         for name in settings.applications:
             packed, champion = pack_application(name, settings), registry.champion(connection, name)
             found.append(
@@ -37,7 +37,7 @@ def applications(settings: Settings, engine: Engine) -> Applications:
 def models(engine: Engine, application: str) -> Models:
     """An application's published versions. Raises: NotReady."""
     table = MODEL_VERSIONS.c
-    with translated(), engine.connect() as connection:
+    with analyst_errors(), engine.connect() as connection:
         champion = registry.champion(connection, application)
         found = connection.execute(
             select(table.version, table.run, table.published_at, table.weights_sha256, table.metrics)

@@ -15,13 +15,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 from deeplambda.adapters import hive
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, NotReady
-from serving_layer.query_service.messages import Answer, Column, Progress, Query, Status
+from serving_layer.query_service.messages import Answer, Column, Query, QueryProgress, Status
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.rows import take
 from serving_layer.sql.guard import Checked
 
 TIME_LIMIT_S = 100
-"""Below the gateway's own, so that a query that is ended can still be told of."""
+"""Below the gateway's QUERY_TIMEOUT_S, so that it is this service that ends a query, and can say why."""
 THREADS = 3
 QUEUE_LIMIT = 50
 
@@ -41,7 +41,7 @@ class _Job:
 
 
 class HiveQueries:
-    """Runs until `stop`."""
+    """Runs queued statements on THREADS threads, from when it is made until `stop`."""
 
     def __init__(self, settings: Settings, table: QueriesTable) -> None:
         self._settings, self._table = settings, table
@@ -67,7 +67,7 @@ class HiveQueries:
         return job.id
 
     def find(self, query_id: str) -> Query | None:
-        """A query and how it is getting on. Raises: NotReady."""
+        """A query, with its progress while it runs; None when there is none of that id. Raises: NotReady."""
         self.sweep()
         query = self._table.find(query_id)
         if query is None or query.status not in ("queued", "running"):
@@ -76,7 +76,7 @@ class HiveQueries:
         if job is None:
             return self._table.find(query_id)  # it ended between the two looks
         elapsed_ms = (time.monotonic() - job.submitted) * 1e3
-        return query.model_copy(update={"progress": Progress(state=job.state, elapsed_ms=elapsed_ms)})
+        return query.model_copy(update={"progress": QueryProgress(state=job.state, elapsed_ms=elapsed_ms)})
 
     def cancel(self, query_id: str) -> None:
         """End a query that is queued or running; one that has ended stays as it is. Raises: NotReady."""
@@ -91,7 +91,10 @@ class HiveQueries:
         return states.count("QUEUED"), len(states) - states.count("QUEUED")
 
     def sweep(self) -> None:
-        """Once in this service's life: mark what an earlier one left unfinished. Raises: NotReady."""
+        """Mark as failed, once, the queries that an earlier process left unfinished. Raises: NotReady.
+
+        Requests call it, not the constructor: MySQL may be away when the service starts.
+        """
         with self._lock:
             if not self._swept:
                 if failed := self._table.fail_unfinished():
@@ -99,7 +102,7 @@ class HiveQueries:
                 self._swept = True
 
     def stop(self) -> None:
-        """Cancel everything and wait for the threads."""
+        """Cancel everything and wait for the threads. gunicorn's hook `worker_exit` calls it."""
         with self._lock:
             jobs = list(self._jobs.values())
         for job in jobs:
@@ -119,7 +122,7 @@ class HiveQueries:
             self._end(job, "cancelled")
         except DeepLambdaError as exc:
             self._end(job, "failed", error=str(exc))
-        except Exception as exc:  # a thread of the pool has nobody else to tell
+        except Exception as exc:  # the pool would swallow it
             _log.exception("query %s failed", job.id)
             self._end(job, "failed", error=f"the query service failed on it: {type(exc).__name__}")
         finally:
@@ -136,7 +139,7 @@ class HiveQueries:
 
     def _answer(self, job: _Job) -> Answer:
         started = time.perf_counter()
-        with hive.translated(), closing(hive.connect(self._settings)) as connection, connection.cursor() as cursor:
+        with hive.hive_errors(), closing(hive.connect(self._settings)) as connection, connection.cursor() as cursor:
             cursor.execute(job.checked.sql, async_=True)
             self._wait(job, cursor)
             columns = [
@@ -165,8 +168,8 @@ class HiveQueries:
                 raise BadInput(f"the statement ran for longer than {TIME_LIMIT_S} s and was ended", "narrow it down")
             pause_s = min(pause_s * 1.5, _POLL_S[1])
         if status.operationState != TOperationState.FINISHED_STATE:
-            raise BadInput(hive.readable(status.errorMessage), "mend the statement")
+            raise BadInput(hive.readable(status.errorMessage), "fix the statement")
 
 
 class _Cancelled(Exception):
-    """Somebody asked for an end."""
+    """The query was cancelled, by its analyst or by `stop`."""

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from serving_layer.sql import Store, StoreChoice
 from serving_layer.sql.guard import ROW_LIMIT, STATEMENT_LIMIT
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -16,7 +17,7 @@ class QueryRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     sql: Annotated[str, Field(min_length=1, max_length=STATEMENT_LIMIT)]
-    store: Literal["auto", "mysql", "hive"] = "auto"
+    store: StoreChoice = "auto"
     limit: Annotated[int, Field(ge=1, le=ROW_LIMIT)] = ROW_LIMIT
 
 
@@ -38,10 +39,10 @@ class Answer(BaseModel):
     row_count: int
     truncated: bool
     elapsed_ms: float
-    store: Literal["mysql", "hive"]
+    store: Store
 
 
-class Progress(BaseModel):
+class QueryProgress(BaseModel):
     """How a running query is getting on. state: as HiveServer2 names it."""
 
     state: str
@@ -53,11 +54,11 @@ class Query(BaseModel):
 
     id: str
     status: Status
-    store: Literal["mysql", "hive"]
+    store: Store
     sql: str
     submitted_at: AwareDatetime
     finished_at: AwareDatetime | None = None
-    progress: Progress | None = None
+    progress: QueryProgress | None = None
     result: Answer | None = None
     error: str | None = None
 

@@ -1,4 +1,4 @@
-"""Statements that MySQL answers, at once: as the analyst, within a time limit, no more rows than an answer may have."""
+"""Statements that MySQL answers, at once: as the account `analyst`, with limits on time and rows."""
 
 import time
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def answer(engine: Engine, checked: Checked) -> Answer:
     Raises: BadStatement, ForbiddenStatement, TimeLimitExceeded, NotReady.
     """
     started = time.perf_counter()
-    with translated(), engine.connect() as connection:
+    with analyst_errors(), engine.connect() as connection:
         limit_time(connection)
         result: CursorResult[Any] = connection.execution_options(
             stream_results=True, no_parameters=True
@@ -65,10 +65,10 @@ def limit_time(connection: Connection) -> None:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """What MySQL says to a SELECT, as the errors named above."""
+def analyst_errors() -> Iterator[None]:
+    """Translate what MySQL raises for a SELECT into BadStatement, ForbiddenStatement, TimeLimitExceeded or NotReady."""
     try:
-        with mysql.translated():
+        with mysql.mysql_errors():
             yield
     except PoolTimeoutError as exc:
         raise NotReady("all connections to MySQL are taken by other queries", "try again in a few seconds") from exc
@@ -81,4 +81,4 @@ def translated() -> Iterator[None]:
             ) from exc
         if code in _DENIED:
             raise ForbiddenStatement(f"MySQL refuses: {message}", "read the tables that are for analysts") from exc
-        raise BadStatement(f"MySQL refuses: {message or exc.orig}", "mend the statement") from exc
+        raise BadStatement(f"MySQL refuses: {message or exc.orig}", "fix the statement") from exc

@@ -21,16 +21,16 @@ class QueriesTable:
         self._engine = engine
 
     def add(self, query_id: str, sql: str) -> None:
-        """A new query, queued; those that are old enough go."""
-        with mysql.translated(), self._engine.begin() as connection:
+        """Add a query, queued; delete those that are older than KEPT."""
+        with mysql.mysql_errors(), self._engine.begin() as connection:
             connection.execute(delete(QUERIES).where(QUERIES.c.submitted_at < now() - KEPT))
             connection.execute(
                 insert(QUERIES).values(id=query_id, statement=sql, store="hive", status="queued", submitted_at=now())
             )
 
     def find(self, query_id: str) -> Query | None:
-        """The query of that id, None when there is none or no longer."""
-        with mysql.translated(), self._engine.connect() as connection:
+        """The query of that id; None when there is none, or it is deleted."""
+        with mysql.mysql_errors(), self._engine.connect() as connection:
             row = connection.execute(select(QUERIES).where(QUERIES.c.id == query_id)).one_or_none()
         if row is None:
             return None
@@ -55,9 +55,9 @@ class QueriesTable:
         return self._change(query_id, _UNFINISHED, status=status, finished_at=now(), result=kept, error=error)
 
     def fail_unfinished(self) -> int:
-        """Mark what an earlier life of the service left unfinished; returns how many."""
+        """Mark as failed what an earlier process of the service left unfinished; returns how many."""
         error = "the query service ended before the query did; send it again"
-        with mysql.translated(), self._engine.begin() as connection:
+        with mysql.mysql_errors(), self._engine.begin() as connection:
             return connection.execute(
                 update(QUERIES)
                 .where(QUERIES.c.status.in_(_UNFINISHED))
@@ -65,7 +65,7 @@ class QueriesTable:
             ).rowcount
 
     def _change(self, query_id: str, was: tuple[str, ...], **values: Any) -> bool:
-        with mysql.translated(), self._engine.begin() as connection:
+        with mysql.mysql_errors(), self._engine.begin() as connection:
             changed = connection.execute(
                 update(QUERIES).where(QUERIES.c.id == query_id, QUERIES.c.status.in_(was)).values(**values)
             )

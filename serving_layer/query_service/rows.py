@@ -1,4 +1,4 @@
-"""Rows as JSON can hold them, and no more of them than an answer may have."""
+"""Rows as JSON can hold them, within the limits of one answer."""
 
 import math
 from base64 import b64encode

@@ -1,4 +1,4 @@
-"""How an application is doing: the real-time view, and the accuracy of what has its truth by now."""
+"""How an application is doing: its real-time view, and the accuracy of predictions whose labels are known."""
 
 from datetime import timedelta
 
@@ -11,15 +11,15 @@ from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from serving_layer.query_service.intervals import wilson_95
 from serving_layer.query_service.messages import LabelledVersion, Live, LiveVersion, Statistics
-from serving_layer.query_service.mysql_queries import limit_time, translated
+from serving_layer.query_service.mysql_queries import analyst_errors, limit_time
 
 _RATE_OVER = timedelta(minutes=1)
 _NEWEST_ROWS = 1_000
 
 
 def statistics(engine: Engine, application: str) -> Statistics:
-    """The figures of this moment. engine: of the account `analyst`. Raises: NotReady."""
-    with translated(), engine.connect() as connection:
+    """An application's statistics now. engine: of the account `analyst`. Raises: NotReady."""
+    with analyst_errors(), engine.connect() as connection:
         limit_time(connection)
         champion = registry.champion(connection, application)
         moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == application))

@@ -1,4 +1,4 @@
-"""The two dialects as the guard renders them: sqlglot's, with what the servers understand otherwise mended."""
+"""The two dialects as the guard renders them: sqlglot's, corrected where the servers understand something else."""
 
 from typing import Any, ClassVar
 

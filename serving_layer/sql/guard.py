@@ -1,21 +1,20 @@
 """What may an analyst's SQL do? Read the tables that are for analysts, and nothing else.
 
-1. The text is split into tokens: one statement, no invisible signs, no comment that some server would run.
-2. It is parsed; every syntax node and every function must be on the list in `sql_vocabulary`.
+1. The text is split into tokens: one statement, no invisible characters, no comment that some server would run.
+2. It is parsed; every syntax node and every function must be on the list in `vocabulary`.
 3. Every table that is read must be one of the analysts' tables. A name that a WITH defines counts as a table wherever
    that WITH does not reach.
 4. The number of rows is capped.
 5. The tree is rendered, comments gone and every name quoted; the rendered text passes steps 1 to 3 once more, and is
    what the server gets. Nobody's text is forwarded as it came.
 
-Pure: no service is asked. A read-only account is the second lock on each store.
+Pure: no service is asked. Behind it, each store has a read-only account for analysts.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlglot import ErrorLevel, exp
 from sqlglot.dialects.dialect import Dialect
@@ -23,10 +22,9 @@ from sqlglot.errors import ParseError, SqlglotError, TokenError
 from sqlglot.tokens import Token, TokenType
 
 from deeplambda.errors import BadInput
+from serving_layer.sql import Store
 from serving_layer.sql.dialects import GuardedMySQL, GuardedSpark
 from serving_layer.sql.vocabulary import FUNCTIONS, METADATA_TABLES, NAMED_FUNCTIONS, SYNTAX
-
-Store = Literal["mysql", "hive"]
 
 STATEMENT_LIMIT = 20_000
 """Characters of one statement."""
@@ -39,6 +37,7 @@ _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _WORD = re.compile(r"\w+( \w+)*", re.ASCII)
 _NUMBER = re.compile(r"[0-9.]+([eE][+-]?[0-9]+)?")
 _PLAIN_KEY = re.compile(r"[\w $-]+")
+_INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Cn", "Zs", "Zl", "Zp")  # general categories of Unicode
 _OPENING = {TokenType.SELECT, TokenType.WITH, TokenType.L_PAREN}
 _LISTING = re.compile(
     r"\s*(?P<verb>SHOW(?=\s+TABLES\b)|DESCRIBE|DESC)(?:\s+TABLES?)?(?:(?:\s+(?:IN|FROM))?\s+(?P<name>[\w.`]+))?\s*;?\s*",
@@ -86,13 +85,13 @@ class Policy:
     mysql_tables: frozenset[str]
     applications: frozenset[str]
 
-    def allows(self, store: Store, parts: tuple[str, ...]) -> bool:
-        """parts: a table's name as it was written, the table last."""
-        if not (parts and all(_TABLE_NAME.fullmatch(part) for part in parts)):
+    def allows(self, store: Store, name: tuple[str, ...]) -> bool:
+        """name: of a table, qualified as it was written, the table last."""
+        if not (name and all(_TABLE_NAME.fullmatch(piece) for piece in name)):
             return False
         if store == "mysql":
-            return parts[:-1] in ((), (self.mysql_database,)) and parts[-1] in self.mysql_tables
-        match [part.lower() for part in parts]:
+            return name[:-1] in ((), (self.mysql_database,)) and name[-1] in self.mysql_tables
+        match [piece.lower() for piece in name]:
             case ["mysql", database, table]:
                 return database == self.mysql_database.lower() and table in self.mysql_tables
             case [application, _] | ["spark_catalog" | "lake", application, _]:
@@ -103,11 +102,11 @@ class Policy:
                 )
         return False
 
-    def allows_listing(self, store: Store, parts: tuple[str, ...]) -> bool:
-        """parts: what `SHOW TABLES IN` names; empty for SHOW TABLES alone."""
+    def allows_listing(self, store: Store, name: tuple[str, ...]) -> bool:
+        """name: what `SHOW TABLES IN` names; empty for SHOW TABLES alone."""
         if store == "mysql":
-            return parts in ((), (self.mysql_database,))
-        match [part.lower() for part in parts]:
+            return name in ((), (self.mysql_database,))
+        match [piece.lower() for piece in name]:
             case ["mysql", database]:
                 return database == self.mysql_database.lower()
             case [application] | ["spark_catalog" | "lake", application]:
@@ -173,10 +172,10 @@ def _check(sql: str, policy: Policy, store: Store, row_cap: int) -> Checked:
 def _tokens(sql: str, store: Store) -> list[Token]:
     if len(sql) > STATEMENT_LIMIT:
         raise ForbiddenStatement(f"the statement is longer than {STATEMENT_LIMIT} characters", "shorten it")
-    for sign in sql:
-        if sign not in " \t\r\n" and unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs", "Cn", "Zs", "Zl", "Zp"):
+    for character in sql:
+        if character not in " \t\r\n" and unicodedata.category(character) in _INVISIBLE:
             raise ForbiddenStatement(
-                f"the statement holds the invisible or unassigned sign U+{ord(sign):04X}", "take it out"
+                f"the statement holds the invisible or unassigned character U+{ord(character):04X}", "take it out"
             )
     if store == "hive" and "${" in sql:
         raise ForbiddenStatement("'${' stands for a server variable in Spark", "write it as concat('$', '{')")
@@ -214,9 +213,9 @@ def _read(sql: str, tokens: list[Token], policy: Policy, store: Store) -> exp.Qu
     if not isinstance(tree, exp.Query):
         raise ForbiddenStatement(f"{tree.key.upper()} is not allowed", "only reading is")
     for table in _tables(tree, frozenset()):
-        parts = tuple(part.name for part in table.parts)
-        if not policy.allows(store, parts):
-            raise _no_such_table(parts, policy, store)
+        name = tuple(piece.name for piece in table.parts)
+        if not policy.allows(store, name):
+            raise _no_such_table(name, policy, store)
     return tree
 
 
@@ -236,7 +235,7 @@ def _check_node(node: exp.Expression, policy: Policy, store: Store) -> None:
         raise ForbiddenStatement("a function of a schema is not allowed", "call a function by its name alone")
     if not _plain(node):
         raise ForbiddenStatement(f"{str(node.name)[:40]!r} cannot be passed on", "use plain names")
-    if isinstance(node, exp.Table) and not all(isinstance(part, exp.Identifier) for part in node.parts):
+    if isinstance(node, exp.Table) and not all(isinstance(piece, exp.Identifier) for piece in node.parts):
         raise ForbiddenStatement("a table function is not allowed", "SELECT from tables")
 
 
@@ -255,7 +254,7 @@ def _plain(node: exp.Expression) -> bool:
 
 def _tables(node: exp.Expression, defined: frozenset[str]) -> Iterator[exp.Table]:
     """The tables that are read for real; `defined` are the names that a WITH around `node` gives."""
-    with_ = next((part for part in node.args.values() if isinstance(part, exp.With)), None)
+    with_ = next((argument for argument in node.args.values() if isinstance(argument, exp.With)), None)
     if with_ is not None:
         for cte in with_.expressions:
             yield from _tables(cte.this, defined | {cte.alias} if with_.recursive else defined)
@@ -287,8 +286,8 @@ def _name_columns(tree: exp.Query) -> None:
 
 def _listing(statement: re.Match[str], policy: Policy, store: Store) -> str:
     """`SHOW TABLES [IN schema]` or `DESCRIBE [TABLE] table`, written anew."""
-    name = tuple(part.strip("`") for part in statement["name"].split(".")) if statement["name"] else ()
-    quoted = ".".join(f"`{part}`" for part in name)
+    name = tuple(piece.strip("`") for piece in statement["name"].split(".")) if statement["name"] else ()
+    quoted = ".".join(f"`{piece}`" for piece in name)
     if statement["verb"].upper() != "SHOW":
         if not policy.allows(store, name):
             raise _no_such_table(name, policy, store)
@@ -301,9 +300,9 @@ def _listing(statement: re.Match[str], policy: Policy, store: Store) -> str:
     return f"SHOW TABLES IN {quoted}" if name else "SHOW TABLES"
 
 
-def _no_such_table(parts: tuple[str, ...], policy: Policy, store: Store) -> ForbiddenTable:
+def _no_such_table(name: tuple[str, ...], policy: Policy, store: Store) -> ForbiddenTable:
     return ForbiddenTable(
-        f"there is no table {'.'.join(parts)[:200]!r} for analysts in {store}", _where_tables_are(policy, store)
+        f"there is no table {'.'.join(name)[:200]!r} for analysts in {store}", _where_tables_are(policy, store)
     )
 
 
@@ -322,7 +321,7 @@ def _syntax_error(exc: ParseError) -> BadStatement:
         what = "something is missing there"
     return BadStatement(
         f"the statement cannot be read{near}: {what.rstrip('.')}",
-        "mend its syntax",
+        "fix its syntax",
         first.get("line"),
         first.get("col"),
     )

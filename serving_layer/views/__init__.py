@@ -1,1 +1,1 @@
-"""The recent views: what Kafka says, kept in MySQL within milliseconds."""
+"""The real-time view: predictions from Kafka, in MySQL within milliseconds; beside it the metrics of all layers."""

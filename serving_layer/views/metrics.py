@@ -13,7 +13,7 @@ from deeplambda.adapters import kafka, mysql
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.runtime_metrics import RuntimeMetric
-from deeplambda.service.loops import Pulse
+from deeplambda.service.loops import LoopStatus
 from deeplambda.state.tables import METRICS
 
 GROUP = "deeplambda.views.metrics"
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Storable(RuntimeMetric):
-    """A figure that fits its row."""
+    """A metric that fits its row."""
 
     layer: Annotated[str, Field(max_length=32)]
     part: Annotated[str, Field(max_length=32)]
@@ -33,31 +33,31 @@ class Storable(RuntimeMetric):
     unit: Annotated[str, Field(max_length=16)]
 
 
-def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
-    """Store metrics until told to stop. Raises: NotReady; call it again."""
+def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
+    """Store metrics until told to stop. Raises: NotReady, after which `Loop` calls it again."""
     engine = mysql.engine(settings, "views")
     with closing(kafka.consumer(settings, topics.METRICS, group=GROUP)) as reader:
         while not stop.is_set():
-            with kafka.translated(settings):
-                records = [each for part in reader.poll(1_000).values() for each in part]
+            with kafka.kafka_errors(settings):
+                records = [record for batch in reader.poll(1_000).values() for record in batch]
             if records:
                 store(engine, records)
-                with kafka.translated(settings):
+                with kafka.kafka_errors(settings):
                     reader.commit()
-            pulse.well()
+            status.working()
 
 
 def store(engine: Engine, records: list[Any]) -> int:
-    """Write the figures of Kafka records; returns how many there were. Raises: NotReady."""
+    """Write the metrics in Kafka records; returns how many there were. Raises: NotReady."""
     rows = []
     for record in records:
         try:
-            figure = Storable.model_validate_json(record.value or b"")
+            metric = Storable.model_validate_json(record.value or b"")
         except ValidationError as exc:
             _log.warning("no metric at offset %d of %s: %s", record.offset, record.topic, exc.errors()[0]["msg"])
             continue
-        rows.append({"kafka_offset": record.offset} | figure.model_dump())
+        rows.append({"kafka_offset": record.offset} | metric.model_dump())
     if rows:
-        with mysql.translated(), engine.begin() as connection:
+        with mysql.mysql_errors(), engine.begin() as connection:
             connection.execute(_INSERT, rows)
     return len(rows)

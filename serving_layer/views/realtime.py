@@ -29,10 +29,10 @@ from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.predictions import Prediction
-from deeplambda.service.loops import Pulse
+from deeplambda.service.loops import LoopStatus
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
-from serving_layer.views.reporting import Progress
+from serving_layer.views.reporting import ViewReporter
 
 GROUP = "deeplambda.views"
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ _UPSERT = insert(REALTIME_PREDICTIONS).on_duplicate_key_update(
 
 def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
     """Write predictions in one transaction; returns how many the horizon had not absorbed. Raises: NotReady."""
-    with mysql.translated(), engine.begin() as connection:
+    with mysql.mysql_errors(), engine.begin() as connection:
         horizons = {name: read_horizon(connection, name) for name in {each.application for each in predictions}}
         stored_at = now()
         rows = [
@@ -67,45 +67,45 @@ def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
     return len(rows)
 
 
-def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
-    """Store predictions until told to stop. Raises: NotReady when Kafka does not answer; call it again."""
+def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
+    """Store predictions until told to stop. Raises: NotReady when Kafka is away, after which `Loop` calls it again."""
     engine = mysql.engine(settings, "views")
     names = [topics.predictions(application) for application in settings.applications]
     with Publisher(settings) as publisher, closing(kafka.consumer(settings, *names, group=GROUP)) as reader:
-        _tell_of_expired(settings, reader)
-        progress = Progress(settings, publisher, reader)
+        _log_expired(settings, reader)
+        reporter = ViewReporter(settings, publisher, reader)
         while not stop.is_set():
-            with kafka.translated(settings):
-                records = [each for part in reader.poll(_POLL_MS, _BATCH_ROWS).values() for each in part]
-            if records and not _take(engine, publisher, records, progress, pulse, stop):
+            with kafka.kafka_errors(settings):
+                records = [record for batch in reader.poll(_POLL_MS, _BATCH_ROWS).values() for record in batch]
+            if records and not _store_records(engine, publisher, records, reporter, status, stop):
                 break
             if records:
-                with kafka.translated(settings):
+                with kafka.kafka_errors(settings):
                     reader.commit()
-            progress.report_when_due()
-            pulse.well(**progress.facts)
+            reporter.report_when_due()
+            status.working(**reporter.details)
 
 
-def _tell_of_expired(settings: Settings, reader: KafkaConsumer) -> None:
-    with kafka.translated(settings):
-        for part, first in reader.beginning_offsets(reader.assignment()).items():
-            if (kept := reader.committed(part)) is not None and kept < first:
+def _log_expired(settings: Settings, reader: KafkaConsumer) -> None:
+    with kafka.kafka_errors(settings):
+        for partition, first in reader.beginning_offsets(reader.assignment()).items():
+            if (committed := reader.committed(partition)) is not None and committed < first:
                 _log.error(
                     "predictions %d to %d of %s/%d expired before they were stored; 'deeplambda batch recompute' "
                     "brings their events into the batch view",
-                    *(kept, first - 1, part.topic, part.partition),
+                    *(committed, first - 1, partition.topic, partition.partition),
                 )
 
 
-def _take(
+def _store_records(
     engine: Engine,
     publisher: Publisher,
     records: list[Any],
-    progress: Progress,
-    pulse: Pulse,
+    reporter: ViewReporter,
+    status: LoopStatus,
     stop: threading.Event,
 ) -> bool:
-    """Keep what the records say, however long MySQL stays away; False when told to stop before that."""
+    """Store the records, trying again for as long as MySQL is away; False when told to stop before it succeeds."""
     predictions = []
     for record in records:
         try:
@@ -119,13 +119,13 @@ def _take(
         wait=wait_random_exponential(multiplier=0.05, max=2),
         stop=stop_when_event_set(stop),
         sleep=sleep_using_event(stop),
-        before_sleep=lambda state: pulse.waiting(state.outcome.exception()),  # type: ignore[union-attr, arg-type]
+        before_sleep=lambda state: status.waiting(state.outcome.exception()),  # type: ignore[union-attr, arg-type]
         retry_error_callback=lambda _: None,
     ):
         with attempt:
             started = time.perf_counter()
             rows = store(engine, predictions) if predictions else 0
-            progress.stored(rows, predictions, took_s=time.perf_counter() - started)
+            reporter.stored(rows, predictions, took_s=time.perf_counter() - started)
             return True
     return False
 

@@ -1,4 +1,4 @@
-"""How fast the real-time view follows: its figures on `deeplambda.metrics`, and in its heartbeat."""
+"""How far the real-time view is behind: metrics to the topic `deeplambda.metrics`, and details for the heartbeat."""
 
 import time
 from collections.abc import Sequence
@@ -21,8 +21,11 @@ _ASK_S = 1.0
 _ANSWER_MS = 5_000
 
 
-class Progress:
-    """Counts what happens between two reports. Raises: NotReady when it is made while the broker is away."""
+class ViewReporter:
+    """Measures the real-time view for `realtime.run`, which makes one each time it connects to Kafka.
+
+    Raises: NotReady when it is made while the broker is away.
+    """
 
     def __init__(self, settings: Settings, publisher: Publisher, reader: KafkaConsumer) -> None:
         self._settings, self._publisher, self._reader = settings, publisher, reader
@@ -35,7 +38,7 @@ class Progress:
         self._letters = self._ask_letters()
 
     def stored(self, rows: int, predictions: Sequence[Prediction], took_s: float) -> None:
-        """A transaction is through."""
+        """Count a transaction that `realtime` has committed."""
         self._rows += rows
         self._rows_ever += rows
         self._store_s.append(took_s)
@@ -43,14 +46,14 @@ class Progress:
         self._event_s += [(moment - each.occurred_at).total_seconds() for each in predictions]
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """For the heartbeat."""
+    def details(self) -> dict[str, Any]:
+        """What the heartbeat of `views` says: rows stored since the start, and the lag at the last look."""
         return {"rows": self._rows_ever, "lag": self._lag}
 
     def report_when_due(self) -> None:
-        """Ask the broker for the lag every second, and so notice one that is gone; send figures every ten seconds.
+        """Read the lag when the last look is a second old, and publish metrics when the last report is ten seconds old.
 
-        Raises: NotReady.
+        `realtime.run` calls it after every poll. Raises: NotReady, within those seconds, when the broker is gone.
         """
         if time.monotonic() - self._asked < _ASK_S:
             return
@@ -74,7 +77,7 @@ class Progress:
         self._store_s, self._event_s = [], []
 
     def _ask_lag(self) -> int:
-        with kafka.translated(self._settings):
+        with kafka.kafka_errors(self._settings):
             assigned = self._reader.assignment()
             known = {
                 TopicPartition(topic, number)
@@ -89,8 +92,9 @@ class Progress:
     def _ask_letters(self) -> int:
         """Dead letters of all applications since their topics were made, whichever part wrote them."""
         letters = 0
-        with kafka.translated(self._settings):
+        with kafka.kafka_errors(self._settings):
             for topic in map(topics.dead_letters, self._settings.applications):
-                parts = [TopicPartition(topic, number) for number in self._reader.partitions_for_topic(topic) or ()]
-                letters += sum(self._reader.end_offsets(parts, timeout_ms=_ANSWER_MS).values())
+                numbers = self._reader.partitions_for_topic(topic) or ()
+                partitions = [TopicPartition(topic, number) for number in numbers]
+                letters += sum(self._reader.end_offsets(partitions, timeout_ms=_ANSWER_MS).values())
         return letters

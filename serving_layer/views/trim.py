@@ -1,7 +1,7 @@
-"""Real-time rows that the batch view has absorbed are deleted, once no query can need them any more.
+"""Delete real-time rows that the batch view has absorbed, once no running query can need them.
 
-A query that began before the horizon moved still reads the old cut; the Hive gateway ends every query after 110 s. So
-rows before a horizon go only when that horizon has been the visible one, or has been followed by another, for GRACE_S.
+A query that was planned before the horizon moved still reads the rows between the old horizon and the new one. The Hive
+gateway ends every query after 110 s, so the rows before a horizon are deleted once the move to it is GRACE old.
 """
 
 import threading
@@ -13,13 +13,13 @@ from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records.horizon import Horizon
-from deeplambda.service.loops import Pulse
+from deeplambda.service.loops import LoopStatus
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS
 
 GRACE = timedelta(seconds=300)
 METRICS_KEPT = timedelta(days=7)
-"""As long as their topic keeps them."""
+"""As long as the topic `deeplambda.metrics` keeps them."""
 
 _CHUNK_ROWS = 2_000
 _PAUSE_S = 5.0
@@ -31,15 +31,19 @@ _OLD_METRICS = text("DELETE FROM metrics WHERE at < :before LIMIT :rows")
 
 
 class Trimmer:
-    """Remembers each horizon that it has seen, for one that moves often would else never be old enough."""
+    """Deletes the absorbed rows of one application.
+
+    MySQL holds only the newest horizon. If it moves more often than GRACE, it is never old enough; so the earlier ones
+    are kept here, and rows are deleted up to the newest of them that is.
+    """
 
     def __init__(self, engine: Engine, application: str) -> None:
         self._engine, self._application = engine, application
         self._seen: dict[datetime, Horizon] = {}
 
     def trim(self, at: datetime) -> int:
-        """Delete what the newest horizon that is old enough at `at` has absorbed; returns rows. Raises: NotReady."""
-        with mysql.translated(), self._engine.connect() as connection:
+        """Delete the rows before the newest horizon that is GRACE old at `at`; returns how many. Raises: NotReady."""
+        with mysql.mysql_errors(), self._engine.connect() as connection:
             horizon = read_horizon(connection, self._application)
             moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == self._application))
         if moved_at is not None:
@@ -59,18 +63,18 @@ class Trimmer:
 
 
 def delete_in_chunks(engine: Engine, statement: TextClause, values: dict[str, object]) -> int:
-    """Run a DELETE … LIMIT :rows until nothing is left; a transaction for each chunk, so nobody waits long."""
+    """Run a `DELETE … LIMIT :rows` until no row is left; in short transactions, so that no writer waits long."""
     deleted = 0
     while True:
-        with mysql.translated(), engine.begin() as connection:
+        with mysql.mysql_errors(), engine.begin() as connection:
             rows = connection.execute(statement, values | {"rows": _CHUNK_ROWS}).rowcount
         deleted += rows
         if rows < _CHUNK_ROWS:
             return deleted
 
 
-def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
-    """Trim until told to stop. Raises: NotReady; call it again."""
+def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
+    """Trim until told to stop. Raises: NotReady, after which `Loop` calls it again."""
     # without gap locks, so that new rows need not wait
     engine = mysql.engine(settings, "views").execution_options(isolation_level="READ COMMITTED")
     trimmers = [Trimmer(engine, application) for application in settings.applications]
@@ -78,5 +82,5 @@ def run(settings: Settings, pulse: Pulse, stop: threading.Event) -> None:
     while not stop.is_set():
         trimmed += sum(trimmer.trim(now()) for trimmer in trimmers)
         delete_in_chunks(engine, _OLD_METRICS, {"before": now() - METRICS_KEPT})
-        pulse.well(trimmed=trimmed)
+        status.working(trimmed=trimmed)
         stop.wait(_PAUSE_S)

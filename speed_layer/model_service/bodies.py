@@ -12,14 +12,14 @@ from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
 from deeplambda.errors import BadInput, NotReady
 
 ROOM_BYTES = 8 * BODY_LIMIT_BYTES
-"""For all bodies that are in memory at one time; a request beyond it is told to come back."""
+"""For all bodies that are in memory at one time; a request beyond it is answered 503 with Retry-After."""
 LARGE_BYTES = 1024 * 1024
 """A larger body is worked on only while no other large one is: parsed JSON takes up to 25 times its text."""
 _PIECE_BYTES = 1024 * 1024
 
 
 class BodyReader:
-    """Hands out bodies as long as there is room for them; slow senders take up only what they have sent."""
+    """Reads request bodies into at most `ROOM_BYTES` of memory; a slow sender occupies only what it has sent so far."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,9 +28,9 @@ class BodyReader:
 
     @contextmanager
     def body(self, request: Request, *media_types: str) -> Iterator[bytes]:
-        """The request's body; its room is given back at the end of the block, where nothing may need it any more.
+        """The request's body; its memory counts as free when the block ends, so nothing may use it after that.
 
-        media_types: what the route takes besides a body without a type.
+        media_types: those that the route accepts; a body without a media type is accepted too.
         Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, NotReady without room.
         """
         _check_type(request, media_types)

@@ -1,10 +1,10 @@
-"""Which model version serves: follows the compacted topic `deeplambda.champions` and swaps models under load.
+"""Champions: follows the compacted topic `deeplambda.champions`, loads each new champion, swaps models under load.
 
 One thread for each application, so that a slow load of one holds up no other:
 1. read the topic from its beginning; the newest record of the application is its champion
 2. fetch the card and the weights by hash, find the fast path, warm it up
-3. put the new model in place by one assignment; a request keeps the model that it began with
-If 2 fails the model before goes on serving, the reason is in the metadata, and it is tried again if that can help.
+3. put the new model in place by one assignment; a request in progress keeps the model that it began with
+If step 2 fails, the previous model stays in place, the metadata gives the reason, and a retryable error is retried.
 """
 
 import logging
@@ -19,8 +19,8 @@ from kafka.errors import KafkaError
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from deeplambda.adapters.kafka import consumer, translated
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.kafka import consumer, kafka_errors
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, DeepLambdaError
@@ -47,15 +47,17 @@ class Champion:
     output_shape: tuple[int, ...]
 
 
-def load_champion(store: Store, settings: Settings, fact: ModelPromoted) -> Champion:
-    """Raises: CorruptObject, ModelRejected, BadInput, NotReady, UnknownApplication, ConfigurationError."""
-    name = f"{fact.application}/{fact.version}"
-    packed = pack_application(fact.application, settings)
+def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromoted) -> Champion:
+    """The promoted version, loaded and warmed up; `ChampionWatch` calls this in its thread for each promotion.
+
+    Raises: CorruptObject, UnfitModel, BadInput, NotReady, UnknownApplication, ConfigurationError."""
+    name = f"{promotion.application}/{promotion.version}"
+    packed = pack_application(promotion.application, settings)
     application = packed.load()
-    card = fetch_card(store, fact.application, fact.version)
-    if card.weights_sha256 != fact.weights_sha256:
+    card = fetch_card(store, promotion.application, promotion.version)
+    if card.weights_sha256 != promotion.weights_sha256:
         raise CorruptObject(
-            f"champion {name!r} was promoted with weights {fact.weights_sha256[:12]}…, "
+            f"champion {name!r} was promoted with weights {promotion.weights_sha256[:12]}…, "
             f"its card says {card.weights_sha256[:12]}…",
             "restore the version's card, or promote another version",
         )
@@ -74,7 +76,8 @@ def load_champion(store: Store, settings: Settings, fact: ModelPromoted) -> Cham
 class ChampionWatch:
     """One application's champion. `current` and `error` may be read from any thread.
 
-    on_swap, on_failure: told about each load, in the watching thread.
+    on_swap, on_failure: callbacks that the watching thread calls, the one with each champion that it has put in place,
+    the other with the application's name after each failed load. `start_service` passes those that count them.
     """
 
     def __init__(
@@ -87,8 +90,8 @@ class ChampionWatch:
     ) -> None:
         self.name = name
         self.current: Champion | None = None
-        self.error: str | None = "Kafka has not been heard of yet"
-        self._settings, self._store = settings, Store(settings)
+        self.error: str | None = "Kafka has not answered yet"
+        self._settings, self._store = settings, ObjectStore(settings)
         self._on_swap, self._on_failure = on_swap, on_failure
         self._pending: ModelPromoted | None = None
         self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
@@ -100,7 +103,7 @@ class ChampionWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following it; returns once the thread has ended, or is left to load what nobody will use."""
+        """Stop following the topic; waits up to 2 s for the thread, which a load in progress may outlive."""
         self._stopped.set()
         self._thread.join(timeout=2)
 
@@ -111,57 +114,60 @@ class ChampionWatch:
                 with closing(consumer(self._settings, topics.CHAMPIONS)) as reader:
                     delay_s, self.error = FIRST_RETRY_S, None
                     while not self._stopped.is_set():
-                        with translated(self._settings):
+                        with kafka_errors(self._settings):
                             batches = reader.poll(timeout_ms=int(POLL_S * 1000))
                         for record in (record for batch in batches.values() for record in batch):
-                            self._heard(record.key, record.value)
-                        self._settle()
+                            self._read_promotion(record.key, record.value)
+                        self._load_pending()
             except (DeepLambdaError, KafkaError) as exc:
                 self.error = f"cannot follow champions: {exc}"
                 log.warning("%s: %s; next try in %.1f s", self.name, self.error, delay_s)
                 self._stopped.wait(delay_s)
                 delay_s = min(2 * delay_s, LAST_RETRY_S)
 
-    def _heard(self, key: bytes | None, value: bytes | None) -> None:
+    def _read_promotion(self, key: bytes | None, value: bytes | None) -> None:
         if key != self.name.encode() or value is None:
             return
         try:
-            fact = ModelPromoted.model_validate_json(value)
+            promotion = ModelPromoted.model_validate_json(value)
         except ValidationError as exc:
-            self._failed(f"a record of {topics.CHAMPIONS!r} is not a promotion: {exc.errors()[0]['msg']}")
+            self._report_failure(f"a record of {topics.CHAMPIONS!r} is not a promotion: {exc.errors()[0]['msg']}")
             return
-        self._pending, self._retry_s, self._retry_at = fact, FIRST_RETRY_S, 0.0
+        self._pending, self._retry_s, self._retry_at = promotion, FIRST_RETRY_S, 0.0
 
-    def _settle(self) -> None:
-        """Load the champion that was last heard of, unless it serves already."""
-        fact = self._pending
-        if fact is None or time.monotonic() < self._retry_at:
+    def _load_pending(self) -> None:
+        """Load the champion of the newest promotion read, unless it is in place already."""
+        promotion = self._pending
+        if promotion is None or time.monotonic() < self._retry_at:
             return
         current = self.current
-        if current and (current.card.version, current.card.weights_sha256) == (fact.version, fact.weights_sha256):
+        if current and (current.card.version, current.card.weights_sha256) == (
+            promotion.version,
+            promotion.weights_sha256,
+        ):
             self._pending = self.error = None
             return
         begun = time.monotonic()
         try:
-            champion = load_champion(self._store, self._settings, fact)
+            champion = load_champion(self._store, self._settings, promotion)
         except DeepLambdaError as exc:
-            self._failed(f"champion '{fact.application}/{fact.version}' not loaded: {exc}")
+            self._report_failure(f"champion '{promotion.application}/{promotion.version}' not loaded: {exc}")
             self._retry_or_give_up(retryable=exc.retryable)
-        except Exception as exc:  # the model's own code may raise anything; what serves has to go on serving
-            log.exception("champion '%s/%d' not loaded", fact.application, fact.version)
-            self._failed(
-                f"champion '{fact.application}/{fact.version}' not loaded: {type(exc).__name__}: {exc}; "
-                "mend the application, or promote another version"
+        except Exception as exc:  # the model's own code may raise anything; the current model has to stay in place
+            log.exception("champion '%s/%d' not loaded", promotion.application, promotion.version)
+            self._report_failure(
+                f"champion '{promotion.application}/{promotion.version}' not loaded: {type(exc).__name__}: {exc}; "
+                "fix the application, or promote another version"
             )
             self._retry_or_give_up(retryable=False)
         else:
             self.current = champion
             self._pending = self.error = None
             took_s = time.monotonic() - begun
-            log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, fact.version, champion.path.variant, took_s)
+            log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, promotion.version, champion.path.variant, took_s)
             self._on_swap(champion)
 
-    def _failed(self, reason: str) -> None:
+    def _report_failure(self, reason: str) -> None:
         log.error("%s; %s", reason, f"version {self.current.card.version} serves on" if self.current else "none serves")
         self.error = reason
         self._on_failure(self.name)

@@ -1,11 +1,11 @@
-"""The quickest way through a model that still gives its answers.
+"""The quickest variant of a model that reproduces its outputs; chosen when a champion is loaded.
 
 A model is tried as it is, with its weights in channels_last, and in bfloat16 (which recent CPUs multiply natively).
-Each variant has to reproduce the fp32 outputs; the quickest that does, on this machine, serves.
+Of the variants whose outputs agree with those in fp32 the service uses the one that is quickest on this machine.
 
 Bfloat16 keeps 8 bits of a number. Measured on the digits model and 10,000 test images its outputs differ from fp32 by
-at most 0.7 % of the row's largest output, which changes 2 predictions. So it serves classifiers alone, and a row whose
-two best outputs lie within `CLOSE_CALL` of each other is scored again in fp32: no prediction changes.
+at most 0.7 % of the row's largest output, which changes 2 predictions. So it is used for classifiers alone, and a row
+whose two largest outputs differ by less than `CLOSE_CALL` is scored again in fp32: then no prediction changes.
 
 Legend: N rows, C outputs, … one row's shape.
 """
@@ -21,19 +21,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deeplambda.errors import ModelRejected
+from deeplambda.errors import UnfitModel
 
 EXACT = 1e-4
 """Largest deviation of an fp32 variant, as a share of the row's largest output."""
 ROUNDED = 2**-5
 """The same for bfloat16, on random features."""
 CLOSE_CALL = 2 * ROUNDED
-"""A smaller margin, again as a share, could change sides when both outputs deviate by `ROUNDED`: fp32 decides."""
-CLEARLY = 1.2
-"""How many times as quick a variant has to be for its other bits to be worth it."""
+"""Difference of a row's two largest outputs, as a share of the largest, below which the row is scored in fp32: if each
+deviates by `ROUNDED`, their order could change."""
+MIN_SPEEDUP = 1.2
+"""A variant replaces the best one before it only if that one takes more than this many times as long."""
 PASS_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
-"""The numbers of rows that a pass is made with; what is between is filled up. oneDNN plans each number anew, which
-takes as long as several passes and 2 MiB. Larger passes are no quicker per row: they do not stay in the cache."""
+"""The numbers of rows that a pass may have; another number is padded to the next of them. oneDNN makes a plan for each,
+which takes 2 MiB and the time of several passes. Larger passes are no quicker per row: they exceed the cache."""
 _TRIAL_ROWS = 32  # twice that is the largest pass
 
 # A request's features are a read-only view of its body, and no model writes to its input.
@@ -44,7 +45,10 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class FastPath:
-    """A model ready to serve; `variant` says how it runs. Safe to call from several threads."""
+    """A model ready for requests, safe to call from several threads.
+
+    variant: name of the data type and memory layout. exact: the fp32 variant. rescores: whether close rows go to it.
+    """
 
     variant: str
     forward: Forward
@@ -69,9 +73,9 @@ class FastPath:
 
 
 def fast_path(model: nn.Module, feature_shape: Sequence[int], *, name: str, decides: bool) -> FastPath:
-    """The quickest faithful variant of `model`, warmed up. decides: only the largest of its outputs matters.
+    """The quickest faithful variant of `model`, warmed up. decides: the prediction depends on the largest output alone.
 
-    Raises: ModelRejected when the model gives outputs that are not finite, or no row of outputs for each row.
+    Raises: UnfitModel when the model gives outputs that are not finite, or no row of outputs for each row.
     """
     trial = torch.from_numpy(np.random.default_rng(0).standard_normal((_TRIAL_ROWS, *feature_shape)).astype(np.float32))
     with torch.inference_mode():
@@ -105,15 +109,15 @@ def _expected(model: nn.Module, trial: Tensor, name: str) -> Tensor:
     try:
         expected = model(trial)
     except (RuntimeError, ValueError, TypeError, IndexError) as exc:
-        raise ModelRejected(
+        raise UnfitModel(
             f"{name} does not take features of its card's shape {list(trial.shape[1:])}: {exc}",
             "train and publish again",
         ) from exc
     if not (isinstance(expected, Tensor) and expected.ndim in (1, 2) and expected.shape[0] == len(trial)):
         shape = list(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
-        raise ModelRejected(f"{name} gives {shape} for {len(trial)} rows", "build a model that returns (N, C) or (N,)")
+        raise UnfitModel(f"{name} gives {shape} for {len(trial)} rows", "build a model that returns (N, C) or (N,)")
     if not torch.isfinite(expected).all():
-        raise ModelRejected(f"{name} gives outputs that are not finite", "promote another version")
+        raise UnfitModel(f"{name} gives outputs that are not finite", "promote another version")
     return expected
 
 
@@ -150,18 +154,21 @@ def _deviation(forward: Forward, trial: Tensor, expected: Tensor) -> float:
 
 
 def _quickest(variants: list[tuple[str, Forward]], trial: Tensor) -> tuple[str, Forward]:
-    """A later variant has to be clearly quicker than an earlier one, so that each start chooses the same."""
+    """The quickest variant; a later one replaces an earlier one only if that one takes `MIN_SPEEDUP` times as long.
+
+    The margin is above the noise of the measurement, so that every start chooses the same variant.
+    """
     best, *others = variants
     best_s = _seconds(best[1], trial)
     for variant in others:
         seconds = _seconds(variant[1], trial)
-        if seconds * CLEARLY < best_s:
+        if seconds * MIN_SPEEDUP < best_s:
             best, best_s = variant, seconds
     return best
 
 
 def _seconds(forward: Forward, trial: Tensor, repeats: int = 7) -> float:
-    """Processor time of the best of several passes: what else runs on the machine can only slow one down."""
+    """Processor time of the best of several passes: other load on the machine can only make a pass slower."""
     seconds = []
     for _ in range(repeats):
         begun = time.thread_time()

@@ -1,4 +1,4 @@
-"""What the service counts: for Prometheus at /metrics, and every ten seconds on `deeplambda.metrics`."""
+"""The model service's metrics: for Prometheus at /metrics, and every ten seconds on the topic `deeplambda.metrics`."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ _KEPT_LATENCIES = 10_000
 
 @dataclass
 class Window:
-    """What happened to one application since the last report."""
+    """Counts and latencies of one application's requests since the last report."""
 
     latencies_ms: list[float] = field(default_factory=list)
     requests: int = 0
@@ -31,7 +31,7 @@ class Window:
     predictions: int = 0
 
 
-class Figures:
+class ServiceMetrics:
     """Counts requests, predictions and models; safe to call from any thread."""
 
     def __init__(self, applications: tuple[str, ...]) -> None:
@@ -74,7 +74,7 @@ class Figures:
         self._windows: dict[str, Window] = defaultdict(Window)
 
     def answered(self, route: str, method: str, status: int, took_s: float, application: str | None) -> None:
-        """A request has its answer. application: the one that it was for, if it is known."""
+        """Count a request; the web application calls this after each reply. application: None when it is not known."""
         self._requests.labels(route, method, str(status)).inc()
         self._latency_s.labels(route).observe(took_s)
         if application is not None:
@@ -86,19 +86,19 @@ class Figures:
                     window.latencies_ms.append(took_s * 1000)
 
     def scored(self, application: str, version: int, rows: int) -> None:
-        """A request's rows have been scored."""
+        """Count the rows of a request that the model has scored."""
         self._predictions.labels(application, str(version)).inc(rows)
         self._batch_rows.labels(application).observe(rows)
         with self._lock:
             self._windows[application].predictions += rows
 
     def swapped(self, application: str, version: int) -> None:
-        """A model has been put in place."""
+        """Count a swap to `version`; a `ChampionWatch` calls this."""
         self._version.labels(application).set(version)
         self._swaps.labels(application).inc()
 
     def load_failed(self, application: str) -> None:
-        """A champion could not be loaded."""
+        """Count a champion that could not be loaded; a `ChampionWatch` calls this."""
         self._failures.labels(application).inc()
 
     def exposition(self) -> bytes:
@@ -106,19 +106,19 @@ class Figures:
         return generate_latest(self.registry)
 
     def take_windows(self) -> dict[str, Window]:
-        """What happened since the last call, by application."""
+        """The windows since the last call, by application; the reporter takes them."""
         with self._lock:
             taken, self._windows = self._windows, defaultdict(Window)
         return taken
 
 
 class Reporter:
-    """Sends the figures of each window to Kafka from a thread of its own. A window that Kafka misses is gone."""
+    """Sends the metrics of each window to Kafka from a thread of its own; a window that cannot be sent is dropped."""
 
-    def __init__(self, settings: Settings, figures: Figures) -> None:
-        self._settings, self._figures = settings, figures
+    def __init__(self, settings: Settings, metrics: ServiceMetrics) -> None:
+        self._settings, self._service_metrics = settings, metrics
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._report, name="figures", daemon=True)
+        self._thread = threading.Thread(target=self._report, name="metrics", daemon=True)
 
     def start(self) -> None:
         """Begin to report."""
@@ -132,14 +132,14 @@ class Reporter:
     def _report(self) -> None:
         publisher: Publisher | None = None
         while not self._stopped.wait(REPORT_EVERY_S):
-            windows = self._figures.take_windows()
+            windows = self._service_metrics.take_windows()
             try:
                 publisher = publisher or Publisher(self._settings)
                 for application, window in windows.items():
                     _send(MetricPublisher(publisher, layer="speed", part="model", application=application), window)
                 publisher.flush(timeout_s=REPORT_EVERY_S)
             except NotReady as exc:
-                log.warning("figures not reported: %s", exc)
+                log.warning("metrics not reported: %s", exc)
 
 
 def _send(metrics: MetricPublisher, window: Window) -> None:

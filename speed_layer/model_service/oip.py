@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 over HTTP, with its binary tensor data extension: bytes in, values out, and back.
 
 A request is JSON, or JSON followed by raw little-endian tensors; the header `Inference-Header-Content-Length` then
-says where the JSON ends. The model takes one tensor, `features`, and gives three.
+says where the JSON ends. The model's input is one tensor, `features`; its outputs are three.
 Source: open-inference-protocol, specification/protocol/inference_rest.md; Triton, protocol/extension_binary_data.md.
 
 Legend: N rows, … one row's shape.
@@ -83,11 +83,11 @@ def _header_end(header_length: str | None, body_length: int) -> int:
     if header_length is None:
         return body_length
     if not (header_length.isascii() and header_length.isdecimal() and len(header_length) < 12):
-        raise BadInput(f"header {HEADER_LENGTH} is {header_length[:40]!r}", "send the length of the JSON part in bytes")
+        raise BadInput(f"header {HEADER_LENGTH} is {header_length[:40]!r}", "send the length of the JSON in bytes")
     if int(header_length) > body_length:
         raise BadInput(
             f"header {HEADER_LENGTH} says {header_length}, but the body has {body_length} bytes",
-            "send the length of the JSON part in bytes",
+            "send the length of the JSON in bytes",
         )
     return int(header_length)
 
@@ -191,7 +191,7 @@ def encode_response(
     """Body and headers of a reply. outputs: raw ones of N rows; `decode` runs only if its result is asked for."""
     decoded = decode(outputs) if any(name != OUTPUTS for name, _ in request.outputs) else None
     tensors: list[dict[str, Any]] = []
-    parts: list[bytes] = []
+    tensor_chunks: list[bytes] = []
     for name, binary in request.outputs:
         if name == OUTPUTS or decoded is None:
             array: NDArray[Any] = outputs
@@ -199,8 +199,8 @@ def encode_response(
             array = np.array(decoded.values, dtype=object) if name == PREDICTION else decoded.confidence_N
         tensor: dict[str, Any] = {"name": name, "datatype": _DATATYPES[name], "shape": list(array.shape)}
         if binary:
-            parts.append(_raw(array))
-            tensor["parameters"] = {"binary_data_size": len(parts[-1])}
+            tensor_chunks.append(_raw(array))
+            tensor["parameters"] = {"binary_data_size": len(tensor_chunks[-1])}
         else:
             tensor["data"] = array.ravel().tolist()
         tensors.append(tensor)
@@ -208,10 +208,10 @@ def encode_response(
     if request.id is not None:
         head["id"] = request.id
     text = to_json(head, inf_nan_mode="null")  # an objective without a confidence gives NaN
-    if not parts:
+    if not tensor_chunks:
         return text, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
-    return b"".join([text, *parts]), headers
+    return b"".join([text, *tensor_chunks]), headers
 
 
 def _raw(array: NDArray[Any]) -> bytes:

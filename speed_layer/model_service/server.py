@@ -26,20 +26,21 @@ STOP_WITHIN_S = 20
 
 
 class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    """`run()` serves until SIGTERM, then exits the process.
+    """gunicorn's application: `run()` serves until SIGTERM, then exits the process.
 
-    Raises when it is made: UnknownApplication, ConfigurationError.
+    gunicorn calls `load_config` in the parent process and `load` in the worker.
+    Raises, when constructed: UnknownApplication, ConfigurationError.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._background: Sequence[ChampionWatch | Reporter] = ()
         for name in settings.applications:
-            pack_application(name, settings)  # what cannot be found should stop the start, not a worker
+            pack_application(name, settings)  # an application that is missing should fail the start, not the worker
         super().__init__()
 
     def load_config(self) -> None:
-        """gunicorn's settings; it asks for them by this name."""
+        """Set gunicorn's options; gunicorn calls this when the application is constructed."""
         options: dict[str, Any] = {
             "bind": self._settings.listening_on(self._settings.model_url),
             "worker_class": "deeplambda.service.http_worker.BoundedWorker",
@@ -54,38 +55,38 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        """The WSGI application, made in the worker process: the parent never holds PyTorch."""
+        """The WSGI application; gunicorn calls this in the worker process, so the parent never holds PyTorch."""
         app, self._background = start_service(self._settings)
         return app
 
     def stop(self) -> None:
-        """End the threads that `load` has started."""
-        for part in self._background:
-            part.stop()
+        """End the threads that `load` has started; gunicorn's hook `worker_exit` calls this in the worker process."""
+        for thread in self._background:
+            thread.stop()
 
 
 def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Reporter"]]:
-    """The WSGI application, and what now follows the champions and reports figures in the background."""
+    """The WSGI application, and its running background threads, which follow the champions and report metrics."""
     import torch
 
     from speed_layer.model_service.champions import Champion, ChampionWatch
-    from speed_layer.model_service.metrics import Figures, Reporter
+    from speed_layer.model_service.metrics import Reporter, ServiceMetrics
     from speed_layer.model_service.web import Champions, create_app
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.getLogger("kafka").setLevel(logging.ERROR)
-    logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it has a line for each attempt at a broker that is down
-    figures = Figures(settings.applications)
+    logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it logs each attempt to reach a broker that is down
+    metrics = ServiceMetrics(settings.applications)
 
     def swapped(champion: Champion) -> None:
-        figures.swapped(champion.card.application, champion.card.version)
+        metrics.swapped(champion.card.application, champion.card.version)
 
     watches = {
-        name: ChampionWatch(settings, name, on_swap=swapped, on_failure=figures.load_failed)
+        name: ChampionWatch(settings, name, on_swap=swapped, on_failure=metrics.load_failed)
         for name in settings.applications
     }
-    app = create_app(settings, Champions(watches), figures)
-    background: list[ChampionWatch | Reporter] = [*watches.values(), Reporter(settings, figures)]
-    for part in background:
-        part.start()
+    app = create_app(settings, Champions(watches), metrics)
+    background: list[ChampionWatch | Reporter] = [*watches.values(), Reporter(settings, metrics)]
+    for thread in background:
+        thread.start()
     return app.wsgi_app, background

@@ -20,7 +20,7 @@ from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
-from speed_layer.model_service.metrics import Figures
+from speed_layer.model_service.metrics import ServiceMetrics
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
 _JSON = {"Content-Type": "application/json"}
@@ -53,14 +53,14 @@ class Champions:
 
 
 def no_champion(*watches: ChampionWatch) -> NotReady:
-    """What to say while applications have no champion."""
+    """The error for requests to applications without a champion; it gives each one's reason."""
     reasons = [f"{watch.name!r} has no champion yet" + (f": {watch.error}" if watch.error else "") for watch in watches]
     return NotReady(
         "; ".join(reasons), f"if none was promoted, train one and run 'deeplambda model promote {watches[0].name}'"
     )
 
 
-def create_app(settings: Settings, champions: Champions, figures: Figures) -> Flask:
+def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics) -> Flask:
     """The service as a WSGI application."""
     app = Flask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -75,14 +75,14 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
                 f"version {champion.card.version} was trained on {champion.card.feature_shape}",
                 "train and promote again: the application has changed",
             )
-        with figures.in_progress.track_inprogress(), passes:
+        with metrics.in_progress.track_inprogress(), passes:
             outputs = champion.path(features)
         if not np.isfinite(outputs).all():
             row = int(np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))[0])
             raise InvalidEvent(
                 f"row {row}: the model's outputs are not finite", "send values like those that it was trained on"
             )
-        figures.scored(name, champion.card.version, len(features))
+        metrics.scored(name, champion.card.version, len(features))
         return outputs
 
     @app.before_request
@@ -93,7 +93,7 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
     def end(response: Response) -> Response:
         route = request.url_rule.rule if request.url_rule else "none"
         name = (request.view_args or {}).get("name")
-        figures.answered(
+        metrics.answered(
             route,
             request.method,
             response.status_code,
@@ -126,7 +126,7 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
         champion = champions.serving(name, version)
         card = champion.card
         described = oip.metadata(name, card.version, card.feature_shape, champion.output_shape)
-        return _json(described | {"parameters": _facts(champion, champions.watch(name))}, champion)
+        return _json(described | {"parameters": _provenance(champion, champions.watch(name))}, champion)
 
     @app.get("/v2/models/<name>/ready")
     @app.get("/v2/models/<name>/versions/<version>/ready")
@@ -159,8 +159,12 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
     @app.get("/v1/models/<name>")
     def simple_model(name: str) -> Answer:
         champion = champions.serving(name, None)
-        facts = {"name": name, "model_version": champion.card.version, **_facts(champion, champions.watch(name))}
-        return _json(facts | {"event_schema": champion.application.event.model_json_schema()}, champion)
+        described = {
+            "name": name,
+            "model_version": champion.card.version,
+            **_provenance(champion, champions.watch(name)),
+        }
+        return _json(described | {"event_schema": champion.application.event.model_json_schema()}, champion)
 
     @app.post("/v1/models/<name>:predict")
     def predict(name: str) -> Answer:
@@ -173,8 +177,8 @@ def create_app(settings: Settings, champions: Champions, figures: Figures) -> Fl
         return reply, {**_JSON, **_version(champion)}
 
     @app.get("/metrics")
-    def metrics() -> Answer:
-        return figures.exposition(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+    def exposition() -> Answer:
+        return metrics.exposition(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
     return app
 
@@ -187,8 +191,8 @@ def _version(champion: Champion) -> dict[str, str]:
     return {"X-Model-Version": str(champion.card.version)}
 
 
-def _facts(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:
-    """What serves, and why a newer champion does not."""
+def _provenance(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:
+    """Where the champion comes from; `error`: why a newer champion could not be loaded."""
     card = champion.card
     return {
         "weights_sha256": card.weights_sha256,
@@ -203,7 +207,7 @@ def _facts(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:
 
 
 def _name_error(response: Response) -> None:
-    """The protocol's clients look for the reason in `error`."""
+    """Add the member `error` to a problem, where clients of the Open Inference Protocol look for the reason."""
     if response.mimetype == problems.MEDIA_TYPE:
         body = from_json(response.get_data())
         response.set_data(to_json(body | {"error": "; ".join(filter(None, [body["detail"], body.get("remedy")]))}))

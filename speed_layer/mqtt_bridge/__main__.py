@@ -1,9 +1,9 @@
-"""Bring what devices publish over MQTT to Kafka: `python -m speed_layer.mqtt_bridge`.
+"""Forward the events that devices publish over MQTT to Kafka: `python -m speed_layer.mqtt_bridge`.
 
 1. Take the messages that have arrived.
 2. Send each to Kafka, keyed by its event id, and wait until the broker has stored them.
-3. Only then acknowledge them to the MQTT broker. A crash in between sends them again; every reader knows an event by
-   its id.
+3. Only then acknowledge them to the MQTT broker. After a crash in between they are sent again; every reader recognises
+   an event by its id.
 """
 
 import logging
@@ -15,7 +15,7 @@ import time
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import DeepLambdaError, NotReady
-from deeplambda.service.heartbeat import beat
+from deeplambda.service.heartbeat import write_heartbeat
 from deeplambda.service.logs import log_to_stderr
 from speed_layer.mqtt_bridge.records import record_of
 from speed_layer.mqtt_bridge.session import Arrived, Session
@@ -26,15 +26,15 @@ _LOG = logging.getLogger("speed_layer.mqtt_bridge")
 
 
 def as_producer(settings: Settings) -> Settings:
-    """The settings of the account that writes events, and no more than them."""
+    """`settings` with the Kafka account `producer`, which may only write events."""
     return settings.model_copy(update={"kafka_user": "producer", "kafka_password": settings.kafka_producer_password})
 
 
 def run(settings: Settings, session: Session, stop: threading.Event) -> None:
-    """Forward until told to stop."""
+    """Forward until `stop` is set."""
     publisher: Publisher | None = None
     batch: list[Arrived] = []
-    forwarded, beaten, waits = 0, 0.0, False
+    forwarded, last_beat_s, waits = 0, 0.0, False
     while not stop.is_set():
         try:
             publisher = publisher or Publisher(as_producer(settings))
@@ -51,16 +51,16 @@ def run(settings: Settings, session: Session, stop: threading.Event) -> None:
             _LOG.info("events go on")
         session.acknowledge(batch)
         forwarded, waits = forwarded + len(batch), False
-        if session.subscribed and time.monotonic() - beaten > _BEAT_S:
-            beaten = time.monotonic()
-            beat(settings, "mqtt-bridge", events=forwarded)
+        if session.subscribed and time.monotonic() - last_beat_s > _BEAT_S:
+            last_beat_s = time.monotonic()
+            write_heartbeat(settings, "mqtt-bridge", events=forwarded)
         batch = session.take(_TURN_S)
 
 
 def main() -> None:
     """Run until SIGTERM."""
     log_to_stderr()
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the loop says what it waits for
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # `run` logs that Kafka is away
     settings, stop = load_settings(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -1,4 +1,4 @@
-"""What an MQTT message becomes on Kafka: an event, keyed by its id, that the stream checks as it does every other."""
+"""Kafka records of MQTT messages: each is an event, keyed by its id, which the stream checks as it does every other."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Record(NamedTuple):
 def record_of(topic: str, payload: bytes) -> Record:
     """The Kafka record for a message on an MQTT topic that `topics.mqtt_events` matches.
 
-    Of a payload that Kafka would not take the beginning goes on, to become a dead letter too.
+    A payload that is too large for Kafka is cut to `VALUE_LIMIT_BYTES`; the stream makes it a dead letter.
     """
     application = topic.partition("/")[0]
     value = payload[:VALUE_LIMIT_BYTES]

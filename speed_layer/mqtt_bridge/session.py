@@ -1,4 +1,4 @@
-"""The MQTT side: one lasting session, whose messages stay the broker's until they are acknowledged.
+"""The MQTT session: it outlasts connections, and the broker keeps its messages until they are acknowledged.
 
 A broker sends no more than `MQTT_IN_FLIGHT` messages without an acknowledgement, so a Kafka that is slow or away slows
 the broker down. After a connection was lost, the broker sends what was not acknowledged again, under the same packet
@@ -42,7 +42,10 @@ class Arrived(NamedTuple):
 
 
 class Session:
-    """Connects, and comes back by itself, until it is closed."""
+    """Connects and reconnects by itself until it is closed; `subscribed` is True while the broker delivers messages.
+
+    The `_on_…` methods are paho's callbacks: paho calls them on the thread that `start` begins.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._address = settings.mqtt_address
@@ -57,10 +60,10 @@ class Session:
         )
         self._client.username_pw_set(USER, settings.mqtt_bridge_password.get_secret_value())
         self._client.reconnect_delay_set(min_delay=1, max_delay=_RECONNECT_S)
-        self._client.on_connect = self._connected
-        self._client.on_subscribe = self._answered
-        self._client.on_disconnect = self._disconnected
-        self._client.on_message = self._received
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
 
     def start(self) -> None:
         """Begin to connect, on a thread of its own."""
@@ -73,7 +76,7 @@ class Session:
         self._client.loop_start()
 
     def close(self) -> None:
-        """Send what is acknowledged and disconnect; the broker keeps the session."""
+        """Send the acknowledgements given so far and disconnect; the broker keeps the session."""
         self._closing.set()
         self._client.disconnect()
         self._client.loop_stop()
@@ -88,13 +91,13 @@ class Session:
         return batch
 
     def acknowledge(self, batch: Sequence[Arrived]) -> None:
-        """Give up the broker's copies; those of a connection that is gone it sends again."""
+        """Acknowledge `batch`, so that the broker drops it; it sends messages of an earlier connection again."""
         with self._lock:
             for arrived in batch:
                 if arrived.connection == self._connection:
                     self._client.ack(arrived.message.mid, arrived.message.qos)
 
-    def _connected(
+    def _on_connect(
         self, client: Client, _: Any, flags: ConnectFlags, reason: ReasonCode, __: Properties | None
     ) -> None:
         if reason.is_failure:
@@ -102,7 +105,7 @@ class Session:
             return
         self._next_connection()
         if flags.session_present:
-            self._forget_waiting()  # all of it comes again
+            self._drop_queued()  # the broker sends all of them again
         client.subscribe(
             [
                 (each, SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB))
@@ -110,7 +113,7 @@ class Session:
             ]
         )
 
-    def _answered(self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties | None) -> None:
+    def _on_subscribe(self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties | None) -> None:
         refused = {name: str(reason) for name, reason in zip(self._filters, reasons, strict=True) if reason.is_failure}
         if refused:
             _LOG.error("the MQTT broker at %s refuses subscriptions: %s", self._address, refused)
@@ -118,7 +121,7 @@ class Session:
         self.subscribed = True
         _LOG.info("follows %s at %s", ", ".join(self._filters), self._address)
 
-    def _disconnected(
+    def _on_disconnect(
         self, _: Client, __: Any, ___: DisconnectFlags, reason: ReasonCode, ____: Properties | None
     ) -> None:
         self.subscribed = False
@@ -126,7 +129,7 @@ class Session:
         if not self._closing.is_set():
             _LOG.warning("lost the MQTT broker at %s: %s", self._address, reason)
 
-    def _received(self, _: Client, __: Any, message: MQTTMessage) -> None:
+    def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
         arrived = Arrived(self._connection, message)
         while not self._closing.is_set():
             try:
@@ -139,7 +142,7 @@ class Session:
         with self._lock:
             self._connection += 1
 
-    def _forget_waiting(self) -> None:
+    def _drop_queued(self) -> None:
         with suppress(Empty):
             while True:
                 self._arrived.get_nowait()

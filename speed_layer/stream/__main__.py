@@ -1,7 +1,8 @@
 """Score events as they arrive: `python -m speed_layer.stream`.
 
 Kafka → a prediction or a dead letter for each event → Kafka, without state but the checkpoint's offsets, which move
-only when every record of a batch is stored. What a crash repeats, the views tell by event id.
+only when every record of a batch is stored. After a crash a batch may be repeated; the views
+recognise its events by their ids.
 """
 
 from functools import partial
@@ -43,7 +44,7 @@ def start_stream(spark: SparkSession, settings: Settings, packed: PackedApplicat
 
 
 def warm_up(spark: SparkSession) -> None:
-    """Have every worker start its Python now: the first backlog would wait for seconds until they have."""
+    """Start every worker's Python process now, so that the first batches do not wait seconds for it."""
     slots = spark.sparkContext.defaultParallelism
     spark.range(0, slots, numPartitions=slots).mapInArrow(lambda batches: batches, "id long").collect()
 
@@ -58,7 +59,7 @@ def main() -> None:
     streams = []
     for name in settings.applications:
         packed = pack_application(name, settings)
-        spark.sparkContext.addPyFile(str(packed.archive))
+        spark.sparkContext.addPyFile(str(packed.zip_file))
         router = Router(settings, topics.events(name), scoring(settings, packed))
         streams.append(Stream(name, partial(start_stream, spark, settings, packed, router)))
     run_streams(settings, layer="speed", part="stream", streams=streams)

@@ -2,7 +2,7 @@
 
 A task that crosses from the JVM to a Python worker costs 200 ms and more on two cores, whatever its size; the model
 call within it takes 15 ms. So a batch that one process scores in less than that stays in the driver, and a backlog is
-dealt out to the workers, as many as there are. Both run the same function.
+divided among all workers. Both run the same function.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.streaming.query import StreamingQuery
 
-from deeplambda.adapters.kafka import Publisher, consumer, spark_options, translated
+from deeplambda.adapters.kafka import Publisher, consumer, kafka_errors, spark_options
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from speed_layer.stream.scoring import RECORDS
@@ -25,7 +25,10 @@ Score = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 class Router:
-    """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it."""
+    """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it.
+
+    Spark calls it on the driver for each micro-batch. query: set by `start_stream`, read for the stream's progress.
+    """
 
     def __init__(self, settings: Settings, topic: str, score: Score) -> None:
         self._settings = settings
@@ -64,7 +67,7 @@ class Router:
         finished = offsets_of(progress.json, self._topic) if progress else None
         if not finished:
             return None
-        with translated(self._settings):
+        with kafka_errors(self._settings):
             ends = self._positions.end_offsets(self._positions.assignment())
         return sum(int(end) - finished.get(partition.partition, 0) for partition, end in ends.items())
 

@@ -1,4 +1,4 @@
-"""What becomes of a batch of event records: a prediction or a dead letter for each, never neither."""
+"""Scoring a batch of event records: each becomes either a prediction or a dead letter."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +32,8 @@ def scoring(
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """A function for `mapInArrow`: rows of Spark's Kafka source in, records for its Kafka sink out.
 
-    Raises NotReady, so that Spark tries the batch again, when the model service stays away.
+    The router calls it in the driver, Spark in the workers. Raises: NotReady, after which Spark tries the batch again,
+    when the model service does not answer.
     """
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -1,7 +1,7 @@
 """The command `deeplambda`: its sub-commands come from the layers, by entry points of the group `deeplambda.commands`.
 
 Only the sub-command that is called is imported, so `--help` is quick and a layer whose libraries are not installed
-disturbs nobody else.
+disturbs no other.
 """
 
 import os
@@ -24,7 +24,7 @@ _HELP = {
     "model": "Models: list, compare, promote, roll back, verify.",
     "speed": "The speed layer: the scoring stream and the model service.",
     "serve": "The serving layer: views, Hive gateway, query service.",
-    "sql": "Run a query over recent and archived results, and print a table.",
+    "sql": "Run a query over recent and recomputed results, and print a table.",
 }
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def build(arguments: list[str]) -> typer.Typer:
-    """The application for one call: the sub-command named in `arguments` is loaded, of the others only their names."""
+    """The Typer application for one call: loads the sub-command named in `arguments`, and only lists the others."""
     app = typer.Typer(
         name="deeplambda",
         no_args_is_help=True,
@@ -77,7 +77,7 @@ def _add(app: typer.Typer, entry: EntryPoint, is_called: bool) -> None:
 
 
 def _not_loaded() -> None:
-    """Stands for a sub-command in the list of them: only one that is called is loaded."""
+    """Placeholder for a sub-command that is only listed by `--help`; never called."""
 
 
 def _missing_library(exc: ModuleNotFoundError) -> DeepLambdaError:

@@ -1,4 +1,4 @@
-"""Settings: where every part of the platform is found, the same names on one machine and in containers.
+"""Settings: addresses, accounts and limits of the platform, under the same names on one machine and in containers.
 
 Order of precedence, first wins: environment `DEEPLAMBDA_*`, `<data_dir>/stack.env` (written by `deeplambda up`),
 secret files `deeplambda_*` in `DEEPLAMBDA_SECRETS_DIR`, by default `<data_dir>/secrets` (mode 0600, made by the first
@@ -51,85 +51,176 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DEEPLAMBDA_", frozen=True, extra="ignore")
 
-    data_dir: Path = Field(description="everything the stack writes: data, logs, sockets, secrets")
+    data_dir: Path = Field(
+        description="Folder with everything that the stack writes: data, logs, sockets, secrets; set as "
+        "DEEPLAMBDA_DATA_DIR or found by `find_data_dir`."
+    )
     cache_dir: Path = Field(
         default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deeplambda",
-        description="downloaded components, shared by every clone",
+        description="Folder of downloaded Java components, which every clone on this machine shares.",
     )
-    applications_dir: Path = Field(default=Path("examples"), description="where applications are looked for by name")
-    applications: tuple[str, ...] = Field(default=("digits",), description="what the long-running services serve")
+    applications_dir: Path = Field(
+        default=Path("examples"), description="Folder in which an application is looked up by its name."
+    )
+    applications: tuple[str, ...] = Field(
+        default=("digits",),
+        description="Names of the applications that the long-running services serve; in the environment, a JSON list.",
+    )
 
     listen_host: str | None = Field(
-        default=None, description="where services listen, 0.0.0.0 in a container; default: the host of their address"
+        default=None,
+        description="Host that services listen on: 0.0.0.0 in a container; unset, the host in the service's address.",
     )
 
-    kafka_bootstrap: str = "127.0.0.1:9092"
+    kafka_bootstrap: str = Field(
+        default="127.0.0.1:9092", description="HOST:PORT of the Kafka broker that the platform's processes connect to."
+    )
     kafka_security: Literal["PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        default="PLAINTEXT", description="with SASL, the mechanism PLAIN as kafka_user"
+        default="PLAINTEXT",
+        description="Kafka's security protocol; with SASL, clients log in by the mechanism PLAIN as `kafka_user`.",
     )
-    kafka_user: str = "platform"
-    kafka_password: SecretStr = SecretStr("")
-    kafka_producer_password: SecretStr = Field(default=SecretStr(""), description="account `producer`: writes events")
+    kafka_user: str = Field(
+        default="platform", description="Kafka account of the platform's processes; its password is `kafka_password`."
+    )
+    kafka_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of `kafka_user`, read where `kafka_security` is one with SASL."
+    )
+    kafka_producer_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of the Kafka account `producer`, which may only write events."
+    )
     kafka_host_address: str = Field(
-        default="127.0.0.1:9094", description="where clients outside the containers find the broker in one"
+        default="127.0.0.1:9094",
+        description="HOST:PORT at which clients outside the containers reach the broker inside; used in compose only.",
     )
-    kafka_partitions: int = Field(default=2, ge=1, description="partitions of a new events topic")
-    kafka_replication: int = Field(default=1, ge=1)
+    kafka_partitions: int = Field(
+        default=2, ge=1, description="Number of partitions that an application's topics are created with."
+    )
+    kafka_replication: int = Field(
+        default=1, ge=1, description="Replication factor, in brokers, that topics are created with."
+    )
 
-    mqtt_address: str = "127.0.0.1:1883"
-    mqtt_producer_password: SecretStr = Field(default=SecretStr(""), description="account `producer`: publishes events")
-    mqtt_bridge_password: SecretStr = Field(default=SecretStr(""), description="account `bridge`: reads them for Kafka")
+    mqtt_address: str = Field(
+        default="127.0.0.1:1883", description="HOST:PORT of the MQTT broker that the MQTT bridge reads events from."
+    )
+    mqtt_producer_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of the MQTT account `producer`, with which devices publish events."
+    )
+    mqtt_bridge_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the MQTT account `bridge`, with which the MQTT bridge reads events.",
+    )
 
     s3_endpoint: Annotated[str | None, BeforeValidator(lambda endpoint: endpoint or None)] = Field(
-        default="http://127.0.0.1:9000", description="empty: AWS S3 itself"
+        default="http://127.0.0.1:9000", description="URL of the S3 service; empty stands for AWS S3 in `s3_region`."
     )
-    s3_region: str = "us-east-1"
-    s3_bucket: str = "deeplambda"
-    s3_access_key: str = "deeplambda"
-    s3_secret_key: SecretStr = SecretStr("")
+    s3_region: str = Field(default="us-east-1", description="AWS region that S3 requests are signed for.")
+    s3_bucket: str = Field(
+        default="deeplambda", description="S3 bucket that holds raw files, data sets, models and lake."
+    )
+    s3_access_key: str = Field(
+        default="deeplambda", description="S3 access key, the public half of the pair with `s3_secret_key`."
+    )
+    s3_secret_key: SecretStr = Field(
+        default=SecretStr(""), description="S3 secret key, the secret half of the pair with `s3_access_key`."
+    )
 
-    mysql_address: str = "127.0.0.1:3306"
-    mysql_database: str = "deeplambda"
-    mysql_root_password: SecretStr = SecretStr("")
-    mysql_metastore_password: SecretStr = SecretStr("")
-    mysql_platform_password: SecretStr = SecretStr("")
-    mysql_views_password: SecretStr = SecretStr("")
-    mysql_superset_password: SecretStr = SecretStr("")
-    analyst_password: SecretStr = Field(default=SecretStr(""), description="read-only account `analyst` on both stores")
+    mysql_address: str = Field(
+        default="127.0.0.1:3306",
+        description="HOST:PORT of the MySQL or MariaDB server with the registry, the real-time views and metastore.",
+    )
+    mysql_database: str = Field(
+        default="deeplambda", description="Name of the MySQL database that holds the platform's own tables."
+    )
+    mysql_root_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the MySQL account `root`, which creates the databases and the other accounts.",
+    )
+    mysql_metastore_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the MySQL account `metastore`, for the Hive metastore's database.",
+    )
+    mysql_platform_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the MySQL account `platform`, which writes the registry and queries.",
+    )
+    mysql_views_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of the MySQL account `views`, which writes the real-time views."
+    )
+    mysql_superset_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the MySQL account `superset`, for Superset's database; compose only.",
+    )
+    analyst_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the read-only account `analyst`, on MySQL and on the Hive gateway.",
+    )
 
-    grafana_admin_password: SecretStr = Field(default=SecretStr(""), description="account `admin` of the dashboards")
+    grafana_admin_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of Grafana's account `admin`; compose only."
+    )
 
-    metastore_uri: str = "thrift://127.0.0.1:9083"
-    hive_address: str = "127.0.0.1:10000"
-    model_url: str = "http://127.0.0.1:8500"
-    query_url: str = "http://127.0.0.1:8600"
+    metastore_uri: str = Field(default="thrift://127.0.0.1:9083", description="Thrift URI of the Hive metastore.")
+    hive_address: str = Field(
+        default="127.0.0.1:10000", description="HOST:PORT of the Hive gateway (HiveServer2's Thrift protocol)."
+    )
+    model_url: str = Field(default="http://127.0.0.1:8500", description="Base URL of the model service.")
+    query_url: str = Field(default="http://127.0.0.1:8600", description="Base URL of the query service.")
 
-    require_tokens: bool = Field(default=False, description="whether the query service asks for one; so in compose")
-    token_key: SecretStr = Field(default=SecretStr(""), description="that signs tokens")
-    token: SecretStr | None = Field(default=None, description="what `deeplambda sql` shows to the query service")
+    require_tokens: bool = Field(
+        default=False, description="Whether the query service refuses requests without a token; compose turns it on."
+    )
+    token_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Key that signs the query service's tokens; a new key makes all of them invalid.",
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        description="Token that `deeplambda sql` sends to the query service; unset, it issues one with `token_key`.",
+    )
 
-    superset_secret_key: SecretStr = Field(default=SecretStr(""), description="that signs Superset's sessions; compose")
-    superset_admin_password: SecretStr = Field(default=SecretStr(""), description="Superset's account `admin`; compose")
+    superset_secret_key: SecretStr = Field(
+        default=SecretStr(""), description="Key that signs Superset's sessions; compose only."
+    )
+    superset_admin_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of Superset's account `admin`; compose only."
+    )
 
-    spark_master: str = "local[2,4]"
+    spark_master: str = Field(
+        default="local[2,4]",
+        description="Spark's master URL: local[THREADS,ATTEMPTS] for the process itself, else the cluster's spark:// or k8s://.",
+    )
     spark_driver_host: str = Field(
-        default="127.0.0.1", description="where executors find a driver: the container's name on a cluster"
+        default="127.0.0.1",
+        description="Host at which executors reach the driver: on a cluster, the name of the driver's container.",
     )
     spark_options: str = Field(
-        default="", description="NAME=VALUE, by spaces, for every session: spark.cores.max=2, spark.kubernetes.… "
+        default="",
+        description="Spark options for every session, as NAME=VALUE separated by spaces, such as spark.cores.max=2; "
+        "they override the platform's own.",
     )
     spark_secret: SecretStr = Field(
-        default=SecretStr(""), description="that a cluster's daemons, drivers and executors share"
+        default=SecretStr(""),
+        description="Secret that a Spark cluster's daemons, drivers and executors authenticate one another by.",
     )
     checkpoint_location: str | None = Field(
-        default=None, description="default: a folder of the data folder; s3a:// on a cluster"
+        default=None,
+        description="Folder of the streams' checkpoints, s3a:// on a cluster; unset, `checkpoints` in the data folder.",
     )
     ray_address: str = Field(
-        default="", pattern="^(ray://.+:[0-9]+)?$", description="ray://HOST:10001, for tuning; empty: this machine"
+        default="",
+        pattern="^(ray://.+:[0-9]+)?$",
+        description="ray://HOST:PORT of the Ray cluster that `deeplambda batch tune` runs on; empty: this machine.",
     )
-    ray_token: SecretStr = Field(default=SecretStr(""), description="that Ray asks for: a cluster's RAY_AUTH_TOKEN")
-    needed_memory_gib: float = Field(default=8, ge=0, description="compose refuses a machine with less")
-    event_limit_bytes: int = Field(default=1_000_000, description="a larger event is a dead letter, a larger body 413")
+    ray_token: SecretStr = Field(
+        default=SecretStr(""), description="Token of the Ray cluster at `ray_address`: its RAY_AUTH_TOKEN."
+    )
+    needed_memory_gib: float = Field(
+        default=8, ge=0, description="Memory, in GiB, below which compose refuses to start on a machine."
+    )
+    event_limit_bytes: int = Field(
+        default=1_000_000,
+        description="Largest event, in bytes: a larger one becomes a dead letter in the stream and a 413 over HTTP.",
+    )
 
     def listening_on(self, address: str) -> str:
         """`host:port` where the service that clients find at `address`, a `host:port` or a URL, listens."""
@@ -160,7 +251,7 @@ def secret_fields() -> list[str]:
 def load_settings(data_dir: Path | None = None) -> Settings:
     """The settings of the stack whose data folder is `data_dir` (by default: `find_data_dir()`).
 
-    Raises: ConfigurationError that names each setting that cannot be.
+    Raises: ConfigurationError, which names each setting with an invalid value.
     """
     folder = (data_dir or find_data_dir()).resolve()
     secrets = Path(os.environ.get("DEEPLAMBDA_SECRETS_DIR") or folder / "secrets")

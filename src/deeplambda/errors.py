@@ -1,18 +1,18 @@
 """Errors that people see.
 
 DeepLambdaError
-├── ConfigurationError      a setting, file or tool is missing or wrong; a person mends it
+├── ConfigurationError      a setting, file or tool is missing or wrong; a person has to fix it
 ├── BadInput                data that breaks its contract; never retried
 │   ├── InvalidEvent        one event; the stream dead-letters it, REST answers 422
-│   ├── CorruptObject       an object whose bytes differ from what was recorded of them
+│   ├── CorruptObject       an object whose hash differs from the recorded one
 │   └── UnknownApplication  no application of that name
-├── Unauthorized            a caller without a token that holds
+├── Unauthorized            a caller without a valid token
 ├── Forbidden               a caller whose role may not do this
-├── NotReady                a part that should answer does not yet; worth a retry
-└── Conflict                somebody else holds or has changed the thing
-    └── ModelRejected       a model version that must not serve
+├── NotReady                something that is needed is not available yet; worth a retry
+└── Conflict                another process or person holds, or has changed, what this one needs
+    └── UnfitModel       a model version that must not serve
 
-Every error says what happened and, as `remedy`, what to do. `retryable` tells a loop whether to try again. All of
+Every error says what happened and, as `remedy`, what to do. `retryable`: whether a loop should try again. All of
 them survive pickling, because Spark sends them between processes.
 """
 
@@ -44,7 +44,7 @@ class InvalidEvent(BadInput):
 
 
 class CorruptObject(BadInput):
-    """An object whose bytes differ from what was recorded of them."""
+    """An object whose hash differs from the recorded one."""
 
 
 class UnknownApplication(BadInput):
@@ -52,7 +52,7 @@ class UnknownApplication(BadInput):
 
 
 class Unauthorized(DeepLambdaError):
-    """A caller who does not say who they are, or not in a way that holds."""
+    """A caller without a valid token."""
 
 
 class Forbidden(DeepLambdaError):
@@ -60,14 +60,14 @@ class Forbidden(DeepLambdaError):
 
 
 class NotReady(DeepLambdaError):
-    """A part that should answer does not yet."""
+    """Something that is needed is not available yet: a service, a topic, a free connection."""
 
     retryable = True
 
 
 class Conflict(DeepLambdaError):
-    """Somebody else holds or has changed the thing."""
+    """Another process or person holds, or has changed, what this one needs."""
 
 
-class ModelRejected(Conflict):
+class UnfitModel(Conflict):
     """A model version that must not serve."""

@@ -1,7 +1,7 @@
 """Finding an application, versioning it by its code, and shipping it to other processes.
 
-An application's folder is packed into one archive whose top-level package is named after the application and the
-SHA-256 of its sources. Driver, Spark workers and services import that archive, so all run the same bytes, and two
+An application's folder is packed into one zip whose top-level package is named after the application and the
+SHA-256 of its sources. Driver, Spark workers and services import that zip, so all run the same bytes, and two
 versions can live in one worker.
 """
 
@@ -24,7 +24,7 @@ from deeplambda.errors import ConfigurationError, UnknownApplication
 
 ENTRY_POINT_GROUP = "deeplambda.applications"
 _NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # archives of equal sources are equal bytes
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # zips of equal sources are equal bytes
 
 
 @lru_cache(maxsize=16)
@@ -48,22 +48,22 @@ def _instance(package: str) -> Application:
 class PackedApplication:
     """An application as other processes get it: small, picklable, loaded on demand.
 
-    code_version: first 12 hex digits of the SHA-256 over the sources. archive: the zip that Spark ships.
+    code_version: first 12 hex digits of the SHA-256 over the sources. zip_file: what Spark ships.
     """
 
     name: str
     code_version: str
-    archive: Path
+    zip_file: Path
 
     @property
     def package(self) -> str:
-        """Name under which the archive's sources are imported."""
+        """Name under which the zip's sources are imported."""
         return f"deeplambda_application_{self.name}_{self.code_version}"
 
     def load(self) -> Application:
-        """The application itself; in a Spark worker the archive is on the path already."""
-        if self.archive.exists() and str(self.archive) not in sys.path:
-            sys.path.insert(0, str(self.archive))
+        """The application itself; in a Spark worker the zip is on the path already."""
+        if self.zip_file.exists() and str(self.zip_file) not in sys.path:
+            sys.path.insert(0, str(self.zip_file))
         return _instance(self.package)
 
 
@@ -84,10 +84,10 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     packed = PackedApplication(
         name=folder.name,
         code_version=digest.hexdigest()[:12],
-        archive=settings.data_dir / "applications" / f"{folder.name}-{digest.hexdigest()[:12]}.zip",
+        zip_file=settings.data_dir / "applications" / f"{folder.name}-{digest.hexdigest()[:12]}.zip",
     )
-    if not packed.archive.exists():
-        _write_archive(packed, {"__init__.py": b""} | sources)
+    if not packed.zip_file.exists():
+        _write_zip(packed, {"__init__.py": b""} | sources)
     if packed.load().name != packed.name or not _NAME.fullmatch(packed.name):
         raise ConfigurationError(
             f"the application in {folder} is named {packed.load().name!r}",
@@ -96,15 +96,15 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     return packed
 
 
-def _write_archive(packed: PackedApplication, sources: dict[str, bytes]) -> None:
+def _write_zip(packed: PackedApplication, sources: dict[str, bytes]) -> None:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w") as zipped:
         for relative, content in sources.items():
-            archive.writestr(zipfile.ZipInfo(f"{packed.package}/{relative}", _ZIP_TIME), content)
-    packed.archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = packed.archive.with_suffix(f".{id(buffer)}.partial")
+            zipped.writestr(zipfile.ZipInfo(f"{packed.package}/{relative}", _ZIP_TIME), content)
+    packed.zip_file.parent.mkdir(parents=True, exist_ok=True)
+    partial = packed.zip_file.with_suffix(f".{id(buffer)}.partial")
     partial.write_bytes(buffer.getvalue())
-    partial.replace(packed.archive)
+    partial.replace(packed.zip_file)
 
 
 def _find(name: str, settings: Settings) -> Path:

@@ -22,7 +22,7 @@ from deeplambda.config import Settings, port_of
 from deeplambda.errors import NotReady
 from deeplambda.stack.containers.health import check
 from deeplambda.stack.containers.secrets import READERS
-from speed_layer.model_service.metrics import Figures
+from speed_layer.model_service.metrics import ServiceMetrics
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -233,7 +233,7 @@ def test_the_query_service_reaches_its_stores_and_no_other() -> None:
 
 def test_replicas_follow_a_metric_that_is_sent() -> None:
     (trigger,) = resource("ScaledObject", "model")["spec"]["triggers"]
-    families = text_string_to_metric_families(Figures(("digits",)).exposition().decode())
+    families = text_string_to_metric_families(ServiceMetrics(("digits",)).exposition().decode())
     (asked,) = re.findall(r"deeplambda_\w+", trigger["metadata"]["query"])
     assert asked in {family.name for family in families if family.type == "gauge"}
     assert {type(value) for value in trigger["metadata"].values()} == {str}

@@ -13,9 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic_core import from_json
 from sqlglot import exp
 
-from deeplambda.stack.provision import HIDDEN_FROM_ANALYSTS
-from deeplambda.state.tables import SCHEMA
-from speed_layer.model_service.metrics import Figures
+from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, SCHEMA
+from speed_layer.model_service.metrics import ServiceMetrics
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -62,12 +61,12 @@ def expressions() -> str:
 @cache
 def exposed() -> dict[str, set[str]]:
     """What the model service shows to Prometheus once it has done something: names of samples, and their labels."""
-    figures = Figures(("digits",))
-    figures.answered("/v1/models/<name>:predict", "POST", 200, 0.01, "digits")
-    figures.scored("digits", 1, 10)
+    metrics = ServiceMetrics(("digits",))
+    metrics.answered("/v1/models/<name>:predict", "POST", 200, 0.01, "digits")
+    metrics.scored("digits", 1, 10)
     return {
         sample.name: set(sample.labels)
-        for family in text_string_to_metric_families(figures.exposition().decode())
+        for family in text_string_to_metric_families(metrics.exposition().decode())
         for sample in family.samples
     }
 
@@ -116,14 +115,14 @@ def test_every_statement_reads_tables_and_columns_that_an_analyst_may(statement:
 
 
 @pytest.mark.parametrize("statement", [each for each in statements() if "FROM metrics" in each])
-def test_every_figure_asked_for_is_measured(statement: str) -> None:
+def test_every_metric_asked_for_is_measured(statement: str) -> None:
     parts = re.findall(r"layer = '(\w+)' AND part = '(\w+)'", statement)
     names = re.findall(r"\bname = '(\w+)'", statement)
     names += [
         name for listed in re.findall(r"\bname IN \(([^)]*)\)", statement) for name in re.findall(r"'(\w+)'", listed)
     ]
     assert parts, "it says of which parts"
-    assert names, "it says which figures"
+    assert names, "it says which metrics"
     for part in parts:
         for name in names:
             assert measured(SENT_BY[part]).fullmatch(name), (part, name)

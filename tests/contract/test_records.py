@@ -6,12 +6,12 @@ import pytest
 from pydantic_core import from_json
 
 from deeplambda.records import topics
-from deeplambda.records.lifecycle import FACT
+from deeplambda.records.lifecycle import LIFECYCLE_RECORD
 from deeplambda.records.predictions import Prediction
 from deeplambda.records.runtime_metrics import RuntimeMetric
 
 AT = "2026-01-02T03:04:05Z"
-FACTS = [
+WRITTEN = [
     {
         "type": "PartitionPrepared",
         "application": "digits",
@@ -79,14 +79,14 @@ FACTS = [
 ]
 
 
-@pytest.mark.parametrize("written", FACTS, ids=lambda fact: fact["type"])
+@pytest.mark.parametrize("written", WRITTEN, ids=lambda record: record["type"])
 def test_a_fact_reads_and_writes_the_same_json(written: dict[str, object]) -> None:
-    fact = FACT.validate_python(written)
-    assert from_json(fact.model_dump_json()) == written
+    record = LIFECYCLE_RECORD.validate_python(written)
+    assert from_json(record.model_dump_json()) == written
 
 
 def test_a_fact_from_a_newer_version_with_more_fields_is_read() -> None:
-    assert FACT.validate_python(FACTS[3] | {"mood": "good"}).type == "ModelPromoted"
+    assert LIFECYCLE_RECORD.validate_python(WRITTEN[3] | {"mood": "good"}).type == "ModelPromoted"
 
 
 def test_a_prediction_carries_what_an_incident_asks() -> None:
@@ -137,7 +137,7 @@ def test_a_measurement_names_its_unit() -> None:
 def test_topics_have_their_names() -> None:
     made = {topic.name: topic for topic in topics.all_topics(["digits"], partitions=3)}
     assert set(made) == {
-        "deeplambda.records.lifecycle",
+        "deeplambda.lifecycle",
         "deeplambda.champions",
         "deeplambda.metrics",
         "digits.events",

@@ -12,13 +12,13 @@ from sqlalchemy.engine import make_url
 from sqlglot import exp
 
 from deeplambda.adapters.lake import _TABLES as LAKE
-from deeplambda.records.horizon import COLUMNS
+from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.stack.containers.secrets import READERS
 from deeplambda.state.tables import SCHEMA
 
 SUPERSET = Path(__file__).parents[2] / "deploy" / "superset"
 ASSETS = SUPERSET / "assets"
-UNION = {*COLUMNS, "view"}
+UNION = {*VIEW_SCHEMA.names, "view"}
 
 
 def assets(kind: str) -> dict[str, dict[str, Any]]:

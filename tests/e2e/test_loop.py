@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, text
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.state.horizon_store import read_horizon
 from tests.traffic import eventually, new_run, realtime_ids, send_digits
@@ -66,12 +66,12 @@ def test_the_model_is_as_good_as_the_literature_says(stack: Settings, hive_engin
     assert reached >= (0.988 if mnist else 0.95)
 
 
-def cut(store: Store, key: str, whole: bytes) -> None:
+def cut(store: ObjectStore, key: str, whole: bytes) -> None:
     """The second half is missing, and was already when it was stored."""
     store.put(key, whole[: len(whole) // 2])
 
 
-def flip(store: Store, key: str, whole: bytes) -> None:
+def flip(store: ObjectStore, key: str, whole: bytes) -> None:
     """A byte has changed, and the hash recorded with it is another's."""
     body = whole[:-9] + b"x" + whole[-8:]
     store.client.put_object(Bucket=store.bucket, Key=key, Body=body, Metadata={"sha256": "0" * 64})
@@ -79,14 +79,14 @@ def flip(store: Store, key: str, whole: bytes) -> None:
 
 @pytest.mark.parametrize("damage", [flip, pytest.param(cut, marks=pytest.mark.long)])
 def test_a_damaged_raw_file_is_refused_by_name(
-    damage: Callable[[Store, str, bytes], None],
+    damage: Callable[[ObjectStore, str, bytes], None],
     stack: Settings,
     hive_engine: Engine,
     champion: int,
     mnist: Path,
     deeplambda: Command,
 ) -> None:
-    store, name = Store(stack), "t10k-images-idx3-ubyte.gz"
+    store, name = ObjectStore(stack), "t10k-images-idx3-ubyte.gz"
     key, whole = f"digits/raw/{name}", (mnist / name).read_bytes()
     before = scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples")
     try:

@@ -11,11 +11,11 @@ import numpy as np
 from pydantic_core import from_json
 from rich.console import Console
 
-from batch_layer.epoch_bars import EpochBars
+from batch_layer.console import EpochBars
 from batch_layer.shard_format import shard_key, write_shard
 from batch_layer.training_run import TrainedRun, train
 from deeplambda.adapters.kafka import Publisher, consumer
-from deeplambda.adapters.s3 import Store, sha256_of
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
@@ -74,7 +74,7 @@ def new_data_set() -> str:
 
 def put_shards(settings: Settings, application: str, dataset: str, rows: int = ROWS) -> list[PartitionPrepared]:
     """Put every shard of a data set on S3; equal rows in every data set. Returns what is to be announced."""
-    store, facts = Store(settings), []
+    store, facts = ObjectStore(settings), []
     randomness = np.random.default_rng(7)
     for split, partitions in PARTITIONS.items():
         for partition in range(partitions):
@@ -130,12 +130,12 @@ def train_blobs(
 ) -> TrainedRun:
     """Train without showing it."""
     return train(
-        settings, packed, dataset=dataset, snapshot=1, overrides=overrides, bars=bars or SeenBars(), preparing=None
+        settings, packed, dataset=dataset, snapshot=1, overrides=overrides, listener=bars or SeenBars(), preparing=None
     )
 
 
 def lifecycle(settings: Settings, accepted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Every record of `deeplambda.records.lifecycle` so far that is accepted."""
+    """Every record of `deeplambda.lifecycle` so far that is accepted."""
     return _records(settings, topics.LIFECYCLE, accepted)
 
 

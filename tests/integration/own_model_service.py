@@ -26,7 +26,7 @@ from safetensors.torch import save
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import CARD, WEIGHTS, Card, artefact_key
@@ -153,7 +153,7 @@ class OwnService:
         """Put a model on S3 and in the registry. weights: other bytes in their place; of_card: other facts."""
 
         def artefacts(version: int) -> Card:
-            store = Store(self.settings)
+            store = ObjectStore(self.settings)
             content = save(model.state_dict()) if weights is None else weights
             digest = store.put(artefact_key(self.name, version, WEIGHTS), content)
             facts: dict[str, Any] = {

@@ -13,9 +13,9 @@ from safetensors.torch import save
 from batch_layer.gate import promote, roll_back, verify
 from batch_layer.publish import publish_run
 from deeplambda.adapters import mysql
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, ModelRejected
+from deeplambda.errors import BadInput, CorruptObject, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.state import registry
 from deeplambda.state.card import CARD, ONNX, WEIGHTS, Card, artefact_key, fetch_card
@@ -25,19 +25,19 @@ from tests.integration.blobs import blobs, champions, lifecycle, new_data_set, p
 @pytest.fixture(scope="module")
 def good(stack: Settings, application: PackedApplication) -> Card:
     trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
-    return fetch_card(Store(stack), application.name, publish_run(stack, application, trained))
+    return fetch_card(ObjectStore(stack), application.name, publish_run(stack, application, trained))
 
 
 @pytest.fixture
 def champion(stack: Settings, application: PackedApplication, good: Card) -> Card:
     """The good version, serving."""
-    promote(stack, application, good.version, anyway=True)
+    promote(stack, application, good.version, force=True)
     return good
 
 
 def published(stack: Settings, like: Card, weights: bytes | None = None, **changed: object) -> Card:
     """Another version, registered as publishing does: `like` with other weights, or other words on its card."""
-    store = Store(stack)
+    store = ObjectStore(stack)
 
     def store_artefacts(version: int) -> Card:
         raw = weights or store.get(artefact_key(like.application, like.version, WEIGHTS))
@@ -97,16 +97,16 @@ def test_a_worse_version_is_rejected_and_the_champion_serves_on(
     stack: Settings, application: PackedApplication, champion: Card
 ) -> None:
     worse = published(stack, champion, metrics=champion.metrics | {"accuracy": champion.metrics["accuracy"] - 0.1})
-    with pytest.raises(ModelRejected, match=r"accuracy .* is worse than"):
+    with pytest.raises(UnfitModel, match=r"accuracy .* is worse than"):
         promote(stack, application, worse.version)
     assert serving(stack, application.name) == champion.version
     assert len(rejections(stack, worse)) == 1
-    assert promote(stack, application, worse.version, anyway=True) is not None
+    assert promote(stack, application, worse.version, force=True) is not None
 
 
 def test_other_code_is_rejected(stack: Settings, application: PackedApplication, champion: Card) -> None:
     other = published(stack, champion, code_version="0123456789ab")
-    with pytest.raises(ModelRejected, match="train again"):
+    with pytest.raises(UnfitModel, match="train again"):
         promote(stack, application, other.version)
     assert serving(stack, application.name) == champion.version
 
@@ -119,8 +119,8 @@ def test_weights_that_are_not_finite_never_serve(
         for name, t in application.load().build_model(hidden=16).state_dict().items()
     }
     broken = published(stack, champion, weights=save(tensors))
-    with pytest.raises(ModelRejected, match="not finite"):
-        promote(stack, application, broken.version, anyway=True)
+    with pytest.raises(UnfitModel, match="not finite"):
+        promote(stack, application, broken.version, force=True)
     assert serving(stack, application.name) == champion.version
     assert "not finite" in rejections(stack, broken)[0]
 
@@ -128,8 +128,8 @@ def test_weights_that_are_not_finite_never_serve(
 def test_weights_of_another_shape_never_serve(stack: Settings, application: PackedApplication, champion: Card) -> None:
     tensors = application.load().build_model(hidden=8).state_dict()
     broken = published(stack, champion, weights=save(tensors))
-    with pytest.raises(ModelRejected, match="do not fit"):
-        promote(stack, application, broken.version, anyway=True)
+    with pytest.raises(UnfitModel, match="do not fit"):
+        promote(stack, application, broken.version, force=True)
     assert serving(stack, application.name) == champion.version
 
 
@@ -149,8 +149,8 @@ def test_a_pickle_or_a_header_bomb_is_never_loaded(
     header_bomb = (2**62).to_bytes(8, "little") + b"{"
     for weights in (pickle.dumps(_Canary(canary)), (tmp_path / "model.pt2").read_bytes(), header_bomb):
         offered = published(stack, champion, weights=weights)
-        with pytest.raises(ModelRejected, match="do not fit its model"):
-            promote(stack, application, offered.version, anyway=True)
+        with pytest.raises(UnfitModel, match="do not fit its model"):
+            promote(stack, application, offered.version, force=True)
     assert not canary.exists()
     assert serving(stack, application.name) == champion.version
 
@@ -158,7 +158,7 @@ def test_a_pickle_or_a_header_bomb_is_never_loaded(
 def test_artefacts_that_were_changed_after_publication_are_named(
     stack: Settings, application: PackedApplication, champion: Card
 ) -> None:
-    store = Store(stack)
+    store = ObjectStore(stack)
     for name in (WEIGHTS, ONNX):
         tampered = published(stack, champion)
         store.put(artefact_key(application.name, tampered.version, name), b"something else")
@@ -196,7 +196,7 @@ def test_rollback_brings_the_version_before_back_within_five_seconds(
 
 
 def test_there_is_nothing_to_roll_back_to_before_the_first_promotion(stack: Settings, tmp_path: Path) -> None:
-    with pytest.raises(ModelRejected, match="no earlier champion"):
+    with pytest.raises(UnfitModel, match="no earlier champion"):
         roll_back(stack, blobs(stack, tmp_path).name)
 
 

@@ -52,7 +52,7 @@ def test_pandas_reads_it(hive_engine: Engine) -> None:
 def test_the_platforms_engine_is_the_analysts(stack: Settings) -> None:
     with hive.engine(stack).connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1
-        with pytest.raises(BadInput, match="READ_ONLY"), hive.translated():
+        with pytest.raises(BadInput, match="READ_ONLY"), hive.hive_errors():
             connection.execute(text("DROP TABLE lake.digits.examples"))
 
 
@@ -68,14 +68,14 @@ def test_a_pooled_connection_that_has_gone_is_replaced(stack: Settings) -> None:
 
 
 def test_an_unknown_table_is_told_in_a_sentence(stack: Settings) -> None:
-    with pytest.raises(BadInput, match=r"digits`\.`nope") as told, hive.translated():
+    with pytest.raises(BadInput, match=r"digits`\.`nope") as told, hive.hive_errors():
         hive.connect(stack).cursor().execute("SELECT * FROM digits.nope")
     assert "\n" not in str(told.value)
 
 
 def test_a_wrong_password_is_refused(stack: Settings) -> None:
     stranger = create_engine(f"hive://analyst:wrong@{stack.hive_address}/default?auth=CUSTOM")
-    with pytest.raises(ConfigurationError, match="refused"), hive.translated(), stranger.connect():
+    with pytest.raises(ConfigurationError, match="refused"), hive.hive_errors(), stranger.connect():
         pass
 
 

@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 from safetensors.torch import save
 
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.state.card import WEIGHTS, artefact_key
 from tests.integration.own_model_service import OwnService, model_of
 from tests.traffic import eventually
@@ -273,7 +273,7 @@ def test_roll_back_serves_the_version_before_within_five_seconds(service: OwnSer
 
 def test_a_champion_whose_object_is_flipped_in_s3_serves_once_it_is_restored(service: OwnService) -> None:
     version = service.publish(model_of(7))
-    store, key = Store(service.settings), artefact_key(service.name, version, WEIGHTS)
+    store, key = ObjectStore(service.settings), artefact_key(service.name, version, WEIGHTS)
     weights = store.get(key)
     store.put(key, weights[:-1] + bytes([weights[-1] ^ 1]))
     service.promote(version)

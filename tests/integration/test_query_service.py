@@ -1,4 +1,4 @@
-"""SQL over HTTP: both stores answer, nobody writes, nothing runs for ever, and every error says what to mend."""
+"""SQL over HTTP: both stores answer, nobody writes, nothing runs for ever, and every error says what to fix."""
 
 import time
 import uuid
@@ -225,8 +225,8 @@ def test_what_there_is_can_be_looked_up(service: Service, stack: Settings, champ
     assert digits.topics["events"] == "digits.events"
     models = Models.model_validate_json(service.call("GET", "/v1/models?application=digits").data).models
     assert [each.version for each in models if each.champion] == [digits.champion] == [champion]
-    figures = Statistics.model_validate_json(service.call("GET", "/v1/statistics").data)
-    assert figures.live.rows == sum(each.rows for each in figures.live.versions)
+    answer = Statistics.model_validate_json(service.call("GET", "/v1/statistics").data)
+    assert answer.live.rows == sum(each.rows for each in answer.live.versions)
     assert service.call("GET", "/openapi.json").json() == document(stack.query_url)
 
 

@@ -19,10 +19,10 @@ from batch_layer.shard_format import manifest_key
 from batch_layer.training_run import TrainedRun
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import consumer
-from deeplambda.adapters.s3 import Store
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, ModelRejected, NotReady
+from deeplambda.errors import BadInput, CorruptObject, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
 from deeplambda.state import registry
@@ -99,7 +99,7 @@ def test_training_begins_before_every_shard_is_prepared(stack: Settings, applica
 def test_a_manifest_is_enough(stack: Settings, application: PackedApplication) -> None:
     dataset = new_data_set()
     facts = put_shards(stack, application.name, dataset)
-    Store(stack).put(manifest_key(application.name, dataset), to_json(facts))
+    ObjectStore(stack).put(manifest_key(application.name, dataset), to_json(facts))
     assert train_blobs(stack, application, dataset, epochs=1).epochs[-1].rows == TRAIN_ROWS
 
 
@@ -125,7 +125,7 @@ def test_a_truncated_or_flipped_shard_is_named_and_not_trained_on(
 ) -> None:
     dataset = new_data_set()
     facts = put_shards(stack, application.name, dataset)
-    store = Store(stack)
+    store = ObjectStore(stack)
     whole = store.client.get_object(Bucket=store.bucket, Key=facts[0].key)
     store.client.put_object(
         Bucket=store.bucket,
@@ -149,15 +149,15 @@ def test_training_that_follows_an_ended_preparation_takes_the_rest_from_the_mani
     preparing: Future[None] = Future()
     feed = iter(ShardFeed(stack, application.load(), dataset, preparing=preparing))
     assert next(feed).fact == facts[0]
-    Store(stack).put(manifest_key(application.name, dataset), to_json(facts))
+    ObjectStore(stack).put(manifest_key(application.name, dataset), to_json(facts))
     preparing.set_result(None)
-    assert [shard.fact for shard in feed] == facts[1:]
+    assert [shard.announcement for shard in feed] == facts[1:]
 
 
 def test_a_split_that_has_no_shard_is_refused(stack: Settings, application: PackedApplication) -> None:
     dataset = new_data_set()
     only_train = [fact for fact in put_shards(stack, application.name, dataset) if fact.split == "train"]
-    Store(stack).put(manifest_key(application.name, dataset), to_json(only_train))
+    ObjectStore(stack).put(manifest_key(application.name, dataset), to_json(only_train))
     with pytest.raises(BadInput, match="no rows in the split 'test'"):
         train_blobs(stack, application, dataset)
 
@@ -165,7 +165,7 @@ def test_a_split_that_has_no_shard_is_refused(stack: Settings, application: Pack
 def test_a_manifest_that_lacks_a_shard_is_refused(stack: Settings, application: PackedApplication) -> None:
     dataset = new_data_set()
     facts = put_shards(stack, application.name, dataset)
-    Store(stack).put(manifest_key(application.name, dataset), to_json(facts[1:]))
+    ObjectStore(stack).put(manifest_key(application.name, dataset), to_json(facts[1:]))
     with pytest.raises(CorruptObject, match="lacks train-00000"):
         train_blobs(stack, application, dataset)
 
@@ -179,7 +179,7 @@ def test_a_data_set_without_rows_is_refused(stack: Settings, application: Packed
 
 def test_a_loss_that_is_not_finite_stops_the_run(stack: Settings, application: PackedApplication) -> None:
     dataset = prepared_data_set(stack, application.name)
-    with pytest.raises(ModelRejected, match=r"loss became .* in epoch 1.*learning_rate"):
+    with pytest.raises(UnfitModel, match=r"loss became .* in epoch 1.*learning_rate"):
         train_blobs(stack, application, dataset, learning_rate=1e30)
 
 
@@ -202,7 +202,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(
         packed = PackedApplication(
             name={application.name!r},
             code_version={application.code_version!r},
-            archive=Path({str(application.archive)!r}),
+            zip_file=Path({str(application.zip_file)!r}),
         )
         train_blobs(load_settings(), packed, {dataset!r}, KilledInTheThirdEpoch(), epochs=5)
     """)
@@ -229,7 +229,7 @@ def test_a_finished_run_trains_nothing(stack: Settings, application: PackedAppli
 def test_a_corrupt_checkpoint_costs_one_epoch(stack: Settings, application: PackedApplication) -> None:
     dataset = prepared_data_set(stack, application.name)
     first = train_blobs(stack, application, dataset)
-    store = Store(stack)
+    store = ObjectStore(stack)
     keys = [key for key, _ in store.list(f"{application.name}/runs/{first.run}/checkpoint-00003-")]
     store.client.put_object(Bucket=store.bucket, Key=keys[0], Body=b"\x80\x04cos\nsystem\n")
     bars = SeenBars()
@@ -245,7 +245,7 @@ def test_a_run_is_published_once(stack: Settings, application: PackedApplication
     published = lifecycle(stack, lambda fact: fact["type"] == "ModelPublished" and fact["run"] == trained.run)
     assert [fact["version"] for fact in published] == [version]
 
-    card = fetch_card(Store(stack), application.name, version)
+    card = fetch_card(ObjectStore(stack), application.name, version)
     assert card.metrics == trained.epochs[-1].metrics
     assert (card.trained_rows, card.feature_shape, card.parameters) == (TRAIN_ROWS, [4], 4 * 16 + 16 + 16 * 3 + 3)
     assert model_row(card)["version"] == version
@@ -255,7 +255,7 @@ def test_a_run_is_published_once(stack: Settings, application: PackedApplication
 def test_the_onnx_export_gives_the_models_outputs(
     stack: Settings, application: PackedApplication, trained: TrainedRun
 ) -> None:
-    store, version = Store(stack), publish_run(stack, application, trained)
+    store, version = ObjectStore(stack), publish_run(stack, application, trained)
     card = fetch_card(store, application.name, version)
     model = fetch_model(store, application.load(), card)
     onnx = store.get(artefact_key(application.name, version, ONNX), sha256=card.onnx_sha256)
@@ -268,7 +268,7 @@ def test_the_onnx_export_gives_the_models_outputs(
 def test_twenty_publishers_of_one_run_make_one_version(
     stack: Settings, application: PackedApplication, trained: TrainedRun
 ) -> None:
-    template = fetch_card(Store(stack), application.name, publish_run(stack, application, trained))
+    template = fetch_card(ObjectStore(stack), application.name, publish_run(stack, application, trained))
     run, stored = new_data_set(), []
 
     def store_artefacts(version: int) -> Card:

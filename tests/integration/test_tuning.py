@@ -15,7 +15,7 @@ import pytest
 
 from batch_layer.tune import Trial, tune
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, ModelRejected
+from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.loading import PackedApplication
 from tests.integration.blobs import prepared_data_set
 from tests.traffic import eventually
@@ -81,7 +81,7 @@ def test_the_best_trial_is_first_and_those_behind_end_early(
 def test_trials_that_diverge_all_are_refused_with_the_reason(
     cluster: Settings, application: PackedApplication, dataset: str
 ) -> None:
-    with pytest.raises(ModelRejected, match=r"every trial .* failed: the loss became"):
+    with pytest.raises(UnfitModel, match=r"every trial .* failed: the loss became"):
         tune(cluster, application, dataset=dataset, overrides={"learning_rate": 1e30}, trials=1)
 
 

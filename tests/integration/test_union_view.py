@@ -14,8 +14,8 @@ from sqlalchemy import delete, insert, text
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
-from deeplambda.records.horizon import COLUMNS
 from deeplambda.records.lifecycle import BatchViewPublished
+from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state.horizon_store import move_horizon
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 from examples.digits.application import Digits
@@ -63,10 +63,10 @@ class History:
     def recompute(self, horizon: int) -> int:
         """A batch view of all before the offset `horizon`, and the move; the snapshot."""
         table = f"lake.{self.name}.predictions"
-        columns = self._spark.table(table).select(*COLUMNS).schema
+        columns = self._spark.table(table).select(*VIEW_SCHEMA.names).schema
         rows = [row(event) for event in range(EVENTS) if offset_of(event) < horizon]
         self._spark.createDataFrame(rows, columns).createOrReplaceTempView("recomputed")
-        self._spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(COLUMNS)} FROM recomputed")
+        self._spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(VIEW_SCHEMA.names)} FROM recomputed")
         snapshot = current_snapshot(self._spark, table)
         assert snapshot is not None
         published = BatchViewPublished(
@@ -168,7 +168,7 @@ def test_both_halves_say_the_same_of_an_event(gateway: OwnGateway, history: Hist
     """Times are the thing: one half comes from DATETIME(6) by JDBC, the other from Iceberg."""
     view = f"{history.name}.all_predictions"
     history.score_everything()
-    columns = ", ".join(COLUMNS)
+    columns = ", ".join(VIEW_SCHEMA.names)
     picked = f"SELECT {columns}, cast(occurred_at AS DOUBLE) FROM {view} WHERE event_id = 'event-01002'"
     assert gateway.rows(f"SELECT DISTINCT view FROM {view}") == [("realtime",)]
     realtime = gateway.rows(picked)
@@ -233,9 +233,9 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
             row(n) | {"occurred_at": now - timedelta(days=age), "confidence": None if n == 1 else 0.5}
             for n, age in ((1, 0), (2, 6), (3, 8))
         ],
-        spark.table(table).select(*COLUMNS).schema,
+        spark.table(table).select(*VIEW_SCHEMA.names).schema,
     ).createOrReplaceTempView("recent")
-    spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(COLUMNS)} FROM recent")
+    spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(VIEW_SCHEMA.names)} FROM recent")
     at = f"TIMESTAMP '{now.isoformat()}'"
     labels = [f"('event-00001', '{label}', 0, {offset}, {at}, {at})" for offset, label in enumerate(("7", "8"))]
     spark.sql(f"INSERT INTO lake.{name}.labels VALUES {', '.join(labels)}")
@@ -264,8 +264,8 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
     expected = [("event-00001", "8", None), ("event-00002", None, 0.5)]
     columns = ("event_id", "label", "confidence")
     assert eventually(lambda: rows(RECENT_PREDICTIONS, *columns) == expected, 120), rows(RECENT_PREDICTIONS, *columns)
-    figures = [(1, "test", "accuracy", 0.9)]
-    assert eventually(lambda: rows(RECENT_MODEL_METRICS, "version", "split", "name", "value") == figures, 20)
+    metrics = [(1, "test", "accuracy", 0.9)]
+    assert eventually(lambda: rows(RECENT_MODEL_METRICS, "version", "split", "name", "value") == metrics, 20)
     assert rows(RECENT_PREDICTIONS, "occurred_at")[1] == (now.replace(tzinfo=None),)
 
 

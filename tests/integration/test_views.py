@@ -216,7 +216,7 @@ def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, applica
         other.execute(text("SELECT 1 FROM realtime_predictions WHERE application = :a FOR UPDATE"), own)
         with engine.connect() as connection:
             connection.exec_driver_sql("SET innodb_lock_wait_timeout = 1")
-            with pytest.raises(NotReady), mysql.translated():
+            with pytest.raises(NotReady), mysql.mysql_errors():
                 connection.execute(text("UPDATE realtime_predictions SET prediction = '1' WHERE application = :a"), own)
             connection.invalidate()
     assert realtime.store(engine, [prediction(application, application=application)]) == 1

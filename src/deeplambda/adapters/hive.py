@@ -26,26 +26,26 @@ from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError, Not
 
 ACCOUNT = "analyst"
 
-_ANSWER_S = 130
-"""Above the gateway's own limit on a query, so that it is the one to say so."""
+_TIMEOUT_S = 130
+"""Longer than the gateway's own limit on a query, so that a slow query ends with the gateway's error message."""
 
 _NO_SESSION = ("Invalid SessionHandle", "Failed to open new session", "stopped SparkContext")
-"""What a gateway says that has been started anew, or is about to stop."""
+"""Error messages of a gateway that was restarted or is about to stop."""
 _MODEL_NOT_READY = "Error running query: NotReady: "
-_TOLD = re.compile(r"\[[A-Z][A-Z0-9_.]*\] (?!org\.|java\.)[^\n]+")
-"""Spark's error class and its sentence; before it stand the same class and the name of a Java one."""
+_REASON = re.compile(r"\[[A-Z][A-Z0-9_.]*\] (?!org\.|java\.)[^\n]+")
+"""Spark's error class and sentence. The `(?!` skips an earlier error class, which a Java class name follows."""
 
 registry.register("hive", "deeplambda.adapters.hive_dialect", "GatewayDialect")
 
 
 def connect(settings: Settings) -> hive.Connection:
-    """A PyHive connection as the analyst; it gives up on a gateway that stops answering. Raises: as `translated`."""
+    """A PyHive connection as the analyst; it gives up on a gateway that stops answering. Raises: as `hive_errors`."""
     host = settings.hive_address.rpartition(":")[0]
     socket = TSocket(host, port_of(settings.hive_address))
-    socket.setTimeout(_ANSWER_S * 1000)
+    socket.setTimeout(_TIMEOUT_S * 1000)
     password = settings.analyst_password.get_secret_value()
     sasl = partial(PureSASLClient, host=host, username=ACCOUNT, password=password)
-    with translated():
+    with hive_errors():
         return hive.Connection(thrift_transport=TSaslClientTransport(sasl, "PLAIN", socket), username=ACCOUNT)
 
 
@@ -56,7 +56,7 @@ def engine(settings: Settings) -> Engine:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def hive_errors() -> Iterator[None]:
     """PyHive's, Thrift's and SQLAlchemy's errors as NotReady, BadInput or ConfigurationError."""
     try:
         yield
@@ -65,7 +65,7 @@ def translated() -> Iterator[None]:
 
 
 def translation(exc: Exception) -> DeepLambdaError:
-    """The platform's error for one of the vendors'."""
+    """The platform's error for one of PyHive, Thrift or SQLAlchemy."""
     origin = exc.orig if isinstance(exc, DBAPIError) and exc.orig else exc
     if isinstance(origin, TTransportException) and "Bad status" in str(origin):
         return ConfigurationError(
@@ -75,14 +75,14 @@ def translation(exc: Exception) -> DeepLambdaError:
     status = getattr(origin.args[0], "status", None) if isinstance(origin, PyHiveError) and origin.args else None
     if status is None or any(each in (status.errorMessage or "") for each in _NO_SESSION):
         return NotReady(f"the Hive gateway does not answer: {origin}", "see 'deeplambda status'")
-    told = readable(status.errorMessage)
-    if _MODEL_NOT_READY in told:  # predict_<application>, of a model service that is away
-        return NotReady(told.partition(_MODEL_NOT_READY)[2], "try again in a few seconds; see 'deeplambda status'")
-    return BadInput(told, "mend the statement")
+    reason = readable(status.errorMessage)
+    if _MODEL_NOT_READY in reason:  # raised by predict_<application> while the model service does not answer
+        return NotReady(reason.partition(_MODEL_NOT_READY)[2], "try again in a few seconds; see 'deeplambda status'")
+    return BadInput(reason, "fix the statement")
 
 
 def readable(message: str | None) -> str:
-    """What Spark says of a statement, without the names of its Java classes, its plan and its stack trace."""
+    """Spark's error message for a statement, without Java class names, query plan and stack trace."""
     text = message or "the gateway gives no reason"
-    told = _TOLD.search(text)
-    return (told[0] if told else text.strip().partition("\n")[0]).rstrip(";")
+    reason = _REASON.search(text)
+    return (reason[0] if reason else text.strip().partition("\n")[0]).rstrip(";")

@@ -1,7 +1,7 @@
-"""PyHive 0.7's SQLAlchemy dialect, mended for Spark's answers and for SQLAlchemy 2.
+"""PyHive 0.7's SQLAlchemy dialect, corrected for Spark's answers and for SQLAlchemy 2.
 
-Spark's SHOW TABLES gives the schema first, which PyHive takes for the table; it knows views apart; and some of PyHive's
-answers have not the form that SQLAlchemy 2 asks for.
+Spark's SHOW TABLES lists the schema in its first column, which PyHive takes for the table's name; Spark lists views by
+a statement of their own; and some of PyHive's results do not have the form that SQLAlchemy 2 requires.
 """
 
 import re
@@ -17,7 +17,7 @@ from sqlalchemy.sql.compiler import GenericTypeCompiler
 from thrift.Thrift import TException
 
 _GONE = (TException, EOFError, OSError)
-"""What Thrift raises when nobody is at the other end: no error of the DB-API, so SQLAlchemy does not know it."""
+"""What Thrift raises when the connection is lost; not DB-API errors, so SQLAlchemy does not recognise them."""
 
 _TYPES: dict[str, types.TypeEngine[Any]] = {
     "boolean": types.Boolean(),
@@ -54,7 +54,7 @@ class GatewayTypes(GenericTypeCompiler):
 
 
 class GatewayDialect(HiveDialect):  # type: ignore[misc]
-    """`hive+deeplambda://account:password@host:port/schema`."""
+    """The dialect of `hive+deeplambda://account:password@host:port/schema`; SQLAlchemy calls its methods."""
 
     name = "hive"
     driver = "deeplambda"
@@ -80,7 +80,7 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
         return [name for name in self._names(connection, "SHOW TABLES", schema) if name not in views]
 
     def get_view_names(self, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
-        """Views of a schema. A catalog that has none, as Iceberg's, refuses the question."""
+        """Views of a schema. A catalog without views, such as Iceberg's, refuses SHOW VIEWS."""
         try:
             return self._names(connection, "SHOW VIEWS", schema)
         except DBAPIError:
@@ -93,7 +93,7 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
         ]  # row[0] is empty for a temporary one
 
     def _quoted(self, name: str) -> str:
-        return ".".join(self.identifier_preparer.quote_identifier(part) for part in name.split("."))
+        return ".".join(self.identifier_preparer.quote_identifier(identifier) for identifier in name.split("."))
 
     def _get_table_columns(self, connection: Connection, table_name: str, schema: str | None) -> list[Any]:
         full = f"{schema}.{table_name}" if schema else table_name
@@ -115,7 +115,7 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
     def get_columns(
         self, connection: Connection, table_name: str, schema: str | None = None, **kw: Any
     ) -> list[ReflectedColumn]:
-        """Columns as DESCRIBE lists them; what follows an empty line or a '#' is of partitions."""
+        """Columns as DESCRIBE lists them; the rows after an empty one or one with '#' describe partitions."""
         columns: list[ReflectedColumn] = []
         for name, kind, comment in self._get_table_columns(connection, table_name, schema):
             if not name or name.startswith("#"):
@@ -126,7 +126,7 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
         return columns
 
     def get_pk_constraint(self, *_: Any, **kw: Any) -> dict[str, Any]:
-        """Tables have none."""
+        """No primary key: tables have none."""
         return {"constrained_columns": [], "name": None}
 
     def _none(self, *_: Any, **kw: Any) -> list[Any]:
@@ -135,15 +135,15 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
     get_foreign_keys = get_indexes = get_unique_constraints = get_check_constraints = _none
 
     def get_table_comment(self, *_: Any, **kw: Any) -> dict[str, Any]:
-        """Not asked for."""
+        """No comment."""
         return {"text": None}
 
     def is_disconnect(self, e: Exception, connection: Any, cursor: Any) -> bool:
-        """Thrift's errors, and a session that the gateway has forgotten."""
+        """Whether `e` means a lost connection or a session that a restarted gateway no longer has."""
         return isinstance(e, _GONE) or "Invalid SessionHandle" in str(e)
 
     def do_ping(self, dbapi_connection: DBAPIConnection) -> bool:
-        """Whether the session still answers: after a restart of the gateway it does not."""
+        """Whether the session is still usable; the pool calls this before it hands out a connection."""
         try:
             with closing(dbapi_connection.cursor()) as cursor:
                 cursor.execute("SELECT 1")
@@ -154,7 +154,7 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
         return True
 
     def do_terminate(self, dbapi_connection: DBAPIConnection) -> None:
-        """Close a connection that has failed; there may be nobody left to tell."""
+        """Close a connection that has failed; the pool calls this, and the gateway may be gone."""
         with suppress(*_GONE):
             dbapi_connection.close()
 

@@ -13,11 +13,11 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
 
-_RECONNECT_MS = 1_000  # a client that waits longer comes back long after the broker
+_RECONNECT_MS = 1_000  # with a longer wait a client reconnects long after the broker is back
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Where the broker is and who we are, for any of kafka-python's clients."""
+    """Address and login for any of kafka-python's clients."""
     options: dict[str, Any] = {"bootstrap_servers": settings.kafka_bootstrap}
     if settings.kafka_security != "PLAINTEXT":
         options |= {
@@ -30,7 +30,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 def spark_options(settings: Settings) -> dict[str, str]:
-    """The same for Spark's Kafka source and sink, which take the password out of what they log."""
+    """The same for Spark's Kafka source and sink, which redact the password in their logs."""
     options = {"kafka.bootstrap.servers": settings.kafka_bootstrap}
     if settings.kafka_security != "PLAINTEXT":
         options |= {
@@ -42,14 +42,14 @@ def spark_options(settings: Settings) -> dict[str, str]:
 
 
 def plain_login(user: str, password: str, *others: tuple[str, str]) -> str:
-    """A JAAS line for SASL PLAIN: who to log in as and, on a broker, the `others` who may log in."""
+    """A JAAS line for SASL PLAIN: the account to log in as and, on a broker, the `others` that may log in."""
     known = "".join(f' user_{name}="{secret}"' for name, secret in others)
     login = "org.apache.kafka.common.security.plain.PlainLoginModule"
     return f'{login} required username="{user}" password="{password}"{known};'
 
 
 @contextmanager
-def translated(settings: Settings) -> Iterator[None]:
+def kafka_errors(settings: Settings) -> Iterator[None]:
     """kafka-python's exceptions as `NotReady`."""
     try:
         yield
@@ -62,7 +62,7 @@ def translated(settings: Settings) -> Iterator[None]:
 
 def create_topics(settings: Settings) -> list[str]:
     """Create the topics that are missing; returns their names. Raises: NotReady."""
-    with translated(settings):
+    with kafka_errors(settings):
         admin = KafkaAdminClient(**client_options(settings))
         try:
             existing = set(admin.list_topics())
@@ -79,7 +79,7 @@ def create_topics(settings: Settings) -> list[str]:
                         for topic in missing
                     }
                 )
-        except TopicAlreadyExistsError:  # somebody else was faster
+        except TopicAlreadyExistsError:  # another process has just created them
             missing = []
         finally:
             admin.close()
@@ -103,7 +103,7 @@ def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -
             ResourcePattern(ResourceType.CLUSTER, "kafka-cluster"),
         )
     )
-    with translated(settings), KafkaAdminClient(**client_options(settings)) as admin:
+    with kafka_errors(settings), KafkaAdminClient(**client_options(settings)) as admin:
         done = admin.create_acls(allowed)
     if done["failed"]:
         raise NotReady(f"Kafka refused an access list: {done['failed'][0]}", "see the broker's log")
@@ -114,7 +114,7 @@ class Publisher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        with translated(settings):
+        with kafka_errors(settings):
             self._producer = KafkaProducer(
                 **client_options(settings),
                 acks="all",
@@ -130,13 +130,13 @@ class Publisher:
 
     def send_bytes(self, topic: str, key: str | None, value: bytes) -> None:
         """Queue one record whose value is JSON already. Raises: NotReady."""
-        with translated(self._settings):
+        with kafka_errors(self._settings):
             self._pending.append(self._producer.send(topic, key=None if key is None else key.encode(), value=value))
 
     def flush(self, timeout_s: float = 30) -> None:
         """Wait until every queued record is stored. Raises: NotReady when one is not; queue it again."""
         pending, self._pending = self._pending, []
-        with translated(self._settings):
+        with kafka_errors(self._settings):
             self._producer.flush(timeout=timeout_s)
             for future in pending:
                 future.get(timeout=timeout_s)
@@ -154,12 +154,12 @@ class Publisher:
 
 
 def consumer(settings: Settings, *names: str, group: str | None = None) -> KafkaConsumer:
-    """A consumer of every partition of `names`, which commits only when told to. Raises: NotReady.
+    """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady.
 
-    group: where it goes on from and commits to; None reads from the beginning and remembers nothing. It joins no group:
-    a part that was killed would have to wait for its own session to run out before it could go on.
+    group: whose committed offsets it resumes from and commits to; None: reads from the beginning and commits nothing.
+    It does not join the group: a part that was killed would have to wait until its old session has expired.
     """
-    with translated(settings):
+    with kafka_errors(settings):
         made = KafkaConsumer(
             **client_options(settings),
             group_id=group,
@@ -184,7 +184,7 @@ def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
     """By partition, the offset that the next record will get. Raises: NotReady."""
     reader = consumer(settings, topic)
     try:
-        with translated(settings):
+        with kafka_errors(settings):
             return {tp.partition: end for tp, end in reader.end_offsets(reader.assignment()).items()}
     finally:
         reader.close()

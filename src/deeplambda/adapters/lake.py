@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -18,10 +19,16 @@ from deeplambda.config import Settings
 from deeplambda.jvm.cds import java_options
 from deeplambda.jvm.files import write_private
 from deeplambda.jvm.jars import spark_jars
+from deeplambda.records.predictions import VIEW_SCHEMA
 
-PREDICTION_COLUMNS = """event_id STRING NOT NULL, kafka_partition INT NOT NULL, kafka_offset BIGINT NOT NULL,
-    occurred_at TIMESTAMP, predicted_at TIMESTAMP NOT NULL, model_version INT NOT NULL, prediction STRING NOT NULL,
-    confidence DOUBLE"""
+
+def _columns(schema: pa.Schema, *, required: bool = False) -> str:
+    """An Arrow schema as the columns of a CREATE TABLE. required: all NOT NULL, also those nullable in `schema`."""
+    return ", ".join(
+        f"{field.name} {field.dataType.simpleString()}{'' if field.nullable and not required else ' NOT NULL'}"
+        for field in from_arrow_schema(schema)
+    )
+
 
 _POSITION = "kafka_partition INT, kafka_offset BIGINT, kafka_timestamp TIMESTAMP"  # optional in Spark's Kafka source
 
@@ -41,7 +48,7 @@ _TABLES: Mapping[str, tuple[str, str]] = {
         "PARTITIONED BY (days(kafka_timestamp))",
     ),
     "labels": (f"event_id STRING, label STRING, {_POSITION}, archived_at TIMESTAMP NOT NULL", ""),
-    "predictions": (PREDICTION_COLUMNS, ""),
+    "predictions": (_columns(VIEW_SCHEMA), ""),
     "models": (
         "version INT NOT NULL, run STRING NOT NULL, created_at TIMESTAMP NOT NULL, dataset STRING NOT NULL, "
         "snapshot BIGINT NOT NULL, code_version STRING NOT NULL, weights_sha256 STRING NOT NULL, "
@@ -62,8 +69,8 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
     os.environ["AWS_SECRET_ACCESS_KEY"] = settings.s3_secret_key.get_secret_value()
     os.environ["PYSPARK_PYTHON"] = sys.executable
     if not settings.on_spark_cluster:
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else Spark takes an address of the network for its own
-    os.environ.pop("SPARK_HOME", None)  # another Spark's jars would not fit
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else Spark binds to an address of the network
+    os.environ.pop("SPARK_HOME", None)  # the jars of another Spark version would not match
     classpath = ":".join(str(jar) for jar in spark_jars(settings))
     scratch = settings.data_dir / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -120,12 +127,12 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
 
 
 def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
-    """What executors elsewhere need beside a session's options; secrets go into a file for Spark.
+    """Further options for executors on a cluster; secrets are written to a file that Spark reads.
 
     Source: Spark's security guide, on authentication of a standalone cluster.
     """
     secrets = {
-        # Spark hides both from its pages and logs, by their names.
+        # Spark redacts both in its pages and logs, because of their names.
         "spark.executorEnv.AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
         "spark.authenticate.secret": settings.spark_secret.get_secret_value(),
     }
@@ -146,10 +153,7 @@ def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
 )
 def create_tables(spark: SparkSession, application: Application) -> None:
     """Create the application's Iceberg tables that are missing."""
-    payload = ", ".join(
-        f"{field.name} {field.dataType.simpleString()} NOT NULL"
-        for field in from_arrow_schema(payload_schema(application.event))
-    )
+    payload = _columns(payload_schema(application.event), required=True)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
     for table, (columns, clauses) in _TABLES.items():
         spark.sql(

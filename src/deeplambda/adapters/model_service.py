@@ -1,7 +1,7 @@
 """The model service's client: batches of features in, raw outputs and the model's version out.
 
-Speaks the Open Inference Protocol's binary extension on a kept-alive connection. Imports no PyTorch: Spark's workers
-use it.
+Uses the Open Inference Protocol's binary extension on kept-alive connections. Imports no PyTorch, because Spark's
+workers import it.
 """
 
 import json
@@ -24,7 +24,7 @@ from deeplambda.errors import BadInput, DeepLambdaError, NotReady
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest request body that the service takes."""
 
-_PART_BYTES = 1024 * 1024  # a larger request gains nothing, and takes its share of the read time-out
+_CHUNK_BYTES = 1024 * 1024  # a larger request gains nothing, and takes its share of the read time-out
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _KEEP_ALIVE_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
@@ -67,17 +67,19 @@ class ModelClient:
     def predict(self, features: NDArray[np.float32]) -> Scored:
         """Outputs of N rows. features: finite float32 (N, …), N at least 1.
 
-        A large batch goes in parts, and again from the start if the model changes between them.
-        Raises: BadInput when the service refuses the features, NotReady when it stays away.
+        A large batch is sent in chunks, and again from the start if the model's version changes between them.
+        Raises: BadInput when the service refuses the features, NotReady when it does not answer within `patience_s`.
         """
-        rows = max(1, _PART_BYTES // max(1, features[:1].nbytes))
+        rows = max(1, _CHUNK_BYTES // max(1, features[:1].nbytes))
         deadline = time.monotonic() + self._patience_s
         while True:
-            parts = [self._score(features[at : at + rows], deadline) for at in range(0, len(features), rows)]
-            if len({part.model_version for part in parts}) == 1:
+            chunks = [self._score(features[at : at + rows], deadline) for at in range(0, len(features), rows)]
+            if len({chunk.model_version for chunk in chunks}) == 1:
                 return Scored(
-                    model_version=parts[0].model_version,
-                    outputs=parts[0].outputs if len(parts) == 1 else np.concatenate([part.outputs for part in parts]),
+                    model_version=chunks[0].model_version,
+                    outputs=chunks[0].outputs
+                    if len(chunks) == 1
+                    else np.concatenate([chunk.outputs for chunk in chunks]),
                 )
 
     def _score(self, features: NDArray[np.float32], deadline: float) -> Scored:
@@ -136,7 +138,7 @@ def _refusal(application: str, response: urllib3.BaseHTTPResponse) -> DeepLambda
     try:
         problem = json.loads(response.data)
         detail = problem.get("error") or problem["detail"]
-    except (ValueError, KeyError, TypeError, AttributeError):  # whatever stands in front of the service answered
+    except (ValueError, KeyError, TypeError, AttributeError):  # the reply is of a proxy in front of the service
         detail = response.reason or "no reason given"
     message = f"the model service answered {response.status} for {application!r}: {detail}"
     if response.status >= 500 or response.status in {408, 429}:

@@ -63,19 +63,19 @@ def engine(settings: Settings, account: Account) -> Engine:
 
 _REFUSED = {1044, 1045}
 _REFUSED_REMEDY = "the password given is not the account's: 'docker compose up' or 'deeplambda up' sets it again"
-_PASSING = {0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013}
-"""Errors of MySQL that another try may not meet: connections refused, full, lost or killed; locks and deadlocks."""
+_RETRYABLE = {0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013}
+"""MySQL's errors that a retry may avoid: connections refused, too many, lost or killed; lock waits and deadlocks."""
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Connection errors as `NotReady`; deadlocks and lock waits too, for they pass. A refusal as ConfigurationError."""
+def mysql_errors() -> Iterator[None]:
+    """Connection errors, deadlocks and lock waits as `NotReady`; a refused login as `ConfigurationError`."""
     try:
         yield
-    except (DBAPIError, MySQLError) as exc:  # PyMySQL's own where SQLAlchemy prepares a connection
+    except (DBAPIError, MySQLError) as exc:  # PyMySQL's own while SQLAlchemy sets up a connection
         origin = exc.orig if isinstance(exc, DBAPIError) else exc
         code = origin.args[0] if origin and origin.args else None
-        if code in _PASSING or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
+        if code in _RETRYABLE or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
             raise NotReady(f"MySQL did not take the statement: {origin}", "see 'deeplambda status'") from exc
         if origin is not None and code in _REFUSED:
             raise ConfigurationError(f"MySQL: {origin.args[1]}", _REFUSED_REMEDY) from exc
@@ -85,7 +85,7 @@ def translated() -> Iterator[None]:
 @contextmanager
 def named_lock(engine: Engine, name: str, timeout_s: int = 0) -> Iterator[Connection]:
     """Hold the database's advisory lock `name`; it is gone with the connection. Raises: Conflict when it is taken."""
-    with translated(), engine.connect() as connection:
+    with mysql_errors(), engine.connect() as connection:
         if connection.scalar(text("SELECT GET_LOCK(:name, :timeout_s)"), {"name": name, "timeout_s": timeout_s}) != 1:
             raise Conflict(f"another run holds {name!r}", "wait until it ends, then try again")
         try:

@@ -25,7 +25,26 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class Store:
+def s3_client(settings: Settings, *, timeout_s: float = 60, attempts: int = 8) -> "S3Client":
+    """boto3's client for the configured endpoint, or for AWS where none is. timeout_s: of one read."""
+    return boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key or None,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value() or None,
+        config=Config(
+            retries={"mode": "standard", "max_attempts": attempts},
+            connect_timeout=5,
+            read_timeout=timeout_s,
+            s3={"addressing_style": "path"} if settings.s3_endpoint else None,
+            request_checksum_calculation="when_required",  # S3Proxy refuses the trailing checksums of newer SDKs
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+class ObjectStore:
     """The platform's bucket; keys are relative to it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -34,26 +53,11 @@ class Store:
 
     @cached_property
     def client(self) -> "S3Client":
-        """boto3's client; kept for the life of the process."""
-        settings = self._settings
-        return boto3.client(
-            "s3",
-            endpoint_url=settings.s3_endpoint,
-            region_name=settings.s3_region,
-            aws_access_key_id=settings.s3_access_key or None,
-            aws_secret_access_key=settings.s3_secret_key.get_secret_value() or None,
-            config=Config(
-                retries={"mode": "standard", "max_attempts": 8},
-                connect_timeout=5,
-                read_timeout=60,
-                s3={"addressing_style": "path"} if settings.s3_endpoint else None,
-                request_checksum_calculation="when_required",  # S3Proxy refuses the trailing checksums of newer SDKs
-                response_checksum_validation="when_required",
-            ),
-        )
+        """Made at first use, kept for the life of the process."""
+        return s3_client(self._settings)
 
     @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _errors(self, key: str) -> Iterator[None]:
         try:
             yield
         except ClientError as exc:
@@ -70,7 +74,7 @@ class Store:
     def put(self, key: str, content: bytes) -> str:
         """Store `content` with its SHA-256, which is returned. Raises: NotReady."""
         digest = sha256_of(content)
-        with self._translated(key):
+        with self._errors(key):
             self.client.put_object(Bucket=self.bucket, Key=key, Body=content, Metadata={_HASH: digest})
         return digest
 
@@ -85,7 +89,7 @@ class Store:
     def digest(self, key: str) -> str | None:
         """The SHA-256 that was recorded when `key` was stored; None when there is no such object. Raises: NotReady."""
         try:
-            with self._translated(key):
+            with self._errors(key):
                 return self.client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get(_HASH)
         except BadInput:
             return None
@@ -95,7 +99,7 @@ class Store:
 
         Raises: CorruptObject, BadInput when there is none, NotReady.
         """
-        with self._translated(key):
+        with self._errors(key):
             response = self.client.get_object(Bucket=self.bucket, Key=key)
             content = response["Body"].read()
         expected = sha256 or response["Metadata"].get(_HASH)
@@ -109,6 +113,6 @@ class Store:
 
     def list(self, prefix: str) -> list[tuple[str, int]]:
         """(key, size in bytes) of every object under `prefix`. Raises: NotReady."""
-        with self._translated(prefix):
+        with self._errors(prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             return [(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]

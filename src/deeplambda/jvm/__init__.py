@@ -1,1 +1,1 @@
-"""The Java programs' side: jars, their lock, compiled sources, class-data sharing, command lines."""
+"""What Java programs need: jars, their lock, compiled sources, class-data sharing, command lines."""

@@ -12,7 +12,7 @@ from deeplambda.config import Settings
 from deeplambda.jvm.ivy import java_program, pyspark_jars
 from deeplambda.jvm.jars import spark_jars
 
-# Complaints about a file that does not fit would go to standard output otherwise.
+# Otherwise warnings about a file that does not match go to standard output.
 _QUIET = ("-Xlog:disable", "-Xlog:all=error:stderr")
 
 
@@ -23,7 +23,7 @@ def java_options(settings: Settings) -> tuple[str, ...]:
     """
     file = cds_file(settings)
     mapped = (f"-XX:SharedArchiveFile={file}", *_QUIET) if file.exists() else ()
-    # A small first heap: a sixty-fourth of the machine's memory, which is the default, is more than a quiet part needs.
+    # A small first heap: a sixty-fourth of the machine's memory, which is the default, is more than an idle part needs.
     return ("-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", *mapped)
 
 

@@ -1,4 +1,4 @@
-"""Files that parts are configured by, and files that keep processes out of each other's way."""
+"""Private configuration files, and lock files."""
 
 import fcntl
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def write_private(path: Path, text: str) -> Path:
 
 @contextmanager
 def only_one(lock: Path) -> Iterator[int]:
-    """One process at a time; others wait. The lock falls with its process, so a killed one blocks nobody.
+    """Hold `lock`, one process at a time; others wait. A process that ends releases it, even when it is killed.
 
     Yields the lock's file descriptor: a program that inherits it holds the lock too, until it ends.
     """

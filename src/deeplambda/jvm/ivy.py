@@ -15,7 +15,7 @@ from xml.sax.saxutils import quoteattr
 
 from deeplambda.errors import ConfigurationError, NotReady
 
-# Ivy names what it retrieves by its full coordinates, which no artefact's own file name carries.
+# File names with full coordinates; an artefact's own file name lacks the organisation.
 _PATTERN = "[organisation]=[module]=[revision].[ext]"
 _DOWNLOADED = re.compile(r"\[SUCCESSFUL \] (\S+?)#(\S+?);(\S+?)!")
 
@@ -66,9 +66,9 @@ def retrieve(
 ) -> dict[Coordinate, Path]:
     """Bring `jars` alone and `trees` with their dependencies into `folder`; returns where each lies.
 
-    `exclude` names what the trees leave out, as `organisation` or `organisation:name`. `on_downloaded` is called as
-    each artefact arrives from the network. Ivy shares `lock`, an open file's, so that one whose parent was killed is
-    not joined by another in the same folder. Raises: NotReady when the network or the repository fails.
+    exclude: what the trees leave out, as `organisation` or `organisation:name`. on_downloaded: called as each artefact
+    arrives from the network. lock: a lock file's descriptor, which Ivy inherits, so that no other Ivy starts in this
+    folder while one whose parent was killed still runs. Raises: NotReady when the network or the repository fails.
     """
     trees = list(trees)
     folder.mkdir(parents=True, exist_ok=True)

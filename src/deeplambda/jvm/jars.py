@@ -1,6 +1,6 @@
 """The JVM components in a cache that every clone shares: fetched once, each jar checked by SHA-256.
 
-A jar enters `<cache_dir>/jars` by a rename after its hash was found right, so what lies there is whole. Fetching holds
+A jar enters `<cache_dir>/jars` by a rename after its hash was checked, so every jar there is complete. Fetching holds
 a file lock: two clones that start together fetch once. An interrupted fetch is taken up again at the jar it was at.
 """
 
@@ -64,7 +64,7 @@ def missing_jars(settings: Settings, locked: list[LockedJar]) -> list[LockedJar]
 
 
 def damaged_jars(settings: Settings) -> list[Path]:
-    """Cached jars whose bytes are no longer those of the lock (a failing disk, another hand)."""
+    """Cached jars whose bytes are no longer those of the lock (a failing disk, an edit)."""
     places = ((_place(settings, jar), jar) for jar in read_lock())
     return [place for place, jar in places if place.exists() and sha256_of(place) != jar.sha256]
 
@@ -85,7 +85,7 @@ def fetch(settings: Settings, locked: list[LockedJar]) -> None:
             try:
                 for component in fetched:
                     component.result()
-            except BaseException:  # above all Ctrl-C, which ends the programs that fetch: they must not be tried again
+            except BaseException:  # above all Ctrl-C, which ends the Ivy processes: they must not be retried
                 given_up.set()
                 raise
 
@@ -119,16 +119,16 @@ def _fetch_component(
 
 def native_mysql(settings: Settings) -> Path:
     """The folder of MariaDB's programs, unpacked into the cache once."""
-    (archive,) = component_jars(settings, "mysql")
-    home = settings.cache_dir / archive.stem
+    (jar,) = component_jars(settings, "mysql")
+    home = settings.cache_dir / jar.stem
     if home.is_dir():
         return home
     with only_one(settings.cache_dir / "fetch.lock"):
         if home.is_dir():
             return home
-        unpacked = settings.cache_dir / "incoming" / archive.stem
+        unpacked = settings.cache_dir / "incoming" / jar.stem
         shutil.rmtree(unpacked, ignore_errors=True)
-        with zipfile.ZipFile(archive) as file:
+        with zipfile.ZipFile(jar) as file:
             file.extractall(unpacked)
         (base,) = (path.parent.parent for path in unpacked.rglob("bin/mariadbd"))
         for program in (*base.glob("bin/*"), *base.glob("scripts/*")):

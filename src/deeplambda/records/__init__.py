@@ -1,1 +1,1 @@
-"""What goes over Kafka, and how it is checked: topics, records, the horizon."""
+"""Topics, the records on them and their checks, and the horizon between the two views."""

@@ -1,4 +1,4 @@
-"""Admission: from keyed records to features. Stream and recomputation take the same events, because both come by here.
+"""Admission: from keyed records to features. Stream and recomputation take the same events, because both call `admit`.
 
 Legend: N records that pass.
 """
@@ -15,7 +15,7 @@ from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """rows_N: positions of what passed, in the batch. features: float32 (N, …). refused: position and why."""
+    """rows_N: positions in the batch of the records that pass. features: float32 (N, …). refused: position, error."""
 
     rows_N: Sequence[int]
     events_N: Sequence[Event]

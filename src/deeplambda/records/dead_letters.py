@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from deeplambda.clock import now
 
 KEPT_VALUE_BYTES = 8 * 1024 * 1024
-"""Of a longer value the beginning is kept: in base64, with the rest of the letter, it must fit a Kafka record."""
+"""A longer value is cut to this: in base64, with the rest of the letter, it must fit into a Kafka record."""
 KEPT_KEY_BYTES = 64 * 1024
 
 
@@ -21,8 +21,7 @@ class DeadLetter(BaseModel):
 
     reason: a short class, for counting (for events: `deeplambda.records.decoding.Reason`). detail: the sentence for a
     person. topic, partition, offset, received_at: where and when the broker stored the record. value_size_bytes: of the
-    whole value, so that one that was cut is seen as cut; its topic has the rest at that position for as long as it
-    keeps it.
+    whole value, so that a cut one can be recognised; as long as `topic` retains the record, it has the whole value.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -72,7 +71,7 @@ class DeadLetter(BaseModel):
 
     @property
     def record_key(self) -> str:
-        """The Kafka key of the letter: the refused record's position, so that a second letter for it is seen as one."""
+        """The Kafka key of the letter: the refused record's position, the same for a second letter about it."""
         return f"{self.topic}/{self.partition}/{self.offset}"
 
     @property

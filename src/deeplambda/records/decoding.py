@@ -1,4 +1,4 @@
-"""From the bytes that a producer sent to a checked event: the one gate for the stream, REST and recomputation.
+"""From the bytes that a producer sent to a checked event: the same checks for the stream, REST and recomputation.
 
 An event is JSON after the application's schema, plain or as a CloudEvent in structured mode
 (CloudEvents 1.0.2, JSON event format, section 3), keyed by its event id.
@@ -29,11 +29,11 @@ class Reason(StrEnum):
 
 
 class RefusedEvent(InvalidEvent):
-    """An event that did not pass; `reason` classifies, the message tells."""
+    """An event that was refused; `reason` is its class, for counting, and the message explains it."""
 
     def __init__(self, message: str, remedy: str, reason: Reason) -> None:
         super().__init__(message, remedy)
-        self.args = (message, remedy, reason)  # what unpickling passes back
+        self.args = (message, remedy, reason)  # what unpickling passes to __init__
         self.reason = reason
 
 
@@ -66,7 +66,7 @@ def check_key(event: Event, key: bytes | None) -> None:
 
 
 def readable_id(value: bytes) -> str | None:
-    """The event id in `value`, however wrong the rest may be: for who keys an event that came without a key."""
+    """The event id in `value`, even if the rest is invalid; None without one. The MQTT bridge keys events by it."""
     try:
         event: Any = from_json(_plain(value) if b'"specversion"' in value else value)
     except ValueError:
@@ -80,7 +80,7 @@ def _plain(value: bytes) -> bytes:
     try:
         envelope: Any = from_json(value)
     except ValueError:
-        return value  # the schema's own parser says what is wrong, and where
+        return value  # the schema's own parser reports the error and its position
     if not (isinstance(envelope, dict) and isinstance(envelope.get("data"), dict) and "specversion" in envelope):
         return value
     named = {"event_id": envelope.get("id"), "occurred_at": envelope.get("time")}
@@ -89,7 +89,7 @@ def _plain(value: bytes) -> bytes:
 
 def _refusal(exc: ValidationError) -> RefusedEvent:
     first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(step) for step in first["loc"])
     where = f"field {field!r}: " if field else ""
     kind = first["type"]
     if kind == "json_invalid":

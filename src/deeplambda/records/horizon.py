@@ -12,17 +12,7 @@ half of each. An event sent twice, once on each side of the cut, is the reason f
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-COLUMNS = (
-    "event_id",
-    "kafka_partition",
-    "kafka_offset",
-    "occurred_at",
-    "predicted_at",
-    "model_version",
-    "prediction",
-    "confidence",
-)
-"""What both views hold of a prediction."""
+from deeplambda.records.predictions import VIEW_SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +41,7 @@ def all_predictions_sql(application: str, horizon: Horizon, realtime_table: str)
 
     realtime_table: how Spark names MySQL's `realtime_predictions`, for example `mysql.deeplambda.realtime_predictions`.
     """
-    columns = ", ".join(COLUMNS)
+    columns = ", ".join(VIEW_SCHEMA.names)
     realtime = (
         f"SELECT {columns}, 'realtime' AS view FROM {realtime_table} AS live "
         f"WHERE application = '{application}' AND {horizon.past_sql()}"

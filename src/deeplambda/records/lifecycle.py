@@ -1,4 +1,4 @@
-"""The platform's own events, on `deeplambda.records.lifecycle`: named in the past tense, carrying facts.
+"""The platform's own events, on `deeplambda.lifecycle`: named in the past tense.
 
 Their JSON form is public: a field may be added, none is renamed or removed.
 """
@@ -10,15 +10,15 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 from deeplambda.clock import now
 
 
-class _Fact(BaseModel):
+class _LifecycleRecord(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     application: str
     at: AwareDatetime = Field(default_factory=now)
 
 
-class PartitionPrepared(_Fact):
-    """One partition of a prepared data set is safely on S3."""
+class PartitionPrepared(_LifecycleRecord):
+    """One partition of a prepared data set has been stored on S3."""
 
     type: Literal["PartitionPrepared"] = "PartitionPrepared"
     dataset: str
@@ -32,7 +32,7 @@ class PartitionPrepared(_Fact):
     duration_s: float
 
 
-class EpochTrained(_Fact):
+class EpochTrained(_LifecycleRecord):
     """One epoch is done and its checkpoint is on S3; `metrics` are of the test split."""
 
     type: Literal["EpochTrained"] = "EpochTrained"
@@ -46,7 +46,7 @@ class EpochTrained(_Fact):
     device: str
 
 
-class ModelPublished(_Fact):
+class ModelPublished(_LifecycleRecord):
     """A model version's artefacts are complete on S3 and its card is registered."""
 
     type: Literal["ModelPublished"] = "ModelPublished"
@@ -56,8 +56,8 @@ class ModelPublished(_Fact):
     metrics: dict[str, float]
 
 
-class ModelPromoted(_Fact):
-    """`version` serves from now on. Also what the compacted topic `deeplambda.champions` holds for each application."""
+class ModelPromoted(_LifecycleRecord):
+    """`version` is the champion from now on. The topic `deeplambda.champions` keeps the newest of each application."""
 
     type: Literal["ModelPromoted"] = "ModelPromoted"
     version: int
@@ -65,7 +65,7 @@ class ModelPromoted(_Fact):
     weights_sha256: str
 
 
-class ModelRejected(_Fact):
+class ModelRejected(_LifecycleRecord):
     """A version was refused promotion."""
 
     type: Literal["ModelRejected"] = "ModelRejected"
@@ -73,8 +73,8 @@ class ModelRejected(_Fact):
     reason: str
 
 
-class ModelRolledBack(_Fact):
-    """The version before serves again."""
+class ModelRolledBack(_LifecycleRecord):
+    """`version`, an earlier one, has replaced the champion `previous`."""
 
     type: Literal["ModelRolledBack"] = "ModelRolledBack"
     version: int
@@ -82,7 +82,7 @@ class ModelRolledBack(_Fact):
     weights_sha256: str
 
 
-class BatchViewPublished(_Fact):
+class BatchViewPublished(_LifecycleRecord):
     """A recomputed batch view is visible; `offsets` is the horizon that it was made up to."""
 
     type: Literal["BatchViewPublished"] = "BatchViewPublished"
@@ -94,7 +94,7 @@ class BatchViewPublished(_Fact):
     duration_s: float
 
 
-Fact = Annotated[
+LifecycleRecord = Annotated[
     PartitionPrepared
     | EpochTrained
     | ModelPublished
@@ -104,4 +104,4 @@ Fact = Annotated[
     | BatchViewPublished,
     Field(discriminator="type"),
 ]
-FACT: TypeAdapter[Fact] = TypeAdapter(Fact)
+LIFECYCLE_RECORD: TypeAdapter[LifecycleRecord] = TypeAdapter(LifecycleRecord)

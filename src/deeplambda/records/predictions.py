@@ -1,14 +1,29 @@
-"""The record of `<application>.predictions`: one scored event, with all that an incident asks of it.
+"""A prediction: the record of `<application>.predictions`, and the columns that both views keep of it.
 
-Its JSON form is public: a field may be added, none is renamed or removed.
+The JSON form and the columns are public: one may be added, none is renamed or removed.
 """
 
 import math
 from typing import Annotated, Any
 
+import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from deeplambda.fields import EventId, Moment
+
+VIEW_SCHEMA = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("kafka_partition", pa.int32(), nullable=False),
+        pa.field("kafka_offset", pa.int64(), nullable=False),
+        pa.field("occurred_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("predicted_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("model_version", pa.int32(), nullable=False),
+        pa.field("prediction", pa.string(), nullable=False),
+        pa.field("confidence", pa.float64()),
+    ]
+)
+"""The columns of a prediction in both views; the tables in Hive and MySQL and their union are derived from it."""
 
 
 def _none_for_nan(confidence: Any) -> Any:
@@ -16,11 +31,11 @@ def _none_for_nan(confidence: Any) -> Any:
 
 
 class Prediction(BaseModel):
-    """What the speed layer says of one event. The record is keyed by event id.
+    """The speed layer's prediction for one event. The record is keyed by event id.
 
     kafka_partition, kafka_offset: the event's position in `<application>.events`. received_at: the broker's time stamp
-    of the event. inference_ms: the model call that scored the event's batch. confidence: in [0, 1]; NaN, an objective's
-    "I have none", is kept as None. code_version: of the application's sources.
+    of the event. inference_ms: the model call that scored the event's batch. confidence: in [0, 1]; None
+    where the objective has none, which it gives as NaN. code_version: of the application's sources.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)

@@ -9,7 +9,7 @@ from deeplambda.clock import now
 
 
 class RuntimeMetric(BaseModel):
-    """One value. layer: batch, speed or serving; part: the process; unit: s, ms, rows, rows/s, bytes, 1."""
+    """One value. layer: batch, speed or serving; part: the process it is of; unit: s, ms, rows, rows/s, bytes, 1."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-LIFECYCLE = "deeplambda.records.lifecycle"
+LIFECYCLE = "deeplambda.lifecycle"
 CHAMPIONS = "deeplambda.champions"
 METRICS = "deeplambda.metrics"
 

@@ -1,9 +1,12 @@
 """gunicorn's threaded worker, made safe against clients that send slowly or wrongly, with no proxy in front.
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
-- A reply that leaves a part of the request unread closes the connection, and says so.
+- A reply sent before the whole request was read closes the connection, with "Connection: close".
 - A connection is closed in the thread that served it: the lingering close would hold up every other client.
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
+
+gunicorn makes one `BoundedWorker` in each worker process, because the services name it as `worker_class`; the methods
+here override its hooks.
 """
 
 import contextlib
@@ -31,9 +34,10 @@ _LINGER_BYTES = 32 * 1024 * 1024
 
 
 def closing_unread(app: Any) -> Any:
-    """`app`, whose replies say "Connection: close" when they leave a part of the request's body unread.
+    """WSGI middleware: adds "Connection: close" to a reply of `app` that leaves some of the request's body unread.
 
-    gunicorn closes such a connection, but says so only when told: a client would send its next request into the void.
+    gunicorn closes such a connection, but sends the header only on `force_close`; without the header a client would
+    send its next request on a connection that is closing.
     """
 
     def wrapped(environ: dict[str, Any], start_response: Any) -> Any:
@@ -49,7 +53,7 @@ def closing_unread(app: Any) -> Any:
 
 
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
-    """A connection that can be closed twice, and lingers long enough for a refused upload's answer to arrive."""
+    """A connection that can be closed twice, and lingers so that the client of a refused upload can read the reply."""
 
     closed = False
 
@@ -64,7 +68,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
 
 
 class BoundedWorker(ThreadWorker):  # type: ignore[misc]
-    """See the module."""
+    """gunicorn's threaded worker with the bounds that this module's docstring lists."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,12 +76,12 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         self._busy_since: dict[Connection, float] = {}
 
     def load_wsgi(self) -> None:
-        """gunicorn calls this once, in the new process."""
+        """Load the application; gunicorn calls this once, in the new worker process."""
         super().load_wsgi()
         self.wsgi: Any = closing_unread(self.wsgi)
 
     def accept(self, listener: Any) -> None:
-        """As gunicorn's, with our connection."""
+        """Accept one client, as a `Connection`; gunicorn's main loop calls this when a listener is readable."""
         try:
             client_sock, client_addr = listener.accept()
         except OSError as exc:
@@ -89,7 +93,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         self.enqueue_req(Connection(self.cfg, client_sock, client_addr, listener.getsockname()))
 
     def handle(self, conn: Connection) -> Any:
-        """Serve one request in a thread of the pool."""
+        """Serve one request; gunicorn calls this in a thread of its pool."""
         with self._busy_lock:
             self._busy_since[conn] = time.monotonic()
         try:
@@ -102,7 +106,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         return keep
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """gunicorn calls this at least once a second."""
+        """Close idle connections, end overdue reading; gunicorn's main loop calls this at least every second."""
         super().murder_keepalived(force)
         too_old = time.monotonic() - REQUEST_WITHIN_S
         with self._busy_lock:
@@ -115,7 +119,10 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
                 conn.sock.shutdown(socket.SHUT_RD)
 
     def is_parent_alive(self) -> bool:
-        """An orphan finishes what it has begun, but gives up the port at once: its parent is being started again."""
+        """Whether gunicorn's parent process runs; gunicorn's main loop calls this at least every second.
+
+        Without it this worker finishes the requests that it has, but frees the port at once for the restarted parent.
+        """
         alive: bool = super().is_parent_alive()
         if not alive:
             self.alive = False  # so that it answers with "Connection: close", as gunicorn's own shutdown does
@@ -125,7 +132,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         return alive
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
-        """Answer what could not be parsed as a request, or what failed outside the application."""
+        """Reply with a problem; gunicorn calls this for an invalid request and for an error outside the application."""
         if isinstance(exc, ParseException):
             status = _STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
             detail = str(exc) or "the request is not valid HTTP/1.1"
@@ -138,7 +145,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
             f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
             f"Content-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        with contextlib.suppress(OSError):  # the client has gone: nobody is left to tell
+        with contextlib.suppress(OSError):  # the client may have disconnected
             util.write_nonblock(client, head.encode() + body)
 
 

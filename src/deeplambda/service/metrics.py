@@ -9,7 +9,7 @@ from deeplambda.records.runtime_metrics import RuntimeMetric
 
 
 class MetricPublisher:
-    """Sends one part's metrics; they are stored when the publisher is next flushed."""
+    """Publishes the metrics of one part of the stack; Kafka has stored them once the publisher was flushed."""
 
     def __init__(self, publisher: Publisher, *, layer: str, part: str, application: str | None = None) -> None:
         self._publisher = publisher

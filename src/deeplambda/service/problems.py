@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def problem(status: int, title: str, detail: str, **extra: Any) -> Response:
-    """A problem response. title: the kind of problem, the same each time; detail: this one; extra: further members."""
+    """A problem response. title: the kind of problem; detail: this occurrence of it; extra: further members."""
     body = {"type": _type(status, title), "title": title, "status": status, "detail": detail} | extra
     response = Response(to_json(body), status=status, mimetype=MEDIA_TYPE)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -1,7 +1,8 @@
-"""The parent of Spark's Python workers, which imports once what they would each import anew.
+"""The process that Spark forks its Python workers from, with the libraries that they need already imported.
 
-Spark ends a worker that had nothing to do for a minute, so after every pause the next task would wait for seconds
-until libraries are loaded; a process forked from this one has them. Spark runs it as `spark.python.daemon.module`.
+Spark's JVM starts it as `python -m`, once for each driver or executor, because `deeplambda.adapters.lake` names it as
+`spark.python.daemon.module`. Spark ends a worker that has been idle for a minute; without this module the first task
+after each pause would wait for seconds until a new worker has imported its libraries.
 """
 
 import gc
@@ -14,5 +15,5 @@ from pyspark.daemon import manager
 from deeplambda.adapters import model_service  # noqa: F401
 
 if __name__ == "__main__":
-    gc.freeze()  # what is shared with the workers stays so
+    gc.freeze()  # the collector would write to the memory pages that workers share, and so copy them
     manager()

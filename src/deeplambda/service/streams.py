@@ -1,7 +1,7 @@
-"""Keeping Spark streams running: signs of life, figures, and a fresh start from the checkpoint after a failure.
+"""Keeping Spark streams running: heartbeats, metrics, and a restart from the checkpoint after a failure.
 
 A stream that fails is started again in the same session, which takes less than a second; a process that starts Spark
-anew takes twenty. One that fails again and again ends the process, for its supervisor to start.
+anew takes twenty. One that fails again and again ends the process, which the supervisor or container engine restarts.
 """
 
 import logging
@@ -17,7 +17,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
-from deeplambda.service.heartbeat import beat
+from deeplambda.service.heartbeat import HeartbeatPart, write_heartbeat
 from deeplambda.service.metrics import MetricPublisher
 
 _WATCH_S = 1.0
@@ -29,7 +29,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class Stream:
-    """One stream of an application. start: begins or resumes it from its checkpoint."""
+    """One stream of an application, which `run_streams` keeps running.
+
+    start: begins the query or resumes it from its checkpoint. reported_batch: the last batch whose metrics were sent.
+    """
 
     application: str
     start: Callable[[], StreamingQuery]
@@ -38,27 +41,30 @@ class Stream:
     failures: deque[float] = field(default_factory=lambda: deque(maxlen=_FAILURES))
 
     def keep_running(self) -> None:
-        """Start it when it does not run. Raises: NotReady when it keeps failing."""
+        """Start the query if it is not running; `run_streams` calls this every second.
+
+        Raises: NotReady when it keeps failing.
+        """
         if self.query is not None and (failure := self.query.exception()) is not None:
             self.query = None
-            self._count(failure)
+            self._count_failure(failure)
         if self.query is None:
             try:
                 self.query = self.start()
             except NotReady as exc:
-                self._count(exc)
+                self._count_failure(exc)
 
-    def _count(self, failure: Exception) -> None:
+    def _count_failure(self, failure: Exception) -> None:
         self.failures.append(time.monotonic())
         if len(self.failures) == _FAILURES and self.failures[-1] - self.failures[0] < _FAILURES_WITHIN_S:
             raise NotReady(
                 f"a stream of {self.application} failed {_FAILURES} times within {_FAILURES_WITHIN_S} s: {failure}",
-                "mend what it names; it goes on from its checkpoint",
+                "fix the cause; the stream resumes from its checkpoint",
             ) from failure
         _LOG.warning("a stream of %s failed and starts again from its checkpoint: %s", self.application, failure)
 
     def report(self, metrics: MetricPublisher) -> None:
-        """Measure its last batch, once."""
+        """Publish the metrics of the last finished batch, once for each batch."""
         progress = self.query and self.query.lastProgress
         if not progress or not progress.numInputRows or progress.batchId == self.reported_batch:
             return
@@ -68,8 +74,11 @@ class Stream:
         metrics.publish("batch_duration", progress.durationMs["triggerExecution"] / 1e3, "s")
 
 
-def run_streams(settings: Settings, *, layer: str, part: str, streams: Iterable[Stream]) -> None:
-    """Run the streams until SIGTERM or SIGINT. Raises: NotReady when one keeps failing."""
+def run_streams(settings: Settings, *, layer: str, part: HeartbeatPart, streams: Iterable[Stream]) -> None:
+    """Run the streams until SIGTERM or SIGINT: the main loop of the parts `stream` and `archive`.
+
+    Raises: NotReady when a stream keeps failing.
+    """
     running, stop = list(streams), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -78,14 +87,14 @@ def run_streams(settings: Settings, *, layer: str, part: str, streams: Iterable[
             stream.application: MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
             for stream in running
         }
-        beaten = 0.0
+        last_beat_s = 0.0
         while not stop.is_set():
             for stream in running:
                 stream.keep_running()
                 stream.report(metrics_of[stream.application])
-            if time.monotonic() - beaten > _BEAT_S:
-                beaten = time.monotonic()
-                beat(settings, part, streams=len(running))
+            if time.monotonic() - last_beat_s > _BEAT_S:
+                last_beat_s = time.monotonic()
+                write_heartbeat(settings, part, streams=len(running))
                 _flush(publisher)
             stop.wait(_WATCH_S)
     for stream in running:
@@ -96,5 +105,5 @@ def run_streams(settings: Settings, *, layer: str, part: str, streams: Iterable[
 def _flush(publisher: Publisher) -> None:
     try:
         publisher.flush()
-    except NotReady as exc:  # figures of a broker's absence are not worth a stream
-        _LOG.warning("figures not published: %s", exc)
+    except NotReady as exc:  # losing metrics while the broker is away must not end the streams
+        _LOG.warning("metrics not published: %s", exc)

@@ -1,7 +1,7 @@
 """Tokens: who may do what over HTTP, for how long.
 
 A token is a JSON Web Token (RFC 7519), signed with HMAC-SHA-256 by the platform's own `token_key`. It names its bearer
-and one role, and it ends. To take all tokens back, replace the key.
+and one role, and it expires. A new key makes all tokens invalid.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ def issue(settings: Settings, role: Role, bearer: str, lifetime: timedelta) -> s
     if role not in ROLES:
         raise BadInput(f"no role {role!r}", f"there are {', '.join(ROLES)}")
     if not timedelta() < lifetime <= _LONGEST:
-        raise BadInput("a token's life is between a moment and a year", "name fewer days")
+        raise BadInput("a token is valid for more than 0 and at most 366 days", "give a number of days in that range")
     claims = {"sub": bearer, "role": role, "aud": _AUDIENCE, "exp": datetime.now(UTC) + lifetime}
     return jwt.encode(claims, settings.token_key.get_secret_value(), _ALGORITHM)
 
@@ -32,7 +32,7 @@ def issue(settings: Settings, role: Role, bearer: str, lifetime: timedelta) -> s
 def authorize(settings: Settings, authorization: str | None, *roles: Role) -> str:
     """The bearer of a token of one of `roles`. authorization: the header of that name.
 
-    Raises: Unauthorized without a token that holds, Forbidden when it is of another role.
+    Raises: Unauthorized without a valid token, Forbidden when it is of another role.
     """
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token:
@@ -46,9 +46,9 @@ def authorize(settings: Settings, authorization: str | None, *roles: Role) -> st
             options={"require": ["sub", "exp", "aud"]},
         )
     except jwt.ExpiredSignatureError as exc:
-        raise Unauthorized("the token has ended", "get a new one: 'deeplambda serve token'") from exc
+        raise Unauthorized("the token has expired", "get a new one: 'deeplambda serve token'") from exc
     except jwt.InvalidTokenError as exc:
-        raise Unauthorized("the token does not hold", "get one: 'deeplambda serve token'") from exc
+        raise Unauthorized("the token is not valid", "get one: 'deeplambda serve token'") from exc
     if claims.get("role") not in roles:
         raise Forbidden(f"a token of the role {claims.get('role')!r} may not do this", f"roles: {', '.join(roles)}")
     return str(claims["sub"])

@@ -1,1 +1,1 @@
-"""Runs the platform: on this machine (`local`) and in containers. The only room that names the layers."""
+"""Runs the platform: on this machine (`local`) and in containers. The only package that names the layers."""

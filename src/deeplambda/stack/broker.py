@@ -1,4 +1,4 @@
-"""What a single broker of the platform is set to, on this machine as in a container."""
+"""The configuration that a single Kafka broker has both on this machine and in a container."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from deeplambda.records import topics
 
 
 def durable_defaults(settings: Settings) -> dict[str, str | int | Path]:
-    """What any single broker of the platform is set to, whoever runs it."""
+    """Kafka's names and values; `local.kafka` and `containers.secrets` add listeners and folders."""
     limit = topics.RECORD_LIMIT_BYTES
     return {
         "auto.create.topics.enable": "false",

@@ -1,4 +1,4 @@
-"""Make the CDS file of Spark's JVM, once for a set of jars and a Java, by a session that does a little of everything.
+"""Make the CDS file of Spark's JVM, once for a set of jars and a Java, by a session that uses all that sessions use.
 
 `python -m deeplambda.stack.cds_training` is that session; `deeplambda.jvm.cds` says what the file is for.
 """
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def make_if_missing(settings: Settings) -> None:
-    """Make the CDS file, with the stack's stores up. Parts that run Spark call it before they start.
+    """Make the CDS file, with the stack's stores up. The step `prepare` of each part that runs Spark.
 
     A failure is logged: everything works without the file, and starts slower.
     """
@@ -55,10 +55,10 @@ def main() -> None:
         settings, "CDS training", {"spark.driver.extraJavaOptions": " ".join(f'"{option}"' for option in options)}
     )
     with tempfile.TemporaryDirectory(dir=settings.data_dir) as scratch:
-        _do_a_little_of_everything(spark, settings, Path(scratch))
+        _use_what_sessions_use(spark, settings, Path(scratch))
     spark.stop()
     jvm = SparkContext._gateway.proc
-    jvm.stdin.close()  # its sign to end
+    jvm.stdin.close()  # pyspark's JVM ends with its standard input
     jvm.wait()
     unfinished.rename(file)
     newest_first = sorted(file.parent.glob("*.jsa"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -66,7 +66,7 @@ def main() -> None:
         outdated.unlink()
 
 
-def _do_a_little_of_everything(spark: Any, settings: Settings, scratch: Path) -> None:
+def _use_what_sessions_use(spark: Any, settings: Settings, scratch: Path) -> None:
     """Iceberg on S3 through the metastore, Kafka in and out of a stream, Python functions, MySQL over JDBC."""
     spark.sql("CREATE NAMESPACE IF NOT EXISTS lake.warm_up")
     spark.sql(

@@ -11,7 +11,7 @@ from rich.table import Table
 from deeplambda.config import load_settings, port_of
 from deeplambda.errors import ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, help="The local stack: start it, look at it, stop it.")
+app = typer.Typer(no_args_is_help=True)
 _out = Console(width=None if sys.stdout.isatty() else 160)
 
 _Parts = Annotated[list[str] | None, typer.Argument(help="Only these parts; all of them if none is named.")]
@@ -24,7 +24,7 @@ def up(
 ) -> None:
     """Start the stack and wait until every part answers. Starts only what is missing; parts bring what they need."""
     from deeplambda.stack.local.bringup import bring_up
-    from deeplambda.stack.local.display import shown_progress, where_everything_is
+    from deeplambda.stack.local.display import addresses, shown_steps
     from deeplambda.stack.local.parts import with_needs
     from deeplambda.stack.local.ports import write_free_ports
     from deeplambda.stack.local.supervisor import Supervisor
@@ -37,9 +37,9 @@ def up(
         write_free_ports(settings)
     load_settings.cache_clear()
     settings = load_settings()
-    with shown_progress(_out) as show:
+    with shown_steps(_out) as show:
         bring_up(settings, wanted, show)
-    _out.print(where_everything_is(settings), highlight=False, soft_wrap=True)
+    _out.print(addresses(settings), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -91,16 +91,16 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 50,
 ) -> None:
     """Print the end of a part's log."""
-    from deeplambda.stack.local import logs as reading
+    from deeplambda.stack.local import logs as log_files
     from deeplambda.stack.local.parts import part_named
     from deeplambda.stack.local.supervisor import Supervisor
 
     log = Supervisor(load_settings()).log_dir / f"{part_named(part).name}.log"
     if not log.exists() and not follow:
         raise ConfigurationError(f"{part} has no log yet", "start it with 'deeplambda up'")
-    print(reading.last_lines(log, lines))
+    print(log_files.last_lines(log, lines))
     if follow:
-        for written in reading.follow(log):
+        for written in log_files.follow(log):
             sys.stdout.write(written)
             sys.stdout.flush()
 

@@ -9,14 +9,17 @@ from deeplambda.jvm.files import write_private
 from deeplambda.jvm.ivy import pyspark_jars
 from deeplambda.jvm.jars import component_jars, spark_jars
 from deeplambda.jvm.java_sources import compiled_classes
+from deeplambda.jvm.log4j import console_logging
 
+_LOG_LEVELS = {"org.apache.hadoop.hive.metastore.HiveMetaStore": "info", "DataNucleus": "error"}
 HEAP_MB = 384
 
 
 def prepare(settings: Settings) -> None:
+    """Write the metastore's configuration, before each of its starts."""
     folder = _folder(settings)
     write_private(folder / "hive-site.xml", hive_site(settings))
-    write_private(folder / "hive-log4j2.properties", _LOGGING)
+    write_private(folder / "hive-log4j2.properties", console_logging(_LOG_LEVELS))
 
 
 def command(settings: Settings) -> list[str]:
@@ -74,19 +77,3 @@ def hive_site(settings: Settings) -> str:
 
 def _folder(settings: Settings) -> Path:
     return settings.data_dir / "metastore"
-
-
-_LOGGING = """\
-status = error
-appender.console.type = Console
-appender.console.name = console
-appender.console.target = SYSTEM_ERR
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = %d{ISO8601} %-5p %c{1} %m%n
-rootLogger.level = warn
-rootLogger.appenderRef.console.ref = console
-logger.metastore.name = org.apache.hadoop.hive.metastore.HiveMetaStore
-logger.metastore.level = info
-logger.datanucleus.name = DataNucleus
-logger.datanucleus.level = error
-"""

@@ -1,12 +1,10 @@
-"""Whether a part answers, asked in its real protocol. Each probe returns a short fact or raises NotReady."""
+"""Whether a part answers, asked in its real protocol. Each probe returns a short note or raises NotReady."""
 
 import logging
 from http import HTTPStatus
 
-import boto3
 import pymysql
 import urllib3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -16,6 +14,7 @@ from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TBufferedTransport, TTransportException
 
 from deeplambda.adapters.kafka import client_options
+from deeplambda.adapters.s3 import s3_client
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import NotReady
 
@@ -39,14 +38,7 @@ def kafka(settings: Settings) -> str:
 
 def s3(settings: Settings) -> str:
     """List the buckets."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=settings.s3_endpoint,
-        region_name=settings.s3_region,
-        aws_access_key_id=settings.s3_access_key,
-        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
-        config=Config(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"max_attempts": 1}),
-    )
+    client = s3_client(settings, timeout_s=TIMEOUT_S, attempts=1)
     try:
         buckets = client.list_buckets()["Buckets"]
     except (BotoCoreError, ClientError) as exc:
@@ -129,12 +121,12 @@ def gateway(settings: Settings) -> str:
 
 
 def model(settings: Settings) -> str:
-    """The Open Inference Protocol's own sign of life."""
+    """The liveness route of the Open Inference Protocol."""
     return _http_ok(f"{settings.model_url}/v2/health/live")
 
 
 def query(settings: Settings) -> str:
-    """The query service's own sign of life."""
+    """The query service's health route."""
     return _http_ok(f"{settings.query_url}/v1/health")
 
 

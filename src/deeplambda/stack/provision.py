@@ -1,6 +1,9 @@
-"""What the platform expects to find in its stores: topics, the bucket, databases, tables and accounts. Idempotent."""
+"""What the platform expects to find in its stores: topics, the bucket, databases, tables and accounts.
 
-import boto3
+Every function is idempotent. `deeplambda up` calls each as soon as its store answers, at every start; in containers the
+service `provision` calls all of them.
+"""
+
 import pymysql
 from botocore.exceptions import ClientError
 from pymysql.cursors import Cursor
@@ -8,7 +11,6 @@ from pymysql.cursors import Cursor
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import ConfigurationError
 
-HIDDEN_FROM_ANALYSTS = {"outbox", "queries"}
 _VIEWS_WRITE = {"realtime_predictions", "metrics"}
 
 # The metastore makes its own tables but for these of its transactions, of which it clears a database that is dropped.
@@ -38,13 +40,9 @@ def kafka_topics(settings: Settings) -> None:
 
 def s3_bucket(settings: Settings) -> None:
     """Create the bucket if it is missing."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=settings.s3_endpoint,
-        region_name=settings.s3_region,
-        aws_access_key_id=settings.s3_access_key,
-        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
-    )
+    from deeplambda.adapters.s3 import s3_client
+
+    client = s3_client(settings)
     try:
         client.create_bucket(Bucket=settings.s3_bucket)
     except ClientError as exc:
@@ -57,7 +55,7 @@ def s3_bucket(settings: Settings) -> None:
 def mysql_accounts(settings: Settings) -> None:
     """Create databases, tables and accounts; only root changes tables, every other account has the least it needs."""
     from deeplambda.adapters.mysql import engine
-    from deeplambda.state.tables import create_schema
+    from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, create_schema
 
     passwords = {
         "metastore": settings.mysql_metastore_password,

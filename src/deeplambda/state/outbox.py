@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.mysql import translated
+from deeplambda.adapters.mysql import mysql_errors
 from deeplambda.clock import now
 from deeplambda.state.tables import OUTBOX
 
@@ -29,7 +29,7 @@ def relay(engine: Engine, publisher: Publisher, at_most: int = 100) -> int:
     waiting = (
         select(OUTBOX).where(OUTBOX.c.published_at.is_(None)).order_by(OUTBOX.c.id).limit(at_most).with_for_update()
     )
-    with translated(), engine.begin() as connection:
+    with mysql_errors(), engine.begin() as connection:
         rows = connection.execute(waiting).all()
         for row in rows:
             publisher.send_bytes(row.topic, row.record_key, row.value.encode())

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, Engine, func, insert, select
 
-from deeplambda.adapters.mysql import named_lock, translated
-from deeplambda.errors import BadInput, ModelRejected
+from deeplambda.adapters.mysql import mysql_errors, named_lock
+from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.records import topics
-from deeplambda.records.lifecycle import ModelPromoted, ModelPublished, ModelRolledBack
-from deeplambda.records.lifecycle import ModelRejected as ModelRejectedFact
+from deeplambda.records.lifecycle import ModelPromoted, ModelPublished, ModelRejected, ModelRolledBack
 from deeplambda.state import outbox
 from deeplambda.state.card import Card
 from deeplambda.state.tables import MODEL_VERSIONS, PROMOTIONS
@@ -16,7 +15,7 @@ from deeplambda.state.tables import MODEL_VERSIONS, PROMOTIONS
 
 def version_of_run(engine: Engine, application: str, run: str) -> int | None:
     """The version that a training run was published as."""
-    with translated(), engine.connect() as connection:
+    with mysql_errors(), engine.connect() as connection:
         query = select(MODEL_VERSIONS.c.version).where(
             MODEL_VERSIONS.c.application == application, MODEL_VERSIONS.c.run == run
         )
@@ -39,7 +38,7 @@ def publish(engine: Engine, application: str, run: str, store_artefacts: Callabl
                 select(func.max(MODEL_VERSIONS.c.version)).where(MODEL_VERSIONS.c.application == application)
             )
         card = store_artefacts((newest or 0) + 1)
-        with translated(), engine.begin() as connection:
+        with mysql_errors(), engine.begin() as connection:
             connection.execute(
                 insert(MODEL_VERSIONS).values(
                     application=application,
@@ -51,14 +50,14 @@ def publish(engine: Engine, application: str, run: str, store_artefacts: Callabl
                     card=card.model_dump(mode="json"),
                 )
             )
-            fact = ModelPublished(
+            published = ModelPublished(
                 application=application,
                 version=card.version,
                 run=run,
                 weights_sha256=card.weights_sha256,
                 metrics=card.metrics,
             )
-            outbox.record(connection, topics.LIFECYCLE, application, fact)
+            outbox.record(connection, topics.LIFECYCLE, application, published)
     return card.version
 
 
@@ -84,29 +83,29 @@ def champion(connection: Connection, application: str) -> Card | None:
 
 def promote(engine: Engine, application: str, version: int) -> ModelPromoted | None:
     """Make `version` the champion; None when it is already. Raises: BadInput."""
-    with translated(), engine.begin() as connection:
+    with mysql_errors(), engine.begin() as connection:
         card = published_card(connection, application, version)
         previous = connection.scalar(_last_promotion(application).with_for_update())
         if previous == version:
             return None
-        fact = ModelPromoted(
+        promotion = ModelPromoted(
             application=application, version=version, previous=previous, weights_sha256=card.weights_sha256
         )
-        _set_champion(connection, fact, "promoted")
-        outbox.record(connection, topics.LIFECYCLE, application, fact)
-    return fact
+        _set_champion(connection, promotion, "promoted")
+        outbox.record(connection, topics.LIFECYCLE, application, promotion)
+    return promotion
 
 
 def reject(engine: Engine, application: str, version: int, reason: str) -> None:
-    """Tell the world that `version` was refused promotion."""
-    with translated(), engine.begin() as connection:
-        fact = ModelRejectedFact(application=application, version=version, reason=reason)
-        outbox.record(connection, topics.LIFECYCLE, application, fact)
+    """Write the event that `version` was refused promotion. The gate calls it; nothing else changes."""
+    with mysql_errors(), engine.begin() as connection:
+        rejection = ModelRejected(application=application, version=version, reason=reason)
+        outbox.record(connection, topics.LIFECYCLE, application, rejection)
 
 
 def roll_back(engine: Engine, application: str) -> ModelRolledBack:
-    """Make the version that served before the champion again. Raises: ModelRejected when there is none."""
-    with translated(), engine.begin() as connection:
+    """Make the version that served before the champion again. Raises: UnfitModel when there is none."""
+    with mysql_errors(), engine.begin() as connection:
         last = connection.execute(
             select(PROMOTIONS)
             .where(PROMOTIONS.c.application == application)
@@ -115,7 +114,7 @@ def roll_back(engine: Engine, application: str) -> ModelRolledBack:
             .with_for_update()
         ).one_or_none()
         if last is None or last.previous is None:
-            raise ModelRejected(
+            raise UnfitModel(
                 f"{application} has no earlier champion to go back to", "promote a version: 'deeplambda model promote'"
             )
         card = published_card(connection, application, last.previous)
@@ -126,9 +125,9 @@ def roll_back(engine: Engine, application: str) -> ModelRolledBack:
             weights_sha256=card.weights_sha256,
         )
         _set_champion(connection, promoted, "rolled_back")
-        fact = ModelRolledBack.model_validate(promoted.model_dump(exclude={"type"}))
-        outbox.record(connection, topics.LIFECYCLE, application, fact)
-    return fact
+        rolled_back = ModelRolledBack.model_validate(promoted.model_dump(exclude={"type"}))
+        outbox.record(connection, topics.LIFECYCLE, application, rolled_back)
+    return rolled_back
 
 
 def _last_promotion(application: str):  # type: ignore[no-untyped-def]  # SQLAlchemy infers Select[tuple[int]]
@@ -140,10 +139,10 @@ def _last_promotion(application: str):  # type: ignore[no-untyped-def]  # SQLAlc
     )
 
 
-def _set_champion(connection: Connection, fact: ModelPromoted, kind: str) -> None:
+def _set_champion(connection: Connection, promotion: ModelPromoted, kind: str) -> None:
     connection.execute(
         insert(PROMOTIONS).values(
-            application=fact.application, version=fact.version, previous=fact.previous, kind=kind, at=fact.at
+            kind=kind, **promotion.model_dump(include={"application", "version", "previous", "at"})
         )
     )
-    outbox.record(connection, topics.CHAMPIONS, fact.application, fact)
+    outbox.record(connection, topics.CHAMPIONS, promotion.application, promotion)

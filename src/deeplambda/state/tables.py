@@ -1,30 +1,42 @@
 """MySQL's tables: recent data, and the state that the layers share."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 from sqlalchemy import JSON, BigInteger, Column, Double, Engine, Index, Integer, MetaData, String, Table, Text
 from sqlalchemy.dialects.mysql import LONGTEXT
+from sqlalchemy.types import TypeEngine
 
-from deeplambda.adapters.mysql import UtcDateTime, translated
+from deeplambda.adapters.mysql import UtcDateTime, mysql_errors
+from deeplambda.records.predictions import VIEW_SCHEMA
 
 SCHEMA = MetaData()
 _NAME = String(64, collation="utf8mb4_bin")
-_EVENT_ID = String(128, collation="utf8mb4_bin")
+
+
+_LENGTHS = {"event_id": 128, "prediction": 255}
+_KEYS = ("event_id",)
+_TYPES: Mapping[pa.DataType, type[TypeEngine[Any]]] = {
+    pa.int32(): Integer,
+    pa.int64(): BigInteger,
+    pa.float64(): Double,
+    pa.timestamp("us", tz="UTC"): UtcDateTime,
+}
 
 
 def _prediction_columns() -> list[Column[Any]]:
-    return [
-        Column("application", _NAME, primary_key=True),
-        Column("event_id", _EVENT_ID, primary_key=True),
-        Column("kafka_partition", Integer, nullable=False),
-        Column("kafka_offset", BigInteger, nullable=False),
-        Column("occurred_at", UtcDateTime, nullable=False),
-        Column("predicted_at", UtcDateTime, nullable=False),
-        Column("model_version", Integer, nullable=False),
-        Column("prediction", String(255), nullable=False),
-        Column("confidence", Double),
-    ]
+    columns: list[Column[Any]] = [Column("application", _NAME, primary_key=True)]
+    for field in VIEW_SCHEMA:
+        is_key = field.name in _KEYS
+        text = String(_LENGTHS.get(field.name), collation="utf8mb4_bin" if is_key else None)
+        kind = text if field.type == pa.string() else _TYPES[field.type]()
+        columns.append(Column(field.name, kind, primary_key=is_key, nullable=field.nullable))
+    return columns
 
+
+HIDDEN_FROM_ANALYSTS = frozenset({"outbox", "queries"})
+"""The account `analyst` is granted no right to these, and the SQL guard does not know them."""
 
 REALTIME_PREDICTIONS = Table(
     "realtime_predictions",
@@ -125,5 +137,5 @@ OUTBOX = Table(
 
 def create_schema(root: Engine) -> None:
     """Create the tables that are missing."""
-    with translated():
+    with mysql_errors():
         SCHEMA.create_all(root)

@@ -6,7 +6,7 @@ import pytest
 from pyhive.exc import OperationalError
 from thrift.transport.TTransport import TTransportException
 
-from deeplambda.adapters.hive import readable, translated
+from deeplambda.adapters.hive import hive_errors, readable
 from deeplambda.errors import BadInput, ConfigurationError, NotReady
 
 UNKNOWN_TABLE = (
@@ -53,5 +53,5 @@ def test_an_error_is_told_without_java(told: str | None, read: str) -> None:
     ],
 )
 def test_a_vendors_error_becomes_one_of_the_platforms(raised: Exception, expected: type[Exception]) -> None:
-    with pytest.raises(expected), translated():
+    with pytest.raises(expected), hive_errors():
         raise raised

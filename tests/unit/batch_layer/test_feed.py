@@ -52,5 +52,5 @@ def test_a_record_of_another_type_or_a_broken_one_is_no_announcement() -> None:
     assert partition_prepared(published.model_dump_json().encode()) is None
     assert partition_prepared(b'{"type": "PartitionPrepared"') is None
     assert partition_prepared(None) is None
-    fact = prepared("train", 1)
-    assert partition_prepared(fact.model_dump_json().encode()) == fact
+    announcement = prepared("train", 1)
+    assert partition_prepared(announcement.model_dump_json().encode()) == announcement

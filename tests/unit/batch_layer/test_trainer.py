@@ -6,7 +6,7 @@ import torch
 
 from batch_layer.compute import Compute, as_model_input, best_compute, channels_last_rows
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters, learning_rate_factor
-from deeplambda.errors import BadInput, ModelRejected
+from deeplambda.errors import BadInput, UnfitModel
 from examples.digits.application import Digits
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -72,7 +72,7 @@ def test_evaluation_gives_every_metric_of_the_application() -> None:
 
 def test_a_loss_that_is_not_finite_names_the_epoch_and_the_remedy() -> None:
     made = trainer(learning_rate=1e30)
-    with pytest.raises(ModelRejected, match=r"epoch 1 of digits; .*learning_rate=1e\+29"):
+    with pytest.raises(UnfitModel, match=r"epoch 1 of digits; .*learning_rate=1e\+29"):
         after(made, range(1, 2))
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from deeplambda.records.horizon import COLUMNS, Horizon, all_predictions_sql
+from deeplambda.records.horizon import Horizon, all_predictions_sql
+from deeplambda.records.predictions import VIEW_SCHEMA
 
 PARTITIONS = 3
 Row = tuple[str, int, int, str]
@@ -85,7 +86,7 @@ class World:
 
     def union(self) -> list[Row]:
         with sqlite3.connect(":memory:") as database:
-            columns = ", ".join(COLUMNS)
+            columns = ", ".join(VIEW_SCHEMA.names)
             database.execute(f"CREATE TABLE realtime_predictions (application, {columns})")
             self._fill(database, "realtime_predictions", list(self.realtime.values()))
             self._fill(database, "realtime_predictions", [("0-0-1", 0, 10**6, "of another")], application="other")

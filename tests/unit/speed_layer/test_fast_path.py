@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deeplambda.errors import ModelRejected
+from deeplambda.errors import UnfitModel
 from examples.digits.application import Digits
 from speed_layer.model_service.fast_path import EXACT, PASS_ROWS, ROUNDED, FastPath, fast_path
 
@@ -103,5 +103,5 @@ class Returns(nn.Module):
     ],
 )
 def test_a_model_that_gives_no_answer_is_refused(model: nn.Module, named: str) -> None:
-    with pytest.raises(ModelRejected, match=named):
+    with pytest.raises(UnfitModel, match=named):
         fast_path(model, (4,), name="bad/1", decides=True)

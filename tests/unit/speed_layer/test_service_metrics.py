@@ -12,7 +12,7 @@ from deeplambda.state.card import Card
 from examples.digits.application import Digits
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.fast_path import FastPath
-from speed_layer.model_service.metrics import Figures
+from speed_layer.model_service.metrics import ServiceMetrics
 from speed_layer.model_service.web import Champions, create_app
 
 GAUGE = "deeplambda_model_service_requests_in_progress"
@@ -44,21 +44,21 @@ REQUEST = {
 
 
 def test_requests_in_progress_are_counted_until_they_are_answered_or_fail(tmp_path: Path) -> None:
-    settings, figures = Settings(data_dir=tmp_path), Figures(("digits",))
+    settings, metrics = Settings(data_dir=tmp_path), ServiceMetrics(("digits",))
     outputs, seen = torch.zeros(1, 10), []
 
     def forward(rows: Tensor) -> Tensor:
-        seen.append(figures.registry.get_sample_value(GAUGE))
+        seen.append(metrics.registry.get_sample_value(GAUGE))
         return outputs.expand(len(rows), 10)
 
     watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
     watch.current = Champion(application=Digits(), card=CARD, path=path, output_shape=(10,))
-    client = create_app(settings, Champions({"digits": watch}), figures).test_client()
+    client = create_app(settings, Champions({"digits": watch}), metrics).test_client()
 
     assert client.post("/v2/models/digits/infer", json=REQUEST).status_code == 200
     outputs = torch.full((1, 10), torch.nan)
     assert client.post("/v2/models/digits/infer", json=REQUEST).status_code == 422
     assert set(seen) == {1.0}
-    assert figures.registry.get_sample_value(GAUGE) == 0.0
+    assert metrics.registry.get_sample_value(GAUGE) == 0.0
     assert f"{GAUGE} 0.0" in client.get("/metrics").text

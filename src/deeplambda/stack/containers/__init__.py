@@ -1,1 +1,1 @@
-"""The platform in containers: secrets, the stores' first provision, signs of life, Spark's daemons."""
+"""The platform in containers: secrets, provisioning the stores, health checks, Spark's daemons."""

@@ -10,7 +10,7 @@ import typer
 from deeplambda.config import load_settings, secret_fields
 from deeplambda.errors import ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, help="Inside containers: secrets, provision, health, Spark's daemons.")
+app = typer.Typer(no_args_is_help=True)
 _ROOT = Path("/secrets")
 
 
@@ -45,11 +45,11 @@ def provision() -> None:
 @app.command()
 def metastore() -> None:
     """Become the Hive metastore."""
-    from deeplambda.stack import metastore as part
+    from deeplambda.stack import metastore as hive_metastore
 
     settings = load_settings()
-    part.prepare(settings)
-    _become(part.command(settings))
+    hive_metastore.prepare(settings)
+    _become(hive_metastore.command(settings))
 
 
 @app.command("spark-master")

@@ -10,29 +10,28 @@ import urllib.request
 
 from deeplambda.config import Settings, load_settings, port_of
 from deeplambda.errors import NotReady
+from deeplambda.service.heartbeat import HEARTBEAT_PARTS, probe_heartbeat
 
 _TIMEOUT_S = 5
 _CHECKPOINTS_NEED_MB = 64
-# Where Spark's daemons tell how they are, and what the page says of one that is well.
+# By part: the port of its status page, and a text that the page holds when the part is well.
 _SPARK_PAGES = {"spark-master": (8080, '"ALIVE"'), "spark-worker": (8081, '"masterwebuiurl" : "http')}
 
 
 def check(settings: Settings, part: str) -> str:
-    """A short fact about the part of this container. Raises: NotReady."""
-    if part in ("archive", "mqtt-bridge", "stream", "views"):
-        from deeplambda.service.heartbeat import heartbeat_of
-
+    """A short note about the part of this container. Raises: NotReady."""
+    if part in HEARTBEAT_PARTS:
         _room_for_checkpoints(settings)
-        return heartbeat_of(settings, part)
+        return probe_heartbeat(settings, part)
     if part == "model":
         return _http(f"http://127.0.0.1:{port_of(settings.model_url)}/v2/health/live")
     if part == "query":
         return _http(f"http://127.0.0.1:{port_of(settings.query_url)}/v1/health")
     if part in _SPARK_PAGES:
-        port, sign = _SPARK_PAGES[part]
-        if sign not in _http(f"http://127.0.0.1:{port}/json/"):
-            raise NotReady(f"its page on port {port} does not say {sign}")
-        return sign
+        port, expected = _SPARK_PAGES[part]
+        if expected not in _http(f"http://127.0.0.1:{port}/json/"):
+            raise NotReady(f"its page on port {port} does not say {expected}")
+        return expected
     from deeplambda.stack import probes
 
     return {"gateway": probes.gateway, "metastore": probes.metastore}[part](settings)

@@ -1,4 +1,4 @@
-"""The stores, made ready for the platform: waited for by their protocols, then filled with what parts expect."""
+"""Wait until each store answers in its own protocol, then create what the parts expect to find in it."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,14 @@ from deeplambda.records import topics
 from deeplambda.stack import probes, provision
 
 _PATIENCE_S = 180
-_SAY_EVERY = 10
+_REPORT_EVERY = 10
 
 
 def provision_stores(settings: Settings, report: Callable[[str], None]) -> None:
-    """Idempotent. Raises: NotReady when a store does not answer within three minutes."""
+    """What the container `provision` does at every start; idempotent.
+
+    Raises: NotReady when a store does not answer within three minutes.
+    """
     for name, probe in (("MySQL", probes.mysql), ("S3", probes.s3), ("Kafka", probes.kafka)):
         report(f"{name}: {_waited_for(name, probe, settings, report)}")
     provision.mysql_accounts(settings)
@@ -29,15 +32,15 @@ def provision_stores(settings: Settings, report: Callable[[str], None]) -> None:
 
 
 def _waited_for(name: str, probe: Callable[[Settings], str], settings: Settings, report: Callable[[str], None]) -> str:
-    def say(state: RetryCallState) -> None:
-        if state.attempt_number % _SAY_EVERY == 1 and state.outcome is not None:
+    def report_wait(state: RetryCallState) -> None:
+        if state.attempt_number % _REPORT_EVERY == 1 and state.outcome is not None:
             report(f"waiting for {name}: {state.outcome.exception()}")
 
     attempts = Retrying(
         retry=retry_if_exception_type(NotReady),
         wait=wait_fixed(1),
         stop=stop_after_delay(_PATIENCE_S),
-        before_sleep=say,
+        before_sleep=report_wait,
         reraise=True,
     )
     return attempts(probe, settings)

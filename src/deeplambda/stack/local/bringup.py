@@ -34,7 +34,7 @@ class Step(Enum):
     FAILED = "failed"
 
 
-class Progress(NamedTuple):
+class StepReport(NamedTuple):
     """What happened to a part, and how long after its start began."""
 
     part: Part
@@ -47,7 +47,7 @@ class PartFailed(DeepLambdaError):
     """A part that did not come up; the message ends with the last lines of its log."""
 
 
-def bring_up(settings: Settings, parts: list[Part], report: Callable[[Progress], None]) -> None:
+def bring_up(settings: Settings, parts: list[Part], report: Callable[[StepReport], None]) -> None:
     """Start those of `parts` that are not up, each after its needs, and wait until all answer.
 
     `parts` must be closed under needs and in their order. What has come up stays up when another part fails.
@@ -59,14 +59,14 @@ def bring_up(settings: Settings, parts: list[Part], report: Callable[[Progress],
         supervisor = Supervisor(settings)
         if not supervisor.is_up():
             end(processes_of(settings, [part.name for part in PARTS]))  # of a supervisord that was killed
-        running = {name for name, process in supervisor.processes().items() if process.is_running}
+        running = supervisor.running()
         check_ports(settings, [part for part in local if part.name not in running])
         supervisor.start(local)
         _bring_up_each(settings, supervisor, parts, report)
 
 
 def _bring_up_each(
-    settings: Settings, supervisor: Supervisor, parts: list[Part], report: Callable[[Progress], None]
+    settings: Settings, supervisor: Supervisor, parts: list[Part], report: Callable[[StepReport], None]
 ) -> None:
     given_up = threading.Event()
     futures: dict[str, Future[None]] = {}
@@ -108,31 +108,31 @@ class _Starting(NamedTuple):
     settings: Settings
     supervisor: Supervisor
     part: Part
-    report: Callable[[Progress], None]
+    report: Callable[[StepReport], None]
     given_up: threading.Event
 
     def run(self, needs: list[Future[None]]) -> None:
         """Wait for the needs, start the part unless it runs, wait until it answers, provision it."""
         part, settings = self.part, self.settings
-        self.report(Progress(part, Step.WAITING, 0))
+        self.report(StepReport(part, Step.WAITING, 0))
         if any(need.exception() is not None for need in needs):  # waits for each
-            self.report(Progress(part, Step.FAILED, 0, f"needs {', '.join(part.needs)}"))
+            self.report(StepReport(part, Step.FAILED, 0, f"needs {', '.join(part.needs)}"))
             raise PartFailed(f"{part.name} was not started, because what it needs did not come up")
         started = time.monotonic()
         try:
             if part.is_local(settings) and not self._is_running():
-                self.report(Progress(part, Step.PREPARING, 0))
+                self.report(StepReport(part, Step.PREPARING, 0))
                 part.prepare(settings)
-                heartbeat.forget(settings, part.name)
+                heartbeat.remove_heartbeat(settings, part.name)
                 self.supervisor.start_part(part.name)
-            self.report(Progress(part, Step.STARTING, time.monotonic() - started))
-            fact = self._wait_until_well()
+            self.report(StepReport(part, Step.STARTING, time.monotonic() - started))
+            note = self._wait_until_well()
             part.provision(settings)
         except Exception as exc:
             message = getattr(exc, "message", str(exc)).partition("\n")[0]
-            self.report(Progress(part, Step.FAILED, time.monotonic() - started, message))
+            self.report(StepReport(part, Step.FAILED, time.monotonic() - started, message))
             raise
-        self.report(Progress(part, Step.READY, time.monotonic() - started, fact))
+        self.report(StepReport(part, Step.READY, time.monotonic() - started, note))
 
     def _wait_until_well(self) -> str:
         part, log_dir = self.part, self.supervisor.log_dir
@@ -157,5 +157,4 @@ class _Starting(NamedTuple):
             ) from exc
 
     def _is_running(self) -> bool:
-        process = self.supervisor.processes().get(self.part.name)
-        return process is not None and process.is_running
+        return self.part.name in self.supervisor.running()

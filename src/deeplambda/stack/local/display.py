@@ -4,20 +4,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress as ProgressBars
-from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from deeplambda.config import Settings
-from deeplambda.stack.local.bringup import Progress, Step
+from deeplambda.stack.local.bringup import Step, StepReport
 
 _STYLES = {Step.WAITING: "dim", Step.READY: "green", Step.FAILED: "red"}
 
 
 @contextmanager
-def shown_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+def shown_steps(console: Console) -> Iterator[Callable[[StepReport], None]]:
     """A line for each part, with its step and its time; into a pipe, a line for each part that is done."""
     if not console.is_terminal:
-        yield lambda progress: _print_when_done(console, progress)
+        yield lambda report: _print_when_done(console, report)
         return
     columns = (
         SpinnerColumn(finished_text=" "),
@@ -25,22 +24,22 @@ def shown_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with ProgressBars(*columns, console=console) as bars:
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(progress: Progress) -> None:
-            name, is_done = progress.part.name, progress.step in {Step.READY, Step.FAILED}
+        def show(report: StepReport) -> None:
+            name, is_done = report.part.name, report.step in {Step.READY, Step.FAILED}
             if name not in tasks:
                 tasks[name] = bars.add_task("", start=False, total=1, part=name)
-            if progress.step is Step.PREPARING:
+            if report.step is Step.PREPARING:
                 bars.start_task(tasks[name])
-            bars.update(tasks[name], description=_described(progress), completed=int(is_done))
+            bars.update(tasks[name], description=_described(report), completed=int(is_done))
 
         yield show
 
 
-def where_everything_is(settings: Settings) -> str:
-    """Addresses, folders and next steps, as rich's markup."""
+def addresses(settings: Settings) -> str:
+    """Addresses, folders and next steps, as rich's markup: what `deeplambda up` prints at its end."""
     return f"""\
 [bold]The stack is up.[/]
   Kafka            {settings.kafka_bootstrap}
@@ -56,11 +55,11 @@ def where_everything_is(settings: Settings) -> str:
 Next: [bold]deeplambda status[/], [bold]deeplambda logs PART[/], [bold]deeplambda batch run digits[/]"""
 
 
-def _described(progress: Progress) -> str:
-    style = _STYLES.get(progress.step, "default")
-    return f"[{style}]{progress.step.value}[/] [dim]{progress.note}[/]"
+def _described(report: StepReport) -> str:
+    style = _STYLES.get(report.step, "default")
+    return f"[{style}]{report.step.value}[/] [dim]{report.note}[/]"
 
 
-def _print_when_done(console: Console, progress: Progress) -> None:
-    if progress.step in {Step.READY, Step.FAILED}:
-        console.print(f"{progress.part.name:<10} {progress.seconds:5.1f} s  {_described(progress)}", soft_wrap=True)
+def _print_when_done(console: Console, report: StepReport) -> None:
+    if report.step in {Step.READY, Step.FAILED}:
+        console.print(f"{report.part.name:<10} {report.seconds:5.1f} s  {_described(report)}", soft_wrap=True)

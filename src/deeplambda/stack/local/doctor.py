@@ -132,7 +132,7 @@ def _jar_cache(settings: Settings) -> Finding:
 
 
 def _ports(settings: Settings) -> Finding:
-    running = {name for name, process in Supervisor(settings).processes().items() if process.is_running}
+    running = Supervisor(settings).running()
     taken = [
         f"{port} ({part.name}) by {holder_of(port)}"
         for part in PARTS

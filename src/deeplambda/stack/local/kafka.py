@@ -10,9 +10,11 @@ from deeplambda.jvm.commands import java_command
 from deeplambda.jvm.files import write_private
 from deeplambda.jvm.ivy import java_program
 from deeplambda.jvm.jars import component_jars
+from deeplambda.jvm.log4j import console_logging
 from deeplambda.stack.broker import durable_defaults
 from deeplambda.stack.local.ports import kafka_controller_port
 
+_LOG_LEVELS = {"kafka.server.KafkaRaftServer": "info"}
 HEAP_MB = 512
 _CLUSTER_ID = "deeplambda-local-stack"  # 22 characters, as long as the base64 of a UUID
 TOOLS = {
@@ -24,8 +26,8 @@ TOOLS = {
 
 
 def prepare(settings: Settings) -> None:
-    """Write the broker's configuration and, the first time, format its storage."""
-    write_private(_folder(settings) / "log4j2.properties", _LOGGING)
+    """Before each start: write the broker's configuration, and format its storage if that is new."""
+    write_private(_folder(settings) / "log4j2.properties", console_logging(_LOG_LEVELS))
     properties = write_private(_folder(settings) / "server.properties", server_properties(settings))
     if (_folder(settings) / "data" / "meta.properties").exists():
         return
@@ -82,17 +84,3 @@ def _java(settings: Settings, main_class: str, *arguments: str) -> list[str]:
 
 def _folder(settings: Settings) -> Path:
     return settings.data_dir / "kafka"
-
-
-_LOGGING = """\
-status = error
-appender.console.type = Console
-appender.console.name = console
-appender.console.target = SYSTEM_ERR
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = %d{ISO8601} %-5p %c{1} %m%n
-rootLogger.level = warn
-rootLogger.appenderRef.console.ref = console
-logger.server.name = kafka.server.KafkaRaftServer
-logger.server.level = info
-"""

@@ -1,4 +1,4 @@
-"""MySQL's protocol: MariaDB, from an archive of native programs."""
+"""MySQL's protocol: MariaDB, from a jar of native programs."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ BUFFER_POOL_MB = 128
 
 
 def prepare(settings: Settings) -> None:
-    """Make the system tables, the first time, and the file by which root gets its password at every start."""
+    """Before each start: make the system tables if there are none, and write the file that sets root's password."""
     folder = settings.data_dir / "mysql"
     if not (folder / "data").exists():
         _install(settings, folder)
@@ -66,7 +66,7 @@ def _install(settings: Settings, folder: Path) -> None:
     home, unfinished = native_mysql(settings), folder / "data.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    # The script stumbles over a path with a space; by way of this process's open folder the path has none.
+    # The script fails on a path with a space; the path through this process's open folder has none.
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         data_dir = f"/proc/{os.getpid()}/fd/{opened}/{unfinished.name}"

@@ -24,9 +24,9 @@ class Part:
     needs: parts that must answer before this one starts.
     components: what must be in the cache, by the names in components.toml.
     listens: the field of the settings that holds its address; None for a part that listens on no port.
-    prepare: writes what the program reads when it starts; idempotent.
-    probe: a short fact about the part when it is well; raises NotReady.
-    provision: puts in what other parts expect to find, once the program answers; idempotent.
+    prepare: writes what the program reads when it starts; called before `deeplambda up` starts it; idempotent.
+    probe: a short note about the part when it is well; raises NotReady.
+    provision: creates what other parts expect to find; called by `deeplambda up` once `probe` succeeds; idempotent.
     """
 
     name: str
@@ -142,7 +142,7 @@ PARTS: tuple[Part, ...] = (
         prepare=cds_training.make_if_missing,
         command=_module("speed_layer.stream"),
         environment=_PYTHON,
-        probe=partial(heartbeat.heartbeat_of, part="stream"),
+        probe=partial(heartbeat.probe_heartbeat, part="stream"),
     ),
     Part(
         name="archive",
@@ -152,7 +152,7 @@ PARTS: tuple[Part, ...] = (
         prepare=cds_training.make_if_missing,
         command=_module("batch_layer.archive"),
         environment=_PYTHON,
-        probe=partial(heartbeat.heartbeat_of, part="archive"),
+        probe=partial(heartbeat.probe_heartbeat, part="archive"),
     ),
     Part(
         name="views",
@@ -160,7 +160,7 @@ PARTS: tuple[Part, ...] = (
         needs=("kafka", "mysql"),
         command=_module("serving_layer.views"),
         environment=_PYTHON,
-        probe=partial(heartbeat.heartbeat_of, part="views"),
+        probe=partial(heartbeat.probe_heartbeat, part="views"),
     ),
     Part(
         name="query",

@@ -1,4 +1,4 @@
-"""The stack's processes, however they came apart from their parents, and their end."""
+"""Finding the stack's processes, orphans too, and ending them."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,7 +14,7 @@ _GRACE_S = 10
 
 
 def processes_of(settings: Settings, names: Iterable[str]) -> list[psutil.Process]:
-    """Every process that belongs to the parts named, however it came apart from its parent."""
+    """Every process that belongs to the parts named, orphans too."""
     wanted, data_dir = set(names), str(settings.data_dir)
     found = []
     for process in psutil.process_iter():

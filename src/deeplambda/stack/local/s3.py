@@ -9,6 +9,7 @@ HEAP_MB = 384  # a signed PUT is held whole while its signature is checked
 
 
 def prepare(settings: Settings) -> None:
+    """Make the folder and write S3Proxy's configuration, before each of its starts."""
     folder = settings.data_dir / "s3"
     (folder / "data").mkdir(parents=True, exist_ok=True)
     write_private(folder / "logback.xml", _LOGGING)

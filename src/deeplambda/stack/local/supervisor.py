@@ -65,7 +65,7 @@ class Supervisor:
             self.run_dir / "supervisord.conf", self.configuration([part for part in PARTS if part.name in known])
         )
         if self.is_up():
-            self._take_up_changes()
+            self._reload_configuration()
             return
         shutil.rmtree(self._temporary)  # what parts that were killed left there
         self._temporary.mkdir()
@@ -94,6 +94,10 @@ class Supervisor:
             )
             for row in rows
         }
+
+    def running(self) -> set[str]:
+        """The names of the parts whose process runs."""
+        return {name for name, process in self.processes().items() if process.is_running}
 
     def start_part(self, name: str) -> None:
         """Start a part that is not running; returns at once."""
@@ -174,8 +178,8 @@ stdout_logfile_backups = 3
             **part.environment,
         }
 
-    def _take_up_changes(self) -> None:
-        running = {process.name for process in self.processes().values() if process.is_running}
+    def _reload_configuration(self) -> None:
+        running = self.running()
         with self._proxy() as proxy:
             ((added, changed, removed),) = cast("list[list[list[str]]]", proxy.supervisor.reloadConfig())
             for name in (*changed, *removed):

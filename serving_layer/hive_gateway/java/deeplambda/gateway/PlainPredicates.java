@@ -22,8 +22,8 @@ import org.apache.spark.sql.types.TimestampType;
 import scala.Option;
 
 /**
- * Which part of a statement MySQL gets to see: comparisons of columns with numbers, times and harmless words. Spark
- * applies the rest itself.
+ * Which predicates of a statement MySQL gets to see: comparisons of columns with numbers, times and harmless words.
+ * Spark applies the others itself.
  *
  * Spark quotes text without its backslashes, so that a literal could end its quotes in MySQL and go on as SQL; and
  * MySQL compares most text columns without regard to case, which Spark does not.

@@ -11,7 +11,8 @@ import org.apache.spark.sql.connector.catalog.CatalogPlugin;
 import org.apache.spark.sql.execution.datasources.v2.DataSourceV2Relation;
 
 /**
- * The second lock: what the names of a statement turned out to be. It sees through views, which the first cannot.
+ * The second check: of what the names in a statement stand for, once they are looked up. It sees into views, which
+ * StatementGuard, the first, cannot.
  */
 final class RelationGuard extends PlanWalk {
     private static final Set LEAVES = setOf(new String[] {

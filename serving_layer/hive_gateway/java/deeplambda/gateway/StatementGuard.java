@@ -22,7 +22,7 @@ import scala.collection.Iterator;
 import scala.collection.Seq;
 
 /**
- * The first lock: what a statement says, before any name in it is looked up.
+ * The first check: of what a statement says, before any name in it is looked up. RelationGuard is the second.
  *
  * It has to come before analysis, for Spark runs some things while it analyses: CALL, EXECUTE IMMEDIATE, a scalar
  * subquery in TIMESTAMP AS OF, the reading of a file's schema. What is not listed here is refused.
@@ -105,7 +105,7 @@ final class StatementGuard extends PlanWalk {
         }
     }
 
-    // A subquery there would run during analysis, before the second lock has seen it.
+    // A subquery there would run during analysis, before the second check has seen it.
     private static void checkTime(RelationTimeTravel travel) {
         if (travel.timestamp().isDefined()) {
             new PlanWalk() {
@@ -122,24 +122,24 @@ final class StatementGuard extends PlanWalk {
 
     // Iceberg reads the table that lies at a path when a name holds a slash.
     private static void checkName(LogicalPlan node) {
-        Seq parts = null;
+        Seq name = null;
         if (node instanceof UnresolvedRelation) {
-            parts = ((UnresolvedRelation) node).multipartIdentifier();
+            name = ((UnresolvedRelation) node).multipartIdentifier();
         } else if (node instanceof UnresolvedTableOrView) {
-            parts = ((UnresolvedTableOrView) node).multipartIdentifier();
+            name = ((UnresolvedTableOrView) node).multipartIdentifier();
         } else if (node instanceof UnresolvedTable) {
-            parts = ((UnresolvedTable) node).multipartIdentifier();
+            name = ((UnresolvedTable) node).multipartIdentifier();
         } else if (node instanceof UnresolvedView) {
-            parts = ((UnresolvedView) node).multipartIdentifier();
+            name = ((UnresolvedView) node).multipartIdentifier();
         } else if (node instanceof UnresolvedIdentifier) {
-            parts = ((UnresolvedIdentifier) node).nameParts();
+            name = ((UnresolvedIdentifier) node).nameParts();
         }
-        if (parts != null) {
-            Iterator names = parts.iterator();
-            while (names.hasNext()) {
-                String name = (String) names.next();
-                if (name.indexOf('/') >= 0 || name.indexOf('\\') >= 0) {
-                    throw new ReadOnlyException("reading the path " + name + " was refused");
+        if (name != null) {
+            Iterator pieces = name.iterator();
+            while (pieces.hasNext()) {
+                String piece = (String) pieces.next();
+                if (piece.indexOf('/') >= 0 || piece.indexOf('\\') >= 0) {
+                    throw new ReadOnlyException("reading the path " + piece + " was refused");
                 }
             }
         }

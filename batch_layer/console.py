@@ -1,0 +1,103 @@
+"""What a person sees of the batch layer at work: a line for each step, a progress bar for each epoch."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from deeplambda.records.lifecycle import EpochTrained, PartitionPrepared
+
+if TYPE_CHECKING:  # they bring Spark and PyTorch, which a help text need not wait for
+    from batch_layer.ingest import Ingested
+    from batch_layer.prepare import DataSet
+    from deeplambda.state.card import Card
+
+
+class EpochBars:
+    """A bar for each epoch: rows per second and loss as it goes, the test split's metrics when it is done.
+
+    Use it as a context. `Console(quiet=True)` shows nothing.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+        )
+        self._bar: TaskID | None = None
+
+    def begin(self, epoch: int, epochs: int, rows: float) -> None:
+        """rows: as many as the epoch is expected to have; 0 while no shard has come."""
+        metrics = "" if rows else "waiting for the first shard"
+        self._bar = self._progress.add_task(f"epoch {epoch}/{epochs}", total=round(rows) or None, metrics=metrics)
+
+    def expect(self, rows: float) -> None:
+        """The epoch turned out to have another number of rows."""
+        if self._bar is not None:
+            self._progress.update(self._bar, total=round(rows))
+
+    def advance(self, rows: int, loss: float) -> None:
+        """rows: since the last call. loss: mean of the epoch so far."""
+        if self._bar is not None:
+            self._progress.advance(self._bar, rows)
+            speed = self._progress.tasks[self._bar].speed or 0
+            self._progress.update(self._bar, metrics=f"{speed:,.0f} rows/s, loss {loss:.4f}")
+
+    def done(self, trained: EpochTrained) -> None:
+        """Leave the finished epoch's metrics beside its bar."""
+        if self._bar is not None:
+            quality = ", ".join(f"{name} {value:.4f}" for name, value in trained.metrics.items())
+            metrics = f"{trained.rows / trained.duration_s:,.0f} rows/s, loss {trained.loss:.4f}; test: {quality}"
+            self._progress.update(self._bar, total=trained.rows, completed=trained.rows, metrics=metrics)
+
+    def __enter__(self) -> "EpochBars":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class PipelineConsole:
+    """Prints each step of the loop when it is done, with a spinner or a bar until then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def working(self, description: str) -> AbstractContextManager[object]:
+        """A spinner."""
+        return self._console.status(description)
+
+    def ingested(self, ingested: "Ingested") -> None:
+        """Rows by split, new rows, quarantined rows."""
+        for split, rows in sorted(ingested.found.items(), reverse=True):
+            self._console.print(f"ingested {split}: {rows:,} rows good, {ingested.added.get(split, 0):,} of them new")
+        self._console.print(f"quarantined: {ingested.quarantined:,} rows; {ingested.duration_s:.1f} s")
+
+    def prepared(self, dataset: "DataSet", announcements: Sequence[PartitionPrepared]) -> None:
+        """Shards, rows, bytes."""
+        self._console.print(
+            f"prepared {dataset.id}: {len(announcements)} shards, {sum(each.rows for each in announcements):,} rows, "
+            f"{sum(each.size_bytes for each in announcements) / 1e6:,.0f} MB, snapshot {dataset.snapshot}"
+        )
+
+    def training(self) -> EpochBars:
+        """A bar for each epoch."""
+        return EpochBars(self._console)
+
+    def published(self, card: "Card") -> None:
+        """The version and its metrics."""
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())
+        self._console.print(
+            f"published {card.application}/{card.version}: {metrics}; "
+            f"trained in {card.training_s:.1f} s on {card.device}"
+        )

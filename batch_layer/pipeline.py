@@ -1,0 +1,114 @@
+"""The batch layer's loop: raw objects → examples → shards → a trained run → a published version → the champion.
+
+Each step is also a function of its own (`ingest`, `prepare`, `train`, `publish_run`, `promote`); whoever runs the loop
+passes a listener that is told how far it has come. Running the loop again redoes nothing that is finished.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from pyspark.sql import SparkSession
+
+from batch_layer.gate import promote
+from batch_layer.ingest import Ingested, ingest
+from batch_layer.lake_rows import append_model_rows
+from batch_layer.prepare import DataSet, data_set, prepare
+from batch_layer.publish import metric_rows, model_row, publish_run
+from batch_layer.training_run import TrainingListener, train
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.config import Settings
+from deeplambda.loading import PackedApplication
+from deeplambda.records.lifecycle import PartitionPrepared
+from deeplambda.state.card import Card, fetch_card
+
+
+class PipelineListener(Protocol):
+    """Told of each step, in the order of these methods; `prepared` comes while training is under way."""
+
+    def working(self, description: str) -> AbstractContextManager[object]:
+        """Entered around work that reports no progress of its own."""
+
+    def ingested(self, ingested: Ingested) -> None:
+        """Every raw row has been checked, and the new ones are in the lake."""
+
+    def prepared(self, dataset: DataSet, announcements: Sequence[PartitionPrepared]) -> None:
+        """Every shard of the data set is on S3."""
+
+    def training(self) -> AbstractContextManager[TrainingListener]:
+        """Entered around training; what it yields is told of epochs."""
+
+    def published(self, card: Card) -> None:
+        """The version is on S3, in the registry and in Hive."""
+
+
+def run_pipeline(
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    overrides: Mapping[str, Any],
+    listener: PipelineListener,
+    *,
+    promotes: bool = True,
+) -> Card:
+    """The whole loop; the card of the version that it published. Training begins while shards are still prepared.
+
+    overrides: of the application's hyperparameters. promotes: whether the version is offered to the gate.
+    Raises: what the steps raise; UnfitModel when the gate refuses the version.
+    """
+    ingest_examples(spark, settings, packed, listener)
+    dataset = data_set(spark, packed)
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as executor:
+        preparing = executor.submit(prepare_shards, spark, settings, packed, dataset, listener)
+        card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing)
+    if promotes:
+        promote(settings, packed, card.version)
+    return card
+
+
+def ingest_examples(
+    spark: SparkSession, settings: Settings, packed: PackedApplication, listener: PipelineListener
+) -> None:
+    """Check every raw row and append the new ones to `lake.<application>.examples`."""
+    with listener.working("ingesting: Spark reads the raw objects and checks every row"):
+        ingested = ingest(spark, settings, packed)
+    listener.ingested(ingested)
+
+
+def prepare_shards(
+    spark: SparkSession, settings: Settings, packed: PackedApplication, dataset: DataSet, listener: PipelineListener
+) -> None:
+    """Make the data set's shards, as far as they are missing."""
+    listener.prepared(dataset, prepare(spark, settings, packed, dataset))
+
+
+def train_and_publish(
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    dataset: DataSet,
+    overrides: Mapping[str, Any],
+    listener: PipelineListener,
+    preparing: "Future[None] | None" = None,
+) -> Card:
+    """Train on the data set, publish the run as a version, and record it in Hive; its card.
+
+    preparing: the job that prepares the data set beside this one; when it fails, so does training, at once.
+    """
+    with listener.training() as epochs:
+        trained = train(
+            settings,
+            packed,
+            dataset=dataset.id,
+            snapshot=dataset.snapshot,
+            overrides=overrides,
+            listener=epochs,
+            preparing=preparing,
+        )
+    with listener.working("publishing: weights, ONNX, card"):
+        version = publish_run(settings, packed, trained)
+        card = fetch_card(ObjectStore(settings), packed.name, version)
+        append_model_rows(spark, packed.load(), model_row(card), metric_rows(card, trained.epochs))
+    listener.published(card)
+    return card
