@@ -66,7 +66,7 @@ def test_who_has_no_password_is_refused(compose: Compose, client: Settings) -> N
     stranger = client.model_copy(update={"analyst_password": SecretStr("wrong")})
     with (
         pytest.raises(ConfigurationError, match="Access denied for user 'analyst'"),
-        mysql.translated(),
+        mysql.mysql_errors(),
         mysql.engine(stranger, "analyst").connect(),
     ):
         pass

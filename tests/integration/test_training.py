@@ -148,7 +148,7 @@ def test_training_that_follows_an_ended_preparation_takes_the_rest_from_the_mani
     announce(stack, facts[:1])
     preparing: Future[None] = Future()
     feed = iter(ShardFeed(stack, application.load(), dataset, preparing=preparing))
-    assert next(feed).fact == facts[0]
+    assert next(feed).announcement == facts[0]
     ObjectStore(stack).put(manifest_key(application.name, dataset), to_json(facts))
     preparing.set_result(None)
     assert [shard.announcement for shard in feed] == facts[1:]

@@ -112,7 +112,7 @@ def test_a_cluster_that_does_not_answer_is_named(stack: Settings, application: P
         packed = PackedApplication(
             name={application.name!r},
             code_version={application.code_version!r},
-            archive=Path({str(application.archive)!r}),
+            zip_file=Path({str(application.zip_file)!r}),
         )
         nowhere = load_settings().model_copy(update={{"ray_address": "ray://127.0.0.1:1"}})
         try:
