@@ -187,7 +187,11 @@ class ChampionWatch:
             self._on_swap(champion)
 
     def _report_failure(self, reason: str) -> None:
-        log.error("%s; %s", reason, f"version {self.current.card.version} serves on" if self.current else "none serves")
+        log.error(
+            "%s; %s",
+            reason,
+            f"version {self.current.card.version} stays in place" if self.current else "no champion is in place",
+        )
         self.error = reason
         self._on_failure(self.name)
 

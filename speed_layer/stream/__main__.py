@@ -23,7 +23,7 @@ BATCH_LIMIT_ROWS = 20_000
 
 
 def start_stream(spark: SparkSession, settings: Settings, name: str, router: Router) -> StreamingQuery:
-    """Start scoring one application's events, or go on from the checkpoint."""
+    """Start scoring one application's events, or resume it from the checkpoint; `run_streams` calls this."""
     router.query = (
         spark.readStream.format("kafka")
         .options(**spark_options(settings))

@@ -23,11 +23,6 @@ from tests.integration.blobs import blobs, champions, lifecycle, new_data_set, p
 
 
 @pytest.fixture(scope="module")
-def application(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> PackedApplication:
-    return blobs(stack, tmp_path_factory.mktemp("applications"))
-
-
-@pytest.fixture(scope="module")
 def good(stack: Settings, application: PackedApplication) -> Card:
     trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
     return fetch_card(ObjectStore(stack), application.name, publish_run(stack, application, trained))

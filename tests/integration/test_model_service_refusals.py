@@ -7,7 +7,6 @@ import socket
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +21,6 @@ from safetensors.torch import save
 
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.config import Settings
 from deeplambda.state.card import WEIGHTS, artefact_key
 from tests.integration.own_model_service import OwnService, model_of
 from tests.traffic import eventually
@@ -31,16 +29,6 @@ JSON = {"Content-Type": "application/json"}
 IMAGE = b64encode(bytes(784)).decode()
 TENSOR = {"name": "features", "shape": [1, 1, 28, 28], "datatype": "FP32"}
 SLOW_CLIENTS = 30
-
-
-@pytest.fixture(scope="module")
-def service(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnService]:
-    """A service that serves `model_of(1)` or a later one."""
-    own = OwnService(stack, tmp_path_factory.mktemp("applications"))
-    with own.running():
-        own.promote(own.publish(model_of(1)))
-        assert own.serves(1), own.log.read_text()
-        yield own
 
 
 def tensor(**changes: Any) -> bytes:

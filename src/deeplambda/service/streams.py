@@ -1,7 +1,8 @@
 """Keeping Spark streams running: heartbeats, metrics, and a restart from the checkpoint after a failure.
 
-A stream that fails is started again in the same session, which takes less than a second; a process that starts Spark
-anew takes twenty. One that fails again and again ends the process, which the supervisor or container engine restarts.
+A stream that fails is started again in the same session, which takes less than a second; starting Spark in a
+new process takes twenty. A stream that keeps failing ends the process, which its supervisor or container engine
+restarts.
 """
 
 import logging
