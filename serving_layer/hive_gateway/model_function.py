@@ -3,7 +3,7 @@
 The application's own transform runs in Spark's Python worker, the model in the model service: no PyTorch here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,8 +17,10 @@ from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.application import payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
+from deeplambda.features import chosen
 from deeplambda.loading import PackedApplication
 from deeplambda.records.featurizer import Featurizer
+from deeplambda.records.isolation import bisect
 from deeplambda.service.champion_code import ChampionCode
 
 _PATIENCE_S = 5  # an analyst waits for the answer
@@ -61,10 +63,13 @@ def _predictions(name: str, client: ModelClient, featurizer: Featurizer, columns
     positions = np.flatnonzero(complete.to_numpy(zero_copy_only=False))
     found = featurizer.isolated(batch.filter(complete))
     values: list[str | None] = [None] * batch.num_rows
-    if found.rows_N:
-        scored = client.predict(found.features, featurizer.id)
-        decoded = featurizer.application.objective.decode(scored.outputs).values
-        for row, value in zip(found.rows_N, decoded, strict=True):
+
+    def predicted(rows: slice) -> Sequence[str]:
+        scored = client.predict(chosen(found.features, rows), featurizer.id)
+        return featurizer.application.objective.decode(scored.outputs).values
+
+    for rows, decoded in bisect(predicted, len(found.rows_N)).pieces:
+        for row, value in zip(found.rows_N[rows], decoded, strict=True):
             values[int(positions[row])] = value
     return pa.array(values, pa.string())
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
 from deeplambda.records import topics
 from deeplambda.records.admission import Admitted, admit
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.decoding import Reason, RefusedEvent
 from deeplambda.records.featurizer import Featurizer
+from deeplambda.records.isolation import bisect
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.champion_code import ChampionCode
 
@@ -57,18 +57,21 @@ class Scorer:
                 self._code.load(other.model_version)
 
     def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
-        if not admitted.events_N:
-            return []
+        found = bisect(lambda some: self._predicted(featurizer, rows, admitted.some(some)), len(admitted.events_N))
+        letters = [
+            dead_letter(
+                self._name,
+                rows[admitted.rows_N[n]],
+                RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED),
+            )
+            for n, refusal in found.refused.items()
+        ]
+        return letters + [record for _, records in found.pieces for record in records]
+
+    def _predicted(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
+        """Predictions of events that the model service takes. Raises: BadInput, OtherFeatures, NotReady."""
         started = time.perf_counter()
-        try:
-            scored = self._client.predict(admitted.features, featurizer.id)
-        except BadInput as refusal:
-            count = len(admitted.events_N)
-            if count == 1:
-                refused = RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED)
-                return [dead_letter(self._name, rows[admitted.rows_N[0]], refused)]
-            halves = (slice(0, count // 2), slice(count // 2, count))
-            return [record for half in halves for record in self._scored(featurizer, rows, admitted.some(half))]
+        scored = self._client.predict(admitted.features, featurizer.id)
         inference_ms = (time.perf_counter() - started) * 1e3
         decoded = featurizer.application.objective.decode(scored.outputs)
         topic, predicted_at = topics.predictions(self._name), now()

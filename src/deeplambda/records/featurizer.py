@@ -6,7 +6,6 @@ line. `isolated` finds the rows to blame, so that one bad event harms no other. 
 
 import ctypes
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from deeplambda.application import Application, learns
-from deeplambda.errors import BadInput, NotReady
+from deeplambda.errors import BadInput
 from deeplambda.features import (
     BadFeatures,
     Features,
@@ -27,9 +26,10 @@ from deeplambda.features import (
     finite_rows,
     specification,
 )
+from deeplambda.records.isolation import bisect
 
 ISOLATION_S = 60.0
-"""How long the culprits of one batch are looked for before the batch as a whole fails."""
+"""How long the culprits of one batch are looked for, besides waiting for those that hang, before the batch fails."""
 
 NOT_FINITE = "a feature is NaN or infinite"
 
@@ -88,7 +88,10 @@ class Featurizer:
 
         Raises: NotReady when the culprits cannot be found in time: nearly every row is one, or the transform hangs.
         """
-        found = isolate(self.features, batch)
+        # One event that hangs costs a whole limit at every halving: that much is granted for two of them.
+        halvings = batch.num_rows.bit_length()
+        limit_s = ISOLATION_S + 2 * halvings * self.application.transform_limit_s
+        found = isolate(self.features, batch, limit_s=limit_s)
         rows = np.array(found.rows_N, dtype=np.int64)
         finite_N = finite_rows(found.features, len(rows))
         if finite_N.all():
@@ -106,32 +109,18 @@ def featurizer_id(code_version: str, state_sha256: str | None) -> str:
     return f"{code_version}-{state_sha256[:12]}" if state_sha256 else code_version
 
 
-def isolate(transform: Callable[[pa.RecordBatch], Features], batch: pa.RecordBatch) -> Isolated:
-    """The batch halved again and again until each row that fails stands alone. Raises: NotReady past ISOLATION_S."""
-    deadline = time.monotonic() + ISOLATION_S
-    rows: list[int] = []
-    pieces: list[Features] = []
-    refused: dict[int, BadFeatures] = {}
-
-    def attempt(first: int, count: int) -> None:
-        try:
-            features = transform(batch.slice(first, count))
-        except BadFeatures as exc:
-            if count == 1:
-                refused[first] = exc
-                return
-            if time.monotonic() > deadline:
-                raise NotReady(f"too many events make the transform fail: {exc.message}", exc.remedy) from exc
-            half = count // 2
-            attempt(first, half)
-            attempt(first + half, count - half)
-        else:
-            rows.extend(range(first, first + count))
-            pieces.append(features)
-
-    if batch.num_rows:
-        attempt(0, batch.num_rows)
-    return Isolated(rows_N=rows, features=concatenated(pieces), refused=refused)
+def isolate(
+    transform: Callable[[pa.RecordBatch], Features], batch: pa.RecordBatch, *, limit_s: float = ISOLATION_S
+) -> Isolated:
+    """The rows of a batch that a transform takes, and those that it refuses. Raises: NotReady past `limit_s`."""
+    found = bisect(
+        lambda rows: transform(batch.slice(rows.start, rows.stop - rows.start)), batch.num_rows, limit_s=limit_s
+    )
+    return Isolated(
+        rows_N=[row for rows, _ in found.pieces for row in range(rows.start, rows.stop)],
+        features=concatenated([features for _, features in found.pieces]),
+        refused={row: BadFeatures(exc.message, exc.remedy) for row, exc in found.refused.items()},
+    )
 
 
 def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
