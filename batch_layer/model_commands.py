@@ -32,7 +32,6 @@ def list_versions(application: ApplicationName) -> None:
     settings = load_settings()
     packed = pack_application(application, settings)
     cards, champion = _versions(settings, packed.name)
-    primary_metrics = list(packed.load().metrics)
     console.print(versions_table(cards, champion, list(packed.load().metrics), packed.code_version))
     if not cards:
         console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")

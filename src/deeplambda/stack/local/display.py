@@ -1,6 +1,6 @@
 """What a person sees while the stack starts, and once it is up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
