@@ -12,11 +12,12 @@ A crash before 5 changes nothing that anybody sees. Real-time rows before the ho
 
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -27,18 +28,18 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
-from deeplambda.features import Features, call, chosen
+from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import Features, call, chosen, row_count
 from deeplambda.loading import PackedApplication
-from deeplambda.objective import Predictions
+from deeplambda.objective import Objective
 from deeplambda.records.admission import admit
+from deeplambda.records.answers import Answers, answers, finite
 from deeplambda.records.decoding import Reason, RefusedEvent
 from deeplambda.records.featurizer import said
 from deeplambda.records.horizon import Horizon
-from deeplambda.records.isolation import bisect
+from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state import outbox, registry
@@ -56,6 +57,7 @@ SEEN = pa.schema(
 """An archived event: a row of the batch view, or why it is refused and its bytes."""
 
 _DETAIL_CHARACTERS = 2_000
+_SEEN_VALUES = "send values like those that the model was trained on"
 
 
 def recompute(
@@ -120,7 +122,10 @@ def recompute(
 
 
 def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:
-    inputs = events.select("event_id", "kafka_partition", "kafka_offset", "value")
+    # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
+    inputs = events.select(
+        F.col("event_id").cast("binary").alias("event_id"), "kafka_partition", "kafka_offset", "value"
+    )
     return inputs.mapInArrow(_scoring(settings, champion), from_arrow_schema(SEEN))
 
 
@@ -148,55 +153,69 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
         code, model = _loaded(settings, champion_json)
         for batch in batches:
             inputs = batch.to_pylist()
-            records = [(None if row["event_id"] is None else row["event_id"].encode(), row["value"]) for row in inputs]
+            records = [(None if row["event_id"] is None else bytes(row["event_id"]), row["value"]) for row in inputs]
             admitted = admit(code.featurizer, records, limit_bytes=settings.event_limit_bytes)
-            refused = [(inputs[n], refusal) for n, refusal in admitted.refused]
-            rows, events = [inputs[n] for n in admitted.rows_N], admitted.events_N
-            attempt = partial(_predicted, code.application, model, admitted.features)
-            found = bisect(attempt, len(events))
-            for some, predicted in found.pieces:
-                yield _seen(
-                    event_id=[event.event_id for event in events[some]],
-                    kafka_partition=[row["kafka_partition"] for row in rows[some]],
-                    kafka_offset=[row["kafka_offset"] for row in rows[some]],
-                    occurred_at=[event.occurred_at for event in events[some]],
-                    predicted_at=[now()] * len(events[some]),
-                    model_version=[version] * len(events[some]),
-                    prediction=predicted.values,
-                    confidence=predicted.confidence_N,
-                )
-            refused += [
-                (rows[n], RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED))
+            found = _answered(model, code.application.objective, admitted.features)
+            rows = [inputs[admitted.rows_N[n]] for n in found.rows_N]
+            events = [admitted.events_N[n] for n in found.rows_N]
+            yield _seen(
+                event_id=[event.event_id for event in events],
+                kafka_partition=[row["kafka_partition"] for row in rows],
+                kafka_offset=[row["kafka_offset"] for row in rows],
+                occurred_at=[event.occurred_at for event in events],
+                predicted_at=[now()] * len(events),
+                model_version=[version] * len(events),
+                prediction=found.values_N,
+                confidence=found.confidence_N,
+            )
+            refused = [(inputs[n], refusal) for n, refusal in admitted.refused] + [
+                (inputs[admitted.rows_N[n]], RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED))
                 for n, refusal in found.refused.items()
             ]
-            if refused:
-                yield _seen(
-                    event_id=[row["event_id"] for row, _ in refused],
-                    kafka_partition=[row["kafka_partition"] for row, _ in refused],
-                    kafka_offset=[row["kafka_offset"] for row, _ in refused],
-                    reason=[str(refusal.reason) for _, refusal in refused],
-                    detail=[str(refusal)[:_DETAIL_CHARACTERS] for _, refusal in refused],
-                    record=[row["value"] for row, _ in refused],
-                )
+            yield _seen(
+                event_id=[_text(row["event_id"]) for row, _ in refused],
+                kafka_partition=[row["kafka_partition"] for row, _ in refused],
+                kafka_offset=[row["kafka_offset"] for row, _ in refused],
+                reason=[str(refusal.reason) for _, refusal in refused],
+                detail=[str(refusal)[:_DETAIL_CHARACTERS] for _, refusal in refused],
+                record=[row["value"] for row, _ in refused],
+            )
 
     return score
 
 
-def _predicted(application: Application, model: "torch.nn.Module", features: Features, rows: slice) -> Predictions:
-    """Decoded predictions of some rows. Raises: BadInput for whatever the model or the objective raises on them."""
+def _answered(model: "torch.nn.Module", objective: Objective, features: Features) -> Answers:
+    """The predictions of the rows for which the model has an answer, and why the others have none."""
     import torch
 
-    tensors = {name: torch.from_numpy(array) for name, array in chosen(features, rows).items()}
-    try:
-        with torch.inference_mode():
-            outputs = call(model, tensors).float().numpy()
-        if not np.isfinite(outputs).all():
-            raise BadInput("the model's outputs are not finite", "send values like those that it was trained on")
-        return application.objective.decode(outputs)
-    except BadInput:
-        raise
-    except Exception as exc:  # a user's code may raise anything
-        raise BadInput(f"the model raised {said(exc)}", "send values like those that it was trained on") from exc
+    def attempt(piece: slice) -> NDArray[np.float32]:
+        tensors = {name: torch.from_numpy(array) for name, array in chosen(features, piece).items()}
+        try:
+            with torch.inference_mode():
+                return call(model, tensors).float().numpy()  # type: ignore[no-any-return]
+        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
+            raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
+
+    found = halved(attempt, row_count(features), InvalidEvent)
+    refused = {row: InvalidEvent(exc.message, exc.remedy) for row, exc in found.refused.items()}
+    if not found.pieces:
+        return Answers(rows_N=[], values_N=[], confidence_N=np.zeros(0), refused=refused)
+    rows, outputs = found.rows, np.concatenate([piece for _, piece in found.pieces])
+    finite_N = finite(outputs)
+    for n in np.flatnonzero(~finite_N):
+        refused[rows[n]] = InvalidEvent("the model's outputs are not finite", _SEEN_VALUES)
+    kept = np.flatnonzero(finite_N)
+    answered = answers(objective, outputs[kept])
+    return Answers(
+        rows_N=[rows[kept[n]] for n in answered.rows_N],
+        values_N=answered.values_N,
+        confidence_N=answered.confidence_N,
+        refused=refused | {rows[kept[n]]: exc for n, exc in answered.refused.items()},
+    )
+
+
+def _text(key: bytes | None) -> str | None:
+    return None if key is None else bytes(key).decode(errors="replace")
 
 
 def _seen(**columns: Any) -> pa.RecordBatch:

@@ -23,7 +23,7 @@ from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.features import Tensor as FeatureTensor
-from deeplambda.features import specification
+from deeplambda.features import listed, specification
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import EpochTrained
@@ -238,10 +238,17 @@ class _Arrived:
 
     def add(self, shard: Shard) -> Rows:
         rows = Rows.of(shard.features, shard.labels_N)
+        if len(rows):
+            found = specification(shard.features)
+            self.features = self.features or found
+            if found != self.features:
+                raise BadInput(
+                    f"the transform gives {listed(found)} in one shard and {listed(self.features)} in another",
+                    "declare the application's `features`, and let it give those, whatever the batch",
+                )
         if shard.announcement.split in self.of:
             self.of[shard.announcement.split][shard.announcement.partition] = rows
         if shard.announcement.split == TRAIN:
             self.order.append(shard.announcement.partition)
             self.train_rows += len(rows)
-            self.features = self.features or specification(shard.features)
         return rows

@@ -6,16 +6,20 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.clock import now
 from deeplambda.config import Settings
+from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import chosen
 from deeplambda.records import topics
 from deeplambda.records.admission import Admitted, admit
+from deeplambda.records.answers import answers
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.decoding import Reason, RefusedEvent
 from deeplambda.records.featurizer import Featurizer
-from deeplambda.records.isolation import bisect
+from deeplambda.records.isolation import halved
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.champion_code import ChampionCode
 
@@ -42,14 +46,17 @@ class Scorer:
 
         1. check and transform every event with the code of the champion, as far as it is known
         2. have the model service score the features, naming that code
-        3. where the model takes features of other code or learned state, load those and begin again
-        4. where the service refuses features, halve the batch until the events to blame stand alone
+        3. where the model takes features of other code or learned state, load those and begin again; where no event
+           passed the code that is known, ask whether that is still the champion's
+        4. where the model has no answer for some rows, halve the batch until they stand alone
         Raises: NotReady when the model service stays away, or no champion was ever promoted.
         """
         keyed = [(row["key"], row["value"]) for row in rows]
         while True:
             featurizer = self._code.current()
             admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes)
+            if not admitted.events_N and self._code.renew():
+                continue
             out = [dead_letter(self._name, rows[n], refusal) for n, refusal in admitted.refused]
             try:
                 return out + self._scored(featurizer, rows, admitted)
@@ -57,45 +64,50 @@ class Scorer:
                 self._code.load(other.model_version)
 
     def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
-        found = bisect(lambda some: self._predicted(featurizer, rows, admitted.some(some)), len(admitted.events_N))
-        letters = [
+        started = time.perf_counter()
+        found = halved(
+            lambda piece: self._client.predict(chosen(admitted.features, piece), featurizer.id),
+            len(admitted.events_N),
+            InvalidEvent,
+        )
+        inference_ms = (time.perf_counter() - started) * 1e3
+        refused: dict[int, BadInput] = dict(found.refused)
+        out = []
+        for piece, scored in found.pieces:
+            answered = answers(featurizer.application.objective, scored.outputs)
+            refused |= {piece.start + n: refusal for n, refusal in answered.refused.items()}
+            for n, value, confidence in zip(
+                answered.rows_N, answered.values_N, answered.confidence_N.tolist(), strict=True
+            ):
+                event, row = admitted.events_N[piece.start + n], rows[admitted.rows_N[piece.start + n]]
+                try:
+                    prediction = Prediction(
+                        application=self._name,
+                        event_id=event.event_id,
+                        kafka_partition=row["partition"],
+                        kafka_offset=row["offset"],
+                        occurred_at=event.occurred_at,
+                        received_at=row["timestamp"],
+                        predicted_at=now(),
+                        model_version=scored.model_version,
+                        prediction=value,
+                        confidence=confidence,
+                        inference_ms=inference_ms,
+                        code_version=featurizer.code_version,
+                    )
+                except ValidationError as exc:
+                    refused[piece.start + n] = BadInput(exc.errors(include_url=False)[0]["msg"])
+                else:
+                    key = event.event_id.encode()
+                    out.append((topics.predictions(self._name), key, prediction.model_dump_json().encode()))
+        return out + [
             dead_letter(
                 self._name,
                 rows[admitted.rows_N[n]],
                 RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED),
             )
-            for n, refusal in found.refused.items()
+            for n, refusal in refused.items()
         ]
-        return letters + [record for _, records in found.pieces for record in records]
-
-    def _predicted(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
-        """Predictions of events that the model service takes. Raises: BadInput, OtherFeatures, NotReady."""
-        started = time.perf_counter()
-        scored = self._client.predict(admitted.features, featurizer.id)
-        inference_ms = (time.perf_counter() - started) * 1e3
-        decoded = featurizer.application.objective.decode(scored.outputs)
-        topic, predicted_at = topics.predictions(self._name), now()
-        out = []
-        for n, event, value, confidence in zip(
-            admitted.rows_N, admitted.events_N, decoded.values, decoded.confidence_N.tolist(), strict=True
-        ):
-            row = rows[n]
-            prediction = Prediction(
-                application=self._name,
-                event_id=event.event_id,
-                kafka_partition=row["partition"],
-                kafka_offset=row["offset"],
-                occurred_at=event.occurred_at,
-                received_at=row["timestamp"],
-                predicted_at=predicted_at,
-                model_version=scored.model_version,
-                prediction=value,
-                confidence=confidence,
-                inference_ms=inference_ms,
-                code_version=featurizer.code_version,
-            )
-            out.append((topic, event.event_id.encode(), prediction.model_dump_json().encode()))
-        return out
 
 
 @lru_cache(maxsize=64)

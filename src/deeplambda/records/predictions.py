@@ -25,6 +25,9 @@ VIEW_SCHEMA = pa.schema(
 )
 """The columns of a prediction in both views; the tables in Hive and MySQL and their union are derived from it."""
 
+PREDICTION_LIMIT = 255
+"""Characters of a prediction: what its column in MySQL holds."""
+
 
 def _none_for_nan(confidence: Any) -> Any:
     return None if isinstance(confidence, float) and math.isnan(confidence) else confidence
@@ -48,7 +51,7 @@ class Prediction(BaseModel):
     received_at: AwareDatetime
     predicted_at: AwareDatetime
     model_version: Annotated[int, Field(ge=0, lt=2**31)]
-    prediction: Annotated[str, Field(max_length=255)]
+    prediction: Annotated[str, Field(max_length=PREDICTION_LIMIT)]
     confidence: Annotated[float | None, BeforeValidator(_none_for_nan)] = None
     inference_ms: float
     code_version: str

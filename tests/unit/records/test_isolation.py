@@ -1,7 +1,7 @@
 import pytest
 
 from deeplambda.errors import BadInput, Conflict, NotReady
-from deeplambda.records.isolation import bisect
+from deeplambda.records.isolation import halved
 
 ROWS = 100
 
@@ -20,26 +20,27 @@ def attempt(bad: set[int], calls: list[slice] | None = None):  # type: ignore[no
 
 @pytest.mark.parametrize("bad", [set(), {0}, {99}, {3, 4, 50}, set(range(ROWS))])
 def test_every_bad_row_stands_alone_and_every_other_goes_through_once(bad: set[int]) -> None:
-    found = bisect(attempt(bad), ROWS)
+    found = halved(attempt(bad), ROWS, BadInput)
     assert {row: exc.message for row, exc in found.refused.items()} == {row: f"{row} is bad" for row in bad}
     assert [number for _, numbers in found.pieces for number in numbers] == sorted(set(range(ROWS)) - bad)
 
 
 def test_one_bad_row_costs_few_calls() -> None:
     calls: list[slice] = []
-    bisect(attempt({42}, calls), ROWS)
+    halved(attempt({42}, calls), ROWS, BadInput)
     assert len(calls) < 20
 
 
 def test_no_rows_need_no_call() -> None:
     calls: list[slice] = []
-    assert bisect(attempt(set(), calls), 0).pieces == []
+    assert halved(attempt(set(), calls), 0, BadInput).pieces == []
     assert calls == []
 
 
-def test_past_the_limit_the_batch_as_a_whole_fails() -> None:
+def test_past_the_limit_the_batch_as_a_whole_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deeplambda.records.isolation.LIMIT_S", -1)
     with pytest.raises(NotReady, match="0 is bad"):
-        bisect(attempt({0, 1}), ROWS, limit_s=-1)
+        halved(attempt({0, 1}), ROWS, BadInput)
 
 
 def test_what_is_not_the_rows_fault_passes_through() -> None:
@@ -47,4 +48,4 @@ def test_what_is_not_the_rows_fault_passes_through() -> None:
         raise Conflict("another version serves")
 
     with pytest.raises(Conflict):
-        bisect(changed, ROWS)
+        halved(changed, ROWS, BadInput)
