@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import select
@@ -24,26 +25,33 @@ Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model li
 
 @app.command("list")
 def list_versions(application: ApplicationName) -> None:
-    """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves."""
+    """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves.
+
+    'deeplambda model show' tells the rest of a version: its data, its hashes.
+    """
     settings = load_settings()
     packed = pack_application(application, settings)
     cards, champion = _versions(settings, packed.name)
-    primary_metrics = list(packed.load().metrics)
-    table = Table("", "version", *primary_metrics, "rows", "trained", "code", "snapshot", "weights")
+    console.print(versions_table(cards, champion, list(packed.load().metrics), packed.code_version))
+    if not cards:
+        console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")
+
+
+def versions_table(cards: list[Card], champion: Card | None, metrics: list[str], deployed: str) -> Table:
+    """A row for each version; fits 80 columns, where a long name or value goes on in the next line."""
+    table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in (*metrics, "rows", "trained", "code"):
+        table.add_column(heading, overflow="fold")
     for card in cards:
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
             str(card.version),
-            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in primary_metrics),
+            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in metrics),
             f"{card.trained_rows:,}",
             f"{card.created_at:%Y-%m-%d %H:%M}Z",
-            card.code_version + ("" if card.code_version == packed.code_version else " (not deployed)"),
-            str(card.snapshot),
-            card.weights_sha256[:12],
+            card.code_version if card.code_version == deployed else f"{card.code_version} not deployed",
         )
-    console.print(table)
-    if not cards:
-        console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")
+    return table
 
 
 @app.command("show")

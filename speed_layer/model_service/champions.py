@@ -137,7 +137,9 @@ class ChampionWatch:
                             with kafka_errors(self._settings):
                                 self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
                         self._load_pending()
-            except (DeepLambdaError, KafkaError) as exc:
+            except Exception as exc:  # whatever it is: without this thread the application would never swap again
+                if not isinstance(exc, (DeepLambdaError, KafkaError)):
+                    log.exception("%s: following champions failed", self.name)
                 self.error = f"cannot follow champions: {exc}"
                 log.warning("%s: %s; next try in %.1f s", self.name, self.error, delay_s)
                 self._stopped.wait(delay_s)

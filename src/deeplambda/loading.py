@@ -76,18 +76,10 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     Raises: UnknownApplication, ConfigurationError.
     """
     folder = _find(name, settings)
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(piece == "__pycache__" or piece.startswith(".") for piece in path.parts)
-    }
-    digest = hashlib.sha256()
-    for relative, content in files.items():
-        digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    files = _files(folder)
+    code_version = _code_version(files)
     packed = PackedApplication(
-        name=folder.name,
-        code_version=digest.hexdigest()[:12],
-        zip_file=_zip_path(settings, folder.name, digest.hexdigest()[:12]),
+        name=folder.name, code_version=code_version, zip_file=_zip_path(settings, folder.name, code_version)
     )
     if not packed.zip_file.exists():
         _write(packed.zip_file, _zipped(packed, {"__init__.py": b""} | files))
@@ -97,6 +89,26 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
             "give folder and application one name: lower-case letters, digits and underscores, 40 at most",
         )
     return packed
+
+
+def deployed_code_version(name: str, settings: Settings) -> str:
+    """The version of the code of `name`, none of which is loaded. Raises: UnknownApplication."""
+    return _code_version(_files(_find(name, settings)))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(piece == "__pycache__" or piece.startswith(".") for piece in path.parts)
+    }
+
+
+def _code_version(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for relative, content in files.items():
+        digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def unpack_application(

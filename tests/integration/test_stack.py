@@ -41,9 +41,9 @@ def run_in(data_dir: Path) -> Run:
     environment["DEEPLAMBDA_DATA_DIR"] = str(data_dir)
     command = Path(sys.executable).with_name("deeplambda")
 
-    def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    def call(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [command, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
+            [command, *arguments], capture_output=True, text=True, env=environment | more, timeout=300, check=False
         )
 
     return call
@@ -105,6 +105,27 @@ def test_up_twice_is_harmless(stores: Settings, run: Run) -> None:
     again = run("up", *STORES)
     assert again.returncode == 0, again.stdout + again.stderr
     assert pids(run) == before
+
+
+def test_up_serves_a_new_application_and_restarts_only_what_serves_applications(stores: Settings, run: Run) -> None:
+    started = run("up", "views")
+    assert started.returncode == 0, started.stdout + started.stderr
+    before = pids(run)
+    more = {"DEEPLAMBDA_APPLICATIONS": '["digits", "more"]'}
+    again = run("up", "views", **more)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "restarted: applications changed" in again.stdout
+    assert again.stdout.count("restarted") == 1
+    after = pids(run)
+    assert after["views"] != before["views"]
+    assert {name: after[name] for name in STORES if name in after} == {name: before[name] for name in STORES}
+    assert end_offsets(stores, "more.events") == {0: 0, 1: 0}
+    environment = psutil.Process(after["views"]).environ()
+    assert json.loads(environment["DEEPLAMBDA_APPLICATIONS"]) == ["digits", "more"]
+    once_more = run("up", "views", **more)
+    assert "restarted" not in once_more.stdout
+    assert pids(run) == after
+    run("down", "views")
 
 
 def test_what_is_killed_comes_back_with_its_data(stores: Settings, run: Run) -> None:

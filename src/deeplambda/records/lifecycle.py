@@ -87,7 +87,10 @@ class ModelRolledBack(_LifecycleRecord):
 
 
 class BatchViewPublished(_LifecycleRecord):
-    """A recomputed batch view is visible; `offsets` is the horizon that it was made up to."""
+    """A recomputed batch view is visible; `offsets` is the horizon that it was made up to.
+
+    refused: archived events that could not be scored, and are in the quarantine.
+    """
 
     type: Literal["BatchViewPublished"] = "BatchViewPublished"
     snapshot: int
@@ -95,6 +98,7 @@ class BatchViewPublished(_LifecycleRecord):
     version: int
     offsets: dict[int, int]
     rows: int
+    refused: int = 0
     duration_s: float
 
 
