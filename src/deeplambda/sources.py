@@ -52,6 +52,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, date, datetime
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Protocol
 
 from deeplambda.errors import ConfigurationError
@@ -72,6 +73,10 @@ class Source:
         _check_split(self.split)
         for name in self.objects:
             _check_path(name)
+            if _is_glob(name) or name.endswith("/"):
+                raise ConfigurationError(
+                    f"a Source has the object {name!r}", "name each object; readers take prefixes and globs"
+                )
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -361,12 +366,14 @@ class ByTime:
             spans = sorted(self._spans.values())
         except ValueError as exc:
             raise ConfigurationError(f"an interval of {self!r} is none: {exc}", "write ISO dates: 2018-07-25") from exc
-        if any(begin >= end for begin, end in spans) or any(a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)):
+        if any(begin >= end for begin, end in spans) or any(
+            a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)
+        ):
             raise ConfigurationError(
                 f"the intervals of {self!r} overlap, or end before they begin", "divide the time between the splits"
             )
 
-    @property
+    @cached_property
     def _spans(self) -> dict[str, tuple[datetime, datetime]]:
         intervals = {TRAIN: self.train, VALIDATION: self.validation, TEST: self.test}
         return {name: (moment(span[0]), moment(span[1])) for name, span in intervals.items() if span is not None}
@@ -392,7 +399,7 @@ def moment(value: Any) -> datetime:
     if isinstance(value, str):
         value = datetime.fromisoformat(value.strip())
     elif isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)  # noqa: DTZ001
+        value = datetime(value.year, value.month, value.day)
     if not isinstance(value, datetime):
         raise ValueError(f"{value!r} is no time")  # noqa: TRY004  what a user's data may hold is a bad value
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
