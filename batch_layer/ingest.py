@@ -136,7 +136,7 @@ def _append(
 def _verdicts(checked: DataFrame) -> list[Row]:
     """Rows, labelled rows and the first detail by reason and split. Raises: CorruptObject, BadInput."""
     counts = F.count("*").alias("rows"), F.count("label").alias("labelled"), F.min("detail").alias("detail")
-    verdicts = checked.groupBy("reason", "split").agg(*counts).collect()
+    verdicts: list[Row] = checked.groupBy("reason", "split").agg(*counts).collect()
     for row in verdicts:
         if row["reason"] == CORRUPT_OBJECT:
             raise CorruptObject(row["detail"], "upload the original again with 'deeplambda data put', then ingest")
@@ -200,13 +200,13 @@ def _refuse_empty(application: Application, verdicts: list[Row], examples: DataF
     filled |= {row["split"] for row in examples.where("label IS NOT NULL").select("split").distinct().collect()}
     if empty := [split for split in splits if split not in filled]:
         refused = [row for row in verdicts if row["reason"] not in (None, LEFT_OUT)]
+        bad = sum(row["rows"] for row in refused)
         left_out = sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT)
         unlabelled = sum(row["rows"] for row in verdicts if row["reason"] is None and row["split"] == empty[0])
         why = [
-            f"{sum(row['rows'] for row in refused):,} rows were refused, such as: {refused[0]['detail']}"
-            * bool(refused),
-            f"{left_out:,} rows are outside its intervals" * bool(left_out),
-            f"{unlabelled:,} rows have no label" * bool(unlabelled),
+            f"{bad:,} rows were refused, such as: {refused[0]['detail']}" if refused else "",
+            f"{left_out:,} rows are outside its intervals" if left_out else "",
+            f"{unlabelled:,} rows have no label" if unlabelled else "",
         ]
         raise BadInput(
             f"the split {empty[0]!r} of {application.name} would have no labelled rows"
@@ -225,7 +225,8 @@ def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int
         .persist()
     )
     try:
-        if quarantined := refused.count():
+        quarantined: int = refused.count()
+        if quarantined:
             refused.coalesce(1).writeTo(quarantine).append()
         return quarantined
     finally:

@@ -18,14 +18,19 @@ def raw_key(application: str, name: str) -> str:
 
 
 def files_of(application: Application, folder: Path) -> list[str]:
-    """Names of the files in a folder that the application's sources mean, sorted. Raises: BadInput for a path without
-    any."""
+    """Names of the files in a folder that the application's sources mean, sorted.
+
+    Raises: BadInput where a path means none.
+    """
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return _named(application, names, f"{folder} has no", "give the folder that holds all of them")
 
 
 def objects_of(application: Application, store: ObjectStore) -> list[str]:
-    """Names of the objects on S3 that the application's sources mean, sorted. Raises: BadInput for a path without any."""
+    """Names of the objects on S3 that the application's sources mean, sorted.
+
+    Raises: BadInput where a path means none.
+    """
     root = raw_key(application.name, "")
     names = (key.removeprefix(root) for key, _ in store.list(root) if not key.endswith("/"))
     return _named(

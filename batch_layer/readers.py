@@ -22,8 +22,8 @@ from deeplambda.sources import Csv, Images, JsonLines, Lines, Reader, Table, mat
 LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY = "__label", "__event_id", "__occurred_at", "__split_by"
 FILE, BLOCK, MALFORMED = "__file", "__block", "__malformed"
 ROW = (LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY, FILE, BLOCK, MALFORMED)
-"""Label as text; id as text; time as the file has it; what splits are made by, where it is no field of the event; the
-file's address, percent-encoded; the first byte of the part that the row is in; the original of what could not be read."""
+"""Label and id as text; time as the file has it; what splits are made by, where it is no field of the event; the file's
+address, percent-encoded; the first byte of the part that the row is in; the original of what could not be read."""
 
 _LISTING_TASKS = 16
 _NANOSECONDS = re.compile(r"int64 (\S+) \(TIMESTAMP\(NANOS")

@@ -58,7 +58,7 @@ def raw_source_check(settings: Settings, packed: PackedApplication) -> Callable[
 def reader_check(
     packed: PackedApplication, number: int, root: str, fingerprints: Mapping[str, str]
 ) -> Callable[[Batches], Batches]:
-    """For mapInArrow: rows of `read_rows` to checked rows. number: the source's position. root: what files lie under."""
+    """For mapInArrow: rows of `read_rows` to checked rows. number: the source's position. root: where objects lie."""
 
     def check(batches: Batches) -> Batches:
         application = packed.load()
@@ -147,7 +147,8 @@ class _Place:
     """Name and row number of each row of a task: files come one after the other, each in its order."""
 
     def __init__(self, root: str) -> None:
-        self._root, self._file, self._row = root, (None, None), 0
+        self._root, self._row = root, 0
+        self._file: tuple[str, int] | None = None
 
     def of(self, file: str, block: int) -> tuple[str, int]:
         """A row's number counts from the first byte of its part of the file, so it is the file's in its first part,

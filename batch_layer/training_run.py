@@ -3,7 +3,8 @@
 1. The run's id follows from data set, code and hyperparameters; its newest whole checkpoint is where it goes on.
 2. The first epoch trains on each shard as it is announced, while later ones are still being prepared.
 3. Every later epoch shuffles all rows, which are in memory by then.
-4. After each epoch: metrics of the test split and, where there is one, of the validation split, then the checkpoint on S3, then `EpochTrained` on Kafka.
+4. After each epoch: metrics of the test split and, where there is one, of the validation split, then the checkpoint on
+   S3, then `EpochTrained` on Kafka.
 A run killed between checkpoint and event publishes that event when it goes on; a finished run trains nothing.
 """
 

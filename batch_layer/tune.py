@@ -1,7 +1,8 @@
 """Tune: an application's search space → hyperparameters that train a better model, by trials on Ray.
 
 1. Trials are compared by the application's first metric on the validation split or, where there is none, on a sixth
-   of the training rows that is set aside. None sees the test split, so what is measured there later is no luckier for having been tuned.
+   of the training rows that is set aside. None sees the test split, so what is measured there later is no luckier for
+   having been tuned.
 2. A trial draws its hyperparameters at random and trains as `batch train` does.
 3. ASHA ends the trials that are behind after 1, 3, 9, … epochs. Source: Li et al., A System for Massively Parallel
    Hyperparameter Tuning (2020).

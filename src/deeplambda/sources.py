@@ -53,6 +53,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, date, datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 from deeplambda.errors import ConfigurationError
@@ -149,7 +150,7 @@ class JsonLines(Table):
 
 @dataclass(frozen=True)
 class Parquet(Table):
-    """Parquet files of one schema: `Parquet("2018-08-*.parquet", columns={"amount": "TX_AMOUNT"}, label="TX_FRAUD")`."""
+    """Parquet files of one schema: `Parquet("2018-*.parquet", columns={"amount": "TX_AMOUNT"}, label="TX_FRAUD")`."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,7 @@ Interval = tuple[str, str]
 
 @dataclass(frozen=True)
 class ByTime:
-    """Intervals of time: `ByTime("occurred_at", train=("2018-07-25", "2018-08-01"), test=("2018-08-08", "2018-08-15"))`.
+    """Intervals of time: `ByTime("seen_at", train=("2018-07-25", "2018-08-01"), test=("2018-08-01", "2018-09-01"))`.
 
     Rows outside are counted and left out; a row without a time goes to quarantine.
     """
@@ -366,9 +367,7 @@ class ByTime:
             spans = sorted(self._spans.values())
         except ValueError as exc:
             raise ConfigurationError(f"an interval of {self!r} is none: {exc}", "write ISO dates: 2018-07-25") from exc
-        if any(begin >= end for begin, end in spans) or any(
-            a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)
-        ):
+        if any(begin >= end for begin, end in spans) or any(a[1] > b[0] for a, b in pairwise(spans)):
             raise ConfigurationError(
                 f"the intervals of {self!r} overlap, or end before they begin", "divide the time between the splits"
             )
