@@ -1,4 +1,4 @@
-"""Sources as users declare them: what a path means, which split a row is in, and what is refused where it is written."""
+"""Sources as users declare them: what a path means, which split a row is in, what is refused where it is written."""
 
 from datetime import UTC, date, datetime
 
