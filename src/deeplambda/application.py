@@ -16,9 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from deeplambda.errors import ConfigurationError
 from deeplambda.features import Specification, Tensor
 from deeplambda.fields import EventId, Moment
 from deeplambda.objective import Objective
+from deeplambda.sources import AnySource, BySource, Splits
+from deeplambda.sources import Source as Source  # users may import it from here
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +40,6 @@ class Event(BaseModel):
 
     event_id: EventId
     occurred_at: Moment
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Raw objects that are read together: for MNIST, a file of images and the file of their labels."""
-
-    split: str
-    objects: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,10 @@ class Application(ABC):
 
     name: ClassVar[str]
     event: ClassVar[type[Event]]
-    sources: ClassVar[Sequence[Source]]
+    sources: ClassVar[Sequence[AnySource]]
+    """Where the labelled rows come from: `deeplambda.sources`."""
+    splits: ClassVar[Splits] = BySource()
+    """How rows are divided into train, validation and test: `deeplambda.sources`."""
     objective: ClassVar[Objective]
     metrics: ClassVar[Mapping[str, Metric]]
     """The first one decides which model is better."""
@@ -79,12 +77,13 @@ class Application(ABC):
     transform_limit_s: ClassVar[float] = 10.0
     """How long `transform` may take for one batch; it is ended then, and the events that cause it are refused."""
 
-    @abstractmethod
     def examples(self, source: Source, raw: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
-        """One dict for each row of a source: `event_id`, the payload's fields and `label`.
+        """One dict for each row of a `Source`: the payload's fields, `label` and `event_id`; the last two may lack.
 
-        raw: the source's objects by name. Raises: CorruptObject when one cannot be read to its end.
+        Called for raw sources alone, once for each, in a worker of Spark's. raw: the source's objects by name.
+        Raises: CorruptObject when one cannot be read to its end.
         """
+        raise ConfigurationError(f"{self.name} has a Source and no examples()", "write it, or use a reader")
 
     def fit(self, batches: Iterator[pa.RecordBatch]) -> Any:
         """Optional: what `transform` must know of the training rows, such as a vocabulary or means.
