@@ -174,7 +174,9 @@ def _raw_rows(application: Application, source: Source, store: ObjectStore) -> B
         detail = exc.message if isinstance(exc, CorruptObject) else str(exc)
         rows = [origin | {"reason": CORRUPT_OBJECT, "detail": f"{first}: {detail}"}]
     except Exception as exc:
-        rows = [origin | {"reason": EXAMPLES_FAILED, "detail": f"{', '.join(source.objects)}: {said(exc)}"}]
+        # Python hides a generator's StopIteration in an error of its own, which tells no line of the application.
+        own = exc.__cause__ if isinstance(exc.__cause__, StopIteration) else exc
+        rows = [origin | {"reason": EXAMPLES_FAILED, "detail": f"{', '.join(source.objects)}: {said(own)}"}]
     yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 

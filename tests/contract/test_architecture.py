@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from batch_layer.ingest import raw_key
+from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import manifest_key
 from deeplambda.adapters import lake
 from deeplambda.application import Event

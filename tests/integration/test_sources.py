@@ -27,8 +27,11 @@ from deeplambda.loading import PackedApplication, pack_application
 from tests.integration.blobs import SeenBars
 
 _APPLICATION = """
+from typing import Annotated
+
 import numpy as np
 from deeplambda.application import Application, Event
+from deeplambda.fields import grey_image
 from deeplambda.objective import Classification, accuracy
 from deeplambda.sources import *
 
@@ -250,9 +253,6 @@ def test_images_are_labelled_by_their_folders(bench: Bench) -> None:
         "image: Annotated[bytes, *grey_image(2, 2)]",
         'sources = (Images("train/", split="train"), Images("test/", split="test"))',
     )
-    code = bench.home / "application.py"
-    code.write_text(f"from typing import Annotated\nfrom deeplambda.fields import grey_image\n{code.read_text()}")
-    bench.packed = pack_application(str(bench.home), bench.settings)
     bench.put(
         **{
             "train_of_yes_of_1__png": png(bytes([0, 1, 2, 3])),
@@ -366,8 +366,9 @@ def test_a_table_of_an_earlier_release_takes_rows_without_a_label(bench: Bench) 
     bench.write("text: str", 'sources = (Lines("a", label="yes", split="train"), Lines("b", split="test"))')
     bench.spark.sql(f"CREATE NAMESPACE lake.{bench.name}")
     bench.spark.sql(
-        f"CREATE TABLE lake.{bench.name}.examples (event_id STRING NOT NULL, split STRING NOT NULL, text STRING NOT NULL, "
-        "label STRING NOT NULL, source STRING NOT NULL, source_sha256 STRING NOT NULL, code_version STRING NOT NULL, "
+        f"CREATE TABLE lake.{bench.name}.examples (event_id STRING NOT NULL, split STRING NOT NULL, "
+        "text STRING NOT NULL, label STRING NOT NULL, source STRING NOT NULL, source_sha256 STRING NOT NULL, "
+        "code_version STRING NOT NULL, "
         "ingested_at TIMESTAMP NOT NULL) USING iceberg PARTITIONED BY (split)"
     )
     for _ in range(2):
