@@ -100,7 +100,8 @@ def run_streams(
         while not stop.is_set():
             _check_spark(spark)
             _check_any_runs([loop for _, loop in loops])
-            write_heartbeat(settings, part, states=states_of([(each.application, loop.status) for each, loop in loops]))
+            states = states_of((stream.application, loop.status) for stream, loop in loops)
+            write_heartbeat(settings, part, states=states, streams=len(loops))
             _flush(publisher)
             stop.wait(_BEAT_S)
         stopped_by_s = time.monotonic() + _STOP_WITHIN_S
