@@ -37,8 +37,6 @@ _LOG = logging.getLogger(__name__)
 _PYTHON_ERROR = re.compile(
     r"^(?!pyspark|py4j|org\.|java)(?:(?:\w+\.)+(\w+)|(\w+(?:Error|Exception))): (.+)$", re.MULTILINE
 )
-    r"^(?!pyspark|py4j|org\.|java)(?:(?:\w+\.)+(\w+)|(\w+(?:Error|Exception))): (.+)$", re.MULTILINE
-)
 
 
 @dataclass
