@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deeplambda.errors import DeepLambdaError, NotReady
+from deeplambda.service.heartbeat import FAILING
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 STUCK_AFTER_S = 90.0  # above the longest wait of a Kafka or MySQL client
@@ -84,8 +85,8 @@ class LoopStatus:
     def state(self) -> str:
         """`running`, or `failing: ` and why, in one line."""
         if self.stuck:
-            return f"failing: nothing heard of it for {self._silent_s:.0f} s"
-        return "running" if self.waits_for is None else f"failing: {self.waits_for}"
+            return f"{FAILING}: nothing heard of it for {self._silent_s:.0f} s"
+        return "running" if self.waits_for is None else f"{FAILING}: {self.waits_for}"
 
     @property
     def _silent_s(self) -> float:

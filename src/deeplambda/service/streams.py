@@ -20,7 +20,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
+from deeplambda.errors import DeepLambdaError, NotReady
 from deeplambda.service.heartbeat import FAILING, HeartbeatPart, write_heartbeat
 from deeplambda.service.loops import Loop, LoopStatus, in_one_line
 from deeplambda.service.metrics import MetricPublisher
@@ -33,7 +33,10 @@ GIVE_UP_AFTER_S = 900.0
 """Once every stream has failed for this long, a fresh process is tried: its own state may be what is broken."""
 
 _LOG = logging.getLogger(__name__)
-_LAST_ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*): (.+)$", re.MULTILINE)
+# The last line of a Python traceback, of any class but those that Spark wraps others in.
+_PYTHON_ERROR = re.compile(
+    r"^(?!pyspark|py4j|org\.|java)(?:(?:\w+\.)+(\w+)|(\w+(?:Error|Exception))): (.+)$", re.MULTILINE
+)
 
 
 @dataclass
@@ -100,7 +103,8 @@ def run_streams(
         while not stop.is_set():
             _check_spark(spark)
             _check_any_runs([loop for _, loop in loops])
-            write_heartbeat(settings, part, states=states_of([(each.application, loop.status) for each, loop in loops]))
+            states = states_of((stream.application, loop.status) for stream, loop in loops)
+            write_heartbeat(settings, part, states=states, streams=len(loops))
             _flush(publisher)
             stop.wait(_BEAT_S)
         stopped_by_s = time.monotonic() + _STOP_WITHIN_S
@@ -119,11 +123,11 @@ def states_of(statuses: Iterable[tuple[str, LoopStatus]]) -> dict[str, str]:
 
 def why_failed(exc: Exception) -> str:
     """The reason in one line; of an error that Spark wraps, the innermost, which is the user's code's or ours."""
-    found = _LAST_ERROR.findall(str(exc)) if not isinstance(exc, NotReady) else []
+    found = _PYTHON_ERROR.findall(str(exc)) if not isinstance(exc, DeepLambdaError) else []
     if not found:
         return in_one_line(exc)
-    kind, message = found[-1]
-    return message[:300] if kind == "NotReady" else f"{kind}: {message}"[:300]
+    ours, other, message = found[-1]
+    return f"{ours or other}: {message}"[:300]
 
 
 def _loop(stream: Stream, metrics: MetricPublisher, stop: threading.Event) -> Loop:

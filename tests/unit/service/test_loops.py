@@ -63,12 +63,16 @@ def test_an_application_fails_when_one_of_its_streams_does() -> None:
 def test_the_reason_of_a_wrapped_error_is_the_innermost_in_one_line() -> None:
     wrapped = """[STREAM_FAILED] Query terminated with exception: An exception was raised by the Python Proxy. Message:
 Traceback (most recent call last):
+pyspark.errors.exceptions.captured.PythonException: An exception was thrown from the Python worker.
+Traceback (most recent call last):
   File "scoring.py", line 3, in records
     raise NotReady()
-deeplambda.errors.NotReady: digits has no champion; train and promote one: 'deeplambda batch run digits'
+{}: digits has no champion
 
-\tat py4j.Protocol.getReturnValue(Protocol.java:476)"""
-    assert why_failed(RuntimeError(wrapped)) == (
-        "digits has no champion; train and promote one: 'deeplambda batch run digits'"
-    )
+\tat py4j.Protocol.getReturnValue(Protocol.java:476)
+org.apache.spark.SparkException: Job aborted
+=== Streaming Query ===
+Identifier: predict digits"""
+    assert why_failed(RuntimeError(wrapped.format("deeplambda.errors.NotReady"))) == "NotReady: digits has no champion"
+    assert why_failed(RuntimeError(wrapped.format("KeyError"))) == "KeyError: digits has no champion"
     assert why_failed(ValueError("a\nb")) == "ValueError: a b"
