@@ -26,6 +26,7 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.loading import PackedApplication
+from deeplambda.objective import label_text
 
 _BATCH_ROWS = 4096
 
@@ -140,8 +141,7 @@ def _checked_rows(
 def _check(application: Application, row: Mapping[str, Any]) -> dict[str, Any]:
     """The row's columns, or the reason why it is none."""
     try:
-        label = str(row["label"])
-        application.objective.label_array([label])
+        label = label_text(application.objective, row["label"])
         event: Event = application.event.model_validate({"occurred_at": now()} | dict(row))
     except (ValidationError, ValueError, KeyError) as exc:
         kept = {key: value.hex() if isinstance(value, bytes) else value for key, value in row.items()}

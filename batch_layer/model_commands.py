@@ -8,9 +8,11 @@ from rich.table import Table
 from sqlalchemy import select
 
 from deeplambda.adapters.mysql import engine, mysql_errors
+from deeplambda.application import metric_names
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
+from deeplambda.metrics import lower_is_better
 from deeplambda.state import registry
 from deeplambda.state.card import Card
 from deeplambda.state.tables import MODEL_VERSIONS
@@ -24,17 +26,22 @@ Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model li
 
 @app.command("list")
 def list_versions(application: ApplicationName) -> None:
-    """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves."""
+    """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves.
+
+    ↑: of the metric, higher is better; ↓: lower.
+    """
     settings = load_settings()
     packed = pack_application(application, settings)
     cards, champion = _versions(settings, packed.name)
-    primary_metrics = list(packed.load().metrics)
-    table = Table("", "version", *primary_metrics, "rows", "trained", "code", "snapshot", "weights")
+    made = packed.load()
+    names = metric_names(made)
+    headings = [f"{name} {'↓' if lower_is_better(made, name) else '↑'}" for name in names]
+    table = Table("", "version", *headings, "rows", "trained", "code", "snapshot", "weights")
     for card in cards:
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
             str(card.version),
-            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in primary_metrics),
+            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in names),
             f"{card.trained_rows:,}",
             f"{card.created_at:%Y-%m-%d %H:%M}Z",
             card.code_version + ("" if card.code_version == packed.code_version else " (not deployed)"),
@@ -75,8 +82,8 @@ def promote(
 ) -> None:
     """Make a version the champion: services load it at once.
 
-    A version is refused when its first metric is worse than the champion's, by more than runs with other seeds differ,
-    or when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
+    A version is refused when its first metric is worse than the champion's by more than the application's margin, or
+    when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
     """
     from batch_layer.gate import promote as promote_version
 

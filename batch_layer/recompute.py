@@ -27,9 +27,10 @@ from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.features import call
 from deeplambda.loading import PackedApplication
+from deeplambda.objective import decoded
 from deeplambda.records.admission import admit
 from deeplambda.records.lifecycle import BatchViewPublished
-from deeplambda.records.predictions import VIEW_SCHEMA
+from deeplambda.records.predictions import VIEW_SCHEMA, scores_text
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
 from deeplambda.state.horizon_store import move_horizon
@@ -117,7 +118,7 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
             with torch.inference_mode():
                 tensors = {name: torch.from_numpy(array) for name, array in admitted.features.items()}
                 outputs = call(model, tensors).float().numpy()
-            decoded = code.application.objective.decode(outputs)
+            predictions = decoded(code.application.objective, outputs)
             columns = (
                 [event.event_id for event in events],
                 [row["kafka_partition"] for row in rows],
@@ -125,8 +126,10 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
                 [event.occurred_at for event in events],
                 [now()] * len(events),
                 [version] * len(events),
-                decoded.values,
-                decoded.confidence_N,
+                predictions.values,
+                predictions.confidence_N,
+                [predictions.number(row) for row in range(len(events))],
+                [scores_text(predictions.scores_of(row)) for row in range(len(events))],
             )
             yield pa.RecordBatch.from_arrays(
                 [

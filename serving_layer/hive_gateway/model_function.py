@@ -18,6 +18,7 @@ from deeplambda.application import payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import PackedApplication
+from deeplambda.objective import decoded
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.service.champion_code import ChampionCode
 
@@ -63,8 +64,8 @@ def _predictions(name: str, client: ModelClient, featurizer: Featurizer, columns
     values: list[str | None] = [None] * batch.num_rows
     if found.rows_N:
         scored = client.predict(found.features, featurizer.id)
-        decoded = featurizer.application.objective.decode(scored.outputs).values
-        for row, value in zip(found.rows_N, decoded, strict=True):
+        predicted = decoded(featurizer.application.objective, scored.outputs).values
+        for row, value in zip(found.rows_N, predicted, strict=True):
             values[int(positions[row])] = value
     return pa.array(values, pa.string())
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -18,6 +19,7 @@ from deeplambda.adapters.model_service import FEATURIZER_HEADER
 from deeplambda.config import Settings
 from deeplambda.errors import Conflict, InvalidEvent, NotReady, UnknownApplication
 from deeplambda.features import Features, chosen, row_count
+from deeplambda.objective import decoded
 from deeplambda.service import problems
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader
@@ -184,7 +186,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             model=name,
             version=champion.card.version,
             outputs=outputs,
-            decode=champion.application.objective.decode,
+            decode=partial(decoded, champion.application.objective),
         )
         return reply, {**headers, **_version(champion)}
 
@@ -212,7 +214,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         with bodies.body(request, "application/json") as body:
             events = decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes)
         outputs = score(name, champion, features_of(champion.featurizer, events))
-        reply = encode_predictions(events, champion.card.version, application.objective.decode(outputs))
+        reply = encode_predictions(events, champion.card.version, decoded(application.objective, outputs))
         return reply, {**_JSON, **_version(champion)}
 
     @app.get("/metrics")

@@ -11,6 +11,7 @@ from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
+from deeplambda.objective import decoded
 from deeplambda.records import topics
 from deeplambda.records.admission import Admitted, admit
 from deeplambda.records.dead_letters import DeadLetter
@@ -62,6 +63,7 @@ class Scorer:
         started = time.perf_counter()
         try:
             scored = self._client.predict(admitted.features, featurizer.id)
+            predictions = decoded(featurizer.application.objective, scored.outputs)
         except BadInput as refusal:
             count = len(admitted.events_N)
             if count == 1:
@@ -70,12 +72,9 @@ class Scorer:
             halves = (slice(0, count // 2), slice(count // 2, count))
             return [record for half in halves for record in self._scored(featurizer, rows, admitted.some(half))]
         inference_ms = (time.perf_counter() - started) * 1e3
-        decoded = featurizer.application.objective.decode(scored.outputs)
         topic, predicted_at = topics.predictions(self._name), now()
         out = []
-        for n, event, value, confidence in zip(
-            admitted.rows_N, admitted.events_N, decoded.values, decoded.confidence_N.tolist(), strict=True
-        ):
+        for i, (n, event) in enumerate(zip(admitted.rows_N, admitted.events_N, strict=True)):
             row = rows[n]
             prediction = Prediction(
                 application=self._name,
@@ -86,8 +85,10 @@ class Scorer:
                 received_at=row["timestamp"],
                 predicted_at=predicted_at,
                 model_version=scored.model_version,
-                prediction=value,
-                confidence=confidence,
+                prediction=predictions.values[i],
+                confidence=float(predictions.confidence_N[i]),
+                value=predictions.number(i),
+                scores=predictions.scores_of(i),
                 inference_ms=inference_ms,
                 code_version=featurizer.code_version,
             )
