@@ -22,6 +22,7 @@ from deeplambda.state import outbox, registry
 from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
 
+
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
     """By what a candidate is compared with the champion. margin: how much worse it may be, in the metric's unit."""

@@ -113,7 +113,8 @@ class Trainer:
             )
         if not isinstance(self._optimizer, torch.optim.Optimizer):
             raise BadInput(
-                f"optimizer of {application.name} gives {type(self._optimizer).__name__}", "return a torch.optim.Optimizer"
+                f"optimizer of {application.name} gives {type(self._optimizer).__name__}",
+                "return a torch.optim.Optimizer",
             )
         self._top_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
 
@@ -181,7 +182,9 @@ class Trainer:
             given = self._application.augment(_as_taken(features))
             found = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
             if found.keys() != features.keys() or row_count(found) != rows:
-                raise BadInput(f"it gives {row_count(found)} rows of {', '.join(found)} for {rows} of {', '.join(features)}")
+                raise BadInput(
+                    f"it gives {row_count(found)} rows of {', '.join(found)} for {rows} of {', '.join(features)}"
+                )
         return found
 
     def mean_loss(self) -> float:

@@ -123,8 +123,7 @@ class _Run:
         if self._patience and VALIDATION not in {source.split for source in self._application.sources}:
             raise ConfigurationError(
                 f"{packed.name} has patience {self._patience}, but no source for the split {VALIDATION!r} to judge by",
-                f"name one in the application's sources, or train with --set patience=0; the split {TEST!r} is kept for "
-                "judging the finished model",
+                "name one in the application's sources, or train with --set patience=0",
             )
         self._splits = (TRAIN, TEST, VALIDATION) if self._patience else (TRAIN, TEST)
         self._lower_is_better = lower_is_better(self._application, deciding_metric(self._application))

@@ -6,7 +6,7 @@
 | balanced_accuracy | classes | higher |
 | f1_macro | classes, labels | higher |
 | log_loss | classes, labels (the mean of each label's) | lower |
-| average_precision, roc_auc | classes (of two, for the second), labels; the mean over those that can be judged | higher |
+| average_precision, roc_auc | classes (of two, the second), labels; the mean over those that can be judged | higher |
 | brier | classes, labels (the mean of each label's) | lower |
 | rmse, mae | numbers | lower |
 | r2 | numbers | higher |
@@ -40,10 +40,12 @@ class _Judged:
     names: tuple[str, ...]
 
     @property
-    def truth_NK(self) -> NDArray[np.bool_]:
-        if self.labels.ndim == 2:
-            return self.labels.astype(bool)
-        return self.labels[:, None] == np.arange(len(self.names))
+    def truth(self) -> NDArray[np.bool_]:
+        """(N, K)."""
+        truth_NK: NDArray[np.bool_] = (
+            self.labels.astype(bool) if self.labels.ndim == 2 else self.labels[:, None] == np.arange(len(self.names))
+        )
+        return truth_NK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,24 +104,26 @@ def _roc_auc(judged: _Judged) -> float:
 
 
 def _mean_of_each(judged: _Judged, score: Callable[..., float]) -> float:
-    columns = zip(judged.truth_NK.T, judged.probabilities_NK.T, strict=True)
+    columns = zip(judged.truth.T, judged.probabilities_NK.T, strict=True)
     return float(np.mean([score(truth_N, score_N) for truth_N, score_N in columns]))
 
 
 def _mean_of_judgeable(name: str, judged: _Judged, score: Callable[..., float]) -> float:
     """Of two classes the second's; else the mean over those of which there are rows and rows without."""
-    truth_NK = judged.truth_NK
-    if judged.labels.ndim == 1 and len(judged.names) == 2:
-        columns = [1]
-    else:
-        columns = list(range(len(judged.names)))
+    truth_NK = judged.truth
+    of_two = judged.labels.ndim == 1 and len(judged.names) == 2
+    columns = [1] if of_two else list(range(len(judged.names)))
     judgeable = [k for k in columns if truth_NK[:, k].any() and not truth_NK[:, k].all()]
     if not judgeable:
         raise BadInput(
-            f"{name} cannot be measured: of {', '.join(judged.names[k] for k in columns[:20])} the rows have all or none",
-            "give the split that it is measured on rows of each class or label, or name another metric",
+            f"{name} cannot be measured: all of the {len(truth_NK)} rows are alike in {_listed(judged, columns)}",
+            "give the split that it is measured on rows with and without, or name another metric",
         )
     return float(np.mean([score(truth_NK[:, k], judged.probabilities_NK[:, k]) for k in judgeable]))
+
+
+def _listed(judged: _Judged, columns: list[int]) -> str:
+    return ", ".join(judged.names[k] for k in columns[:20])
 
 
 def _rmse(judged: _Judged) -> float:

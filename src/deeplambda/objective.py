@@ -130,7 +130,8 @@ class Classification:
     def _class_weights(self, labels_N: "torch.Tensor") -> NDArray[np.float64]:
         counts_C = self._counts_C if self._counts_C is not None else self._counted(labels_N.detach().cpu().numpy())
         # A class without a row has no weight to speak of, but a batch of it alone must not divide by zero.
-        return counts_C.sum() / (self.output_size * np.maximum(counts_C, 1).astype(np.float64))
+        weights_C: NDArray[np.float64] = counts_C.sum() / (self.output_size * np.maximum(counts_C, 1))
+        return weights_C
 
     def _counted(self, labels_N: NDArray[Any]) -> NDArray[np.int64]:
         return np.bincount(labels_N.astype(np.int64), minlength=self.output_size).astype(np.int64)
@@ -148,7 +149,8 @@ class Classification:
         """Indices of the predicted classes."""
         if self.threshold is not None:
             return (probabilities_NC[:, 1] >= self.threshold).astype(np.int64)
-        return probabilities_NC.argmax(axis=1)
+        best_N: NDArray[np.int64] = probabilities_NC.argmax(axis=1)
+        return best_N
 
     def decode(self, outputs: NDArray[np.float32]) -> Predictions:
         """outputs: (N, C) logits; confidence is the softmax probability of the predicted class."""
@@ -182,7 +184,9 @@ class MultiLabel:
     def __init__(self, labels: Sequence[str], threshold: float = 0.5) -> None:
         self.labels = _unique(labels, "label")
         if odd := [name for name in self.labels if "," in name or name != name.strip() or name.startswith("[")]:
-            raise ValueError(f"the label {odd[0]!r} has a comma, a bracket in front or space around it: name it without")
+            raise ValueError(
+                f"the label {odd[0]!r} has a comma, a bracket in front or space around it: name it without"
+            )
         if not 0 < threshold < 1:
             raise ValueError(f"threshold {threshold} is not between 0 and 1")
         self.threshold = threshold
@@ -199,7 +203,7 @@ class MultiLabel:
         """The sigmoid of logits (N, L)."""
         if outputs.ndim != 2 or outputs.shape[1] != self.output_size:
             raise ValueError(f"outputs have shape {outputs.shape}, {self.output_size} labels need (N, L) logits")
-        return (1 + np.tanh(outputs.astype(np.float64) / 2)) / 2  # type: ignore[no-any-return]
+        return (1 + np.tanh(outputs.astype(np.float64) / 2)) / 2
 
     def decided(self, probabilities_NL: NDArray[np.float64]) -> NDArray[np.int64]:
         """1 where the label holds."""
@@ -331,7 +335,12 @@ def decoded(objective: Objective, outputs: NDArray[np.float32]) -> Predictions:
     except Exception as exc:  # a user's code may raise anything
         raise BadInput(f"decode of {name} raised {type(exc).__name__}: {exc}", "fix the objective") from exc
     rows = len(outputs)
-    for what, given in (("values", values), ("confidence_N", confidence_N), ("numbers_N", numbers_N), ("scores", scores)):
+    for what, given in (
+        ("values", values),
+        ("confidence_N", confidence_N),
+        ("numbers_N", numbers_N),
+        ("scores", scores),
+    ):
         if given is not None and len(given) != rows:
             raise BadInput(f"decode of {name} gives {len(given)} {what} for {rows} rows", "give one for each row")
     return replace(

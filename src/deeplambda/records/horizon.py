@@ -38,9 +38,7 @@ class Horizon:
         )
 
 
-def all_predictions_sql(
-    application: str, horizon: Horizon, realtime_table: str, lacking: Collection[str] = ()
-) -> str:
+def all_predictions_sql(application: str, horizon: Horizon, realtime_table: str, lacking: Collection[str] = ()) -> str:
     """Spark SQL of the union of both views at `horizon`.
 
     realtime_table: how Spark names MySQL's `realtime_predictions`, for example `mysql.deeplambda.realtime_predictions`.
