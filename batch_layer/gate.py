@@ -12,11 +12,11 @@ from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, UnfitModel
+from deeplambda.errors import BadInput, CorruptObject, InvalidEvent, UnfitModel
 from deeplambda.features import Features, call
 from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
-from deeplambda.objective import decoded
+from deeplambda.records.answers import answers
 from deeplambda.records.lifecycle import ModelPromoted, ModelRolledBack
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
@@ -116,8 +116,8 @@ def _check_on_kept_rows(store: ObjectStore, settings: Settings, card: Card, name
     kept.check_features(code.featurizer.features, name)
     kept.check_outputs(infer, name)
     try:
-        decoded(code.application.objective, kept.outputs)
-    except BadInput as exc:
+        answers(code.application.objective, kept.outputs).all()
+    except InvalidEvent as exc:
         raise UnfitModel(f"the outputs of {name} are no predictions: {exc.message}", exc.remedy) from exc
 
 

@@ -22,7 +22,15 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.shard_format import MANIFEST, kept_payload_key, manifest_key, shard_key, state_key, write_shard
+from batch_layer.shard_format import (
+    MANIFEST,
+    SHARD_FORMAT,
+    kept_payload_key,
+    manifest_key,
+    shard_key,
+    state_key,
+    write_shard,
+)
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -64,7 +72,7 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
     if pinned is None:
         raise BadInput(f"{table} is empty", f"run 'deeplambda batch ingest {packed.name}' first")
     counts = read_snapshot(spark, table, pinned).groupBy("split").count().collect()
-    identity = f"{packed.name}/{packed.code_version}/{pinned}/{SHARD_ROWS}"
+    identity = f"{packed.name}/{packed.code_version}/{pinned}/{SHARD_ROWS}/{SHARD_FORMAT}"
     return DataSet(
         application=packed.name,
         id=hashlib.sha256(identity.encode()).hexdigest()[:16],

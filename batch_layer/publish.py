@@ -24,6 +24,7 @@ from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, STATE, WEIGHTS, Card, artefact_key, code_key
 from deeplambda.state.kept_rows import KeptRows, decode_payload
+from deeplambda.state.versions import memory_of
 
 
 def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedRun) -> int:
@@ -83,12 +84,13 @@ def _kept_rows(store: ObjectStore, featurizer: Featurizer, trained: TrainedRun) 
 
 def _weights(model: torch.nn.Module) -> bytes:
     """As safetensors; of tied weights one is kept, for `save` refuses shared memory."""
-    unique: dict[int, str] = {}
+    seen: set[tuple[object, ...]] = set()
     tensors = {}
     for name, tensor in model.state_dict().items():
-        if tensor.numel() and unique.setdefault(tensor.data_ptr(), name) != name:
+        if (place := memory_of(tensor)) in seen and tensor.numel():
             continue
-        tensors[name] = tensor.contiguous()
+        seen.add(place)
+        tensors[name] = tensor.clone(memory_format=torch.contiguous_format)  # of two views of one memory, both
     content: bytes = save(tensors)
     return content
 

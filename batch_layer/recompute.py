@@ -10,10 +10,13 @@ A crash before 4 changes nothing that anybody sees. Real-time rows before the ho
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -24,11 +27,13 @@ from deeplambda.adapters.lake import create_tables, current_snapshot, read_snaps
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
-from deeplambda.features import call
+from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import Features, call, chosen, row_count
 from deeplambda.loading import PackedApplication
-from deeplambda.objective import decoded
+from deeplambda.objective import Objective
 from deeplambda.records.admission import admit
+from deeplambda.records.answers import Answers, answers, finite
+from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import VIEW_SCHEMA, scores_text
 from deeplambda.state import outbox, registry
@@ -80,7 +85,10 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
 
 
 def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:
-    inputs = events.select("event_id", "kafka_partition", "kafka_offset", "value")
+    # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
+    inputs = events.select(
+        F.col("event_id").cast("binary").alias("event_id"), "kafka_partition", "kafka_offset", "value"
+    )
     return inputs.mapInArrow(_scoring(settings, champion), from_arrow_schema(VIEW_SCHEMA))
 
 
@@ -105,20 +113,16 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
     champion_json, version = champion.model_dump_json(), champion.version
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import torch
-
         code, model = _loaded(settings, champion_json)
         for batch in batches:
             inputs = batch.to_pylist()
-            records = [(None if row["event_id"] is None else row["event_id"].encode(), row["value"]) for row in inputs]
+            records = [(None if row["event_id"] is None else bytes(row["event_id"]), row["value"]) for row in inputs]
             admitted = admit(code.featurizer, records, limit_bytes=settings.event_limit_bytes)
             if not admitted.events_N:
                 continue  # what was refused has its dead letter from the stream
-            rows, events = [inputs[n] for n in admitted.rows_N], admitted.events_N
-            with torch.inference_mode():
-                tensors = {name: torch.from_numpy(array) for name, array in admitted.features.items()}
-                outputs = call(model, tensors).float().numpy()
-            predictions = decoded(code.application.objective, outputs)
+            answered = _answered(model, code.application.objective, admitted.features)
+            rows = [inputs[admitted.rows_N[n]] for n in answered.rows_N]
+            events = [admitted.events_N[n] for n in answered.rows_N]
             columns = (
                 [event.event_id for event in events],
                 [row["kafka_partition"] for row in rows],
@@ -126,10 +130,10 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
                 [event.occurred_at for event in events],
                 [now()] * len(events),
                 [version] * len(events),
-                predictions.values,
-                predictions.confidence_N,
-                [predictions.number(row) for row in range(len(events))],
-                [scores_text(predictions.scores_of(row)) for row in range(len(events))],
+                answered.values_N,
+                answered.confidence_N,
+                answered.numbers_N,
+                [scores_text(scores) for scores in answered.scores_N],
             )
             yield pa.RecordBatch.from_arrays(
                 [
@@ -140,3 +144,25 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
             )
 
     return score
+
+
+def _answered(model: "torch.nn.Module", objective: Objective, features: Features) -> Answers:
+    """The rows for which the model has an answer. The others have their dead letters from the stream, as those have
+    whose transform fails."""
+    import torch
+
+    def attempt(piece: slice) -> NDArray[np.float32]:
+        tensors = {name: torch.from_numpy(array) for name, array in chosen(features, piece).items()}
+        try:
+            with torch.inference_mode():
+                return call(model, tensors).float().numpy()  # type: ignore[no-any-return]
+        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
+            raise InvalidEvent(f"the model raised {type(exc).__name__}") from exc
+
+    found = halved(attempt, row_count(features), InvalidEvent)
+    if not found.pieces:
+        return answers(objective, np.zeros((0, objective.output_size), np.float32))
+    outputs = np.concatenate([piece for _, piece in found.pieces])
+    kept = np.flatnonzero(finite(outputs))
+    answered = answers(objective, outputs[kept])
+    return replace(answered, rows_N=[found.rows[kept[row]] for row in answered.rows_N])

@@ -16,6 +16,8 @@ from deeplambda.features import Features, finite_rows
 from deeplambda.records.lifecycle import PartitionPrepared
 
 _FEATURE, _LABELS = "feature.", "labels"
+SHARD_FORMAT = 2
+"""Part of a data set's id: what was prepared in another form is prepared again."""
 
 MANIFEST = TypeAdapter(list[PartitionPrepared])
 """What the manifest of a data set holds, as JSON."""

@@ -26,7 +26,7 @@ from deeplambda.application import deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.features import Tensor as FeatureTensor
-from deeplambda.features import specification
+from deeplambda.features import listed, specification
 from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
 from deeplambda.records import topics
@@ -279,12 +279,19 @@ class _Arrived:
 
     def add(self, shard: Shard) -> Rows:
         rows = Rows.of(shard.features, shard.labels_N)
+        if len(rows):
+            found = specification(shard.features)
+            self.features = self.features or found
+            if found != self.features:
+                raise BadInput(
+                    f"the transform gives {listed(found)} in one shard and {listed(self.features)} in another",
+                    "declare the application's `features`, and let it give those, whatever the batch",
+                )
         if shard.announcement.split in self.of:
             self.of[shard.announcement.split][shard.announcement.partition] = rows
         if shard.announcement.split == TRAIN:
             self.order.append(shard.announcement.partition)
             self.train_rows += len(rows)
-            self.features = self.features or specification(shard.features)
         return rows
 
     def joined(self, split: str) -> Rows:

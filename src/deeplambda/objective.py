@@ -9,19 +9,17 @@ Legend: N rows, C classes, L labels.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplambda.errors import BadInput
-
 if TYPE_CHECKING:
     import torch
 
-PREDICTION_CHARACTERS = 255
-"""The longest text of a prediction; what is longer is cut."""
+PREDICTION_LIMIT = 255
+"""Characters of a prediction: what its column in MySQL holds."""
 SCORES_LIMIT = 100
 """Of how many classes a prediction carries the scores: the likeliest ones. They travel with every event."""
 _SCORE_DECIMALS = 6
@@ -38,7 +36,7 @@ class Predictions:
     values: Sequence[str]
     confidence_N: NDArray[np.float64]
     numbers_N: NDArray[np.float64] | None = None
-    scores: Sequence[Mapping[str, float]] | None = None
+    scores: Sequence[Mapping[str, float] | None] | None = None
 
     def number(self, row: int) -> float | None:
         """The row's prediction as a number; None where it is none."""
@@ -46,7 +44,8 @@ class Predictions:
 
     def scores_of(self, row: int) -> dict[str, float] | None:
         """The row's probabilities by name; None where the objective has none."""
-        return None if self.scores is None else dict(self.scores[row])
+        found = None if self.scores is None else self.scores[row]
+        return None if found is None else dict(found)
 
 
 class Objective(Protocol):
@@ -318,46 +317,12 @@ def labels_of(objective: Objective, labels: Sequence[Any]) -> NDArray[Any]:
     return array
 
 
-def decoded(objective: Objective, outputs: NDArray[np.float32]) -> Predictions:
-    """What the objective makes of N rows' outputs, fit to be stored: text within its limit, nothing infinite.
-
-    Raises: BadInput when `decode` raises, or does not give one prediction for each row.
-    """
-    name = type(objective).__name__
-    try:
-        found = objective.decode(outputs)
-        confidence_N = np.asarray(found.confidence_N, dtype=np.float64)
-        numbers_N = None if found.numbers_N is None else np.asarray(found.numbers_N, dtype=np.float64)
-        scores = None if found.scores is None else [_finite_scores(row) for row in found.scores]
-        values = [_cut(str(value)) for value in found.values]
-    except BadInput:
-        raise
-    except Exception as exc:  # a user's code may raise anything
-        raise BadInput(f"decode of {name} raised {type(exc).__name__}: {exc}", "fix the objective") from exc
-    rows = len(outputs)
-    for what, given in (
-        ("values", values),
-        ("confidence_N", confidence_N),
-        ("numbers_N", numbers_N),
-        ("scores", scores),
-    ):
-        if given is not None and len(given) != rows:
-            raise BadInput(f"decode of {name} gives {len(given)} {what} for {rows} rows", "give one for each row")
-    return replace(
-        found,
-        values=values,
-        confidence_N=np.where(np.isfinite(confidence_N), confidence_N, np.nan),
-        numbers_N=None if numbers_N is None else np.where(np.isfinite(numbers_N), numbers_N, np.nan),
-        scores=scores,
-    )
-
-
 def shortened(names: Iterable[str]) -> str:
     """Names with commas between them, as many as a prediction's text holds, and "…" for the others."""
     text = ",".join(names)
-    if len(text) <= PREDICTION_CHARACTERS:
+    if len(text) <= PREDICTION_LIMIT:
         return text
-    return text[: PREDICTION_CHARACTERS - 1].rpartition(",")[0] + ",…"
+    return text[: PREDICTION_LIMIT - 1].rpartition(",")[0] + ",…"
 
 
 def accuracy(labels_N: NDArray[Any], outputs_NC: NDArray[np.float32]) -> float:
@@ -378,8 +343,8 @@ def _unique(names: Sequence[str], what: str) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"there is no {what}; name at least one")
     for name in found:
-        if not isinstance(name, str) or not name or len(name) > PREDICTION_CHARACTERS:
-            raise ValueError(f"the {what} {name!r} is not a text of 1 to {PREDICTION_CHARACTERS} characters")
+        if not isinstance(name, str) or not name or len(name) > PREDICTION_LIMIT:
+            raise ValueError(f"the {what} {name!r} is not a text of 1 to {PREDICTION_LIMIT} characters")
         if found.count(name) > 1:
             raise ValueError(f"the {what} {name!r} is there twice")
     return found
@@ -435,11 +400,3 @@ def _scores(names: Sequence[str], probabilities_NC: NDArray[np.float64]) -> list
         return [dict(zip(names, row, strict=True)) for row in rounded_NC.tolist()]
     likeliest_NK = np.argsort(-probabilities_NC, axis=1, kind="stable")[:, :SCORES_LIMIT]
     return [{names[i]: float(row[i]) for i in best} for row, best in zip(rounded_NC, likeliest_NK, strict=True)]
-
-
-def _finite_scores(row: Mapping[str, float]) -> dict[str, float]:
-    return {str(name): float(score) for name, score in row.items() if math.isfinite(score)}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= PREDICTION_CHARACTERS else text[: PREDICTION_CHARACTERS - 1] + "…"

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic_core import to_json
 
 from deeplambda.fields import EventId, Moment
-from deeplambda.objective import PREDICTION_CHARACTERS
+from deeplambda.objective import PREDICTION_LIMIT
 
 VIEW_SCHEMA = pa.schema(
     [
@@ -63,7 +63,7 @@ class Prediction(BaseModel):
     received_at: AwareDatetime
     predicted_at: AwareDatetime
     model_version: Annotated[int, Field(ge=0, lt=2**31)]
-    prediction: Annotated[str, Field(max_length=PREDICTION_CHARACTERS)]
+    prediction: Annotated[str, Field(max_length=PREDICTION_LIMIT)]
     confidence: Annotated[float | None, BeforeValidator(_none_for_nan)] = None
     value: Annotated[float | None, BeforeValidator(_none_for_nan)] = None
     scores: dict[str, float] | None = None

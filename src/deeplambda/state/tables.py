@@ -24,14 +24,14 @@ from sqlalchemy.types import TypeEngine
 
 from deeplambda.adapters.mysql import UtcDateTime, mysql_errors
 from deeplambda.errors import ConfigurationError
-from deeplambda.objective import PREDICTION_CHARACTERS
+from deeplambda.objective import PREDICTION_LIMIT
 from deeplambda.records.predictions import VIEW_SCHEMA
 
 SCHEMA = MetaData()
 _NAME = String(64, collation="utf8mb4_bin")
 
 
-_LENGTHS = {"event_id": 128, "prediction": PREDICTION_CHARACTERS}
+_LENGTHS = {"event_id": 128, "prediction": PREDICTION_LIMIT}
 _KEYS = ("event_id",)
 _TYPES: Mapping[pa.DataType, type[TypeEngine[Any]]] = {
     pa.int32(): Integer,

@@ -105,12 +105,18 @@ def fetch_model(store: ObjectStore, application: Application, card: Card) -> "to
     return model.eval().requires_grad_(False)
 
 
+def memory_of(tensor: "torch.Tensor") -> tuple[object, ...]:
+    """Equal for tensors that are the same numbers in the same memory, as tied weights are."""
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
 def _shared_names(model: "torch.nn.Module") -> set[str]:
     """Names of tensors that are another's memory: of tied weights the file holds one."""
-    seen: dict[int, str] = {}
+    seen: dict[tuple[object, ...], str] = {}
     shared: set[str] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.data_ptr() in seen and tensor.numel():
-            shared |= {name, seen[tensor.data_ptr()]}
-        seen.setdefault(tensor.data_ptr(), name)
+        place = memory_of(tensor)
+        if place in seen and tensor.numel():
+            shared |= {name, seen[place]}
+        seen.setdefault(place, name)
     return shared

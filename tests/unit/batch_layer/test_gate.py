@@ -4,6 +4,7 @@ import pytest
 
 from batch_layer.gate import TOLERANCE, verdict
 from deeplambda.clock import now
+from deeplambda.features import Tensor
 from deeplambda.state.card import Card
 
 
@@ -18,7 +19,7 @@ def card(version: int, accuracy: float, code_version: str = "c0de", **metrics: f
         hyperparameters={"epochs": 1},
         metrics={"accuracy": accuracy} | metrics,
         parameters=10,
-        feature_shape=[1, 28, 28],
+        features={"features": Tensor(shape=(1, 28, 28))},
         output_size=10,
         weights_sha256="0" * 64,
         onnx_sha256="1" * 64,

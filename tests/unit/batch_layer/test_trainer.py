@@ -12,9 +12,8 @@ from examples.digits.application import Digits
 CPU = Compute(torch.device("cpu"), bf16=False)
 RANDOMNESS = np.random.default_rng(3)
 LABELS_N = RANDOMNESS.integers(0, 10, 100)
-ROWS = Rows.of(
-    (RANDOMNESS.normal(0, 0.3, (100, 1, 28, 28)) + LABELS_N[:, None, None, None] / 3).astype(np.float32), LABELS_N
-)
+IMAGES = (RANDOMNESS.normal(0, 0.3, (100, 1, 28, 28)) + LABELS_N[:, None, None, None] / 3).astype(np.float32)
+ROWS = Rows.of({"features": IMAGES}, LABELS_N)
 
 
 def trainer(compute: Compute = CPU, **overrides: Any) -> Trainer:
@@ -88,7 +87,7 @@ def test_rows_are_reported_as_they_are_trained_on_and_each_once() -> None:
 def test_no_rows_are_no_step() -> None:
     made, untouched = trainer(), trainer()
     made.begin_epoch(1)
-    made.train_on(Rows(ROWS.features[:0], ROWS.labels_N[:0]), 1.0)
+    made.train_on(ROWS.chosen(torch.arange(0)), 1.0)
     assert same(made, untouched)
 
 

@@ -12,6 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from deeplambda.application import Event
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.objective import Predictions
+from deeplambda.records.featurizer import Featurizer
 from examples.digits.application import DigitDrawn, Digits
 from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
 
@@ -64,9 +65,10 @@ def test_an_instance_beyond_the_limit_is_too_large() -> None:
 
 
 def test_features_are_the_applications() -> None:
-    features = features_of(Digits(), decode({"image": IMAGE}, {"image": IMAGE}))
-    assert features.shape == (2, 1, 28, 28)
-    assert features.dtype == np.float32
+    featurizer = Featurizer(Digits(), code_version="c0de")
+    features = features_of(featurizer, decode({"image": IMAGE}, {"image": IMAGE}))
+    assert features["features"].shape == (2, 1, 28, 28)
+    assert features["features"].dtype == np.float32
 
 
 def test_the_reply_names_version_and_events() -> None:
