@@ -1,4 +1,10 @@
-"""Judge: which model version may serve, and the change of champion."""
+"""Judge: which model version may serve, and the change of champion.
+
+1. Every artefact of the version is checked, as a service would before it serves it.
+2. Candidate and champion are measured on the same rows, those of the candidate's test split, where both take the same
+   features; else what their cards say is compared, and a refusal says so.
+3. The candidate may be worse than the champion by the application's margin.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
+from batch_layer.same_rows import on_same_rows
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.adapters.s3 import ObjectStore
@@ -165,7 +172,11 @@ def _reason_against(settings: Settings, packed: PackedApplication, version: int,
         return str(exc)
     if force:
         return None
-    return verdict(card, champion, packed.code_version, Criterion.of(packed.load()))
+    criterion = Criterion.of(packed.load())
+    same_rows = None
+    if champion is not None and card.code_version == packed.code_version:
+        same_rows = on_same_rows(settings, packed.load(), card, champion, criterion.metric)
+    return verdict(card, champion, packed.code_version, criterion, same_rows)
 
 
 def _tell(settings: Settings, platform: Engine) -> None:

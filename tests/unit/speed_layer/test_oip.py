@@ -56,7 +56,9 @@ def test_json_flat_json_nested_and_binary_are_the_same_features() -> None:
 
 def test_binary_features_are_a_view_of_the_body() -> None:
     body, header = as_binary()
-    assert np.shares_memory(decode_request(body, header, WANTED).features["features"], np.frombuffer(body, dtype=np.uint8))
+    assert np.shares_memory(
+        decode_request(body, header, WANTED).features["features"], np.frombuffer(body, dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize(
