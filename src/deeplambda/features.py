@@ -85,7 +85,7 @@ def finite_rows(features: Features, rows: int) -> NDArray[np.bool_]:
     finite_N = np.ones(rows, dtype=bool)
     for array in features.values():
         if array.dtype.kind == "f":
-            finite_N &= np.isfinite(array.reshape(rows, -1)).all(axis=1)
+            finite_N &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     return finite_N
 
 

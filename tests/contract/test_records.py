@@ -23,6 +23,8 @@ WRITTEN = [
         "key": "digits/prepared/d1/train-00000.safetensors",
         "sha256": "ab",
         "rows": 7500,
+        "refused": 1,
+        "first_refusal": "a feature is NaN or infinite",
         "size_bytes": 23580000,
         "duration_s": 1.5,
     },
@@ -55,6 +57,7 @@ WRITTEN = [
         "version": 2,
         "previous": None,
         "weights_sha256": "ab",
+        "code_sha256": "ef",
     },
     {"type": "ModelRejected", "application": "digits", "at": AT, "version": 3, "reason": "worse"},
     {
@@ -64,6 +67,7 @@ WRITTEN = [
         "version": 1,
         "previous": 2,
         "weights_sha256": "cd",
+        "code_sha256": "ef",
     },
     {
         "type": "BatchViewPublished",
@@ -83,6 +87,12 @@ WRITTEN = [
 def test_a_fact_reads_and_writes_the_same_json(written: dict[str, object]) -> None:
     record = LIFECYCLE_RECORD.validate_python(written)
     assert from_json(record.model_dump_json()) == written
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=lambda record: record["type"])
+def test_a_fact_from_before_fields_were_added_is_read(written: dict[str, object]) -> None:
+    old = {name: value for name, value in written.items() if name not in {"refused", "first_refusal", "code_sha256"}}
+    assert LIFECYCLE_RECORD.validate_python(old).type == written["type"]
 
 
 def test_a_fact_from_a_newer_version_with_more_fields_is_read() -> None:

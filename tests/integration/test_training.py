@@ -22,10 +22,12 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, NotReady, UnfitModel
+from deeplambda.features import Tensor
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
 from deeplambda.state import registry
-from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card, fetch_model
+from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
+from deeplambda.state.versions import fetch_model
 from tests.integration.blobs import (
     PARTITIONS,
     ROWS,
@@ -148,7 +150,7 @@ def test_training_that_follows_an_ended_preparation_takes_the_rest_from_the_mani
     announce(stack, facts[:1])
     preparing: Future[None] = Future()
     feed = iter(ShardFeed(stack, application.load(), dataset, preparing=preparing))
-    assert next(feed).fact == facts[0]
+    assert next(feed).announcement == facts[0]
     ObjectStore(stack).put(manifest_key(application.name, dataset), to_json(facts))
     preparing.set_result(None)
     assert [shard.announcement for shard in feed] == facts[1:]
@@ -250,7 +252,8 @@ def test_a_run_is_published_once(stack: Settings, application: PackedApplication
 
     card = fetch_card(ObjectStore(stack), application.name, version)
     assert card.metrics == trained.epochs[-1].metrics
-    assert (card.trained_rows, card.feature_shape, card.parameters) == (TRAIN_ROWS, [4], 4 * 16 + 16 + 16 * 3 + 3)
+    assert (card.trained_rows, card.parameters) == (TRAIN_ROWS, 4 * 16 + 16 + 16 * 3 + 3)
+    assert card.features == {"features": Tensor(shape=(4,))}
     assert model_row(card)["version"] == version
     assert {row["epoch"] for row in metric_rows(card, trained.epochs)} == {1, 2, 3, None}
 

@@ -266,26 +266,28 @@ def test_model_predicts_in_sql(gateway: OwnGateway) -> None:
     name, service = gateway.application, gateway.service
     payloads = [bytes([grey] * 784) for grey in (0, 90, 255)]
     values = ", ".join(f"('{n}', X'{payload.hex()}')" for n, payload in enumerate(payloads))
-    statement = f"SELECT predict_{name}(image) FROM VALUES {values}, ('3', NULL) AS t(id, image) ORDER BY id"
+    refused = "('3', NULL), ('4', X'00')"
+    statement = f"SELECT predict_{name}(image) FROM VALUES {values}, {refused} AS t(id, image) ORDER BY id"
     with service.running():
         service.promote(service.publish(model_of(1)))
         assert service.serves(1)
         found = [prediction for (prediction,) in gateway.rows(statement)]
-    outputs = fp32_outputs(model_of(1), Digits().transform(pa.RecordBatch.from_pydict({"image": payloads})))
-    assert found == [*Digits.objective.decode(outputs).values, None]
+        for call, said in (("", "got 0 columns; give it image binary"), ("1.5D", "a column of another type")):
+            assert said in refusal_of(gateway, f"SELECT predict_{name}({call})")
+    outputs = fp32_outputs(
+        model_of(1), {"features": Digits().transform(pa.RecordBatch.from_pydict({"image": payloads}))}
+    )
+    assert found == [*Digits.objective.decode(outputs).values, None, None]
 
 
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        ("X'00'", "transform refused a row"),
-        ("", "got 0 columns; give it image binary"),
-        ("1.5D", "a column of another type"),
-        ("CAST(repeat('a', 784) AS BINARY)", "the model service did not answer"),
-    ],
-)
-def test_prediction_that_cannot_be_made_is_an_error_in_a_sentence(gateway: OwnGateway, call: str, said: str) -> None:
+def test_prediction_without_a_service_is_an_error_in_a_sentence(gateway: OwnGateway) -> None:
+    statement = f"SELECT predict_{gateway.application}(CAST(repeat('a', 784) AS BINARY))"
+    assert "the model service did not answer" in refusal_of(gateway, statement)
+
+
+def refusal_of(gateway: OwnGateway, statement: str) -> str:
     with pytest.raises(hive.OperationalError) as refusal:
-        gateway.rows(f"SELECT predict_{gateway.application}({call})")
-    assert said in message_of(refusal.value)
-    assert "Traceback" not in message_of(refusal.value)
+        gateway.rows(statement)
+    said = message_of(refusal.value)
+    assert "Traceback" not in said
+    return said

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
+from deeplambda.adapters.model_service import DATATYPES, _encode
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.features import Tensor
 from deeplambda.objective import Classification, Predictions
@@ -219,3 +220,48 @@ def test_metadata_describes_the_tensors() -> None:
         ("prediction", [-1]),
         ("confidence", [-1]),
     ]
+
+
+SEVERAL = {"words": Tensor("int64", (2,)), "age": Tensor(), "known": Tensor("bool", (1,)), "half": Tensor("float16")}
+VALUES: dict[str, NDArray[Any]] = {
+    "words": np.array([[12_345, 2**53 + 1], [-1, 257]]),
+    "age": np.array([0.1, 16_777_216], np.float32),
+    "known": np.array([[True], [False]]),
+    "half": np.array([0.5, 2], np.float16),
+}
+
+
+def test_named_tensors_of_every_kind_come_through_json_and_binary_as_they_were() -> None:
+    body, headers = _encode(VALUES)
+    inputs = [
+        {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape, "data": array.tolist()}
+        for name, array in reversed(VALUES.items())
+    ]
+    for decoded in (
+        decode_request(body, headers["Inference-Header-Content-Length"], SEVERAL),
+        decode_request(to_json({"inputs": inputs}), None, SEVERAL),
+    ):
+        assert decoded.features.keys() == VALUES.keys()
+        for name, array in VALUES.items():
+            np.testing.assert_array_equal(decoded.features[name], array)
+            assert decoded.features[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"data": [1.5] * 4}, "no INT64"),
+        ({"data": [2**63] * 4}, "INT64|number"),
+        ({"data": [True] * 4}, "not a number"),
+        ({"datatype": "INT32", "data": [1] * 4}, "send INT64"),
+        ({"name": "sentences", "data": [1] * 4}, "exactly 4 tensors"),
+        ({"shape": [1, 2], "data": [1] * 2}, "different numbers of rows"),
+    ],
+)
+def test_a_wrong_one_of_several_tensors_is_refused_by_name(changed: dict[str, Any], named: str) -> None:
+    inputs = [
+        {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape, "data": array.tolist()}
+        for name, array in VALUES.items()
+    ]
+    with pytest.raises(BadInput, match=named):
+        decode_request(to_json({"inputs": [inputs[0] | changed, *inputs[1:]]}), None, SEVERAL)
