@@ -9,9 +9,11 @@ from rich.table import Table
 from sqlalchemy import select
 
 from deeplambda.adapters.mysql import engine, mysql_errors
+from deeplambda.application import Application, metric_names
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
+from deeplambda.metrics import lower_is_better
 from deeplambda.state import registry
 from deeplambda.state.card import Card
 from deeplambda.state.tables import MODEL_VERSIONS
@@ -27,26 +29,28 @@ Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model li
 def list_versions(application: ApplicationName) -> None:
     """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves.
 
-    'deeplambda model show' tells the rest of a version: its data, its hashes.
+    ↑: of the metric, higher is better; ↓: lower. 'deeplambda model show' tells the rest of a version: its data, hashes.
     """
     settings = load_settings()
     packed = pack_application(application, settings)
     cards, champion = _versions(settings, packed.name)
-    console.print(versions_table(cards, champion, list(packed.load().metrics), packed.code_version))
+    console.print(versions_table(cards, champion, packed.load(), packed.code_version))
     if not cards:
         console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")
 
 
-def versions_table(cards: list[Card], champion: Card | None, metrics: list[str], deployed: str) -> Table:
+def versions_table(cards: list[Card], champion: Card | None, application: Application, deployed: str) -> Table:
     """A row for each version; fits 80 columns, where a long name or value goes on in the next line."""
     table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in (*metrics, "rows", "trained", "code"):
+    names = metric_names(application)
+    headings = [f"{name} {'↓' if lower_is_better(application, name) else '↑'}" for name in names]
+    for heading in (*headings, "rows", "trained", "code"):
         table.add_column(heading, overflow="fold")
     for card in cards:
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
             str(card.version),
-            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in metrics),
+            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in names),
             f"{card.trained_rows:,}",
             f"{card.created_at:%Y-%m-%d %H:%M}Z",
             card.code_version if card.code_version == deployed else f"{card.code_version} not deployed",
@@ -83,8 +87,8 @@ def promote(
 ) -> None:
     """Make a version the champion: services load it at once.
 
-    A version is refused when its first metric is worse than the champion's, by more than runs with other seeds differ,
-    or when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
+    A version is refused when its first metric is worse than the champion's by more than the application's margin, or
+    when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
     """
     from batch_layer.gate import promote as promote_version
 

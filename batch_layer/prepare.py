@@ -41,6 +41,7 @@ from deeplambda.errors import BadInput
 from deeplambda.features import Features, concatenated
 from deeplambda.learned import EncodedState, decode_state, encode_state
 from deeplambda.loading import PackedApplication
+from deeplambda.objective import labels_of
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
@@ -215,7 +216,7 @@ def _preparation(
             if split == KEPT_SPLIT and partition == 0 and sum(map(len, kept)) < LIMIT_ROWS:
                 kept.append(batch.select(payload.names).take(passed))
         features = concatenated([piece for piece in pieces if piece])
-        shard = write_shard(features, featurizer.application.objective.label_array(labels))
+        shard = write_shard(features, labels_of(featurizer.application.objective, labels))
         key = shard_key(dataset.application, dataset.id, split, partition)
         store.put(key, shard)
         if kept:

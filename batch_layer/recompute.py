@@ -12,6 +12,7 @@ A crash before 5 changes nothing that anybody sees. Real-time rows before the ho
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from deeplambda.records.featurizer import said
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import BatchViewPublished
-from deeplambda.records.predictions import VIEW_SCHEMA
+from deeplambda.records.predictions import VIEW_SCHEMA, scores_text
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
 from deeplambda.state.horizon_store import move_horizon
@@ -167,6 +168,8 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
                 model_version=[version] * len(events),
                 prediction=found.values_N,
                 confidence=found.confidence_N,
+                value=found.numbers_N,
+                scores=[scores_text(scores) for scores in found.scores_N],
             )
             refused = [(inputs[n], refusal) for n, refusal in admitted.refused] + [
                 (inputs[admitted.rows_N[n]], RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED))
@@ -199,17 +202,17 @@ def _answered(model: "torch.nn.Module", objective: Objective, features: Features
     found = halved(attempt, row_count(features), InvalidEvent)
     refused = {row: InvalidEvent(exc.message, exc.remedy) for row, exc in found.refused.items()}
     if not found.pieces:
-        return Answers(rows_N=[], values_N=[], confidence_N=np.zeros(0), refused=refused)
+        nothing = answers(objective, np.zeros((0, objective.output_size), np.float32))
+        return replace(nothing, refused=refused)
     rows, outputs = found.rows, np.concatenate([piece for _, piece in found.pieces])
     finite_N = finite(outputs)
     for n in np.flatnonzero(~finite_N):
         refused[rows[n]] = InvalidEvent("the model's outputs are not finite", _SEEN_VALUES)
     kept = np.flatnonzero(finite_N)
     answered = answers(objective, outputs[kept])
-    return Answers(
+    return replace(
+        answered,
         rows_N=[rows[kept[n]] for n in answered.rows_N],
-        values_N=answered.values_N,
-        confidence_N=answered.confidence_N,
         refused=refused | {rows[kept[n]]: exc for n, exc in answered.refused.items()},
     )
 

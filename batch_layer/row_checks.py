@@ -6,7 +6,7 @@ one row holds, and nothing that an application's code raises, stops the others.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,6 +21,7 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject
 from deeplambda.loading import PackedApplication
+from deeplambda.objective import label_text
 from deeplambda.records.featurizer import said
 from deeplambda.sources import AnySource, Images, Lines, Source, content_id, moment
 
@@ -89,15 +90,16 @@ class RowChecks:
         self._pinned: str | None = getattr(source, "split", None)
         self._payload = payload_schema(application.event).names
         self._optional = {name for name, field in self._event.model_fields.items() if not field.is_required()}
+        self._objective = application.objective
         # A label is checked once, not in each of the rows that have it.
-        self._check_label = lru_cache(maxsize=1024)(lambda label: application.objective.label_array([label]) is None)
+        self._known_label = lru_cache(maxsize=1024, typed=True)(partial(label_text, application.objective))
 
     def of_raw(self, row: Any) -> dict[str, Any]:
         """Of what `examples` gave."""
         try:
             values = dict(row)
             label = values.get("label")
-            return self._checked(values, None if label is None else str(label), values)
+            return self._checked(values, label, values)
         except Exception as exc:  # whatever the row holds, and whatever the application's validators raise
             return _refused(exc, _record(row))
 
@@ -125,14 +127,16 @@ class RowChecks:
         empty = [field for field, value in values.items() if value is None]
         return f"cannot be read: {', '.join(empty)}" if empty else "cannot be read: it has more or fewer cells"
 
-    def _checked(self, values: Mapping[str, Any], label: str | None, columns: Mapping[Any, Any]) -> dict[str, Any]:
+    def _label(self, label: Any) -> str:
+        return self._known_label(label) if isinstance(label, (str, int, bool)) else label_text(self._objective, label)
+
+    def _checked(self, values: Mapping[str, Any], given_label: Any, columns: Mapping[Any, Any]) -> dict[str, Any]:
         given = {name: value for name, value in values.items() if not (value is None and name in self._optional)}
         if (time := given.get("occurred_at")) is not None:
             given["occurred_at"] = moment(time)
         event = self._event.model_validate({"occurred_at": now(), "event_id": "?"} | given)
         payload = {name: getattr(event, name) for name in self._payload}
-        if label is not None:
-            self._check_label(label)
+        label = None if given_label is None else self._label(given_label)
         own_time = event.occurred_at if time is not None else None
         event_id = event.event_id if "event_id" in given else content_id(payload, label, own_time)
         by = self._splits.column

@@ -5,27 +5,31 @@
 3. Every later epoch shuffles all rows, which are in memory by then.
 4. After each epoch: metrics of the test split and, where there is one, of the validation split, then the checkpoint on
    S3, then `EpochTrained` on Kafka.
+5. With `patience`, training ends when the validation split's first metric has not become better for so many epochs, and
+   the run's model is that of the best epoch.
 A run killed between checkpoint and event publishes that event when it goes on; a finished run trains nothing.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from batch_layer.checkpoint import Checkpoint, encode, newest_checkpoint, run_id, save_checkpoint
+from batch_layer.checkpoint import Checkpoint, encode, fetch_checkpoint, newest_checkpoint, run_id, save_checkpoint
 from batch_layer.compute import best_compute
 from batch_layer.feed import Shard, ShardFeed
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
+from deeplambda.application import deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
+from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.features import Tensor as FeatureTensor
 from deeplambda.features import listed, specification
 from deeplambda.loading import PackedApplication
+from deeplambda.metrics import lower_is_better
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.service.metrics import MetricPublisher
@@ -53,7 +57,10 @@ class TrainingListener(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run. model: on the CPU, in fp32 and evaluation mode. features: what it takes."""
+    """A finished run. model: on the CPU, in fp32 and evaluation mode. features: what it takes.
+
+    epochs: up to the one whose model it is, which is the last one unless training had `patience`.
+    """
 
     run: str
     dataset: str
@@ -109,6 +116,13 @@ class _Run:
         self._dataset = dataset
         self._hyperparameters = all_hyperparameters(self._application, overrides)
         self._epochs: int = self._hyperparameters["epochs"]
+        self._patience: int = self._hyperparameters.get("patience", 0)
+        if self._patience and VALIDATION not in self._splits:
+            raise ConfigurationError(
+                f"{packed.name} has patience {self._patience}, but no split {VALIDATION!r} to judge by",
+                "let the application's splits have one, or train with --set patience=0",
+            )
+        self._lower_is_better = lower_is_better(self._application, deciding_metric(self._application))
         self._id = run_id(dataset, packed.code_version, self._hyperparameters)
         self._compute = best_compute()
         self._trainer = Trainer(self._application, self._hyperparameters, self._compute)
@@ -119,15 +133,17 @@ class _Run:
 
     def trained(self, snapshot: int, preparing: "Future[Any] | None") -> TrainedRun:
         checkpoint = self._resumed()
-        if checkpoint is None or checkpoint.epoch < self._epochs:
+        if checkpoint is None or not self._ended(checkpoint):
             feed = ShardFeed(self._settings, self._application, self._dataset, preparing=preparing)
             if checkpoint is None:
                 rows, training_s = self._first_epoch(feed)
-                checkpoint = self._finish_epoch([], rows, training_s)
+                checkpoint = self._finish_epoch(None, rows, training_s)
             else:
                 rows = self._gathered(feed, checkpoint.train_shards)
-            while checkpoint.epoch < self._epochs:
-                checkpoint = self._finish_epoch(checkpoint.epochs, rows, self._epoch(checkpoint.epoch + 1, rows.train))
+            while not self._ended(checkpoint):
+                training_s = self._epoch(checkpoint.epoch + 1, rows.train)
+                checkpoint = self._finish_epoch(checkpoint, rows, training_s)
+        checkpoint = self._best(checkpoint)
         return TrainedRun(
             run=self._id,
             dataset=self._dataset,
@@ -137,6 +153,26 @@ class _Run:
             epochs=checkpoint.epochs,
             features=checkpoint.features,
         )
+
+    def _ended(self, checkpoint: Checkpoint) -> bool:
+        if checkpoint.epoch >= self._epochs:
+            return True
+        waited = checkpoint.epoch - self._best_epoch(checkpoint)
+        return 0 < self._patience <= waited
+
+    def _best_epoch(self, checkpoint: Checkpoint) -> int:
+        name = deciding_metric(self._application)
+        measured = [epoch.validation_metrics[name] for epoch in checkpoint.epochs]
+        return best_epoch(measured, lower=self._lower_is_better)
+
+    def _best(self, checkpoint: Checkpoint) -> Checkpoint:
+        """With patience, the checkpoint of the best epoch, with the trainer back in its state."""
+        best = self._best_epoch(checkpoint) if self._patience else checkpoint.epoch
+        if best == checkpoint.epoch:
+            return checkpoint
+        earlier, tensors = fetch_checkpoint(self._store, self._application.name, self._id, best)
+        self._trainer.load_state(tensors)
+        return earlier
 
     def _resumed(self) -> Checkpoint | None:
         found = newest_checkpoint(self._store, self._application.name, self._id)
@@ -179,11 +215,10 @@ class _Run:
                     f"data set {self._dataset} of {self._application.name} has no rows in the split {split!r}",
                     "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
                 )
-        validation = arrived.of.get(VALIDATION)
         return _DataSet(
-            validation=Rows.joined([validation[partition] for partition in sorted(validation)]) if validation else None,
             train=Rows.joined([arrived.of[TRAIN][partition] for partition in train_shards]),
-            test=Rows.joined([arrived.of[TEST][partition] for partition in sorted(arrived.of[TEST])]),
+            test=arrived.joined(TEST),
+            validation=arrived.joined(VALIDATION) if VALIDATION in arrived.of else None,
             train_shards=train_shards,
             features=arrived.features,
         )
@@ -195,11 +230,12 @@ class _Run:
         self._trainer.train_on(train_rows, len(train_rows), self._listener.advance)
         return time.monotonic() - started_s
 
-    def _finish_epoch(self, before: list[EpochTrained], rows: _DataSet, training_s: float) -> Checkpoint:
+    def _finish_epoch(self, before: Checkpoint | None, rows: _DataSet, training_s: float) -> Checkpoint:
+        earlier = before.epochs if before else []
         trained = EpochTrained(
             application=self._application.name,
             run=self._id,
-            epoch=len(before) + 1,
+            epoch=len(earlier) + 1,
             epochs=self._epochs,
             loss=self._trainer.mean_loss(),
             metrics=self._trainer.evaluate(rows.test),
@@ -211,7 +247,7 @@ class _Run:
         encoded = encode(self._trainer.state())
         checkpoint = Checkpoint(
             run=self._id,
-            epochs=[*before, trained],
+            epochs=[*earlier, trained],
             train_shards=rows.train_shards,
             features=rows.features,
             tensors_sha256=sha256_of(encoded),
@@ -255,3 +291,13 @@ class _Arrived:
             self.order.append(shard.announcement.partition)
             self.train_rows += len(rows)
         return rows
+
+    def joined(self, split: str) -> Rows:
+        """All rows of a split in the order of its partitions; none of a split that is not asked for."""
+        of_split = self.of.get(split, {})
+        return Rows.joined([of_split[partition] for partition in sorted(of_split)])
+
+
+def best_epoch(values: Sequence[float], *, lower: bool) -> int:
+    """The first epoch, from 1, with the best of the values; 0 without any. lower: whether lower is better."""
+    return values.index(min(values) if lower else max(values)) + 1 if values else 0

@@ -48,6 +48,7 @@ from deeplambda.application import Application, Choice, LogUniform, deciding_met
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
+from deeplambda.metrics import lower_is_better
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.sources import TRAIN, VALIDATION
 
@@ -64,7 +65,7 @@ _METRIC, _FAILURE = "validation", "failure"
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """drawn: its values from the search space. epochs: that it was let train. metric: of the rows set aside, after the
-    last of them; -inf with a `failure`, the sentence that says why there is none."""
+    last of them; infinitely bad with a `failure`, the sentence that says why there is none."""
 
     drawn: dict[str, Any]
     epochs: int
@@ -91,6 +92,7 @@ def tune(
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
     space = _search_space(application, overrides)
+    lower = lower_is_better(application, deciding_metric(application))
     training, validation = _rows_of_trials(settings, application, dataset)
     with _ray(settings, packed):
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -103,7 +105,7 @@ def tune(
                 param_space=space,
                 tune_config=ray_tune.TuneConfig(
                     metric=_METRIC,
-                    mode="max",
+                    mode="min" if lower else "max",
                     num_samples=trials,
                     scheduler=ASHAScheduler(max_t=fixed["epochs"], reduction_factor=REDUCTION_FACTOR),
                     search_alg=BasicVariantGenerator(random_state=fixed["seed"]),
@@ -116,7 +118,8 @@ def tune(
                     verbose=0,
                 ),
             ).fit()
-        best_first = sorted(map(_trial_of, found), key=lambda trial: trial.metric, reverse=True)
+        ended_trials = [_trial_of(result, _worst(lower)) for result in found]
+        best_first = sorted(ended_trials, key=lambda trial: trial.metric, reverse=not lower)
     if failure := best_first[0].failure:
         raise UnfitModel(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
     with Publisher(settings) as publisher:
@@ -244,13 +247,14 @@ def _trial(
     training_rows, validation_rows = _rows(training), _rows(validation)
     trainer = Trainer(application, all_hyperparameters(application, fixed | drawn), best_compute())
     metric = deciding_metric(application)
+    worst = _worst(lower_is_better(application, metric))
     for epoch in range(1, fixed["epochs"] + 1):
         try:
             trainer.begin_epoch(epoch)
             trainer.train_on(training_rows, len(training_rows))
             ray_tune.report({_METRIC: trainer.evaluate(validation_rows)[metric]})
         except UnfitModel as exc:
-            ray_tune.report({_METRIC: -np.inf, _FAILURE: exc.message})
+            ray_tune.report({_METRIC: worst, _FAILURE: exc.message})
             return
 
 
@@ -265,7 +269,12 @@ def _rows(arrays: _Arrays) -> Rows:
         return Rows({name: torch.from_numpy(array) for name, array in features.items()}, torch.from_numpy(labels_N))
 
 
-def _trial_of(result: Any) -> Trial:
+def _worst(lower: bool) -> float:
+    """Of a metric, what no trial that succeeds is as bad as. lower: whether lower is better."""
+    return np.inf if lower else -np.inf
+
+
+def _trial_of(result: Any, worst: float) -> Trial:
     told = result.metrics or {}
     failure = told.get(_FAILURE, "")
     if result.error is not None:
@@ -274,6 +283,6 @@ def _trial_of(result: Any) -> Trial:
     return Trial(
         drawn=dict(result.config),
         epochs=told.get("training_iteration", 0),
-        metric=-np.inf if failure else told[_METRIC],
+        metric=worst if failure else told[_METRIC],
         failure=failure,
     )

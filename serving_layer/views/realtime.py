@@ -28,7 +28,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
-from deeplambda.records.predictions import Prediction
+from deeplambda.records.predictions import Prediction, scores_text
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
@@ -171,4 +171,6 @@ def _row(prediction: Prediction, stored_at: datetime) -> dict[str, Any]:
         "model_version": prediction.model_version,
         "prediction": prediction.prediction,
         "confidence": prediction.confidence,
+        "value": prediction.value,
+        "scores": scores_text(prediction.scores),
     }

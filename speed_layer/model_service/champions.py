@@ -72,7 +72,8 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
     application, kept = featurizer.application, fetch_kept_rows(store, card)
     model = fetch_model(store, application, card)
     trial = kept.features if kept else zero_features(card.features)
-    decides = isinstance(application.objective, Classification)
+    objective = application.objective
+    decides = type(objective) is Classification and objective.threshold is None
     path = fast_path(model, trial, name=name, decides=decides)
     if kept:
         kept.check_features(featurizer.features, name)

@@ -76,9 +76,7 @@ class Scorer:
         for piece, scored in found.pieces:
             answered = answers(featurizer.application.objective, scored.outputs)
             refused |= {piece.start + n: refusal for n, refusal in answered.refused.items()}
-            for n, value, confidence in zip(
-                answered.rows_N, answered.values_N, answered.confidence_N.tolist(), strict=True
-            ):
+            for answer, n in enumerate(answered.rows_N):
                 event, row = admitted.events_N[piece.start + n], rows[admitted.rows_N[piece.start + n]]
                 try:
                     prediction = Prediction(
@@ -90,8 +88,10 @@ class Scorer:
                         received_at=row["timestamp"],
                         predicted_at=now(),
                         model_version=scored.model_version,
-                        prediction=value,
-                        confidence=confidence,
+                        prediction=answered.values_N[answer],
+                        confidence=float(answered.confidence_N[answer]),
+                        value=answered.numbers_N[answer],
+                        scores=answered.scores_N[answer],
                         inference_ms=inference_ms,
                         code_version=featurizer.code_version,
                     )

@@ -24,6 +24,7 @@ from pathlib import Path
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
+from deeplambda.metrics import check_metrics
 
 ENTRY_POINT_GROUP = "deeplambda.applications"
 _NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
@@ -44,6 +45,7 @@ def _instance(package: str) -> Application:
         )
     application: Application = written_here[0]()
     payload_schema(application.event)  # a field without a column type should fail here, not in a worker
+    check_metrics(application)
     return application
 
 

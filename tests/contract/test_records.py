@@ -7,7 +7,7 @@ from pydantic_core import from_json
 
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import LIFECYCLE_RECORD
-from deeplambda.records.predictions import Prediction
+from deeplambda.records.predictions import VIEW_SCHEMA, Prediction, scores_text
 from deeplambda.records.runtime_metrics import RuntimeMetric
 
 AT = "2026-01-02T03:04:05Z"
@@ -113,6 +113,7 @@ def test_a_prediction_carries_what_an_incident_asks() -> None:
         model_version=2,
         prediction="7",
         confidence=float("nan"),
+        value=float("nan"),
         inference_ms=3.5,
         code_version="11455c458b6a",
     )
@@ -127,9 +128,43 @@ def test_a_prediction_carries_what_an_incident_asks() -> None:
         "model_version": 2,
         "prediction": "7",
         "confidence": None,
+        "value": None,
+        "scores": None,
         "inference_ms": 3.5,
         "code_version": "11455c458b6a",
     }
+
+
+def test_a_prediction_of_before_there_were_values_and_scores_is_read() -> None:
+    written = {
+        "application": "digits",
+        "event_id": "a",
+        "kafka_partition": 0,
+        "kafka_offset": 17,
+        "occurred_at": AT,
+        "received_at": AT,
+        "predicted_at": AT,
+        "model_version": 2,
+        "prediction": "7",
+        "confidence": 0.9,
+        "inference_ms": 3.5,
+        "code_version": "11455c458b6a",
+    }
+    record = Prediction.model_validate(written)
+    assert (record.value, record.scores) == (None, None)
+    typed = Prediction.model_validate(written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}})
+    assert from_json(typed.model_dump_json()) == written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}}
+
+
+def test_the_columns_of_both_views_have_their_names_and_added_ones_may_be_null() -> None:
+    assert VIEW_SCHEMA.names[:8] == [
+        *("event_id", "kafka_partition", "kafka_offset", "occurred_at", "predicted_at", "model_version"),
+        *("prediction", "confidence"),
+    ]
+    assert VIEW_SCHEMA.names[8:] == ["value", "scores"]
+    assert all(VIEW_SCHEMA.field(name).nullable for name in VIEW_SCHEMA.names[7:])
+    assert scores_text({"a": 0.25, "b": 0.75}) == '{"a":0.25,"b":0.75}'
+    assert scores_text(None) is None
 
 
 def test_a_measurement_names_its_unit() -> None:

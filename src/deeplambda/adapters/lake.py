@@ -19,6 +19,7 @@ from deeplambda.config import Settings
 from deeplambda.jvm.cds import java_options
 from deeplambda.jvm.files import write_private
 from deeplambda.jvm.jars import spark_jars
+from deeplambda.records.horizon import Horizon
 from deeplambda.records.predictions import VIEW_SCHEMA
 
 
@@ -152,7 +153,10 @@ def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
     retry=retry_if_exception_type(AnalysisException), stop=stop_after_attempt(4), wait=wait_random_exponential(max=2)
 )
 def create_tables(spark: SparkSession, application: Application) -> None:
-    """Create the application's Iceberg tables that are missing."""
+    """Create the application's Iceberg tables that are missing, and add the columns that an older `predictions` lacks.
+
+    Older snapshots keep the columns that they were written with.
+    """
     payload = _columns(payload_schema(application.event), required=True)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
     for table, (columns, clauses) in _TABLES.items():
@@ -163,6 +167,10 @@ def create_tables(spark: SparkSession, application: Application) -> None:
     examples = f"lake.{application.name}.examples"
     if not spark.table(examples).schema["label"].nullable:  # made before rows without a label were kept
         spark.sql(f"ALTER TABLE {examples} ALTER COLUMN label DROP NOT NULL")
+    predictions = f"lake.{application.name}.predictions"
+    there = set(spark.table(predictions).columns)
+    if lacking := [field for field in VIEW_SCHEMA if field.name not in there]:
+        spark.sql(f"ALTER TABLE {predictions} ADD COLUMNS ({_columns(pa.schema(lacking))})")
 
 
 def current_snapshot(spark: SparkSession, table: str) -> int | None:
@@ -174,3 +182,11 @@ def current_snapshot(spark: SparkSession, table: str) -> int | None:
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
     """The table as of a snapshot."""
     return spark.read.option("versionAsOf", snapshot).table(table)
+
+
+def lacking_columns(spark: SparkSession, application: str, horizon: Horizon) -> frozenset[str]:
+    """Columns of the batch view that the horizon's snapshot was written without."""
+    if horizon.snapshot is None:
+        return frozenset()
+    there = read_snapshot(spark, f"lake.{application}.predictions", horizon.snapshot).columns
+    return frozenset(VIEW_SCHEMA.names) - set(there)

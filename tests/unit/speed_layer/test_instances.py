@@ -77,7 +77,20 @@ def test_the_reply_names_version_and_events() -> None:
     assert json.loads(reply) == {
         "model_version": 3,
         "predictions": [
-            {"event_id": "instance-0", "prediction": "7", "confidence": 0.5},
-            {"event_id": "b", "prediction": "1", "confidence": None},
+            {"event_id": "instance-0", "prediction": "7", "confidence": 0.5, "value": None, "scores": None},
+            {"event_id": "b", "prediction": "1", "confidence": None, "value": None, "scores": None},
         ],
     }
+
+
+def test_the_reply_carries_numbers_and_scores_where_there_are_any() -> None:
+    def rows(**given: Any) -> list[dict[str, Any]]:
+        predictions = Predictions(values=["7"], confidence_N=np.array([np.nan]), **given)
+        found: list[dict[str, Any]] = json.loads(encode_predictions(decode({"image": IMAGE}), 3, predictions))[
+            "predictions"
+        ]
+        return found
+
+    assert rows(numbers_N=np.array([7.25]))[0]["value"] == 7.25
+    assert rows(numbers_N=np.array([np.nan]))[0]["value"] is None
+    assert rows(scores=[{"7": 0.75, "1": 0.25}])[0]["scores"] == {"7": 0.75, "1": 0.25}
