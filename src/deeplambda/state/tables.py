@@ -9,13 +9,15 @@ from sqlalchemy.dialects.mysql import LONGTEXT
 from sqlalchemy.types import TypeEngine
 
 from deeplambda.adapters.mysql import UtcDateTime, mysql_errors
-from deeplambda.records.predictions import VIEW_SCHEMA
+from deeplambda.records.predictions import PREDICTION_LIMIT, VIEW_SCHEMA
 
 SCHEMA = MetaData()
 _NAME = String(64, collation="utf8mb4_bin")
 
 
-_LENGTHS = {"event_id": 128, "prediction": 255}
+_LENGTHS = {"event_id": 128, "prediction": PREDICTION_LIMIT}
+LABEL_LIMIT = 255
+"""Characters of a label in MySQL."""
 _KEYS = ("event_id",)
 _TYPES: Mapping[pa.DataType, type[TypeEngine[Any]]] = {
     pa.int32(): Integer,
@@ -51,7 +53,7 @@ RECENT_PREDICTIONS = Table(
     "recent_predictions",
     SCHEMA,
     *_prediction_columns(),
-    Column("label", String(255), comment="ground truth, where it has arrived"),
+    Column("label", String(LABEL_LIMIT), comment="ground truth, where it has arrived"),
     Index("recent_by_time", "application", "occurred_at"),
 )
 RECENT_MODEL_METRICS = Table(
