@@ -16,7 +16,7 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot, lacking_columns
 from deeplambda.records.horizon import Horizon, batch_columns
 from deeplambda.records.predictions import VIEW_SCHEMA
-from deeplambda.state.tables import RECENT_MODEL_METRICS, RECENT_PREDICTIONS
+from deeplambda.state.tables import LABEL_LIMIT, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 
 KEPT = timedelta(days=7)
 ROWS_LIMIT = 100_000
@@ -60,6 +60,7 @@ def recent_predictions_sql(
 ) -> str | None:
     """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view.
 
+    A label that is too long for its column stays in the archive alone: one would keep all rows from being made anew.
     lacking: columns that the horizon's snapshot does not have.
     """
     if horizon.snapshot is None:
@@ -73,7 +74,8 @@ def recent_predictions_sql(
         )
         LEFT JOIN (
             SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_offset)) AS label
-            FROM lake.{application}.labels WHERE event_id IS NOT NULL GROUP BY event_id
+            FROM lake.{application}.labels
+            WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT} GROUP BY event_id
         ) USING (event_id)"""
 
 

@@ -111,7 +111,7 @@ class OwnService:
                 | environment,
             )
         process = self.process
-        assert eventually(lambda: self.is_live() or process.poll() is not None), self.log.read_text()
+        assert eventually(lambda: self.is_live() or process.poll() is not None, timeout_s=120), self.log.read_text()
         assert process.poll() is None, self.log.read_text()
 
     def stop(self) -> int:

@@ -16,9 +16,9 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, UnfitModel
-from deeplambda.loading import PackedApplication
+from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.state import registry
-from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, WEIGHTS, Card, artefact_key, fetch_card
+from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, WEIGHTS, Card, artefact_key, code_key, fetch_card
 from tests.integration.blobs import blobs, champions, lifecycle, new_data_set, prepared_data_set, train_blobs
 from tests.unit.batch_layer.test_gate import card
 
@@ -106,8 +106,21 @@ def test_a_worse_version_is_rejected_and_the_champion_serves_on(
     assert promote(stack, application, worse.version, force=True) is not None
 
 
-def test_other_code_is_rejected(stack: Settings, application: PackedApplication, champion: Card) -> None:
-    other = published(stack, champion, code_version="0123456789ab")
+def test_code_that_is_not_deployed_is_rejected(
+    stack: Settings,
+    application: PackedApplication,
+    champion: Card,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    deployed = next(tmp_path_factory.getbasetemp().glob(f"applications*/{application.name}/application.py"))
+    home = tmp_path / application.name
+    home.mkdir()
+    (home / "application.py").write_text(deployed.read_text() + "\n# other code\n")
+    other_code = pack_application(str(home), stack)
+    zipped, key = other_code.zip_file.read_bytes(), code_key(application.name, other_code.code_version)
+    code_sha256 = ObjectStore(stack).put(key, zipped)
+    other = published(stack, champion, code_version=other_code.code_version, code_sha256=code_sha256)
     with pytest.raises(UnfitModel, match="train again"):
         promote(stack, application, other.version)
     assert serving(stack, application.name) == champion.version

@@ -237,7 +237,8 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
     ).createOrReplaceTempView("recent")
     spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(VIEW_SCHEMA.names)} FROM recent")
     at = f"TIMESTAMP '{now.isoformat()}'"
-    labels = [f"('event-00001', '{label}', 0, {offset}, {at}, {at})" for offset, label in enumerate(("7", "8"))]
+    sent = ("7", "8", "x" * 256)
+    labels = [f"('event-00001', '{label}', 0, {offset}, {at}, {at})" for offset, label in enumerate(sent)]
     spark.sql(f"INSERT INTO lake.{name}.labels VALUES {', '.join(labels)}")
     spark.sql(
         f"INSERT INTO lake.{name}.model_metrics VALUES (1, 'test', 'accuracy', 0.9, NULL, {at}), "

@@ -22,7 +22,7 @@ from batch_layer.publish import publish_run
 from batch_layer.recompute import recompute
 from batch_layer.shard_format import read_shard
 from batch_layer.training_run import TrainedRun
-from deeplambda.adapters.lake import create_tables
+from deeplambda.adapters.lake import create_tables, spark_session
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_batch
@@ -162,6 +162,14 @@ def rows(records: list[tuple[bytes | None, bytes]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def spark(stack: Settings) -> Iterator[SparkSession]:
+    """A session of its own: the others' would start a gateway."""
+    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="module")
 def loop(stack: Settings, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     service = OwnService(stack, tmp_path_factory.mktemp("applications"))
     loop = Loop(service=service, packed=None, trained=None, version=1, shards=[])  # type: ignore[arg-type]
@@ -184,7 +192,7 @@ def loop(stack: Settings, spark: SparkSession, tmp_path_factory: pytest.TempPath
     promote(service.settings, packed, version)
     shards = [read_shard(store.get(each.key))[0] for each in announced]
     with service.running():
-        assert service.serves(version), service.log.read_text()
+        assert service.serves(version, timeout_s=120), service.log.read_text()
         yield Loop(service=service, packed=packed, trained=trained, version=version, shards=shards)
 
 
@@ -301,7 +309,7 @@ def test_each_version_is_served_with_its_own_code(loop: Loop) -> None:
     trained = dataclasses.replace(loop.trained, run=secrets.token_hex(8))
     second = publish_run(loop.settings, newer, trained)
     promote(loop.settings, newer, second, force=True)
-    assert service.serves(second), service.log.read_text()
+    assert service.serves(second, timeout_s=120), service.log.read_text()
 
     store = ObjectStore(loop.settings)
     first_code = load_code(store, loop.settings, fetch_card(store, service.name, loop.version)).featurizer
@@ -326,7 +334,7 @@ def test_each_version_is_served_with_its_own_code(loop: Loop) -> None:
     assert scored(old) == of_second
 
     service.roll_back()
-    assert service.serves(loop.version)
+    assert service.serves(loop.version, timeout_s=120)
     assert scored(old) == of_first
     with pytest.raises(UnfitModel, match="no earlier champion"):
         service.roll_back()

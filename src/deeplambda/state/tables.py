@@ -32,6 +32,8 @@ _NAME = String(64, collation="utf8mb4_bin")
 
 
 _LENGTHS = {"event_id": 128, "prediction": PREDICTION_LIMIT}
+LABEL_LIMIT = 255
+"""Characters of a label in MySQL."""
 _KEYS = ("event_id",)
 _TYPES: Mapping[pa.DataType, type[TypeEngine[Any]]] = {
     pa.int32(): Integer,
@@ -72,7 +74,7 @@ RECENT_PREDICTIONS = Table(
     "recent_predictions",
     SCHEMA,
     *_prediction_columns(),
-    Column("label", String(255), comment="ground truth, where it has arrived"),
+    Column("label", String(LABEL_LIMIT), comment="ground truth, where it has arrived"),
     Index("recent_by_time", "application", "occurred_at"),
 )
 RECENT_MODEL_METRICS = Table(
