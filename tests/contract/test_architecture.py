@@ -34,7 +34,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 ROOMS = {"adapters", "jvm", "records", "service", "stack", "state"}
 AT_THE_TOP = {
     *("__init__.py", "__main__.py", "application.py", "cli.py", "clock.py", "config.py", "errors.py", "fields.py"),
-    *("idx.py", "loading.py", "objective.py", "py.typed"),
+    *("idx.py", "loading.py", "objective.py", "py.typed", "sources.py"),
 }
 PATH = re.compile(r"[\w.-]+(/[\w.-]+)+/?|\w[\w.-]*\.(md|py|toml|txt|yml)|Dockerfile|LICENSE|Makefile")
 

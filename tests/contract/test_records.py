@@ -35,6 +35,7 @@ WRITTEN = [
         "epochs": 4,
         "loss": 0.1,
         "metrics": {"accuracy": 0.99},
+        "validation_metrics": {"accuracy": 0.98},
         "rows": 60000,
         "duration_s": 9.5,
         "device": "cpu",

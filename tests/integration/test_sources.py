@@ -33,7 +33,9 @@ import numpy as np
 from deeplambda.application import Application, Event
 from deeplambda.fields import grey_image
 from deeplambda.objective import Classification, accuracy
-from deeplambda.sources import *
+from deeplambda.sources import (
+    ByGroup, ByHash, BySource, ByTime, Csv, Images, JsonLines, Lines, Parquet, Source,
+)
 
 
 class Seen(Event):
@@ -99,7 +101,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def spark(stack: Settings) -> Iterator[SparkSession]:
-    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
+    session = spark_session(stack, "test", {"spark.driver.memory": "512m", "spark.sql.shuffle.partitions": "2"})
     yield session
     session.stop()
 
