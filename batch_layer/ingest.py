@@ -107,10 +107,15 @@ def _append(
     ids = _ids(good, spark.table(examples)).persist()
     try:
         counts = ids.groupBy("split").agg(
-            F.count("*").alias("found"), F.count_if("is_new").alias("added"), F.sum("rows").alias("rows")
+            F.count("*").alias("found"),
+            F.count_if("is_new").alias("added"),
+            F.sum("rows").alias("rows"),
+            F.min(F.when(F.col("split") != F.col("last_split"), F.struct("event_id", "last_split"))).alias("leak"),
+            F.min(F.when(F.col("split") != F.col("kept_split"), F.struct("event_id", "kept_split"))).alias("moved"),
         )
         by_split = {row["split"]: row for row in counts.collect()}
-        _refuse_leaks(application, good, ids, spark.table(examples))
+        _refuse_leaks(application, list(by_split.values()))
+        _refuse_divided_groups(application, good, spark.table(examples))
         _refuse_empty(application, verdicts, spark.table(examples), splits)
         duplicates = sum(row["rows"] - row["found"] for row in by_split.values())
         if any(row["added"] for row in by_split.values()):
@@ -125,7 +130,7 @@ def _append(
     return Ingested(
         found={split: row["found"] for split, row in by_split.items()},
         added={split: row["added"] for split, row in by_split.items() if row["added"]},
-        quarantined=_quarantine(spark, quarantine, checked),
+        quarantined=_quarantine(spark, quarantine, checked) if _refused(verdicts) else 0,
         duration_s=time.monotonic() - started,
         duplicates=duplicates,
         left_out=sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT),
@@ -145,6 +150,10 @@ def _verdicts(checked: DataFrame) -> list[Row]:
     return verdicts
 
 
+def _refused(verdicts: list[Row]) -> list[Row]:
+    return [row for row in verdicts if row["reason"] not in (None, LEFT_OUT)]
+
+
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
     """Each event id once: its split, the last split it is in, the one it has in the lake, and its rows."""
     there = examples.groupBy("event_id").agg(F.min("split").alias("kept_split"))
@@ -156,21 +165,21 @@ def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
     )
 
 
-def _refuse_leaks(application: Application, good: DataFrame, ids: DataFrame, examples: DataFrame) -> None:
-    leak = ids.where("split <> last_split").orderBy("event_id").first()
-    if leak is not None:
+def _refuse_leaks(application: Application, counts: list[Row]) -> None:
+    for split, leak in ((row["split"], row["leak"]) for row in counts if row["leak"]):
         raise BadInput(
-            f"event {leak['event_id']!r} of {application.name} is in the splits {leak['last_split']!r} and "
-            f"{leak['split']!r}",
+            f"event {leak['event_id']!r} of {application.name} is in the splits {leak['last_split']!r} and {split!r}",
             "leave it in one, or give rows event ids of their own; nothing was written",
         )
-    moved = ids.where("split <> kept_split").orderBy("event_id").first()
-    if moved is not None:
+    for split, moved in ((row["split"], row["moved"]) for row in counts if row["moved"]):
         raise BadInput(
-            f"event {moved['event_id']!r} of {application.name} would be in the split {moved['split']!r}, and is in "
+            f"event {moved['event_id']!r} of {application.name} would be in the split {split!r}, and is in "
             f"{moved['kept_split']!r} since an earlier ingest",
             "leave the application's splits as they were, or give the application another name; nothing was written",
         )
+
+
+def _refuse_divided_groups(application: Application, good: DataFrame, examples: DataFrame) -> None:
     column = application.splits.column
     if not application.splits.grouped or column is None:
         return
@@ -199,7 +208,7 @@ def _refuse_empty(application: Application, verdicts: list[Row], examples: DataF
         return
     filled |= {row["split"] for row in examples.where("label IS NOT NULL").select("split").distinct().collect()}
     if empty := [split for split in splits if split not in filled]:
-        refused = [row for row in verdicts if row["reason"] not in (None, LEFT_OUT)]
+        refused = _refused(verdicts)
         bad = sum(row["rows"] for row in refused)
         left_out = sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT)
         unlabelled = sum(row["rows"] for row in verdicts if row["reason"] is None and row["split"] == empty[0])

@@ -33,18 +33,8 @@ CODE = [path for folder in (CORE, *(ROOT / layer for layer in LAYERS)) for path 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 ROOMS = {"adapters", "jvm", "records", "service", "stack", "state"}
 AT_THE_TOP = {
-    *("__init__.py", "__main__.py", "application.py", "cli.py", "clock.py", "config.py", "errors.py"),
-    *(
-        "features.py",
-        "fields.py",
-        "idx.py",
-        "learned.py",
-        "loading.py",
-        "metrics.py",
-        "objective.py",
-        "py.typed",
-        "sources.py",
-    ),
+    *("__init__.py", "__main__.py", "application.py", "cli.py", "clock.py", "config.py", "errors.py", "features.py"),
+    *("fields.py", "idx.py", "learned.py", "loading.py", "metrics.py", "objective.py", "py.typed", "sources.py"),
 }
 PATH = re.compile(r"[\w.-]+(/[\w.-]+)+/?|\w[\w.-]*\.(md|py|toml|txt|yml)|Dockerfile|LICENSE|Makefile")
 

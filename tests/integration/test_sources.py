@@ -33,7 +33,9 @@ import numpy as np
 from deeplambda.application import Application, Event
 from deeplambda.fields import grey_image
 from deeplambda.objective import Classification, accuracy
-from deeplambda.sources import *
+from deeplambda.sources import (
+    ByGroup, ByHash, BySource, ByTime, Csv, Images, JsonLines, Lines, Parquet, Source,
+)
 
 
 class Seen(Event):
@@ -69,9 +71,11 @@ class Bench:
         self.home.mkdir()
         self.files.mkdir()
         self.packed: PackedApplication
+        self.body = ""
 
     def write(self, event: str, body: str) -> None:
         """(Over)write the application. Both are indented once."""
+        self.body = body
         code = _APPLICATION.format(event=event, name=self.name, body=body.strip())
         (self.home / "application.py").write_text(code)
         self.packed = pack_application(str(self.home), self.settings)
@@ -99,7 +103,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def spark(stack: Settings) -> Iterator[SparkSession]:
-    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
+    session = spark_session(stack, "test", {"spark.driver.memory": "512m", "spark.sql.shuffle.partitions": "2"})
     yield session
     session.stop()
 
@@ -182,6 +186,9 @@ def test_a_line_that_is_not_utf_8_is_quarantined_and_its_file_is_not(bench: Benc
     assert {row["text"] for row in rows} == {*lines, "who knows"}
     assert {row["label"] for row in rows} == {"yes", "no", None}
     assert {row["split"] for row in rows if row["label"] is None} == {"test"}
+    bench.write("text: str", bench.body.replace("train=0.5, test=0.5", "train=0.1, test=0.9"))
+    with pytest.raises(BadInput, match=r"would be in the split 'test', and is in 'train' since an earlier ingest"):
+        bench.ingest()
 
 
 def test_json_lines_by_group_keep_a_group_together_and_a_bad_line_apart(bench: Bench) -> None:
