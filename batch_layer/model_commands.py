@@ -39,9 +39,10 @@ def list_versions(application: ApplicationName) -> None:
 
 def versions_table(cards: list[Card], champion: Card | None, metrics: list[str], deployed: str) -> Table:
     """A row for each version; fits 80 columns, where a long name or value goes on in the next line."""
-    table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in (*metrics, "rows", "trained", "code"):
+    table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in (*metrics, "rows", "trained"):
         table.add_column(heading, overflow="fold")
+    table.add_column("code", min_width=12)
     for card in cards:
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
@@ -49,7 +50,7 @@ def versions_table(cards: list[Card], champion: Card | None, metrics: list[str],
             *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in metrics),
             f"{card.trained_rows:,}",
             f"{card.created_at:%Y-%m-%d %H:%M}Z",
-            card.code_version if card.code_version == deployed else f"{card.code_version} not deployed",
+            card.code_version if card.code_version == deployed else f"{card.code_version}\nnot deployed",
         )
     return table
 
