@@ -42,7 +42,7 @@ def versions_table(cards: list[Card], champion: Card | None, metrics: list[str],
     table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in (*metrics, "rows", "trained"):
         table.add_column(heading, overflow="fold")
-    table.add_column("code", min_width=12)
+    table.add_column("code", min_width=13, no_wrap=True)
     for card in cards:
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
