@@ -41,11 +41,12 @@ def list_versions(application: ApplicationName) -> None:
 
 def versions_table(cards: list[Card], champion: Card | None, application: Application, deployed: str) -> Table:
     """A row for each version; fits 80 columns, where a long name or value goes on in the next line."""
-    table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     names = metric_names(application)
     headings = [f"{name} {'↓' if lower_is_better(application, name) else '↑'}" for name in names]
-    for heading in (*headings, "rows", "trained", "code"):
+    for heading in (*headings, "rows", "trained"):
         table.add_column(heading, overflow="fold")
+    table.add_column("code", min_width=13, no_wrap=True)
     for card in cards:
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
@@ -53,7 +54,7 @@ def versions_table(cards: list[Card], champion: Card | None, application: Applic
             *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in names),
             f"{card.trained_rows:,}",
             f"{card.created_at:%Y-%m-%d %H:%M}Z",
-            card.code_version if card.code_version == deployed else f"{card.code_version} not deployed",
+            card.code_version if card.code_version == deployed else f"{card.code_version}\nnot deployed",
         )
     return table
 

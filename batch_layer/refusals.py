@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, func, not_, select, text
+from sqlalchemy import Engine, func, select, text
 
 from deeplambda.adapters import mysql
 from deeplambda.errors import TooManyRefused
@@ -69,7 +69,7 @@ def dropped(
     with mysql.mysql_errors(), engine.connect() as connection:
         now = read_horizon(connection, application)
         rows = select(func.count()).where(
-            live.application == application, text(now.past_sql()), not_(text(f"({reaches.past_sql()})"))
+            live.application == application, text(now.past_sql()), text(f"NOT ({reaches.past_sql()})")
         )
         predicted = connection.scalar(rows) or 0
     gone = refused.where("event_id IS NOT NULL").select("event_id").distinct()
