@@ -1,5 +1,6 @@
 """`deeplambda model`: what was published, and which of it serves."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from rich.table import Table
 from sqlalchemy import select
 
 from deeplambda.adapters.mysql import engine, mysql_errors
-from deeplambda.application import Application, metric_names
+from deeplambda.application import metric_names
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
@@ -34,16 +35,20 @@ def list_versions(application: ApplicationName) -> None:
     settings = load_settings()
     packed = pack_application(application, settings)
     cards, champion = _versions(settings, packed.name)
-    console.print(versions_table(cards, champion, packed.load(), packed.code_version))
+    made = packed.load()
+    lower = {name: lower_is_better(made, name) for name in metric_names(made)}
+    console.print(versions_table(cards, champion, lower, packed.code_version))
     if not cards:
         console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")
 
 
-def versions_table(cards: list[Card], champion: Card | None, application: Application, deployed: str) -> Table:
-    """A row for each version; fits 80 columns, where a long name or value goes on in the next line."""
+def versions_table(cards: list[Card], champion: Card | None, lower: Mapping[str, bool], deployed: str) -> Table:
+    """A row for each version; fits 80 columns, where a long name or value goes on in the next line.
+
+    lower: by metric, whether lower is better. deployed: the code version of the application as it is here.
+    """
     table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    names = metric_names(application)
-    headings = [f"{name} {'↓' if lower_is_better(application, name) else '↑'}" for name in names]
+    headings = [f"{name} {'↓' if is_lower else '↑'}" for name, is_lower in lower.items()]
     for heading in (*headings, "rows", "trained"):
         table.add_column(heading, overflow="fold")
     table.add_column("code", min_width=13, no_wrap=True)
@@ -51,7 +56,7 @@ def versions_table(cards: list[Card], champion: Card | None, application: Applic
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
             str(card.version),
-            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in names),
+            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in lower),
             f"{card.trained_rows:,}",
             f"{card.created_at:%Y-%m-%d %H:%M}Z",
             card.code_version if card.code_version == deployed else f"{card.code_version}\nnot deployed",

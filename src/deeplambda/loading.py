@@ -45,7 +45,6 @@ def _instance(package: str) -> Application:
         )
     application: Application = written_here[0]()
     payload_schema(application.event)  # a field without a column type should fail here, not in a worker
-    check_metrics(application)
     return application
 
 
@@ -90,6 +89,7 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
             f"the application in {folder} is named {packed.load().name!r}",
             "give folder and application one name: lower-case letters, digits and underscores, 40 at most",
         )
+    check_metrics(packed.load())  # of what is deployed: a version that was published long ago serves as it is
     return packed
 
 

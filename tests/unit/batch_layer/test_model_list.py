@@ -38,7 +38,7 @@ def card(version: int, code_version: str) -> Card:
 def test_names_and_code_versions_are_whole() -> None:
     cards = [card(12, "a" * 12), card(11, "b" * 12)]
     console = Console(file=io.StringIO(), width=80)
-    console.print(versions_table(cards, cards[0], METRICS, "a" * 12))
+    console.print(versions_table(cards, cards[0], dict.fromkeys(METRICS, False), "a" * 12))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 80
