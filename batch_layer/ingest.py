@@ -21,7 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
-from deeplambda.application import Application, Event, Source, payload_schema
+from deeplambda.application import Application, Event, Source, payload_row, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject
@@ -109,7 +109,8 @@ def _parsed_schema(application: Application) -> pa.Schema:
     text = [("event_id", pa.string()), ("split", pa.string())]
     verdict = [("label", pa.string()), ("source", pa.string()), ("source_sha256", pa.string()), ("row", pa.int64())]
     refusal = [("reason", pa.string()), ("detail", pa.string()), ("record", pa.binary())]
-    return pa.schema([*text, *payload_schema(application.event), *verdict, *refusal])
+    payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
+    return pa.schema([*text, *payload, *verdict, *refusal])
 
 
 def _checked_rows(
@@ -147,8 +148,7 @@ def _check(application: Application, row: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value.hex() if isinstance(value, bytes) else value for key, value in row.items()}
         record = json.dumps(kept, default=str).encode()
         return {"reason": type(exc).__name__, "detail": str(exc)[:2000], "record": record}
-    payload = {name: getattr(event, name) for name in payload_schema(application.event).names}
-    return {"event_id": event.event_id, "label": label} | payload
+    return {"event_id": event.event_id, "label": label} | payload_row(event)
 
 
 def _append(spark: SparkSession, name: str, parsed: DataFrame, started: float) -> Ingested:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from deeplambda.features import Specification, Tensor
-from deeplambda.fields import EventId, Moment
+from deeplambda.fields import EventId, Moment, column, stored
 from deeplambda.objective import Objective
 
 if TYPE_CHECKING:
@@ -112,15 +112,6 @@ class Application(ABC):
         """
 
 
-_ARROW_TYPES: Mapping[Any, pa.DataType] = {
-    bytes: pa.binary(),
-    str: pa.string(),
-    bool: pa.bool_(),
-    int: pa.int64(),
-    float: pa.float64(),
-}
-
-
 def learns(application: Application) -> bool:
     """Whether the application has a `fit`, so that `transform` takes what it returned."""
     return type(application).fit is not Application.fit
@@ -137,26 +128,28 @@ def payload_fields(event: type[Event]) -> list[str]:
 
 
 def payload_schema(event: type[Event]) -> pa.Schema:
-    """Arrow schema of the payload's fields. Raises: TypeError for a field whose type has no column."""
+    """Arrow schema of the payload's fields; those that may be None are nullable.
+
+    Raises: TypeError for a field whose type has no column.
+    """
     columns = []
     for name in payload_fields(event):
-        annotation = event.model_fields[name].annotation
-        item = getattr(annotation, "__args__", (None,))[0] if getattr(annotation, "__origin__", None) is list else None
-        if annotation in _ARROW_TYPES:
-            columns.append(pa.field(name, _ARROW_TYPES[annotation]))
-        elif item in _ARROW_TYPES:
-            columns.append(pa.field(name, pa.list_(_ARROW_TYPES[item])))
-        else:
-            raise TypeError(
-                f"{event.__name__}.{name}: no column type for {annotation}; use one of bytes, str, bool, "
-                "int, float or a list of them"
-            )
+        try:
+            columns.append(column(name, event.model_fields[name].annotation))
+        except TypeError as exc:
+            raise TypeError(f"{event.__name__}.{name}: {exc}") from exc
     return pa.schema(columns)
+
+
+def payload_row(event: Event) -> dict[str, Any]:
+    """The payload of one checked event, by column."""
+    return {name: stored(getattr(event, name)) for name in payload_fields(type(event))}
 
 
 def payload_batch(event: type[Event], events: Sequence[Event]) -> pa.RecordBatch:
     """The payloads of N checked events as one Arrow batch, ready for `Application.transform`."""
     schema = payload_schema(event)
     return pa.RecordBatch.from_arrays(
-        [pa.array([getattr(row, field.name) for row in events], type=field.type) for field in schema], schema=schema
+        [pa.array([stored(getattr(row, field.name)) for row in events], type=field.type) for field in schema],
+        schema=schema,
     )
