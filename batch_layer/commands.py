@@ -18,7 +18,7 @@ from batch_layer.model_commands import app as model
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import deciding_metric
 from deeplambda.config import Settings, load_settings
-from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.errors import ConfigurationError
 from deeplambda.loading import PackedApplication, pack_application
 
 __all__ = ["batch", "data", "model"]
@@ -76,12 +76,10 @@ def data_put(
 
     What is on S3 already, byte for byte, is not sent again, so an interrupted run is taken up by running it again.
     """
-    from batch_layer.ingest import raw_key
+    from batch_layer.raw_objects import files_of, raw_key
 
     settings, packed = _packed(application)
-    names = [name for source in packed.load().sources for name in source.objects]
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise BadInput(f"{folder} has no {missing[0]}", f"{packed.name} reads {', '.join(names)}")
+    names = files_of(packed.load(), folder)
     store, sent = ObjectStore(settings), 0
     with _progress() as progress:
         for name in progress.track(names, description="upload"):
@@ -92,7 +90,7 @@ def data_put(
 @data.command("list")
 def data_list(application: ApplicationName) -> None:
     """Show the application's raw objects, their sizes and recorded hashes."""
-    from batch_layer.ingest import raw_key
+    from batch_layer.raw_objects import raw_key
 
     settings, packed = _packed(application)
     store = ObjectStore(settings)

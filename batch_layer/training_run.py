@@ -3,12 +3,13 @@
 1. The run's id follows from data set, code and hyperparameters; its newest whole checkpoint is where it goes on.
 2. The first epoch trains on each shard as it is announced, while later ones are still being prepared.
 3. Every later epoch shuffles all rows, which are in memory by then.
-4. After each epoch: metrics of the test split, then the checkpoint on S3, then `EpochTrained` on Kafka.
+4. After each epoch: metrics of the test split and, where there is one, of the validation split, then the checkpoint on
+   S3, then `EpochTrained` on Kafka.
 A run killed between checkpoint and event publishes that event when it goes on; a finished run trains nothing.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,18 +22,17 @@ from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.errors import BadInput
 from deeplambda.features import Tensor as FeatureTensor
 from deeplambda.features import specification
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.service.metrics import MetricPublisher
+from deeplambda.sources import TEST, TRAIN, VALIDATION, split_names
 
 if TYPE_CHECKING:
     from torch import nn
-
-TRAIN, TEST = "train", "test"
 
 
 class TrainingListener(Protocol):
@@ -88,6 +88,7 @@ def train(
 class _DataSet:
     train: Rows
     test: Rows
+    validation: Rows | None
     train_shards: list[int]
     features: dict[str, FeatureTensor]
 
@@ -104,10 +105,7 @@ class _Run:
     ) -> None:
         self._settings = settings
         self._application = packed.load()
-        if missing := {TRAIN, TEST} - {source.split for source in self._application.sources}:
-            raise ConfigurationError(
-                f"{packed.name} has no source for the split {min(missing)!r}", "name one in the application's sources"
-            )
+        self._splits = split_names(self._application.sources, self._application.splits)
         self._dataset = dataset
         self._hyperparameters = all_hyperparameters(self._application, overrides)
         self._epochs: int = self._hyperparameters["epochs"]
@@ -153,7 +151,7 @@ class _Run:
     def _first_epoch(self, feed: ShardFeed) -> tuple[_DataSet, float]:
         self._listener.begin(1, self._epochs, 0)
         self._trainer.begin_epoch(1)
-        arrived = _Arrived()
+        arrived = _Arrived(self._splits)
         training_s = 0.0
         began_s = time.monotonic()
         with closing(iter(feed)) as shards:
@@ -169,7 +167,7 @@ class _Run:
         return self._whole(arrived, arrived.order), training_s
 
     def _gathered(self, feed: ShardFeed, train_shards: list[int]) -> _DataSet:
-        arrived = _Arrived()
+        arrived = _Arrived(self._splits)
         for shard in feed:
             arrived.add(shard)
         return self._whole(arrived, train_shards)
@@ -181,7 +179,9 @@ class _Run:
                     f"data set {self._dataset} of {self._application.name} has no rows in the split {split!r}",
                     "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
                 )
+        validation = arrived.of.get(VALIDATION)
         return _DataSet(
+            validation=Rows.joined([validation[partition] for partition in sorted(validation)]) if validation else None,
             train=Rows.joined([arrived.of[TRAIN][partition] for partition in train_shards]),
             test=Rows.joined([arrived.of[TEST][partition] for partition in sorted(arrived.of[TEST])]),
             train_shards=train_shards,
@@ -203,6 +203,7 @@ class _Run:
             epochs=self._epochs,
             loss=self._trainer.mean_loss(),
             metrics=self._trainer.evaluate(rows.test),
+            validation_metrics=self._trainer.evaluate(rows.validation) if rows.validation else {},
             rows=len(rows.train),
             duration_s=training_s,
             device=self._compute.name,
@@ -222,6 +223,8 @@ class _Run:
         self._metrics.publish("loss", trained.loss, "1")
         for name, value in trained.metrics.items():
             self._metrics.publish(f"test_{name}", value, "1")
+        for name, value in trained.validation_metrics.items():
+            self._metrics.publish(f"validation_{name}", value, "1")
         self._publisher.flush()
         self._listener.done(trained)
         return checkpoint
@@ -230,8 +233,8 @@ class _Run:
 class _Arrived:
     """Shards as they come, by split and partition; `order` is that of the train shards."""
 
-    def __init__(self) -> None:
-        self.of: dict[str, dict[int, Rows]] = {TRAIN: {}, TEST: {}}
+    def __init__(self, splits: Iterable[str]) -> None:
+        self.of: dict[str, dict[int, Rows]] = {split: {} for split in splits}
         self.order: list[int] = []
         self.train_rows = 0
         self.features: dict[str, FeatureTensor] = {}

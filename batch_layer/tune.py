@@ -1,7 +1,8 @@
 """Tune: an application's search space → hyperparameters that train a better model, by trials on Ray.
 
-1. A sixth of the training rows is set aside, and trials are compared on it by the application's first metric. None
-   sees the test split, so what is measured there later is no luckier for having been tuned.
+1. Trials are compared by the application's first metric on the validation split or, where there is none, on a sixth
+   of the training rows that is set aside. None sees the test split, so what is measured there later is no luckier for
+   having been tuned.
 2. A trial draws its hyperparameters at random and trains as `batch train` does.
 3. ASHA ends the trials that are behind after 1, 3, 9, … epochs. Source: Li et al., A System for Massively Parallel
    Hyperparameter Tuning (2020).
@@ -42,13 +43,13 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from batch_layer.compute import best_compute
 from batch_layer.feed import ShardFeed
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
-from batch_layer.training_run import TRAIN
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.service.metrics import MetricPublisher
+from deeplambda.sources import TRAIN, VALIDATION
 
 VALIDATION_SHARE = 1 / 6
 REDUCTION_FACTOR = 3
@@ -90,7 +91,7 @@ def tune(
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
     space = _search_space(application, overrides)
-    training, validation = _set_aside(_training_rows(settings, application, dataset))
+    training, validation = _rows_of_trials(settings, application, dataset)
     with _ray(settings, packed):
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         trainable = ray_tune.with_parameters(
@@ -144,22 +145,25 @@ def _some(values: Choice | LogUniform) -> Any:
     return values.values[0] if isinstance(values, Choice) else values.low
 
 
-def _training_rows(settings: Settings, application: Application, dataset: str) -> Rows:
-    shards = {
-        shard.announcement.partition: Rows.of(shard.features, shard.labels_N)
-        for shard in ShardFeed(settings, application, dataset)
-        if shard.announcement.split == TRAIN
-    }
-    rows = Rows.joined([shards[partition] for partition in sorted(shards)]) if shards else None
-    if rows is None or len(rows) * VALIDATION_SHARE < 1:
+def _rows_of_trials(settings: Settings, application: Application, dataset: str) -> tuple[Rows, Rows]:
+    """What trials train on, and what they are compared on."""
+    shards: dict[str, dict[int, Rows]] = {TRAIN: {}, VALIDATION: {}}
+    for shard in ShardFeed(settings, application, dataset):
+        if shard.announcement.split in shards:
+            rows = Rows.of(shard.features, shard.labels_N)
+            shards[shard.announcement.split][shard.announcement.partition] = rows
+    training, validation = (Rows.joined([of[partition] for partition in sorted(of)]) for of in shards.values())
+    if len(training) and len(validation):
+        return training, validation
+    if len(training) * VALIDATION_SHARE < 1:
         raise BadInput(
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
         )
-    return rows
+    return _set_aside(training)
 
 
 def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
-    """What trials train on, and what they are compared on; equal rows are divided equally."""
+    """The rows divided; equal rows are divided equally."""
     shuffled_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     validation_N, training_N = shuffled_N.tensor_split([round(len(rows) * VALIDATION_SHARE)])
     return rows.chosen(training_N), rows.chosen(validation_N)

@@ -9,16 +9,20 @@ Legend of shapes: N rows of a batch, C classes, … whatever the model takes for
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from deeplambda.errors import ConfigurationError
 from deeplambda.features import Specification, Tensor
-from deeplambda.fields import EventId, Moment, column, stored
+from deeplambda.fields import EventId, Moment, column, stored, stored_as_it_is
 from deeplambda.objective import Objective
+from deeplambda.sources import AnySource, BySource, Splits
+from deeplambda.sources import Source as Source  # users may import it from here
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +41,6 @@ class Event(BaseModel):
 
     event_id: EventId
     occurred_at: Moment
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Raw objects that are read together: for MNIST, a file of images and the file of their labels."""
-
-    split: str
-    objects: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,10 @@ class Application(ABC):
 
     name: ClassVar[str]
     event: ClassVar[type[Event]]
-    sources: ClassVar[Sequence[Source]]
+    sources: ClassVar[Sequence[AnySource]]
+    """Where the labelled rows come from: `deeplambda.sources`."""
+    splits: ClassVar[Splits] = BySource()
+    """How rows are divided into train, validation and test: `deeplambda.sources`."""
     objective: ClassVar[Objective]
     metrics: ClassVar[Mapping[str, Metric]]
     """The first one decides which model is better."""
@@ -79,12 +78,13 @@ class Application(ABC):
     transform_limit_s: ClassVar[float] = 10.0
     """How long `transform` may take for one batch; it is ended then, and the events that cause it are refused."""
 
-    @abstractmethod
     def examples(self, source: Source, raw: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
-        """One dict for each row of a source: `event_id`, the payload's fields and `label`.
+        """One dict for each row of a `Source`: the payload's fields, `label` and `event_id`; the last two may lack.
 
-        raw: the source's objects by name. Raises: CorruptObject when one cannot be read to its end.
+        Called for raw sources alone, once for each, in a worker of Spark's. raw: the source's objects by name.
+        Raises: CorruptObject when one cannot be read to its end.
         """
+        raise ConfigurationError(f"{self.name} has a Source and no examples()", "write it, or use a reader")
 
     def fit(self, batches: Iterator[pa.RecordBatch]) -> Any:
         """Optional: what `transform` must know of the training rows, such as a vocabulary or means.
@@ -144,6 +144,35 @@ def payload_schema(event: type[Event]) -> pa.Schema:
 def payload_row(event: Event) -> dict[str, Any]:
     """The payload of one checked event, by column."""
     return {name: stored(getattr(event, name)) for name in payload_fields(type(event))}
+
+
+def restored(event: type[Event], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as columns hold them, as the event's strict fields take them: an enum's member of its value, and the like.
+
+    Raises: ValidationError.
+    """
+    adapters = _restoring(event)
+    return {
+        name: adapters[name].validate_python(_as_mapping(value), strict=False)
+        if name in adapters and value is not None
+        else value
+        for name, value in values.items()
+    }
+
+
+@lru_cache(maxsize=64)
+def _restoring(event: type[Event]) -> dict[str, TypeAdapter[Any]]:
+    """Of the fields that are not stored as they are."""
+    return {
+        name: TypeAdapter(event.model_fields[name].annotation)
+        for name in payload_fields(event)
+        if not stored_as_it_is(event.model_fields[name].annotation)
+    }
+
+
+def _as_mapping(value: Any) -> Any:
+    """Arrow gives a map as pairs."""
+    return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
 def payload_batch(event: type[Event], events: Sequence[Event]) -> pa.RecordBatch:

@@ -133,6 +133,12 @@ def stored(value: Any) -> Any:
     return value
 
 
+def stored_as_it_is(annotation: Any) -> bool:
+    """Whether `stored` leaves values of this type alone; false where it cannot be told, for lists and the like."""
+    kind, _ = _without_none(_plain_annotation(annotation))
+    return get_origin(kind) is Literal or (kind in _SCALARS and kind is not Decimal)
+
+
 def compatible(old: pa.Schema, new: pa.Schema) -> list[str]:
     """What makes rows of `old` unreadable as `new`, each as a sentence that names the field; none when nothing does.
 

@@ -75,7 +75,7 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
 
     Raises: UnknownApplication, ConfigurationError.
     """
-    folder = _find(name, settings)
+    folder = find_folder(name, settings)
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -136,7 +136,8 @@ def _write(place: Path, content: bytes) -> None:
     partial.replace(place)
 
 
-def _find(name: str, settings: Settings) -> Path:
+def find_folder(name: str, settings: Settings) -> Path:
+    """The folder of an application's sources. Raises: UnknownApplication."""
     candidates = [settings.applications_dir / name, Path(name)]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         spec = importlib.util.find_spec(point.module)

@@ -49,7 +49,7 @@ _POSITION = "kafka_partition INT, kafka_offset BIGINT, kafka_timestamp TIMESTAMP
 
 _TABLES: Mapping[str, tuple[str, str]] = {
     "examples": (
-        "event_id STRING NOT NULL, split STRING NOT NULL, {payload}, label STRING NOT NULL, source STRING NOT NULL, "
+        "event_id STRING NOT NULL, split STRING NOT NULL, {payload}, label STRING, source STRING NOT NULL, "
         "source_sha256 STRING NOT NULL, code_version STRING NOT NULL, ingested_at TIMESTAMP NOT NULL",
         "PARTITIONED BY (split)",
     ),
@@ -179,7 +179,10 @@ def create_tables(spark: SparkSession, application: Application) -> None:
             f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=_columns(payload))}) "
             f"USING iceberg {clauses} TBLPROPERTIES ('format-version' = '2')"
         )
-    _evolve(spark, f"lake.{application.name}.examples", payload)
+    examples = f"lake.{application.name}.examples"
+    if not spark.table(examples).schema["label"].nullable:  # made before rows without a label were kept
+        spark.sql(f"ALTER TABLE {examples} ALTER COLUMN label DROP NOT NULL")
+    _evolve(spark, examples, payload)
 
 
 def _evolve(spark: SparkSession, table: str, payload: pa.Schema) -> None:

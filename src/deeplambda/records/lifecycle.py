@@ -35,7 +35,8 @@ class PartitionPrepared(_LifecycleRecord):
 
 
 class EpochTrained(_LifecycleRecord):
-    """One epoch is done and its checkpoint is on S3; `metrics` are of the test split."""
+    """One epoch is done and its checkpoint is on S3; `metrics` are of the test split, `validation_metrics` of
+    the validation split; none where there is no such split."""
 
     type: Literal["EpochTrained"] = "EpochTrained"
     run: str
@@ -43,6 +44,7 @@ class EpochTrained(_LifecycleRecord):
     epochs: int
     loss: float
     metrics: dict[str, float]
+    validation_metrics: dict[str, float] = {}
     rows: int
     duration_s: float
     device: str
