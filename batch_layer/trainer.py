@@ -17,6 +17,7 @@ from batch_layer.compute import Compute, as_model_input, channels_last_rows
 from deeplambda.application import Application
 from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.features import Features, call
+from deeplambda.metrics import measured
 from deeplambda.state.card import TrainerHyperparameters, model_arguments
 
 WARM_UP = 0.2
@@ -175,7 +176,7 @@ class Trainer:
                 ]
             )
         labels_N, found = rows.labels_N.numpy(), outputs.numpy()
-        metrics = {name: float(metric(labels_N, found)) for name, metric in self._application.metrics.items()}
+        metrics = measured(self._application, labels_N, found)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise UnfitModel(

@@ -68,10 +68,15 @@ class Application(ABC):
     splits: ClassVar[Splits] = BySource()
     """How rows are divided into train, validation and test: `deeplambda.sources`."""
     objective: ClassVar[Objective]
-    metrics: ClassVar[Mapping[str, Metric]]
-    """The first one decides which model is better."""
+    metrics: ClassVar[Sequence[str] | Mapping[str, Metric]]
+    """Names from `deeplambda.metrics`, or functions by name. The first one decides which model is better."""
+    margin: ClassVar[float] = 0.005
+    """In the first metric's unit, how much worse than the champion a version may be that replaces it: the default is
+    what the accuracy of equal runs differs by with other seeds."""
     hyperparameters: ClassVar[Mapping[str, Any]]
-    """Defaults of `build_model`'s arguments and of the trainer's: epochs, batch_size, learning_rate, weight_decay."""
+    """Defaults of `build_model`'s arguments and of the trainer's: epochs, batch_size, learning_rate, weight_decay, and
+    if wanted gradient_clip (the largest norm of a step's gradient) and patience (epochs without a better first metric
+    on the split `validation` after which training ends)."""
     search_space: ClassVar[Mapping[str, Choice | LogUniform]] = {}
     features: ClassVar[Tensor | Specification | None] = None
     """What `transform` gives: one tensor, or several by name. None: whatever it gives in training, ever after."""
@@ -111,6 +116,36 @@ class Application(ABC):
         Its `forward` takes the features as a tensor (N, …), or each by its name where there are several.
         """
 
+    def loss(self, outputs: "torch.Tensor", labels_N: "torch.Tensor", features: Any) -> "torch.Tensor":
+        """Optional: the loss of a batch, a scalar tensor; the objective's unless overridden.
+
+        outputs: the model's, in fp32. features: what the model took: a tensor (N, …), or tensors by name where there
+        are several. `self.objective` is one that knows the train split's labels, as balanced weights need.
+        """
+        return self.objective.loss(outputs, labels_N)
+
+    def optimizer(self, parameters: "Iterator[torch.nn.Parameter]", hyperparameters: Mapping[str, Any]) -> Any:
+        """Optional: a torch optimiser of the model's parameters; AdamW unless overridden.
+
+        hyperparameters: all of them. The trainer's schedule multiplies the learning rate of each parameter group.
+        """
+        import torch
+
+        return torch.optim.AdamW(
+            parameters,
+            lr=hyperparameters["learning_rate"],
+            weight_decay=hyperparameters["weight_decay"],
+            fused=True,
+        )
+
+    def augment(self, features: Any) -> Any:
+        """Optional: a training batch's features, changed at random; never called on rows that a model is judged by.
+
+        features: a tensor (N, …), or tensors by name where there are several; give the same back. Draw random numbers
+        from torch: its seed follows from the run's and the epoch.
+        """
+        return features
+
 
 def learns(application: Application) -> bool:
     """Whether the application has a `fit`, so that `transform` takes what it returned."""
@@ -119,7 +154,12 @@ def learns(application: Application) -> bool:
 
 def deciding_metric(application: Application) -> str:
     """Name of the metric that says which of two models is better: the first."""
-    return next(iter(application.metrics))
+    return metric_names(application)[0]
+
+
+def metric_names(application: Application) -> tuple[str, ...]:
+    """Names of the metrics, in their order."""
+    return (application.metrics,) if isinstance(application.metrics, str) else tuple(application.metrics)
 
 
 def payload_fields(event: type[Event]) -> list[str]:
@@ -164,7 +204,7 @@ def restored(event: type[Event], values: Mapping[str, Any]) -> dict[str, Any]:
 def _restoring(event: type[Event]) -> dict[str, TypeAdapter[Any]]:
     """Of the fields that are not stored as they are."""
     return {
-        name: TypeAdapter(event.model_fields[name].annotation)
+        name: TypeAdapter[Any](event.model_fields[name].annotation)  # type: ignore[arg-type]  # a field has one
         for name in payload_fields(event)
         if not stored_as_it_is(event.model_fields[name].annotation)
     }

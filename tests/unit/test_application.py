@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pydantic import AwareDatetime, BaseModel, Field, create_model
 
-from deeplambda.application import Event, payload_batch, payload_fields, payload_row, payload_schema
+from deeplambda.application import Event, payload_batch, payload_fields, payload_row, payload_schema, restored
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
 from deeplambda.fields import compatible
@@ -73,17 +73,27 @@ def test_every_type_has_a_column() -> None:
     assert [field.name for field in payload_schema(Reading) if field.nullable] == ["maybe"]
 
 
-def test_values_are_stored_as_their_columns_hold_them() -> None:
-    reading = Reading.model_validate_json(
+@pytest.fixture
+def reading() -> Reading:
+    return Reading.model_validate_json(
         '{"event_id": "1", "occurred_at": "2024-01-01T00:00:00Z", "station": "a", "values": [1.5], "count": 2, '
-        '"ok": true, 
-        '"ok": true, '
+        '"ok": true, "colour": "red", "priority": 2, "side": "left", "price": "1.50", '
+        '"at": "2024-01-01T02:00:00+02:00", '
         '"day": "2024-01-02", "grid": [[1], [2, 3]], "place": {"x": 1}, "weights": {"q": 1.5}}'
     )
+
+
+def test_values_are_stored_as_their_columns_hold_them(reading: Reading) -> None:
     row = payload_batch(Reading, [reading]).to_pylist()[0]
     assert row == payload_row(reading) | {"at": datetime(2024, 1, 1, tzinfo=UTC)}
     assert (row["colour"], row["priority"], row["price"], row["maybe"]) == ("red", 2, "1.50", None)
     assert (row["place"], row["weights"]) == ({"x": 1, "note": None}, [("q", 1.5)])
+
+
+def test_stored_values_are_read_again_as_an_equal_event(reading: Reading) -> None:
+    row = payload_batch(Reading, [reading]).to_pylist()[0]
+    again = {"event_id": "1", "occurred_at": reading.occurred_at} | restored(Reading, row)
+    assert Reading.model_validate(again) == reading
 
 
 class Nested(BaseModel):

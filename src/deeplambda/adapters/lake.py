@@ -42,7 +42,7 @@ def _sql_type(kind: DataType) -> str:
         return f"array<{_sql_type(kind.elementType)}>"
     if isinstance(kind, MapType):
         return f"map<{_sql_type(kind.keyType)}, {_sql_type(kind.valueType)}>"
-    return kind.simpleString()
+    return str(kind.simpleString())
 
 
 _POSITION = "kafka_partition INT, kafka_offset BIGINT, kafka_timestamp TIMESTAMP"  # optional in Spark's Kafka source
