@@ -26,7 +26,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
 
 ENTRY_POINT_GROUP = "deeplambda.applications"
-_NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
+APPLICATION_NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # zips of equal sources are equal bytes
 
 
@@ -91,7 +91,7 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     )
     if not packed.zip_file.exists():
         _write(packed.zip_file, _zipped(packed, {"__init__.py": b""} | files))
-    if packed.load().name != packed.name or not _NAME.fullmatch(packed.name):
+    if packed.load().name != packed.name or not APPLICATION_NAME.fullmatch(packed.name):
         raise ConfigurationError(
             f"the application in {folder} is named {packed.load().name!r}",
             "give folder and application one name: lower-case letters, digits and underscores, 40 at most",

@@ -11,63 +11,31 @@ Each step needs the ones before it: what a finding makes meaningless is skipped.
 
 import shlex
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
-from deeplambda.application import Application, Event, payload_batch, payload_fields, payload_schema
+from deeplambda.application import Event, payload_fields, payload_schema
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import DeepLambdaError
-from deeplambda.features import Features
 from deeplambda.loading import find_folder, pack_application
 from deeplambda.records.decoding import decode_event
-from deeplambda.records.featurizer import Featurizer
-from deeplambda.state.card import TrainerHyperparameters, model_arguments
+from deeplambda.state.card import TrainerHyperparameters
 from deeplambda.testing import made_up
 from deeplambda.testing.findings import Broken, Finding, Report, of_error
 from deeplambda.testing.places import Places
 from deeplambda.testing.sample import Row, Sample, read_sample
+from deeplambda.testing.work import Work
 
 RESERVED = ("label", "split", "source", "source_sha256", "code_version", "ingested_at")
 """Columns of the lake's `examples` beside the payload's."""
 REFUSED_SHARE = 0.05
 SAME_SHARE = 0.01
 MADE_UP_ROWS = 48
-
-
-@dataclass
-class Work:
-    """What one check leaves to the next. rows: of the train split, or made up."""
-
-    places: Places
-    report: Report
-    application: Application = field(init=False)
-    sample: Sample | None = None
-    rows: list[Row] = field(default_factory=list)
-    featurizer: Featurizer = field(init=False)
-    batch: pa.RecordBatch = field(init=False)
-    features: Features = field(default_factory=dict)
-
-    def find(self, check: str, problem: str, remedy: str, *names: str) -> None:
-        """Note a finding, at the line of the first of `names` that the source has."""
-        file, line = self.places.of(*names) if names else (self.places.file, None)
-        finding = Finding(check=check, problem=problem, remedy=remedy, file=file, line=line)
-        if finding not in self.report.findings:
-            self.report.findings.append(finding)
-
-    def stop(self, check: str, problem: str, remedy: str, *names: str) -> Broken:
-        """As `find`, for what makes the rest of the check meaningless: raise it."""
-        file, line = self.places.of(*names) if names else (self.places.file, None)
-        return Broken(Finding(check=check, problem=problem, remedy=remedy, file=file, line=line))
-
-    def blame(self, check: str, error: DeepLambdaError, *names: str) -> Broken:
-        """An error of the user's code, to be raised."""
-        return Broken(of_error(check, error, self.places.of(*names)))
 
 
 def check_application(application: str | Path, data: str | Path | None = None) -> Report:
@@ -278,6 +246,10 @@ def _check_rows(work: Work, data: Path | None) -> str:
         ) from exc
     work.sample = sample
     _check_refusals(work, sample)
+    if not sample.rows:
+        if any(finding.check == "rows" for finding in work.report.findings):
+            raise Broken(work.report.findings.pop())  # it says why
+        raise work.stop("rows", f"{data} has no rows", "give the folder of the raw objects", "sources")
     _check_leaks(work, sample)
     for split in sample.expected_splits:
         if not sample.of(split):
@@ -345,11 +317,12 @@ def _check_leaks(work: Work, sample: Sample) -> None:
         )
     labelled = [row for row in sample.rows if row.label is not None]
     labels = {row.label for row in labelled}
-    for name in payload_fields(work.application.event) if len(labels) > 1 else ():
-        if all(str(getattr(row.event, name)) == row.label for row in labelled):
+    for name in payload_fields(work.application.event) if 1 < len(labels) <= len(labelled) // 4 else ():
+        pairs = {(repr(getattr(row.event, name)), row.label) for row in labelled}
+        if len(pairs) == len({value for value, _ in pairs}) == len(labels):
             work.find(
                 "rows",
-                f"the field {name!r} equals the label in every sampled row: it tells the answer",
+                f"the field {name!r} has one value for each label in every sampled row: it tells the answer",
                 "take it out of the event",
                 f"{work.application.event.__name__}.{name}",
             )
@@ -373,25 +346,20 @@ def _check_request(work: Work) -> str:
 
 def request_body(event: Event) -> dict[str, Any] | None:
     """An event as a producer writes it in JSON, bytes as base64 or as text; None when neither is read back as equal."""
-    for bytes_as in ("base64", "utf8"):
+    given = {name: value for name, value in event.model_dump().items() if value is not None}
+    for form in (lambda raw: b64encode(raw).decode(), bytes.decode):
         try:
-            body: dict[str, Any] = event.model_dump(mode="python")
-            written = to_json(body, bytes_mode=bytes_as)  # type: ignore[arg-type]
-            if decode_event(type(event), written, limit_bytes=1 << 30) == event:
-                from pydantic_core import from_json
-
-                read: dict[str, Any] = from_json(written)
-                return {name: value for name, value in read.items() if value is not None}
+            body: dict[str, Any] = to_jsonable_python(_without_bytes(given, form))
+            if decode_event(type(event), to_json(body), limit_bytes=1 << 30) == event:
+                return body
         except (DeepLambdaError, ValueError):
             continue
     return None
 
 
-def hyperparameters(application: Application) -> dict[str, Any]:
-    """What build_model is called with."""
-    return model_arguments(dict(application.hyperparameters))
-
-
-def batch_of(application: Application, rows: list[Row]) -> pa.RecordBatch:
-    """The rows' payloads."""
-    return payload_batch(application.event, [row.event for row in rows])
+def _without_bytes(value: Any, form: Callable[[bytes], str]) -> Any:
+    if isinstance(value, bytes):
+        return form(value)
+    if isinstance(value, dict):
+        return {key: _without_bytes(item, form) for key, item in value.items()}
+    return [_without_bytes(item, form) for item in value] if isinstance(value, (list, tuple)) else value

@@ -42,7 +42,7 @@ class Report:
     request: str | None = None
 
 
-class Broken(Exception):  # noqa: N818  internal: ends one check
+class Broken(Exception):
     """A check cannot go on: `finding` says why."""
 
     def __init__(self, finding: Finding) -> None:

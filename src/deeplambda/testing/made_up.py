@@ -30,7 +30,7 @@ _TEXTS = (
 _EDGE_TEXTS = ("", " ", "'; \"", "word " * 2000)
 
 
-class NoValue(Exception):  # noqa: N818  internal
+class NoValue(Exception):
     """No value can be made up for the field `name`."""
 
     def __init__(self, name: str) -> None:
@@ -69,9 +69,8 @@ def edges(schema: type[Event], ordinary: Event) -> Iterator[tuple[str, Any, Even
 
 def _accepted(schema: type[Event], name: str, *, edges: bool) -> list[Any]:
     field = schema.model_fields[name]
-    adapter: TypeAdapter[Any] = TypeAdapter(
-        Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    )
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
     found = []
     for value in _candidates(field.annotation, field, edges=edges):
         try:

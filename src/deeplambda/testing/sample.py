@@ -30,6 +30,7 @@ from deeplambda.sources import (
     Table,
     content_id,
     matched,
+    moment,
     split_names,
 )
 
@@ -102,7 +103,7 @@ def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str,
     given |= {name: raw[name] for name in ("event_id", "occurred_at") if name in raw and isinstance(source, Source)}
     for name in ("event_id", "occurred_at"):
         if (column := getattr(source, name, None)) is not None:
-            given[name] = raw[column]
+            given[name] = str(raw[column]) if name == "event_id" else moment(raw[column])
     own_id = "event_id" in given
     event = _validated(schema, {"event_id": "unnamed", "occurred_at": _NOW, **given}, source)
     if not own_id:
@@ -191,9 +192,11 @@ def _table_rows(source: Any, path: Path, limit: int) -> Iterator[dict[str, Any]]
 
 def lines(path: Path) -> Iterator[str]:
     """Lines of a text, inflated where its name ends in `.gz`; at most READ_BYTES of it."""
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     read = 0
-    with TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="") as text:
+    with (
+        gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened,
+        TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="") as text,
+    ):
         for line in text:
             yield line.replace("\r\n", "\n")
             read += len(line)

@@ -13,10 +13,9 @@ from deeplambda.features import BadFeatures, Features, chosen, finite_rows, row_
 from deeplambda.learned import decode_state, encode_state
 from deeplambda.records.featurizer import Featurizer, bounded
 from deeplambda.testing import made_up
-from deeplambda.testing.checker import Work, batch_of
 from deeplambda.testing.labels import labels_for
+from deeplambda.testing.work import Work, batch_of, tried_rows
 
-TRIED_ROWS = 48
 _FIT_LIMIT_S = 10.0
 _MICRO_BATCH_ROWS = 1000
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-5
@@ -64,7 +63,7 @@ def _training_batches(work: Work) -> list[pa.RecordBatch]:
 
 def check_transform(work: Work) -> str:
     """Shapes, edges, and equal results in any batch."""
-    whole = batch_of(work.application, _tried(work))
+    whole = batch_of(work.application, tried_rows(work))
     started = time.monotonic()
     features = _features(work, whole, "the sampled rows" if work.sample else "made-up rows")
     row_s = (time.monotonic() - started) / whole.num_rows
@@ -91,11 +90,6 @@ def check_transform(work: Work) -> str:
     _check_batches(work, whole, features)
     _check_edges(work)
     return f"{_listed(features)}; {row_s * 1e6:,.0f} µs a row"
-
-
-def _tried(work: Work) -> list[Any]:
-    step = max(1, len(work.rows) // TRIED_ROWS)
-    return work.rows[::step][:TRIED_ROWS]
 
 
 def _features(work: Work, batch: pa.RecordBatch, of: str) -> Features:
