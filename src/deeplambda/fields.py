@@ -229,4 +229,5 @@ def _column_type(annotation: Any, within: tuple[type, ...]) -> pa.DataType:
                 for kind, optional in [_without_none(_plain_annotation(field.annotation))]
             ]
         )
-    raise TypeError(f"no column type for {getattr(annotation, '__name__', None) or annotation}; use {_COLUMN_TYPES}")
+    named = annotation.__name__ if isinstance(annotation, type) and origin is None else annotation
+    raise TypeError(f"no column type for {named}; use {_COLUMN_TYPES}")
