@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 from pydantic_core import to_json
-from safetensors.torch import save
 
-from batch_layer.onnx_export import exported
 from batch_layer.prepare import featurizer_of, fetch_state
 from batch_layer.shard_format import kept_payload_key
 from batch_layer.training_run import TrainedRun
@@ -25,7 +23,8 @@ from deeplambda.sources import TEST, VALIDATION
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, STATE, WEIGHTS, Card, artefact_key, code_key
 from deeplambda.state.kept_rows import KeptRows, decode_payload
-from deeplambda.state.versions import memory_of
+from deeplambda.state.onnx_export import exported
+from deeplambda.state.weights import encoded_weights
 
 
 def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedRun) -> int:
@@ -54,7 +53,7 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
             features=trained.features,
             output_size=packed.load().objective.output_size,
-            weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), _weights(trained.model)),
+            weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), encoded_weights(trained.model)),
             onnx_sha256=store.put(artefact_key(packed.name, version, ONNX), onnx),
             state_format=state.format if state else None,
             state_sha256=state_sha256,
@@ -81,19 +80,6 @@ def _kept_rows(store: ObjectStore, featurizer: Featurizer, trained: TrainedRun) 
     with torch.inference_mode():
         outputs = call(trained.model, {name: torch.from_numpy(array) for name, array in features.items()})
     return KeptRows(payload=payload, features=features, outputs=outputs.float().numpy())
-
-
-def _weights(model: torch.nn.Module) -> bytes:
-    """As safetensors; of tied weights one is kept, for `save` refuses shared memory."""
-    seen: set[tuple[object, ...]] = set()
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if (place := memory_of(tensor)) in seen and tensor.numel():
-            continue
-        seen.add(place)
-        tensors[name] = tensor.clone(memory_format=torch.contiguous_format)  # of two views of one memory, both
-    content: bytes = save(tensors)
-    return content
 
 
 def model_row(card: Card) -> dict[str, Any]:

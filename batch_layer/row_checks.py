@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from batch_layer.raw_objects import raw_key
 from batch_layer.readers import BLOCK, EVENT_ID, FILE, LABEL, MALFORMED, OCCURRED_AT, SPLIT_BY
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
-from deeplambda.application import Application, payload_schema
+from deeplambda.application import Application, payload_row, payload_schema, restored
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject
@@ -40,7 +40,8 @@ def checked_schema(application: Application) -> pa.Schema:
     text = [("event_id", pa.string()), ("split", pa.string()), ("group", pa.string())]
     verdict = [("label", pa.string()), ("source", pa.string()), ("source_sha256", pa.string()), ("row", pa.int64())]
     refusal = [("reason", pa.string()), ("detail", pa.string()), ("record", pa.binary())]
-    return pa.schema([*text, *payload_schema(application.event), *verdict, *refusal])
+    payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
+    return pa.schema([*text, *payload, *verdict, *refusal])
 
 
 def raw_source_check(settings: Settings, packed: PackedApplication) -> Callable[[Batches], Batches]:
@@ -134,8 +135,8 @@ class RowChecks:
         given = {name: value for name, value in values.items() if not (value is None and name in self._optional)}
         if (time := given.get("occurred_at")) is not None:
             given["occurred_at"] = moment(time)
-        event = self._event.model_validate({"occurred_at": now(), "event_id": "?"} | given)
-        payload = {name: getattr(event, name) for name in self._payload}
+        event = self._event.model_validate({"occurred_at": now(), "event_id": "?"} | restored(self._event, given))
+        payload = payload_row(event)
         label = None if given_label is None else self._label(given_label)
         own_time = event.occurred_at if time is not None else None
         event_id = event.event_id if "event_id" in given else content_id(payload, label, own_time)

@@ -31,7 +31,7 @@ def add_model_function(spark: SparkSession, settings: Settings, packed: PackedAp
     """Add `predict_<application>` to the sessions that are opened from now on."""
     name = f"predict_{packed.name}"
     columns = ", ".join(payload_schema(packed.load().event).names)
-    usage = f"_FUNC_({columns}) - The prediction of {packed.name}'s champion, as text; NULL where an argument is NULL."
+    usage = f"_FUNC_({columns}) - The prediction of {packed.name}'s champion, as text; NULL where a required field is."
     function = arrow_udf(prediction_of(settings, packed.name), StringType())._unwrapped._judf
     spark._jvm.deeplambda.gateway.SharedFunctions.add(name, usage, function)
 
@@ -65,8 +65,9 @@ def prediction_of(settings: Settings, name: str) -> Callable[..., pa.Array]:
 def _predictions(name: str, client: ModelClient, featurizer: Featurizer, columns: tuple[pa.Array, ...]) -> pa.Array:
     batch = _batch(name, payload_schema(featurizer.application.event), columns)
     complete = pa.array([True] * batch.num_rows)
-    for column in batch.columns:
-        complete = pc.and_(complete, column.is_valid())
+    for field in batch.schema:
+        if not field.nullable:
+            complete = pc.and_(complete, batch[field.name].is_valid())
     positions = np.flatnonzero(complete.to_numpy(zero_copy_only=False))
     passed = featurizer.isolated(batch.filter(complete))
     scored = halved(

@@ -9,16 +9,17 @@ Legend of shapes: N rows of a batch, C classes, … whatever the model takes for
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from deeplambda.errors import ConfigurationError
 from deeplambda.features import Specification, Tensor
-from deeplambda.fields import EventId, Moment
+from deeplambda.fields import EventId, Moment, column, stored, stored_as_it_is
 from deeplambda.objective import Objective
 from deeplambda.sources import AnySource, BySource, Splits
 from deeplambda.sources import Source as Source  # users may import it from here
@@ -146,15 +147,6 @@ class Application(ABC):
         return features
 
 
-_ARROW_TYPES: Mapping[Any, pa.DataType] = {
-    bytes: pa.binary(),
-    str: pa.string(),
-    bool: pa.bool_(),
-    int: pa.int64(),
-    float: pa.float64(),
-}
-
-
 def learns(application: Application) -> bool:
     """Whether the application has a `fit`, so that `transform` takes what it returned."""
     return type(application).fit is not Application.fit
@@ -176,26 +168,57 @@ def payload_fields(event: type[Event]) -> list[str]:
 
 
 def payload_schema(event: type[Event]) -> pa.Schema:
-    """Arrow schema of the payload's fields. Raises: TypeError for a field whose type has no column."""
+    """Arrow schema of the payload's fields; those that may be None are nullable.
+
+    Raises: TypeError for a field whose type has no column.
+    """
     columns = []
     for name in payload_fields(event):
-        annotation = event.model_fields[name].annotation
-        item = getattr(annotation, "__args__", (None,))[0] if getattr(annotation, "__origin__", None) is list else None
-        if annotation in _ARROW_TYPES:
-            columns.append(pa.field(name, _ARROW_TYPES[annotation]))
-        elif item in _ARROW_TYPES:
-            columns.append(pa.field(name, pa.list_(_ARROW_TYPES[item])))
-        else:
-            raise TypeError(
-                f"{event.__name__}.{name}: no column type for {annotation}; use one of bytes, str, bool, "
-                "int, float or a list of them"
-            )
+        try:
+            columns.append(column(name, event.model_fields[name].annotation))
+        except TypeError as exc:
+            raise TypeError(f"{event.__name__}.{name}: {exc}") from exc
     return pa.schema(columns)
+
+
+def payload_row(event: Event) -> dict[str, Any]:
+    """The payload of one checked event, by column."""
+    return {name: stored(getattr(event, name)) for name in payload_fields(type(event))}
+
+
+def restored(event: type[Event], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as columns hold them, as the event's strict fields take them: an enum's member of its value, and the like.
+
+    Raises: ValidationError.
+    """
+    adapters = _restoring(event)
+    return {
+        name: adapters[name].validate_python(_as_mapping(value), strict=False)
+        if name in adapters and value is not None
+        else value
+        for name, value in values.items()
+    }
+
+
+@lru_cache(maxsize=64)
+def _restoring(event: type[Event]) -> dict[str, TypeAdapter[Any]]:
+    """Of the fields that are not stored as they are."""
+    return {
+        name: TypeAdapter[Any](event.model_fields[name].annotation)  # type: ignore[arg-type]  # a field has one
+        for name in payload_fields(event)
+        if not stored_as_it_is(event.model_fields[name].annotation)
+    }
+
+
+def _as_mapping(value: Any) -> Any:
+    """Arrow gives a map as pairs."""
+    return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
 def payload_batch(event: type[Event], events: Sequence[Event]) -> pa.RecordBatch:
     """The payloads of N checked events as one Arrow batch, ready for `Application.transform`."""
     schema = payload_schema(event)
     return pa.RecordBatch.from_arrays(
-        [pa.array([getattr(row, field.name) for row in events], type=field.type) for field in schema], schema=schema
+        [pa.array([stored(getattr(row, field.name)) for row in events], type=field.type) for field in schema],
+        schema=schema,
     )

@@ -27,7 +27,7 @@ from deeplambda.errors import ConfigurationError, UnknownApplication
 from deeplambda.metrics import check_metrics
 
 ENTRY_POINT_GROUP = "deeplambda.applications"
-_NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
+APPLICATION_NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # zips of equal sources are equal bytes
 
 
@@ -76,7 +76,7 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
 
     Raises: UnknownApplication, ConfigurationError.
     """
-    folder = _find(name, settings)
+    folder = find_folder(name, settings)
     files = _files(folder)
     code_version = _code_version(files)
     packed = PackedApplication(
@@ -84,7 +84,7 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     )
     if not packed.zip_file.exists():
         _write(packed.zip_file, _zipped(packed, {"__init__.py": b""} | files))
-    if packed.load().name != packed.name or not _NAME.fullmatch(packed.name):
+    if packed.load().name != packed.name or not APPLICATION_NAME.fullmatch(packed.name):
         raise ConfigurationError(
             f"the application in {folder} is named {packed.load().name!r}",
             "give folder and application one name: lower-case letters, digits and underscores, 40 at most",
@@ -95,7 +95,7 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
 
 def deployed_code_version(name: str, settings: Settings) -> str:
     """The version of the code of `name`, none of which is loaded. Raises: UnknownApplication."""
-    return _code_version(_files(_find(name, settings)))
+    return _code_version(_files(find_folder(name, settings)))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -150,7 +150,8 @@ def _write(place: Path, content: bytes) -> None:
     partial.replace(place)
 
 
-def _find(name: str, settings: Settings) -> Path:
+def find_folder(name: str, settings: Settings) -> Path:
+    """The folder of an application's sources. Raises: UnknownApplication."""
     candidates = [settings.applications_dir / name, Path(name)]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         spec = importlib.util.find_spec(point.module)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batch_layer.onnx_export import exported
 from deeplambda.errors import UnfitModel
+from deeplambda.state.onnx_export import exported
 
 KEPT = {
     "age": np.array([[0.5], [1.5], [2.5]], np.float32),
