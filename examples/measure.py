@@ -67,7 +67,7 @@ def _rows(application: Application, source: Any, folder: Path) -> Iterator[tuple
         fields = {name: of.astype("int64") // 10**9 if of.dtype.kind == "M" else of for name, of in fields.items()}
         fields |= {"label": table[source.label].astype(str), "event_id": table[source.event_id].astype(str)}
         columns = [of.tolist() for of in fields.values()]
-        for time_of_row, *values in zip(times.dt.to_pydatetime(), *columns, strict=True):
+        for time_of_row, *values in zip(times.tolist(), *columns, strict=True):
             yield dict(zip(fields, values, strict=True)), time_of_row
     else:
         raw = {name: (folder / name).read_bytes() for name in source.objects}

@@ -24,9 +24,7 @@ _WINDOW, _CAP = 30, 125  # flights; with more than 125 left, an engine shows no 
 
 class FlightEnded(Event):
     engine: str
-    readings: Annotated[
-        list[float], Field(min_length=420, max_length=420)
-    ]  # 14 of each flight, the oldest flight first
+    readings: Annotated[list[float], Field(min_length=420, max_length=420)]  # 14 a flight, the oldest first
 
 
 class Turbofan(Application):
