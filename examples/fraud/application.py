@@ -7,12 +7,12 @@ learn from, a week's delay in which frauds come to light, a week to be judged by
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from deeplambda.application import Application, Choice, Event, LogUniform
 from deeplambda.features import Tensor
@@ -26,7 +26,7 @@ class PaymentMade(Event):
     paid_at: int  # whole seconds since 1970, in UTC; a transform sees the payload alone, so occurred_at would not do
     customer: int
     terminal: int
-    amount: float
+    amount: Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Known(BaseModel):  # of the training week: customers' median amounts, and when there were frauds at a terminal

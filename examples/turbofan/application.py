@@ -56,8 +56,8 @@ class Turbofan(Application):
         return {"low": ends[:, 0].min(axis=0), "high": ends[:, 1].max(axis=0)}
 
     def transform(self, batch: pa.RecordBatch, seen: dict[str, NDArray[np.float64]]) -> NDArray[np.float32]:
-        scaled_NTS = 2 * (self._readings(batch) - seen["low"]) / (seen["high"] - seen["low"]) - 1
-        return scaled_NTS.transpose(0, 2, 1).astype(np.float32)
+        scaled_NTS = 2 * (self._readings(batch) - seen["low"]) / np.maximum(seen["high"] - seen["low"], 1e-9) - 1
+        return scaled_NTS.transpose(0, 2, 1).clip(-3, 3).astype(np.float32)  # however broken a sensor is
 
     def _readings(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
         return batch["readings"].flatten().to_numpy().reshape(-1, _WINDOW, len(_SENSORS))
