@@ -17,6 +17,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 from pyarrow import parquet
+from pydantic_core import from_json
 from scipy.stats import t as student
 
 from batch_layer.compute import best_compute
@@ -161,10 +162,21 @@ def interval(figures: Sequence[float]) -> str:
     return f"{mean:.4f} ± {half:.4f}"
 
 
+def _overrides(given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, the value in JSON or else text, as `deeplambda batch train` takes it."""
+    chosen: dict[str, Any] = {}
+    for name, _, value in (pair.partition("=") for pair in given):
+        try:
+            chosen[name] = from_json(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
+
+
 def main(
     name: str,
     seeds: Annotated[int, typer.Option(help="how many trainings, with the seeds 0, 1, …")] = 3,
-    set_: Annotated[list[str], typer.Option("--set", help="a hyperparameter: name=value")] = [],  # noqa: B006
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a hyperparameter: name=value")] = None,
     split: Annotated[str, typer.Option(help="what the model is judged by")] = "test",
 ) -> None:
     """Train an example with several seeds and print its metrics."""
@@ -178,7 +190,7 @@ def main(
     figures: dict[str, list[float]] = {}
     for seed in range(seeds):
         started = time.monotonic()
-        overrides = dict(item.split("=", 1) for item in set_) | {"seed": seed}
+        overrides = _overrides(set_ or ()) | {"seed": seed}
         trainer = trained(application, rows, overrides)
         metrics = trainer.evaluate(rows[split])
         if name == "fraud":

@@ -18,7 +18,7 @@ from deeplambda.objective import Classification
 from deeplambda.sources import ByHash, Lines
 
 _WORDS = 10_000  # ids in all; the words that the training rows have twice fit in
-_LENGTH = 40  # words; one sentence in fifty has more
+_LENGTH = 40  # words; three sentences in a hundred have more
 
 
 class SentenceWritten(Event):
