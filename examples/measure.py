@@ -1,0 +1,206 @@
+"""How good an application is, in one process and without a stack: `python -m examples.measure turbofan --seeds 3`.
+
+It reads the application's sources as ingest does, with the same event ids and so the same splits, learns what `fit`
+learns, and trains with the platform's own trainer, once for each seed. The figures of docs/applications.md are from it.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import typer
+from numpy.typing import NDArray
+from pyarrow import parquet
+from pydantic_core import from_json
+from scipy.stats import t as student
+
+from batch_layer.compute import best_compute
+from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+from deeplambda.application import Application, payload_schema
+from deeplambda.config import load_settings
+from deeplambda.learned import decode_state, encode_state
+from deeplambda.loading import pack_application
+from deeplambda.records.featurizer import Featurizer
+from deeplambda.sources import BySource, Lines, Parquet, content_id
+from examples.data import data_folder
+
+_BATCH_ROWS = 2000
+_DAY_S = 24 * 60 * 60
+Split = tuple[pa.Table, NDArray[Any]]
+"""Payloads of N rows with the columns `label` and `event_id`, and their labels as the objective takes them."""
+
+
+def read(application: Application, folder: Path) -> dict[str, Split]:
+    """The rows of each split. Of the platform's readers it knows Lines and Parquet, and raw sources."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for source in application.sources:
+        for row, by in _rows(application, source, folder):
+            split = getattr(source, "split", None) or application.splits.split_of(row["event_id"], by)
+            if split is not None:
+                rows.setdefault(split, []).append(row)
+    columns = [*payload_schema(application.event), ("label", pa.string()), ("event_id", pa.string())]
+    return {
+        split: (
+            pa.Table.from_pylist([row | {"label": str(row["label"])} for row in found], schema=pa.schema(columns)),
+            application.objective.label_array([row["label"] for row in found]),
+        )
+        for split, found in rows.items()
+    }
+
+
+def _rows(application: Application, source: Any, folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Each row, and what its split is made by where that is a column of the source."""
+    if isinstance(source, Lines):
+        for line in (folder / source.path).read_text(encoding="utf-8").split("\n"):
+            if line.strip():
+                payload = {source.column: line}
+                yield payload | {"label": source.label, "event_id": content_id(payload, source.label)}, None
+    elif isinstance(source, Parquet):
+        import pandas as pd
+
+        table = pd.read_parquet(folder / source.path)
+        times = table[application.splits.column]
+        fields = {name: table[source.columns.get(name, name)] for name in payload_schema(application.event).names}
+        # A time becomes whole seconds since 1970, as Spark casts it.
+        fields = {name: of.astype("int64") // 10**9 if of.dtype.kind == "M" else of for name, of in fields.items()}
+        fields |= {"label": table[source.label].astype(str), "event_id": table[source.event_id].astype(str)}
+        columns = [of.tolist() for of in fields.values()]
+        for time_of_row, *values in zip(times.tolist(), *columns, strict=True):
+            yield dict(zip(fields, values, strict=True)), time_of_row
+    else:
+        raw = {name: (folder / name).read_bytes() for name in source.objects}
+        assert isinstance(application.splits, BySource)
+        for row in application.examples(source, raw):
+            yield row, None
+
+
+def featurized(application: Application, splits: dict[str, Split]) -> dict[str, Rows]:
+    """Features and labels of each split. What `fit` learned goes through the form that it is stored in."""
+    state = None
+    if type(application).fit is not Application.fit:
+        batches = iter(splits["train"][0].drop_columns("event_id").to_batches(_BATCH_ROWS))
+        state = decode_state(application.fit, encode_state(application.fit(batches)))
+    featurizer = Featurizer(application, code_version="measured", state=state)
+    names = payload_schema(application.event).names
+    found = {}
+    for split, (table, labels) in splits.items():
+        batches = table.select(names).combine_chunks().to_batches(_BATCH_ROWS)
+        pieces = [featurizer.features(batch) for batch in batches]
+        found[split] = Rows.of({name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}, labels)
+    return found
+
+
+def trained(application: Application, rows: dict[str, Rows], overrides: dict[str, Any]) -> Trainer:
+    """A model after the last epoch."""
+    hyperparameters = all_hyperparameters(application, overrides)
+    trainer = Trainer(application, hyperparameters, best_compute())
+    for epoch in range(1, hyperparameters["epochs"] + 1):
+        trainer.begin_epoch(epoch)
+        trainer.train_on(rows["train"], len(rows["train"]))
+    return trainer
+
+
+def card_precision(test: pa.Table, outputs_NC: NDArray[np.float32], top: int = 100) -> float:
+    """Of the `top` customers whose payments look worst on a day, the share with a fraud that day; the days' mean.
+
+    A customer whose fraud was found is not looked at on later days. Source: the Fraud Detection Handbook, chapter 4.
+    """
+    table = test.select(["paid_at", "customer"]).to_pandas()
+    table["fraud"] = [label == "1" for label in test["label"].to_pylist()]
+    table["score"] = outputs_NC[:, 1] - outputs_NC[:, 0]
+    found: set[int] = set()
+    shares = []
+    for _, day in table.groupby(table.paid_at // _DAY_S):
+        worst = day[~day.customer.isin(found)].groupby("customer")[["score", "fraud"]].max().nlargest(top, "score")
+        shares.append(worst.fraud.sum() / top)
+        found |= set(worst.index[worst.fraud])
+    return float(np.mean(shares))
+
+
+def not_yet_known(test: pa.Table, folder: Path) -> NDArray[np.bool_]:
+    """Which of N test payments the Handbook judges by: not those of customers whose fraud has come to light.
+
+    A fraud comes to light after a week. Source: the Fraud Detection Handbook, `get_train_test_set`.
+    """
+    payments = parquet.read_table(folder / "transactions.parquet", columns=["TX_DATETIME", "CUSTOMER_ID", "TX_FRAUD"])
+    frauds = payments.filter(pc.field("TX_FRAUD") == 1).to_pandas()
+    frauds["day"] = frauds.TX_DATETIME.astype("int64") // 10**9 // _DAY_S
+    tested = test.select(["paid_at", "customer"]).to_pandas()
+    days = tested.paid_at // _DAY_S
+    learned_from = days.min() - 14
+    kept_N = np.ones(len(tested), dtype=bool)
+    for day in sorted(days.unique()):
+        in_light = frauds.day.between(learned_from, day - 8)
+        kept_N &= ~((days == day) & tested.customer.isin(frauds.CUSTOMER_ID[in_light])).to_numpy()
+    return kept_N
+
+
+def _as_the_handbook(trainer: Trainer, rows: Rows, table: pa.Table, folder: Path) -> dict[str, float]:
+    kept = not_yet_known(table, folder)
+    fewer = rows.chosen(torch.tensor(np.flatnonzero(kept)))
+    (features,) = fewer.features.values()
+    with torch.inference_mode():
+        outputs_NC = trainer.model(features).numpy()
+    found = trainer.evaluate(fewer) | {
+        "card_precision_top_100": card_precision(table.filter(pa.array(kept)), outputs_NC)
+    }
+    return {f"{name} (Handbook's rows)": value for name, value in found.items()}
+
+
+def interval(figures: Sequence[float]) -> str:
+    """Mean and 95 % interval of the mean over seeds (Student's t)."""
+    mean = statistics.mean(figures)
+    if len(figures) < 2:
+        return f"{mean:.4f}"
+    half = student.ppf(0.975, len(figures) - 1) * statistics.stdev(figures) / len(figures) ** 0.5
+    return f"{mean:.4f} ± {half:.4f}"
+
+
+def _overrides(given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, the value in JSON or else text, as `deeplambda batch train` takes it."""
+    chosen: dict[str, Any] = {}
+    for name, _, value in (pair.partition("=") for pair in given):
+        try:
+            chosen[name] = from_json(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
+
+
+def main(
+    name: str,
+    seeds: Annotated[int, typer.Option(help="how many trainings, with the seeds 0, 1, …")] = 3,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a hyperparameter: name=value")] = None,
+    split: Annotated[str, typer.Option(help="what the model is judged by")] = "test",
+) -> None:
+    """Train an example with several seeds and print its metrics."""
+    torch.set_num_threads(1)  # so that a seed gives the same figures on any machine of one kind
+    application = pack_application(name, load_settings()).load()
+    folder, origin = data_folder(name)
+    print(f"{name}: {origin}")
+    splits = read(application, folder)
+    rows = featurized(application, splits)
+    print(", ".join(f"{split} {len(of)} rows" for split, of in rows.items()), flush=True)
+    figures: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        started = time.monotonic()
+        overrides = _overrides(set_ or ()) | {"seed": seed}
+        trainer = trained(application, rows, overrides)
+        metrics = trainer.evaluate(rows[split])
+        if name == "fraud":
+            metrics |= _as_the_handbook(trainer, rows[split], splits[split][0], folder)
+        print(f"seed {seed}: {metrics} in {time.monotonic() - started:.0f} s", flush=True)
+        for metric, value in metrics.items():
+            figures.setdefault(metric, []).append(value)
+    for metric, values in figures.items():
+        print(f"{metric}: {interval(values)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
