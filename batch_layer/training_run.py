@@ -157,8 +157,7 @@ class _Run:
     def _ended(self, checkpoint: Checkpoint) -> bool:
         if checkpoint.epoch >= self._epochs:
             return True
-        waited = checkpoint.epoch - self._best_epoch(checkpoint)
-        return 0 < self._patience <= waited
+        return self._patience > 0 and checkpoint.epoch - self._best_epoch(checkpoint) >= self._patience
 
     def _best_epoch(self, checkpoint: Checkpoint) -> int:
         name = deciding_metric(self._application)
