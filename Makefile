@@ -7,7 +7,7 @@ export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo up down status test test-compose unit lint bench clean constraints
+.PHONY: help demo up down status test test-all test-compose unit lint bench clean constraints
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ down: $(READY) ## Stop it
 status: $(READY) ## How each part is
 	$(BIN)/deeplambda status
 
-test: lint ## All checks: lint, types, and every test, against a stack of their own
-	$(BIN)/python -m pytest --ignore tests/compose
+test: lint ## All checks: lint, types, and the tests, against a stack of their own
+	$(BIN)/python -m pytest --ignore tests/compose -m 'not long' --durations=20
+
+test-all: lint ## The same, with the tests that are long by nature
+	$(BIN)/python -m pytest --ignore tests/compose --durations=20
 
 test-compose: $(READY) ## The stack of docker compose; skipped, with the reason, where there is no engine
 	$(BIN)/python -m pytest tests/compose -s

@@ -32,13 +32,23 @@ def archive_streams(spark: SparkSession, settings: Settings, application: str) -
     return [
         Stream(
             application,
-            partial(_append, spark, settings, topics.events(application), f"lake.{application}.events", events),
+            partial(_start, spark, settings, application, topics.events(application), "events", events),
         ),
         Stream(
             application,
-            partial(_append, spark, settings, topics.labels(application), f"lake.{application}.labels", labels),
+            partial(_start, spark, settings, application, topics.labels(application), "labels", labels),
         ),
     ]
+
+
+def _start(
+    spark: SparkSession, settings: Settings, application: str, topic: str, table: str, columns: dict[str, Column]
+) -> StreamingQuery:
+    """Make the table where it is missing, for which the application's code is loaded, and start or resume."""
+    name = f"lake.{application}.{table}"
+    if not spark.catalog.tableExists(name):  # tables that are there are served whatever the code is like
+        create_tables(spark, pack_application(application, settings).load())
+    return _append(spark, settings, topic, name, columns)
 
 
 def _append(
@@ -91,11 +101,8 @@ def main() -> None:
     log_to_stderr()
     settings = load_settings()
     spark = spark_session(settings, "archive", {"spark.driver.memory": "512m"})
-    streams = []
-    for name in settings.applications:
-        create_tables(spark, pack_application(name, settings).load())
-        streams += archive_streams(spark, settings, name)
-    run_streams(settings, layer="batch", part="archive", streams=streams)
+    streams = [stream for name in settings.applications for stream in archive_streams(spark, settings, name)]
+    run_streams(spark, settings, layer="batch", part="archive", streams=streams)
     spark.stop()
 
 

@@ -80,12 +80,23 @@ def newest_checkpoint(store: ObjectStore, application: str, run: str) -> "tuple[
     keys = [key for key, _ in store.list(f"{application}/runs/{run}/checkpoint-") if key.endswith(".json")]
     for key in sorted(keys, reverse=True):
         try:
-            checkpoint = Checkpoint.model_validate_json(store.get(key))
-            tensors_key = _tensors_key(application, checkpoint)
-            return checkpoint, decode(store.get(tensors_key, sha256=checkpoint.tensors_sha256), tensors_key)
+            return _fetched(store, application, key)
         except (BadInput, ValidationError) as exc:  # BadInput: the tensors are gone, or CorruptObject
             _log.warning("checkpoint %s of %s is not whole (%s); its epoch is trained again", key, application, exc)
     return None
+
+
+def fetch_checkpoint(
+    store: ObjectStore, application: str, run: str, epoch: int
+) -> "tuple[Checkpoint, dict[str, Tensor]]":
+    """That of one epoch. Raises: CorruptObject, BadInput when it is gone, NotReady."""
+    return _fetched(store, application, _description_key(application, run, epoch))
+
+
+def _fetched(store: ObjectStore, application: str, key: str) -> "tuple[Checkpoint, dict[str, Tensor]]":
+    checkpoint = Checkpoint.model_validate_json(store.get(key))
+    tensors_key = _tensors_key(application, checkpoint)
+    return checkpoint, decode(store.get(tensors_key, sha256=checkpoint.tensors_sha256), tensors_key)
 
 
 def _description_key(application: str, run: str, epoch: int) -> str:

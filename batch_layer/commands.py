@@ -15,10 +15,11 @@ from rich.table import Table
 
 from batch_layer.console import PipelineConsole
 from batch_layer.model_commands import app as model
+from batch_layer.refusals import ACCEPTED_SHARE
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import deciding_metric
 from deeplambda.config import Settings, load_settings
-from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.errors import ConfigurationError
 from deeplambda.loading import PackedApplication, pack_application
 
 __all__ = ["batch", "data", "model"]
@@ -76,12 +77,10 @@ def data_put(
 
     What is on S3 already, byte for byte, is not sent again, so an interrupted run is taken up by running it again.
     """
-    from batch_layer.ingest import raw_key
+    from batch_layer.raw_objects import files_of, raw_key
 
     settings, packed = _packed(application)
-    names = [name for source in packed.load().sources for name in source.objects]
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise BadInput(f"{folder} has no {missing[0]}", f"{packed.name} reads {', '.join(names)}")
+    names = files_of(packed.load(), folder)
     store, sent = ObjectStore(settings), 0
     with _progress() as progress:
         for name in progress.track(names, description="upload"):
@@ -92,7 +91,7 @@ def data_put(
 @data.command("list")
 def data_list(application: ApplicationName) -> None:
     """Show the application's raw objects, their sizes and recorded hashes."""
-    from batch_layer.ingest import raw_key
+    from batch_layer.raw_objects import raw_key
 
     settings, packed = _packed(application)
     store = ObjectStore(settings)
@@ -204,19 +203,32 @@ def batch_run(
 
 
 @batch.command("recompute")
-def batch_recompute(application: ApplicationName) -> None:
-    """Score the whole archive with the champion and move the horizon: the batch view takes over from the stream."""
+def batch_recompute(
+    application: ApplicationName,
+    accept_refused: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="of the events that have a prediction, how many may lose it", min=0, max=1),
+    ] = ACCEPTED_SHARE,
+) -> None:
+    """Score the whole archive with the champion and move the horizon: the batch view takes over from the stream.
+
+    Events that the champion's code or model refuses are kept in the application's table `quarantine`.
+    """
     from batch_layer.recompute import recompute
 
     settings, packed = _packed(application)
     spark = _spark(settings, "recompute")
     with console.status("scoring the archive"):
-        published = recompute(spark, settings, packed)
+        published = recompute(spark, settings, packed, accepted_share=accept_refused)
     cut = ", ".join(f"partition {partition} offset {offset}" for partition, offset in sorted(published.offsets.items()))
     console.print(
         f"batch view: {published.rows:,} predictions by {packed.name}/{published.version} "
         f"in {published.duration_s:.1f} s; horizon at {cut}"
     )
+    if published.refused:
+        console.print(
+            f"refused: {published.refused:,} events, kept with their reasons in lake.{packed.name}.quarantine"
+        )
 
 
 def _hyperparameters(given: list[str] | None) -> dict[str, Any]:

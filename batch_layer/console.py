@@ -81,6 +81,13 @@ class PipelineConsole:
         """Rows by split, new rows, quarantined rows."""
         for split, rows in sorted(ingested.found.items(), reverse=True):
             self._console.print(f"ingested {split}: {rows:,} rows good, {ingested.added.get(split, 0):,} of them new")
+        for rows, what in (
+            (ingested.duplicates, "duplicates of rows that were kept"),
+            (ingested.left_out, "outside the intervals of the splits, left out"),
+            (ingested.unlabelled, "without a label, which training passes over"),
+        ):
+            if rows:
+                self._console.print(f"{rows:,} rows {what}")
         self._console.print(f"quarantined: {ingested.quarantined:,} rows; {ingested.duration_s:.1f} s")
 
     def prepared(self, dataset: "DataSet", announcements: Sequence[PartitionPrepared]) -> None:
@@ -88,6 +95,7 @@ class PipelineConsole:
         self._console.print(
             f"prepared {dataset.id}: {len(announcements)} shards, {sum(each.rows for each in announcements):,} rows, "
             f"{sum(each.size_bytes for each in announcements) / 1e6:,.0f} MB, snapshot {dataset.snapshot}"
+            + (f"; {dataset.unlabelled:,} rows without a label passed over" if dataset.unlabelled else "")
         )
 
     def training(self) -> EpochBars:

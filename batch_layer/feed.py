@@ -23,6 +23,7 @@ from deeplambda.errors import CorruptObject, NotReady
 from deeplambda.features import Features
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import PartitionPrepared
+from deeplambda.sources import split_names
 
 _REMEDY = "run 'deeplambda batch prepare', and see how far it got"
 _POLL_MS = 250
@@ -79,7 +80,7 @@ class Announcements:
 
 
 class ShardFeed:
-    """Iterate it once: every shard of every split of the application's sources, fetched ahead in a thread.
+    """Iterate it once: every shard of every split that the application's sources make, fetched ahead in a thread.
 
     preparing: the job that prepares the data set in this process, where there is one; its failure ends the feed.
     patience_s: without such a job, how long to wait for the next announcement.
@@ -103,7 +104,7 @@ class ShardFeed:
         self._stopped = Event()
         self._manifest = manifest_key(application.name, dataset)
         self.announcements = Announcements(
-            application.name, dataset, dict.fromkeys(source.split for source in application.sources)
+            application.name, dataset, split_names(application.sources, application.splits)
         )
 
     def __iter__(self) -> Generator[Shard, None, None]:

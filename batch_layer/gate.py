@@ -1,34 +1,66 @@
-"""Judge: which model version may serve, and the change of champion."""
+"""Judge: which model version may serve, and the change of champion.
+
+1. Every artefact of the version is checked, as a service would before it serves it.
+2. Candidate and champion are measured on the same rows, those of the candidate's test split, where both take the same
+   features; else what their cards say is compared, and a refusal says so.
+3. The candidate may be worse than the champion by the application's margin.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
+from batch_layer.same_rows import on_same_rows
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import deciding_metric
+from deeplambda.application import Application, deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, UnfitModel
+from deeplambda.errors import BadInput, CorruptObject, InvalidEvent, UnfitModel
 from deeplambda.features import Features, call
 from deeplambda.loading import PackedApplication
+from deeplambda.metrics import lower_is_better
+from deeplambda.records.answers import answers
 from deeplambda.records.lifecycle import ModelPromoted, ModelRolledBack
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
 
-TOLERANCE = 0.005
-"""A candidate may be this much worse than the champion in the primary metric: less is noise between seeds."""
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """By what a candidate is compared with the champion. margin: how much worse it may be, in the metric's unit."""
+
+    metric: str
+    lower_is_better: bool = False
+    margin: float = Application.margin
+
+    @classmethod
+    def of(cls, application: Application) -> "Criterion":
+        """The application's own."""
+        name = deciding_metric(application)
+        return cls(metric=name, lower_is_better=lower_is_better(application, name), margin=application.margin)
+
+    def worse(self, found: float, wanted: float) -> bool:
+        """Whether a candidate's figure is worse than the champion's by more than the margin."""
+        behind = found - wanted if self.lower_is_better else wanted - found
+        return behind > self.margin
 
 
 def verdict(
-    candidate: Card, champion: Card | None, code_version: str, primary_metric: str, tolerance: float = TOLERANCE
+    candidate: Card,
+    champion: Card | None,
+    code_version: str,
+    criterion: Criterion,
+    same_rows: tuple[float, float] | None = None,
 ) -> str | None:
     """Why `candidate` must not serve; None when it may.
 
-    code_version: of the application as it is deployed. primary_metric: higher is better; tolerance is in its unit.
+    code_version: of the application as it is deployed. same_rows: the metric of candidate and champion, measured now on
+    the same rows; without it, what their cards say is compared, each of the test split of its own data set.
     """
     if candidate.code_version != code_version:
         return (
@@ -38,15 +70,17 @@ def verdict(
     for name, value in candidate.metrics.items():
         if not math.isfinite(value):
             return f"its {name} is {value}"
-    if primary_metric not in candidate.metrics:
-        return f"its card has no {primary_metric}"
-    if champion is None or primary_metric not in champion.metrics:
+    name = criterion.metric
+    if name not in candidate.metrics:
+        return f"its card has no {name}"
+    if champion is None or (same_rows is None and name not in champion.metrics):
         return None
-    found, wanted = candidate.metrics[primary_metric], champion.metrics[primary_metric]
-    if found < wanted - tolerance:
+    found, wanted = same_rows or (candidate.metrics[name], champion.metrics[name])
+    if criterion.worse(found, wanted):
+        on = "both on the same test rows" if same_rows else "each on the test rows of its own data set"
         return (
-            f"its {primary_metric} {found:.4f} is worse than {wanted:.4f} of the champion, version {champion.version}, "
-            f"by more than {tolerance:g}"
+            f"its {name} {found:.4f} is worse than {wanted:.4f} of the champion, version {champion.version}, by more "
+            f"than {criterion.margin:g} ({on})"
         )
     return None
 
@@ -88,6 +122,10 @@ def _check_on_kept_rows(store: ObjectStore, settings: Settings, card: Card, name
 
     kept.check_features(code.featurizer.features, name)
     kept.check_outputs(infer, name)
+    try:
+        answers(code.application.objective, kept.outputs).all()
+    except InvalidEvent as exc:
+        raise UnfitModel(f"the outputs of {name} are no predictions: {exc.message}", exc.remedy) from exc
 
 
 def promote(
@@ -134,7 +172,11 @@ def _reason_against(settings: Settings, packed: PackedApplication, version: int,
         return str(exc)
     if force:
         return None
-    return verdict(card, champion, packed.code_version, deciding_metric(packed.load()))
+    criterion = Criterion.of(packed.load())
+    same_rows = None
+    if champion is not None and card.code_version == packed.code_version:
+        same_rows = on_same_rows(settings, packed.load(), card, champion, criterion.metric)
+    return verdict(card, champion, packed.code_version, criterion, same_rows)
 
 
 def _tell(settings: Settings, platform: Engine) -> None:

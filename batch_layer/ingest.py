@@ -1,179 +1,242 @@
 """Ingest: raw objects on S3 → checked rows in the master data set.
 
-1. Spark reads each source's objects whole; their SHA-256 must be the one that was recorded when they were put.
-2. The application turns them into rows; every row is checked against the event schema.
-3. One Iceberg append adds the good rows that are not there yet; another puts the rest in `quarantine` with the reason.
-An object that is corrupt or cut short refuses its whole source before anything is written.
+1. The sources' paths are looked up on S3.
+2. Rows come of them in parallel: a task for each raw source, which checks the objects' recorded SHA-256 and has the
+   application's `examples` read them; Spark's readers for all others (`readers`).
+3. Every row is checked against the event schema and given its split (`row_checks`).
+4. Before anything is written, the whole is refused when an object is corrupt, when an event id or a declared group
+   would be in two splits, or when a split would be empty.
+5. One Iceberg append adds the good rows that are not there yet; another puts the rest in `quarantine` with the reason.
 """
 
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
 
-import pyarrow as pa
-from pydantic import ValidationError
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_layer.raw_objects import fingerprints, objects_of, raw_key
+from batch_layer.readers import read_rows, unreadable_named
+from batch_layer.row_checks import (
+    CORRUPT_OBJECT,
+    EXAMPLES_FAILED,
+    LEFT_OUT,
+    checked_schema,
+    raw_source_check,
+    reader_check,
+)
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables
-from deeplambda.adapters.s3 import ObjectStore, sha256_of
-from deeplambda.application import Application, Event, Source, payload_schema
-from deeplambda.clock import now
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.loading import PackedApplication
+from deeplambda.sources import Reader, Source, split_names
 
-_BATCH_ROWS = 4096
+_ORIGINAL = ["source", "source_sha256", "record"]
+"""What tells quarantined rows apart from one run to the next; their numbers depend on how Spark divides a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What one run found and added, rows by split."""
+    """What one run found and added, rows by split.
+
+    duplicates: rows whose event id an earlier row of the run has. left_out: rows outside the intervals of `ByTime`.
+    unlabelled: good rows without a label. quarantined: rows put there by this run.
+    """
 
     found: Mapping[str, int]
     added: Mapping[str, int]
     quarantined: int
     duration_s: float
-
-
-def raw_key(application: str, name: str) -> str:
-    """Where a raw object is kept."""
-    return f"{application}/raw/{name}"
+    duplicates: int = 0
+    left_out: int = 0
+    unlabelled: int = 0
 
 
 def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -> Ingested:
     """Append what is new in the application's raw objects. A second run adds nothing.
 
-    Raises: BadInput when an object is missing, CorruptObject when one is damaged, Conflict when another run is at it.
+    Raises: BadInput when an object is missing, a column is not there, rows are in two splits or a split is empty;
+    ConfigurationError; CorruptObject when an object is damaged; Conflict when another run is at it.
     """
     application, started = packed.load(), time.monotonic()
+    splits = split_names(application.sources, application.splits)
     create_tables(spark, application)
-    recorded = _recorded_hashes(settings, application)
-    with mysql.named_lock(mysql.engine(settings, "platform"), f"deeplambda.{application.name}.ingest"):
-        parsed = _parsed(spark, settings, packed, recorded).persist()
-        try:
-            if refused := parsed.where("reason = 'corrupt_object'").select("detail").first():
-                raise CorruptObject(refused.detail, "upload the original again with 'deeplambda data put', then ingest")
-            return _append(spark, application.name, parsed, started)
-        finally:
-            parsed.unpersist()
-
-
-def _recorded_hashes(settings: Settings, application: Application) -> dict[str, str | None]:
-    """By object name, the SHA-256 recorded on S3, None where whoever put the object recorded none."""
-    store = ObjectStore(settings)
-    there = {key for key, _ in store.list(raw_key(application.name, ""))}
-    names = [name for source in application.sources for name in source.objects]
-    if missing := [name for name in names if raw_key(application.name, name) not in there]:
-        raise BadInput(
-            f"raw object {raw_key(application.name, missing[0])} is not on S3",
-            f"put it there: 'deeplambda data put {application.name} FOLDER'",
-        )
-    return {name: store.digest(raw_key(application.name, name)) for name in names}
-
-
-def _parsed(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, recorded: Mapping[str, str | None]
-) -> DataFrame:
-    """Every row of every source, good ones with `reason` NULL."""
-    application = packed.load()
-    sources = {name: source.split for source in application.sources for name in source.objects}
     root = f"s3a://{settings.s3_bucket}/{raw_key(application.name, '')}"
-    objects = (
-        spark.read.format("binaryFile")
-        .load([root + name for name in sources])
-        .select(F.element_at(F.split("path", "/"), -1).alias("name"), "content")
-        .withColumn("split", F.create_map(*[F.lit(word) for pair in sources.items() for word in pair])[F.col("name")])
-    )
-    schema = _parsed_schema(application)
+    lock = mysql.named_lock(mysql.engine(settings, "platform"), f"deeplambda.{application.name}.ingest")
+    with lock, unreadable_named(application.name, root):
+        checked = _checked(spark, settings, packed, root).persist()
+        try:
+            return _append(spark, application, checked, splits, started)
+        finally:
+            checked.unpersist()
 
-    def parse(objects_of_split: pa.Table) -> pa.Table:
-        application = packed.load()
-        raw = dict(zip(objects_of_split["name"].to_pylist(), objects_of_split["content"].to_pylist(), strict=True))
-        source = next(s for s in application.sources if set(s.objects) == set(raw))
-        return pa.Table.from_batches(_checked_rows(application, source, raw, recorded, schema), schema=schema)
 
+def _checked(spark: SparkSession, settings: Settings, packed: PackedApplication, root: str) -> DataFrame:
+    """Every row of every source, good ones with `reason` NULL."""
+    application, store = packed.load(), ObjectStore(settings)
+    names = objects_of(application, store)
+    recorded = fingerprints(application, names, store)
+    schema = from_arrow_schema(checked_schema(application))
     spark.sparkContext.addPyFile(str(packed.zip_file))
-    return (
-        objects.groupBy("split")
-        .applyInArrow(parse, from_arrow_schema(schema))
-        .withColumns({"code_version": F.lit(packed.code_version), "ingested_at": F.current_timestamp()})
+    found = []
+    raw = [number for number, source in enumerate(application.sources) if isinstance(source, Source)]
+    if raw:
+        numbers = spark.range(0, len(application.sources), 1, len(application.sources)).where(F.col("id").isin(raw))
+        found.append(numbers.mapInArrow(raw_source_check(settings, packed), schema))
+    for number, source in enumerate(application.sources):
+        if isinstance(source, Reader):
+            rows = read_rows(spark, application, source, names, root)
+            found.append(rows.mapInArrow(reader_check(packed, number, root, recorded), schema))
+    return reduce(DataFrame.unionAll, found).withColumns(
+        {"code_version": F.lit(packed.code_version), "ingested_at": F.current_timestamp()}
     )
 
 
-def _parsed_schema(application: Application) -> pa.Schema:
-    text = [("event_id", pa.string()), ("split", pa.string())]
-    verdict = [("label", pa.string()), ("source", pa.string()), ("source_sha256", pa.string()), ("row", pa.int64())]
-    refusal = [("reason", pa.string()), ("detail", pa.string()), ("record", pa.binary())]
-    return pa.schema([*text, *payload_schema(application.event), *verdict, *refusal])
-
-
-def _checked_rows(
-    application: Application,
-    source: Source,
-    raw: Mapping[str, bytes],
-    recorded: Mapping[str, str | None],
-    schema: pa.Schema,
-) -> Iterator[pa.RecordBatch]:
-    hashes = {name: sha256_of(content) for name, content in raw.items()}
-    first = source.objects[0]
-    origin = {"split": source.split, "source": first, "source_sha256": hashes[first]}
-    rows: list[dict[str, Any]] = []
+def _append(
+    spark: SparkSession, application: Application, checked: DataFrame, splits: tuple[str, ...], started: float
+) -> Ingested:
+    examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
+    verdicts = _verdicts(checked)
+    good = checked.where("reason IS NULL")
+    ids = _ids(good, spark.table(examples)).persist()
     try:
-        for name, found in hashes.items():
-            if recorded[name] not in (None, found):
-                raise CorruptObject(f"{name} has SHA-256 {found[:12]}…, {recorded[name][:12]}… was recorded of it")  # type: ignore[index]
-        for number, row in enumerate(application.examples(source, raw)):
-            rows.append(origin | {"row": number} | _check(application, row))
-            if len(rows) == _BATCH_ROWS:
-                yield pa.RecordBatch.from_pylist(rows, schema=schema)
-                rows = []
-    except (CorruptObject, ValueError) as exc:  # ValueError: sources of unequal length
-        rows = [origin | {"reason": "corrupt_object", "detail": f"{first}: {exc}"}]
-    yield pa.RecordBatch.from_pylist(rows, schema=schema)
+        counts = ids.groupBy("split").agg(
+            F.count("*").alias("found"),
+            F.count_if("is_new").alias("added"),
+            F.sum("rows").alias("rows"),
+            F.min(F.when(F.col("split") != F.col("last_split"), F.struct("event_id", "last_split"))).alias("leak"),
+            F.min(F.when(F.col("split") != F.col("kept_split"), F.struct("event_id", "kept_split"))).alias("moved"),
+        )
+        by_split = {row["split"]: row for row in counts.collect()}
+        _refuse_leaks(application, list(by_split.values()))
+        _refuse_divided_groups(application, good, spark.table(examples))
+        _refuse_empty(application, verdicts, spark.table(examples), splits)
+        duplicates = sum(row["rows"] - row["found"] for row in by_split.values())
+        if any(row["added"] for row in by_split.values()):
+            new = good.join(ids.where("is_new").select("event_id"), "event_id", "left_semi")
+            if duplicates:
+                nth = F.row_number().over(Window.partitionBy("event_id").orderBy("source", "row"))
+                new = new.withColumn("nth", nth).where("nth = 1")
+            new = new.select(spark.table(examples).columns)
+            new.repartition("split").sortWithinPartitions("event_id").writeTo(examples).append()
+    finally:
+        ids.unpersist()
+    return Ingested(
+        found={split: row["found"] for split, row in by_split.items()},
+        added={split: row["added"] for split, row in by_split.items() if row["added"]},
+        quarantined=_quarantine(spark, quarantine, checked) if _refused(verdicts) else 0,
+        duration_s=time.monotonic() - started,
+        duplicates=duplicates,
+        left_out=sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT),
+        unlabelled=sum(row["rows"] - row["labelled"] for row in verdicts if row["reason"] is None),
+    )
 
 
-def _check(application: Application, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row's columns, or the reason why it is none."""
-    try:
-        label = str(row["label"])
-        application.objective.label_array([label])
-        event: Event = application.event.model_validate({"occurred_at": now()} | dict(row))
-    except (ValidationError, ValueError, KeyError) as exc:
-        kept = {key: value.hex() if isinstance(value, bytes) else value for key, value in row.items()}
-        record = json.dumps(kept, default=str).encode()
-        return {"reason": type(exc).__name__, "detail": str(exc)[:2000], "record": record}
-    payload = {name: getattr(event, name) for name in payload_schema(application.event).names}
-    return {"event_id": event.event_id, "label": label} | payload
+def _verdicts(checked: DataFrame) -> list[Row]:
+    """Rows, labelled rows and the first detail by reason and split. Raises: CorruptObject, BadInput."""
+    counts = F.count("*").alias("rows"), F.count("label").alias("labelled"), F.min("detail").alias("detail")
+    verdicts: list[Row] = checked.groupBy("reason", "split").agg(*counts).collect()
+    for row in verdicts:
+        if row["reason"] == CORRUPT_OBJECT:
+            raise CorruptObject(row["detail"], "upload the original again with 'deeplambda data put', then ingest")
+        if row["reason"] == EXAMPLES_FAILED:
+            raise BadInput(f"examples() failed on {row['detail']}", "fix the application's examples()")
+    return verdicts
 
 
-def _append(spark: SparkSession, name: str, parsed: DataFrame, started: float) -> Ingested:
-    examples, quarantine = f"lake.{name}.examples", f"lake.{name}.quarantine"
-    good = parsed.where("reason IS NULL")
-    columns = spark.table(examples).columns
-    new = good.join(spark.table(examples).select("event_id"), "event_id", "left_anti").select(columns).persist()
-    added = _by_split(new)
-    if added:
-        new.repartition("split").sortWithinPartitions("event_id").writeTo(examples).append()
-    new.unpersist()
+def _refused(verdicts: list[Row]) -> list[Row]:
+    return [row for row in verdicts if row["reason"] not in (None, LEFT_OUT)]
+
+
+def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
+    """Each event id once: its split, the last split it is in, the one it has in the lake, and its rows."""
+    there = examples.groupBy("event_id").agg(F.min("split").alias("kept_split"))
+    return (
+        good.groupBy("event_id")
+        .agg(F.min("split").alias("split"), F.max("split").alias("last_split"), F.count("*").alias("rows"))
+        .join(there, "event_id", "left")
+        .withColumn("is_new", F.col("kept_split").isNull())
+    )
+
+
+def _refuse_leaks(application: Application, counts: list[Row]) -> None:
+    for split, leak in ((row["split"], row["leak"]) for row in counts if row["leak"]):
+        raise BadInput(
+            f"event {leak['event_id']!r} of {application.name} is in the splits {leak['last_split']!r} and {split!r}",
+            "leave it in one, or give rows event ids of their own; nothing was written",
+        )
+    for split, moved in ((row["split"], row["moved"]) for row in counts if row["moved"]):
+        raise BadInput(
+            f"event {moved['event_id']!r} of {application.name} would be in the split {split!r}, and is in "
+            f"{moved['kept_split']!r} since an earlier ingest",
+            "leave the application's splits as they were, or give the application another name; nothing was written",
+        )
+
+
+def _refuse_divided_groups(application: Application, good: DataFrame, examples: DataFrame) -> None:
+    column = application.splits.column
+    if not application.splits.grouped or column is None:
+        return
+    groups = good.select("group", "split")
+    if column in payload_schema(application.event).names:
+        groups = groups.unionAll(examples.select(F.col(column).cast("string"), "split"))
+    divided = (
+        groups.where("group IS NOT NULL")
+        .groupBy("group")
+        .agg(F.min("split").alias("split"), F.max("split").alias("last_split"))
+        .where("split <> last_split")
+        .orderBy("group")
+        .first()
+    )
+    if divided is not None:
+        raise BadInput(
+            f"{column} {divided['group']!r} of {application.name} is in the splits {divided['last_split']!r} and "
+            f"{divided['split']!r}",
+            "put all rows of a group in one split; nothing was written",
+        )
+
+
+def _refuse_empty(application: Application, verdicts: list[Row], examples: DataFrame, splits: tuple[str, ...]) -> None:
+    filled = {row["split"] for row in verdicts if row["reason"] is None and row["labelled"]}
+    if set(splits) <= filled:
+        return
+    filled |= {row["split"] for row in examples.where("label IS NOT NULL").select("split").distinct().collect()}
+    if empty := [split for split in splits if split not in filled]:
+        refused = _refused(verdicts)
+        bad = sum(row["rows"] for row in refused)
+        left_out = sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT)
+        unlabelled = sum(row["rows"] for row in verdicts if row["reason"] is None and row["split"] == empty[0])
+        why = [
+            f"{bad:,} rows were refused, such as: {refused[0]['detail']}" if refused else "",
+            f"{left_out:,} rows are outside its intervals" if left_out else "",
+            f"{unlabelled:,} rows have no label" if unlabelled else "",
+        ]
+        raise BadInput(
+            f"the split {empty[0]!r} of {application.name} would have no labelled rows"
+            + "".join(f"; {reason}" for reason in why if reason),
+            "see that the sources hold rows for it, or set the application's splits; nothing was written",
+        )
+
+
+def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int:
+    columns = spark.table(quarantine).columns
     refused = (
-        parsed.where("reason IS NOT NULL")
+        checked.where(f"reason IS NOT NULL AND reason <> '{LEFT_OUT}'")
         .withColumnRenamed("ingested_at", "quarantined_at")
-        .select(spark.table(quarantine).columns)
-        .join(spark.table(quarantine).select("source_sha256", "row"), ["source_sha256", "row"], "left_anti")
-        .select(spark.table(quarantine).columns)
+        .join(spark.table(quarantine).select(_ORIGINAL).distinct(), _ORIGINAL, "left_anti")
+        .select(columns)
         .persist()
     )
-    quarantined = refused.count()
-    if quarantined:
-        refused.coalesce(1).writeTo(quarantine).append()
-    refused.unpersist()
-    return Ingested(found=_by_split(good), added=added, quarantined=quarantined, duration_s=time.monotonic() - started)
-
-
-def _by_split(rows: DataFrame) -> dict[str, int]:
-    return {row["split"]: row["count"] for row in rows.groupBy("split").count().collect()}
+    try:
+        quarantined: int = refused.count()
+        if quarantined:
+            refused.coalesce(1).writeTo(quarantine).append()
+        return quarantined
+    finally:
+        refused.unpersist()

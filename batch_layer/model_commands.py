@@ -1,16 +1,20 @@
 """`deeplambda model`: what was published, and which of it serves."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import select
 
 from deeplambda.adapters.mysql import engine, mysql_errors
+from deeplambda.application import metric_names
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
+from deeplambda.metrics import lower_is_better
 from deeplambda.state import registry
 from deeplambda.state.card import Card
 from deeplambda.state.tables import MODEL_VERSIONS
@@ -24,26 +28,40 @@ Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model li
 
 @app.command("list")
 def list_versions(application: ApplicationName) -> None:
-    """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves."""
+    """Show every version with its metrics on the test split, newest first; ★ marks the champion, which serves.
+
+    ↑: of the metric, higher is better; ↓: lower. 'deeplambda model show' tells the rest of a version: its data, hashes.
+    """
     settings = load_settings()
     packed = pack_application(application, settings)
     cards, champion = _versions(settings, packed.name)
-    primary_metrics = list(packed.load().metrics)
-    table = Table("", "version", *primary_metrics, "rows", "trained", "code", "snapshot", "weights")
+    made = packed.load()
+    lower = {name: lower_is_better(made, name) for name in metric_names(made)}
+    console.print(versions_table(cards, champion, lower, packed.code_version))
+    if not cards:
+        console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")
+
+
+def versions_table(cards: list[Card], champion: Card | None, lower: Mapping[str, bool], deployed: str) -> Table:
+    """A row for each version; fits 80 columns, where a long name or value goes on in the next line.
+
+    lower: by metric, whether lower is better. deployed: the code version of the application as it is here.
+    """
+    table = Table("", "version", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    headings = [f"{name} {'↓' if is_lower else '↑'}" for name, is_lower in lower.items()]
+    for heading in (*headings, "rows", "trained"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("code", min_width=13, no_wrap=True)
     for card in cards:
         table.add_row(
             "★" if champion is not None and card.version == champion.version else "",
             str(card.version),
-            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in primary_metrics),
+            *(f"{card.metrics[name]:.4f}" if name in card.metrics else "" for name in lower),
             f"{card.trained_rows:,}",
             f"{card.created_at:%Y-%m-%d %H:%M}Z",
-            card.code_version + ("" if card.code_version == packed.code_version else " (not deployed)"),
-            str(card.snapshot),
-            card.weights_sha256[:12],
+            card.code_version if card.code_version == deployed else f"{card.code_version}\nnot deployed",
         )
-    console.print(table)
-    if not cards:
-        console.print(f"nothing published yet: 'deeplambda batch run {packed.name}' trains and publishes")
+    return table
 
 
 @app.command("show")
@@ -75,8 +93,8 @@ def promote(
 ) -> None:
     """Make a version the champion: services load it at once.
 
-    A version is refused when its first metric is worse than the champion's, by more than runs with other seeds differ,
-    or when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
+    A version is refused when its first metric is worse than the champion's by more than the application's margin, or
+    when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
     """
     from batch_layer.gate import promote as promote_version
 

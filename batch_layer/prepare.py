@@ -20,9 +20,18 @@ import pyarrow as pa
 from pydantic_core import from_json, to_json
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.shard_format import MANIFEST, kept_payload_key, manifest_key, shard_key, state_key, write_shard
+from batch_layer.shard_format import (
+    MANIFEST,
+    SHARD_FORMAT,
+    kept_payload_key,
+    manifest_key,
+    shard_key,
+    state_key,
+    write_shard,
+)
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -32,15 +41,17 @@ from deeplambda.errors import BadInput
 from deeplambda.features import Features, concatenated
 from deeplambda.learned import EncodedState, decode_state, encode_state
 from deeplambda.loading import PackedApplication
+from deeplambda.objective import labels_of
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
+from deeplambda.sources import TEST
 from deeplambda.state.kept_rows import LIMIT_ROWS, encode_payload
 
 SHARD_ROWS = 8192
 REFUSED_SHARE = 0.05
 """Of the rows, how many the transform may refuse before the data set is refused."""
-KEPT_SPLIT = "test"
+KEPT_SPLIT = TEST
 """Where the rows come from that every version is checked on."""
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
 _LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failure", pa.string())])
@@ -48,27 +59,33 @@ _LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failu
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """A snapshot of the examples, seen through one version of the transform. shards: splits and their partitions."""
+    """A snapshot of the examples, seen through one version of the transform. shards: splits and their partitions.
+    unlabelled: rows that training passes over, for they have no label."""
 
     application: str
     id: str
     snapshot: int
     shards: dict[str, int]
+    unlabelled: int = 0
 
 
 def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | None = None) -> DataSet:
-    """The data set of `snapshot` (default: the newest). Raises: BadInput when there are no examples."""
+    """The data set of `snapshot` (default: the newest). Raises: BadInput when there are no labelled examples."""
     table = f"lake.{packed.name}.examples"
     pinned = snapshot or current_snapshot(spark, table)
     if pinned is None:
         raise BadInput(f"{table} is empty", f"run 'deeplambda batch ingest {packed.name}' first")
-    counts = read_snapshot(spark, table, pinned).groupBy("split").count().collect()
-    identity = f"{packed.name}/{packed.code_version}/{pinned}/{SHARD_ROWS}"
+    counted = F.count("label").alias("labelled"), F.count("*").alias("rows")
+    counts = read_snapshot(spark, table, pinned).groupBy("split").agg(*counted).collect()
+    if not any(row["labelled"] for row in counts):
+        raise BadInput(f"no row of {table} has a label", "name the label's column in the application's sources")
+    identity = f"{packed.name}/{packed.code_version}/{pinned}/{SHARD_ROWS}/{SHARD_FORMAT}"
     return DataSet(
         application=packed.name,
         id=hashlib.sha256(identity.encode()).hexdigest()[:16],
         snapshot=pinned,
-        shards={row["split"]: math.ceil(row["count"] / SHARD_ROWS) for row in counts},
+        shards={row["split"]: math.ceil(row["labelled"] / SHARD_ROWS) for row in counts if row["labelled"]},
+        unlabelled=sum(row["rows"] - row["labelled"] for row in counts),
     )
 
 
@@ -87,7 +104,7 @@ def prepare(
         columns = ["event_id", *payload_schema(packed.load().event).names, "label"]
         announced = (
             read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
-            .where(f"split = '{split}'")
+            .where(f"split = '{split}' AND label IS NOT NULL")
             .select(columns)
             .repartition(partitions, "event_id")
             .sortWithinPartitions("event_id")
@@ -118,8 +135,9 @@ def learned_state(
     if store.digest(key) is not None:
         return fetch_state(store, dataset.application, dataset.id)
     columns = [*payload_schema(application.event).names, "label"]
-    rows = read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot).where("split = 'train'")
-    answer = rows.select(columns).coalesce(1).mapInArrow(_fitting(packed), from_arrow_schema(_LEARNED)).first()
+    rows = read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
+    labelled = rows.where("split = 'train' AND label IS NOT NULL")
+    answer = labelled.select(columns).coalesce(1).mapInArrow(_fitting(packed), from_arrow_schema(_LEARNED)).first()
     if answer is None or answer["failure"] is not None:
         reason = answer["failure"] if answer else "the train split has no rows"
         raise BadInput(f"fit of {packed.name} failed: {reason}", "fix the application's fit")
@@ -198,7 +216,7 @@ def _preparation(
             if split == KEPT_SPLIT and partition == 0 and sum(map(len, kept)) < LIMIT_ROWS:
                 kept.append(batch.select(payload.names).take(passed))
         features = concatenated([piece for piece in pieces if piece])
-        shard = write_shard(features, featurizer.application.objective.label_array(labels))
+        shard = write_shard(features, labels_of(featurizer.application.objective, labels))
         key = shard_key(dataset.application, dataset.id, split, partition)
         store.put(key, shard)
         if kept:

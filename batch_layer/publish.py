@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from pydantic_core import to_json
-from safetensors.torch import save
 
-from batch_layer.onnx_export import exported
 from batch_layer.prepare import featurizer_of, fetch_state
 from batch_layer.shard_format import kept_payload_key
-from batch_layer.training_run import TEST, TrainedRun
+from batch_layer.training_run import TrainedRun
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -21,9 +19,12 @@ from deeplambda.features import call
 from deeplambda.loading import PackedApplication
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import EpochTrained
+from deeplambda.sources import TEST, VALIDATION
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, STATE, WEIGHTS, Card, artefact_key, code_key
 from deeplambda.state.kept_rows import KeptRows, decode_payload
+from deeplambda.state.onnx_export import exported
+from deeplambda.state.weights import encoded_weights
 
 
 def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedRun) -> int:
@@ -52,7 +53,7 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
             features=trained.features,
             output_size=packed.load().objective.output_size,
-            weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), _weights(trained.model)),
+            weights_sha256=store.put(artefact_key(packed.name, version, WEIGHTS), encoded_weights(trained.model)),
             onnx_sha256=store.put(artefact_key(packed.name, version, ONNX), onnx),
             state_format=state.format if state else None,
             state_sha256=state_sha256,
@@ -81,18 +82,6 @@ def _kept_rows(store: ObjectStore, featurizer: Featurizer, trained: TrainedRun) 
     return KeptRows(payload=payload, features=features, outputs=outputs.float().numpy())
 
 
-def _weights(model: torch.nn.Module) -> bytes:
-    """As safetensors; of tied weights one is kept, for `save` refuses shared memory."""
-    unique: dict[int, str] = {}
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.numel() and unique.setdefault(tensor.data_ptr(), name) != name:
-            continue
-        tensors[name] = tensor.contiguous()
-    content: bytes = save(tensors)
-    return content
-
-
 def model_row(card: Card) -> dict[str, Any]:
     """A version as a row of `lake.<application>.models`."""
     return {
@@ -112,15 +101,20 @@ def model_row(card: Card) -> dict[str, Any]:
 def metric_rows(card: Card, epochs: Sequence[EpochTrained]) -> list[dict[str, Any]]:
     """A version's figures as rows of `lake.<application>.model_metrics`; those that its card gives have no epoch."""
 
-    def row(name: str, value: float, epoch: int | None, at: datetime) -> dict[str, Any]:
+    def row(name: str, value: float, epoch: int | None, at: datetime, split: str = TEST) -> dict[str, Any]:
         return {
             "version": card.version,
-            "split": TEST,
+            "split": split,
             "name": name,
             "value": value,
             "epoch": epoch,
             "recorded_at": at,
         }
 
-    by_epoch = [row(name, value, epoch.epoch, epoch.at) for epoch in epochs for name, value in epoch.metrics.items()]
+    by_epoch = [
+        row(name, value, epoch.epoch, epoch.at, split)
+        for epoch in epochs
+        for split, metrics in ((TEST, epoch.metrics), (VALIDATION, epoch.validation_metrics))
+        for name, value in metrics.items()
+    ]
     return by_epoch + [row(name, value, None, card.created_at) for name, value in card.metrics.items()]

@@ -3,33 +3,46 @@
 1. Pin the archive's snapshot; the horizon is, by partition, one past its last offset. The archive takes each
    partition's events in order, so all offsets before that are in it.
 2. Spark scores every archived event that passes the gate the stream uses; of an event sent twice the first copy counts.
+   What is refused, by the gate, by the champion's code or by its model, stands alone and goes to the quarantine.
 3. One Iceberg commit overwrites `predictions`: a new snapshot, which no view shows yet.
-4. One MySQL transaction makes that snapshot and its horizon the visible ones, and writes the event that says so.
-A crash before 4 changes nothing that anybody sees. Real-time rows before the horizon are trimmed later, by the views.
+4. Nothing more happens when too many events would lose the prediction that they have.
+5. One MySQL transaction makes that snapshot and its horizon the visible ones, and writes the event that says so.
+A crash before 5 changes nothing that anybody sees. Real-time rows before the horizon are trimmed later, by the views.
 """
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_layer import refusals
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
-from deeplambda.features import call
+from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import Features, call, chosen, row_count
 from deeplambda.loading import PackedApplication
+from deeplambda.objective import Objective
 from deeplambda.records.admission import admit
+from deeplambda.records.answers import Answers, answers, finite
+from deeplambda.records.decoding import Reason, RefusedEvent
+from deeplambda.records.featurizer import said
+from deeplambda.records.horizon import Horizon
+from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import BatchViewPublished
-from deeplambda.records.predictions import VIEW_SCHEMA
+from deeplambda.records.predictions import VIEW_SCHEMA, scores_text
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
 from deeplambda.state.horizon_store import move_horizon
@@ -38,9 +51,28 @@ from deeplambda.state.versions import LoadedCode, fetch_model, load_code
 if TYPE_CHECKING:
     import torch
 
+SEEN = pa.schema(
+    [field.with_nullable(True) for field in VIEW_SCHEMA]
+    + [pa.field("reason", pa.string()), pa.field("detail", pa.string()), pa.field("record", pa.binary())]
+)
+"""An archived event: a row of the batch view, or why it is refused and its bytes."""
 
-def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication) -> BatchViewPublished:
-    """Make a new batch view and move the horizon. Raises: BadInput when there is nothing to score or no champion."""
+_DETAIL_CHARACTERS = 2_000
+_SEEN_VALUES = "send values like those that the model was trained on"
+
+
+def recompute(
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    *,
+    accepted_share: float = refusals.ACCEPTED_SHARE,
+) -> BatchViewPublished:
+    """Make a new batch view and move the horizon.
+
+    accepted_share: of the events that have a prediction, how many may lose it.
+    Raises: TooManyRefused when more would; BadInput when there is nothing to score or no champion.
+    """
     started = time.monotonic()
     engine = mysql.engine(settings, "platform")
     create_tables(spark, packed.load())
@@ -58,7 +90,18 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
-        _first_copies(_scored(settings, champion, events)).writeTo(view).overwrite(F.lit(True))
+        seen = _scored(settings, champion, events).persist(StorageLevel.DISK_ONLY)
+        try:
+            scored, refused = seen.where("reason IS NULL"), seen.where("reason IS NOT NULL")
+            _first_copies(scored).writeTo(view).overwrite(F.lit(True))
+            count = refused.count()
+            if count:
+                refusals.keep(spark, packed.name, refused)
+                reaches = Horizon(offsets=offsets)
+                lost = refusals.dropped(spark, engine, packed.name, reaches, scored, refused)
+                refusals.check_share(packed.name, champion.version, lost, accepted_share)
+        finally:
+            seen.unpersist()
         snapshot = current_snapshot(spark, view)
         if snapshot is None:
             raise BadInput(f"no archived event of {packed.name} can be scored", "see its dead letters")
@@ -69,6 +112,7 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
             version=champion.version,
             offsets=offsets,
             rows=read_snapshot(spark, view, snapshot).count(),
+            refused=count,
             duration_s=time.monotonic() - started,
         )
         with mysql.mysql_errors(), engine.begin() as connection:
@@ -79,8 +123,11 @@ def recompute(spark: SparkSession, settings: Settings, packed: PackedApplication
 
 
 def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:
-    inputs = events.select("event_id", "kafka_partition", "kafka_offset", "value")
-    return inputs.mapInArrow(_scoring(settings, champion), from_arrow_schema(VIEW_SCHEMA))
+    # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
+    inputs = events.select(
+        F.col("event_id").cast("binary").alias("event_id"), "kafka_partition", "kafka_offset", "value"
+    )
+    return inputs.mapInArrow(_scoring(settings, champion), from_arrow_schema(SEEN))
 
 
 def _first_copies(scored: DataFrame) -> DataFrame:
@@ -104,36 +151,81 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
     champion_json, version = champion.model_dump_json(), champion.version
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import torch
-
         code, model = _loaded(settings, champion_json)
         for batch in batches:
             inputs = batch.to_pylist()
-            records = [(None if row["event_id"] is None else row["event_id"].encode(), row["value"]) for row in inputs]
+            records = [(None if row["event_id"] is None else bytes(row["event_id"]), row["value"]) for row in inputs]
             admitted = admit(code.featurizer, records, limit_bytes=settings.event_limit_bytes)
-            if not admitted.events_N:
-                continue  # what was refused has its dead letter from the stream
-            rows, events = [inputs[n] for n in admitted.rows_N], admitted.events_N
-            with torch.inference_mode():
-                tensors = {name: torch.from_numpy(array) for name, array in admitted.features.items()}
-                outputs = call(model, tensors).float().numpy()
-            decoded = code.application.objective.decode(outputs)
-            columns = (
-                [event.event_id for event in events],
-                [row["kafka_partition"] for row in rows],
-                [row["kafka_offset"] for row in rows],
-                [event.occurred_at for event in events],
-                [now()] * len(events),
-                [version] * len(events),
-                decoded.values,
-                decoded.confidence_N,
+            found = _answered(model, code.application.objective, admitted.features)
+            rows = [inputs[admitted.rows_N[n]] for n in found.rows_N]
+            events = [admitted.events_N[n] for n in found.rows_N]
+            yield _seen(
+                event_id=[event.event_id for event in events],
+                kafka_partition=[row["kafka_partition"] for row in rows],
+                kafka_offset=[row["kafka_offset"] for row in rows],
+                occurred_at=[event.occurred_at for event in events],
+                predicted_at=[now()] * len(events),
+                model_version=[version] * len(events),
+                prediction=found.values_N,
+                confidence=found.confidence_N,
+                value=found.numbers_N,
+                scores=[scores_text(scores) for scores in found.scores_N],
             )
-            yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array(values, field.type, from_pandas=True)  # NaN, an objective's "I have none", is NULL
-                    for field, values in zip(VIEW_SCHEMA, columns, strict=True)
-                ],
-                schema=VIEW_SCHEMA,
+            refused = [(inputs[n], refusal) for n, refusal in admitted.refused] + [
+                (inputs[admitted.rows_N[n]], RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED))
+                for n, refusal in found.refused.items()
+            ]
+            yield _seen(
+                event_id=[_text(row["event_id"]) for row, _ in refused],
+                kafka_partition=[row["kafka_partition"] for row, _ in refused],
+                kafka_offset=[row["kafka_offset"] for row, _ in refused],
+                reason=[str(refusal.reason) for _, refusal in refused],
+                detail=[str(refusal)[:_DETAIL_CHARACTERS] for _, refusal in refused],
+                record=[row["value"] for row, _ in refused],
             )
 
     return score
+
+
+def _answered(model: "torch.nn.Module", objective: Objective, features: Features) -> Answers:
+    """The predictions of the rows for which the model has an answer, and why the others have none."""
+    import torch
+
+    def attempt(piece: slice) -> NDArray[np.float32]:
+        tensors = {name: torch.from_numpy(array) for name, array in chosen(features, piece).items()}
+        try:
+            with torch.inference_mode():
+                return call(model, tensors).float().numpy()  # type: ignore[no-any-return]
+        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
+            raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
+
+    found = halved(attempt, row_count(features), InvalidEvent)
+    refused = {row: InvalidEvent(exc.message, exc.remedy) for row, exc in found.refused.items()}
+    if not found.pieces:
+        nothing = answers(objective, np.zeros((0, objective.output_size), np.float32))
+        return replace(nothing, refused=refused)
+    rows, outputs = found.rows, np.concatenate([piece for _, piece in found.pieces])
+    finite_N = finite(outputs)
+    for n in np.flatnonzero(~finite_N):
+        refused[rows[n]] = InvalidEvent("the model's outputs are not finite", _SEEN_VALUES)
+    kept = np.flatnonzero(finite_N)
+    answered = answers(objective, outputs[kept])
+    return replace(
+        answered,
+        rows_N=[rows[kept[n]] for n in answered.rows_N],
+        refused=refused | {rows[kept[n]]: exc for n, exc in answered.refused.items()},
+    )
+
+
+def _text(key: bytes | None) -> str | None:
+    return None if key is None else bytes(key).decode(errors="replace")
+
+
+def _seen(**columns: Any) -> pa.RecordBatch:
+    """A batch of `SEEN`, with NULL in the columns that are not given."""
+    rows = len(columns["kafka_offset"])
+    arrays = [
+        pa.array(columns.get(field.name, [None] * rows), field.type, from_pandas=True)  # NaN, "I have none", is NULL
+        for field in SEEN
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SEEN)

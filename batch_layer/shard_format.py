@@ -16,6 +16,8 @@ from deeplambda.features import Features, finite_rows
 from deeplambda.records.lifecycle import PartitionPrepared
 
 _FEATURE, _LABELS = "feature.", "labels"
+SHARD_FORMAT = 2
+"""Part of a data set's id: what was prepared in another form is prepared again."""
 
 MANIFEST = TypeAdapter(list[PartitionPrepared])
 """What the manifest of a data set holds, as JSON."""
@@ -63,7 +65,7 @@ def write_shard(features: Features, labels_N: NDArray[Any]) -> bytes:
 
 
 def read_shard(raw: bytes, name: str = "shard") -> tuple[Features, NDArray[Any]]:
-    """Features by name and labels (N,) of a shard. Raises: CorruptObject; `name` says of which object."""
+    """Features by name and labels, (N,) or (N, L), of a shard. Raises: CorruptObject; `name` says of which object."""
     remedy = "prepare the data set again: 'deeplambda batch prepare'"
     try:
         tensors = load(raw)
@@ -74,6 +76,6 @@ def read_shard(raw: bytes, name: str = "shard") -> tuple[Features, NDArray[Any]]
         raise CorruptObject(f"{name} holds the tensors {sorted(tensors)}, not features and labels", remedy)
     features = {key.removeprefix(_FEATURE): array for key, array in tensors.items()}
     for key, array in features.items():
-        if array.shape[:1] != labels_N.shape:
+        if array.shape[:1] != labels_N.shape[:1]:
             raise CorruptObject(f"{name} holds features {key!r} {array.shape} and labels {labels_N.shape}", remedy)
     return features, labels_N

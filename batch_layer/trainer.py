@@ -3,8 +3,10 @@
 Legend: N rows, B rows of a batch, … the shape of one row's features.
 """
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from batch_layer.compute import Compute, as_model_input, channels_last_rows
 from deeplambda.application import Application
-from deeplambda.errors import BadInput, UnfitModel
-from deeplambda.features import Features, call
+from deeplambda.errors import BadInput, DeepLambdaError, UnfitModel
+from deeplambda.features import SINGLE, Features, call, row_count
+from deeplambda.metrics import measured
+from deeplambda.records.featurizer import said
 from deeplambda.state.card import TrainerHyperparameters, model_arguments
 
 WARM_UP = 0.2
@@ -37,7 +41,9 @@ def all_hyperparameters(application: Application, overrides: Mapping[str, Any]) 
             f"{application.name} has no hyperparameter {unknown[0]!r}", f"choose from {', '.join(sorted(known))}"
         )
     try:
-        return chosen | TrainerHyperparameters.model_validate(chosen).model_dump()
+        checked = TrainerHyperparameters.model_validate(chosen)
+        # A run's id follows from these: what is off must not tell it apart from runs of before it could be on.
+        return chosen | checked.model_dump(exclude_defaults=True)
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
@@ -91,7 +97,9 @@ class Trainer:
     """One run's model on its way. hyperparameters: from `all_hyperparameters`. Equal seeds give equal runs."""
 
     def __init__(self, application: Application, hyperparameters: Mapping[str, Any], compute: Compute) -> None:
-        self._application = application
+        self._application = copy.copy(application)  # its objective is replaced by one that knows the labels
+        self._objective = application.objective
+        self._labels: list[Tensor] = []
         self._settings = TrainerHyperparameters.model_validate(hyperparameters)
         self._compute = compute
         self._epoch = self._done_rows = 0
@@ -99,17 +107,22 @@ class Trainer:
         torch.set_flush_denormal(True)  # moments of weights that get no gradient decay into denormals: AdamW × 14
         torch.manual_seed(self._settings.seed)
         self.model = compute.place(application.build_model(**model_arguments(hyperparameters)))
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self._settings.learning_rate,
-            weight_decay=self._settings.weight_decay,
-            fused=True,
-        )
+        with _own_code(application, "optimizer"):
+            self._optimizer = application.optimizer(
+                self.model.parameters(), dict(hyperparameters) | self._settings.model_dump()
+            )
+        if not isinstance(self._optimizer, torch.optim.Optimizer):
+            raise BadInput(
+                f"optimizer of {application.name} gives {type(self._optimizer).__name__}",
+                "return a torch.optim.Optimizer",
+            )
+        self._top_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def begin_epoch(self, epoch: int) -> None:
         """Epochs count from 1. Randomness depends on seed and epoch alone, so a resumed run repeats no other's."""
         self._epoch = epoch
         self._done_rows = 0
+        self._labels = []
         self._loss_sum = torch.zeros((), device=self._compute.device)
         torch.manual_seed(self._settings.seed * 1_000_003 + epoch)
         self.model.train()
@@ -121,6 +134,7 @@ class Trainer:
         """
         if not len(rows):
             return
+        self._fit_objective(rows.labels_N)
         batches = torch.randperm(len(rows)).tensor_split(max(1, round(len(rows) / self._settings.batch_size)))
         unreported = 0
         for i, chosen_B in enumerate(batches, start=1):
@@ -135,15 +149,43 @@ class Trainer:
                 advanced(unreported, self.mean_loss())
                 unreported = 0
 
+    def _fit_objective(self, labels_N: Tensor) -> None:
+        """Tell the objective the labels of the epoch so far, if it asks: in the first epoch shards come one by one."""
+        fitted_to = getattr(self._objective, "fitted_to", None)
+        if fitted_to is not None:
+            self._labels.append(labels_N)
+            fitted = fitted_to(torch.cat(self._labels).numpy())
+            vars(self._application)["objective"] = fitted  # of this copy alone, not of the class
+
     def _step(self, features: dict[str, Tensor], labels_B: Tensor, progress: float) -> None:
-        self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate * learning_rate_factor(progress)
+        factor = learning_rate_factor(progress)
+        for group, top_rate in zip(self._optimizer.param_groups, self._top_rates, strict=True):
+            group["lr"] = top_rate * factor
+        features = self._augmented(features, len(labels_B))
         with self._compute.autocast():
             outputs = call(self.model, features)
-        loss = self._application.objective.loss(outputs.float(), labels_B)
+        with _own_code(self._application, "loss"):
+            loss = self._application.loss(outputs.float(), labels_B, _as_taken(features))
+            if not (isinstance(loss, Tensor) and loss.ndim == 0):
+                raise BadInput("what it gives is not a scalar tensor")
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if self._settings.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.gradient_clip)
         self._optimizer.step()
         self._loss_sum += loss.detach() * len(labels_B)
+
+    def _augmented(self, features: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        if type(self._application).augment is Application.augment:
+            return features
+        with _own_code(self._application, "augment"):
+            given = self._application.augment(_as_taken(features))
+            found = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
+            if found.keys() != features.keys() or row_count(found) != rows:
+                raise BadInput(
+                    f"it gives {row_count(found)} rows of {', '.join(found)} for {rows} of {', '.join(features)}"
+                )
+        return found
 
     def mean_loss(self) -> float:
         """Mean loss of the epoch so far. Raises: UnfitModel when it is not finite."""
@@ -158,24 +200,7 @@ class Trainer:
 
     def evaluate(self, rows: Rows) -> dict[str, float]:
         """The application's metrics, in fp32 as the model will serve. Raises: UnfitModel when one is not finite."""
-        self.model.eval()
-        with torch.inference_mode():
-            outputs = torch.cat(
-                [
-                    call(
-                        self.model,
-                        {
-                            name: as_model_input(tensor[first : first + _EVALUATION_ROWS].to(self._compute.device))
-                            for name, tensor in rows.features.items()
-                        },
-                    )
-                    .float()
-                    .cpu()
-                    for first in range(0, len(rows), _EVALUATION_ROWS)
-                ]
-            )
-        labels_N, found = rows.labels_N.numpy(), outputs.numpy()
-        metrics = {name: float(metric(labels_N, found)) for name, metric in self._application.metrics.items()}
+        metrics = judged(self._application, self.model, rows, self._compute.device)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise UnfitModel(
@@ -188,7 +213,9 @@ class Trainer:
         """Everything that the next epoch depends on, on the CPU: `model.…` and `optimizer.<parameter>.…`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for parameter, moments in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{parameter}.{name}": tensor for name, tensor in moments.items()}
+            for name, moment in moments.items():
+                if moment is not None:  # SGD without momentum keeps a place for it
+                    tensors[f"optimizer.{parameter}.{name}"] = torch.as_tensor(moment)
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -203,13 +230,56 @@ class Trainer:
                 parameter, _, moment = name.partition(".")
                 moments.setdefault(int(parameter), {})[moment] = tensor
         groups = self._optimizer.state_dict()["param_groups"]
-        parameters = list(self.model.parameters())
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         try:
             self.model.load_state_dict(model)
             for index, of_parameter in moments.items():
                 for moment, tensor in of_parameter.items():
-                    if tensor.ndim:  # the fused optimiser walks memory: a moment must lie as its parameter does
+                    # The fused optimiser walks memory: a moment must lie as its parameter does.
+                    if tensor.ndim and tensor.shape == parameters[index].shape:
                         of_parameter[moment] = torch.empty_like(parameters[index]).copy_(tensor)
             self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         except (RuntimeError, ValueError, IndexError) as exc:
             raise BadInput(f"the checkpoint does not fit {self._application.name}'s model: {exc}") from exc
+
+
+def judged(application: Application, model: torch.nn.Module, rows: Rows, device: torch.device) -> dict[str, float]:
+    """The application's metrics of a model on these rows, in fp32. model: on `device`; left in evaluation mode.
+
+    Raises: BadInput for a metric that these rows do not determine.
+    """
+    model.eval()
+    with torch.inference_mode():
+        outputs = torch.cat(
+            [
+                call(
+                    model,
+                    {
+                        name: as_model_input(tensor[first : first + _EVALUATION_ROWS].to(device))
+                        for name, tensor in rows.features.items()
+                    },
+                )
+                .float()
+                .cpu()
+                for first in range(0, len(rows), _EVALUATION_ROWS)
+            ]
+        )
+    return measured(application, rows.labels_N.numpy(), outputs.numpy())
+
+
+def _as_taken(features: dict[str, Tensor]) -> Any:
+    """As the model takes them: the one tensor, or tensors by name."""
+    return features[SINGLE] if set(features) == {SINGLE} else features
+
+
+@contextmanager
+def _own_code(application: Application, method: str) -> Iterator[None]:
+    """What a user's method raises, as `BadInput` with the line that it came from."""
+    try:
+        yield
+    except BadInput as exc:
+        raise BadInput(f"{method} of {application.name}: {exc.message}", exc.remedy or "fix the application") from exc
+    except DeepLambdaError:
+        raise
+    except Exception as exc:
+        raise BadInput(f"{method} of {application.name} raised {said(exc)}", "fix the application") from exc

@@ -3,36 +3,40 @@
 1. The run's id follows from data set, code and hyperparameters; its newest whole checkpoint is where it goes on.
 2. The first epoch trains on each shard as it is announced, while later ones are still being prepared.
 3. Every later epoch shuffles all rows, which are in memory by then.
-4. After each epoch: metrics of the test split, then the checkpoint on S3, then `EpochTrained` on Kafka.
+4. After each epoch: metrics of the test split and, where there is one, of the validation split, then the checkpoint on
+   S3, then `EpochTrained` on Kafka.
+5. With `patience`, training ends when the validation split's first metric has not become better for so many epochs, and
+   the run's model is that of the best epoch.
 A run killed between checkpoint and event publishes that event when it goes on; a finished run trains nothing.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from batch_layer.checkpoint import Checkpoint, encode, newest_checkpoint, run_id, save_checkpoint
+from batch_layer.checkpoint import Checkpoint, encode, fetch_checkpoint, newest_checkpoint, run_id, save_checkpoint
 from batch_layer.compute import best_compute
 from batch_layer.feed import Shard, ShardFeed
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
+from deeplambda.application import deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.features import Tensor as FeatureTensor
-from deeplambda.features import specification
+from deeplambda.features import listed, specification
 from deeplambda.loading import PackedApplication
+from deeplambda.metrics import lower_is_better
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.service.metrics import MetricPublisher
+from deeplambda.sources import TEST, TRAIN, VALIDATION, split_names
 
 if TYPE_CHECKING:
     from torch import nn
-
-TRAIN, TEST = "train", "test"
 
 
 class TrainingListener(Protocol):
@@ -53,7 +57,10 @@ class TrainingListener(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run. model: on the CPU, in fp32 and evaluation mode. features: what it takes."""
+    """A finished run. model: on the CPU, in fp32 and evaluation mode. features: what it takes.
+
+    epochs: up to the one whose model it is, which is the last one unless training had `patience`.
+    """
 
     run: str
     dataset: str
@@ -88,6 +95,7 @@ def train(
 class _DataSet:
     train: Rows
     test: Rows
+    validation: Rows | None
     train_shards: list[int]
     features: dict[str, FeatureTensor]
 
@@ -104,13 +112,17 @@ class _Run:
     ) -> None:
         self._settings = settings
         self._application = packed.load()
-        if missing := {TRAIN, TEST} - {source.split for source in self._application.sources}:
-            raise ConfigurationError(
-                f"{packed.name} has no source for the split {min(missing)!r}", "name one in the application's sources"
-            )
+        self._splits = split_names(self._application.sources, self._application.splits)
         self._dataset = dataset
         self._hyperparameters = all_hyperparameters(self._application, overrides)
         self._epochs: int = self._hyperparameters["epochs"]
+        self._patience: int = self._hyperparameters.get("patience", 0)
+        if self._patience and VALIDATION not in self._splits:
+            raise ConfigurationError(
+                f"{packed.name} has patience {self._patience}, but no split {VALIDATION!r} to judge by",
+                "let the application's splits have one, or train with --set patience=0",
+            )
+        self._lower_is_better = lower_is_better(self._application, deciding_metric(self._application))
         self._id = run_id(dataset, packed.code_version, self._hyperparameters)
         self._compute = best_compute()
         self._trainer = Trainer(self._application, self._hyperparameters, self._compute)
@@ -121,15 +133,17 @@ class _Run:
 
     def trained(self, snapshot: int, preparing: "Future[Any] | None") -> TrainedRun:
         checkpoint = self._resumed()
-        if checkpoint is None or checkpoint.epoch < self._epochs:
+        if checkpoint is None or not self._ended(checkpoint):
             feed = ShardFeed(self._settings, self._application, self._dataset, preparing=preparing)
             if checkpoint is None:
                 rows, training_s = self._first_epoch(feed)
-                checkpoint = self._finish_epoch([], rows, training_s)
+                checkpoint = self._finish_epoch(None, rows, training_s)
             else:
                 rows = self._gathered(feed, checkpoint.train_shards)
-            while checkpoint.epoch < self._epochs:
-                checkpoint = self._finish_epoch(checkpoint.epochs, rows, self._epoch(checkpoint.epoch + 1, rows.train))
+            while not self._ended(checkpoint):
+                training_s = self._epoch(checkpoint.epoch + 1, rows.train)
+                checkpoint = self._finish_epoch(checkpoint, rows, training_s)
+        checkpoint = self._best(checkpoint)
         return TrainedRun(
             run=self._id,
             dataset=self._dataset,
@@ -139,6 +153,26 @@ class _Run:
             epochs=checkpoint.epochs,
             features=checkpoint.features,
         )
+
+    def _ended(self, checkpoint: Checkpoint) -> bool:
+        if checkpoint.epoch >= self._epochs:
+            return True
+        waited = checkpoint.epoch - self._best_epoch(checkpoint)
+        return 0 < self._patience <= waited
+
+    def _best_epoch(self, checkpoint: Checkpoint) -> int:
+        name = deciding_metric(self._application)
+        measured = [epoch.validation_metrics[name] for epoch in checkpoint.epochs]
+        return best_epoch(measured, lower=self._lower_is_better)
+
+    def _best(self, checkpoint: Checkpoint) -> Checkpoint:
+        """With patience, the checkpoint of the best epoch, with the trainer back in its state."""
+        best = self._best_epoch(checkpoint) if self._patience else checkpoint.epoch
+        if best == checkpoint.epoch:
+            return checkpoint
+        earlier, tensors = fetch_checkpoint(self._store, self._application.name, self._id, best)
+        self._trainer.load_state(tensors)
+        return earlier
 
     def _resumed(self) -> Checkpoint | None:
         found = newest_checkpoint(self._store, self._application.name, self._id)
@@ -153,7 +187,7 @@ class _Run:
     def _first_epoch(self, feed: ShardFeed) -> tuple[_DataSet, float]:
         self._listener.begin(1, self._epochs, 0)
         self._trainer.begin_epoch(1)
-        arrived = _Arrived()
+        arrived = _Arrived(self._splits)
         training_s = 0.0
         began_s = time.monotonic()
         with closing(iter(feed)) as shards:
@@ -169,7 +203,7 @@ class _Run:
         return self._whole(arrived, arrived.order), training_s
 
     def _gathered(self, feed: ShardFeed, train_shards: list[int]) -> _DataSet:
-        arrived = _Arrived()
+        arrived = _Arrived(self._splits)
         for shard in feed:
             arrived.add(shard)
         return self._whole(arrived, train_shards)
@@ -183,7 +217,8 @@ class _Run:
                 )
         return _DataSet(
             train=Rows.joined([arrived.of[TRAIN][partition] for partition in train_shards]),
-            test=Rows.joined([arrived.of[TEST][partition] for partition in sorted(arrived.of[TEST])]),
+            test=arrived.joined(TEST),
+            validation=arrived.joined(VALIDATION) if VALIDATION in arrived.of else None,
             train_shards=train_shards,
             features=arrived.features,
         )
@@ -195,14 +230,16 @@ class _Run:
         self._trainer.train_on(train_rows, len(train_rows), self._listener.advance)
         return time.monotonic() - started_s
 
-    def _finish_epoch(self, before: list[EpochTrained], rows: _DataSet, training_s: float) -> Checkpoint:
+    def _finish_epoch(self, before: Checkpoint | None, rows: _DataSet, training_s: float) -> Checkpoint:
+        earlier = before.epochs if before else []
         trained = EpochTrained(
             application=self._application.name,
             run=self._id,
-            epoch=len(before) + 1,
+            epoch=len(earlier) + 1,
             epochs=self._epochs,
             loss=self._trainer.mean_loss(),
             metrics=self._trainer.evaluate(rows.test),
+            validation_metrics=self._trainer.evaluate(rows.validation) if rows.validation else {},
             rows=len(rows.train),
             duration_s=training_s,
             device=self._compute.name,
@@ -210,7 +247,7 @@ class _Run:
         encoded = encode(self._trainer.state())
         checkpoint = Checkpoint(
             run=self._id,
-            epochs=[*before, trained],
+            epochs=[*earlier, trained],
             train_shards=rows.train_shards,
             features=rows.features,
             tensors_sha256=sha256_of(encoded),
@@ -222,6 +259,8 @@ class _Run:
         self._metrics.publish("loss", trained.loss, "1")
         for name, value in trained.metrics.items():
             self._metrics.publish(f"test_{name}", value, "1")
+        for name, value in trained.validation_metrics.items():
+            self._metrics.publish(f"validation_{name}", value, "1")
         self._publisher.flush()
         self._listener.done(trained)
         return checkpoint
@@ -230,18 +269,35 @@ class _Run:
 class _Arrived:
     """Shards as they come, by split and partition; `order` is that of the train shards."""
 
-    def __init__(self) -> None:
-        self.of: dict[str, dict[int, Rows]] = {TRAIN: {}, TEST: {}}
+    def __init__(self, splits: Iterable[str]) -> None:
+        self.of: dict[str, dict[int, Rows]] = {split: {} for split in splits}
         self.order: list[int] = []
         self.train_rows = 0
         self.features: dict[str, FeatureTensor] = {}
 
     def add(self, shard: Shard) -> Rows:
         rows = Rows.of(shard.features, shard.labels_N)
+        if len(rows):
+            found = specification(shard.features)
+            self.features = self.features or found
+            if found != self.features:
+                raise BadInput(
+                    f"the transform gives {listed(found)} in one shard and {listed(self.features)} in another",
+                    "declare the application's `features`, and let it give those, whatever the batch",
+                )
         if shard.announcement.split in self.of:
             self.of[shard.announcement.split][shard.announcement.partition] = rows
         if shard.announcement.split == TRAIN:
             self.order.append(shard.announcement.partition)
             self.train_rows += len(rows)
-            self.features = self.features or specification(shard.features)
         return rows
+
+    def joined(self, split: str) -> Rows:
+        """All rows of a split in the order of its partitions; none of a split that is not asked for."""
+        of_split = self.of.get(split, {})
+        return Rows.joined([of_split[partition] for partition in sorted(of_split)])
+
+
+def best_epoch(values: Sequence[float], *, lower: bool) -> int:
+    """The first epoch, from 1, with the best of the values; 0 without any. lower: whether lower is better."""
+    return values.index(min(values) if lower else max(values)) + 1 if values else 0

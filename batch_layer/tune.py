@@ -1,7 +1,8 @@
 """Tune: an application's search space → hyperparameters that train a better model, by trials on Ray.
 
-1. A sixth of the training rows is set aside, and trials are compared on it by the application's first metric. None
-   sees the test split, so what is measured there later is no luckier for having been tuned.
+1. Trials are compared by the application's first metric on the validation split or, where there is none, on a sixth
+   of the training rows that is set aside. None sees the test split, so what is measured there later is no luckier for
+   having been tuned.
 2. A trial draws its hyperparameters at random and trains as `batch train` does.
 3. ASHA ends the trials that are behind after 1, 3, 9, … epochs. Source: Li et al., A System for Massively Parallel
    Hyperparameter Tuning (2020).
@@ -42,13 +43,14 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from batch_layer.compute import best_compute
 from batch_layer.feed import ShardFeed
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
-from batch_layer.training_run import TRAIN
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
+from deeplambda.metrics import lower_is_better
 from deeplambda.service.metrics import MetricPublisher
+from deeplambda.sources import TRAIN, VALIDATION
 
 VALIDATION_SHARE = 1 / 6
 REDUCTION_FACTOR = 3
@@ -63,7 +65,7 @@ _METRIC, _FAILURE = "validation", "failure"
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """drawn: its values from the search space. epochs: that it was let train. metric: of the rows set aside, after the
-    last of them; -inf with a `failure`, the sentence that says why there is none."""
+    last of them; infinitely bad with a `failure`, the sentence that says why there is none."""
 
     drawn: dict[str, Any]
     epochs: int
@@ -90,7 +92,8 @@ def tune(
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
     space = _search_space(application, overrides)
-    training, validation = _set_aside(_training_rows(settings, application, dataset))
+    lower = lower_is_better(application, deciding_metric(application))
+    training, validation = _rows_of_trials(settings, application, dataset)
     with _ray(settings, packed):
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         trainable = ray_tune.with_parameters(
@@ -102,7 +105,7 @@ def tune(
                 param_space=space,
                 tune_config=ray_tune.TuneConfig(
                     metric=_METRIC,
-                    mode="max",
+                    mode="min" if lower else "max",
                     num_samples=trials,
                     scheduler=ASHAScheduler(max_t=fixed["epochs"], reduction_factor=REDUCTION_FACTOR),
                     search_alg=BasicVariantGenerator(random_state=fixed["seed"]),
@@ -115,7 +118,8 @@ def tune(
                     verbose=0,
                 ),
             ).fit()
-        best_first = sorted(map(_trial_of, found), key=lambda trial: trial.metric, reverse=True)
+        ended_trials = [_trial_of(result, _worst(lower)) for result in found]
+        best_first = sorted(ended_trials, key=lambda trial: trial.metric, reverse=not lower)
     if failure := best_first[0].failure:
         raise UnfitModel(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
     with Publisher(settings) as publisher:
@@ -144,22 +148,25 @@ def _some(values: Choice | LogUniform) -> Any:
     return values.values[0] if isinstance(values, Choice) else values.low
 
 
-def _training_rows(settings: Settings, application: Application, dataset: str) -> Rows:
-    shards = {
-        shard.announcement.partition: Rows.of(shard.features, shard.labels_N)
-        for shard in ShardFeed(settings, application, dataset)
-        if shard.announcement.split == TRAIN
-    }
-    rows = Rows.joined([shards[partition] for partition in sorted(shards)]) if shards else None
-    if rows is None or len(rows) * VALIDATION_SHARE < 1:
+def _rows_of_trials(settings: Settings, application: Application, dataset: str) -> tuple[Rows, Rows]:
+    """What trials train on, and what they are compared on."""
+    shards: dict[str, dict[int, Rows]] = {TRAIN: {}, VALIDATION: {}}
+    for shard in ShardFeed(settings, application, dataset):
+        if shard.announcement.split in shards:
+            rows = Rows.of(shard.features, shard.labels_N)
+            shards[shard.announcement.split][shard.announcement.partition] = rows
+    training, validation = (Rows.joined([of[partition] for partition in sorted(of)]) for of in shards.values())
+    if len(training) and len(validation):
+        return training, validation
+    if len(training) * VALIDATION_SHARE < 1:
         raise BadInput(
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
         )
-    return rows
+    return _set_aside(training)
 
 
 def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
-    """What trials train on, and what they are compared on; equal rows are divided equally."""
+    """The rows divided; equal rows are divided equally."""
     shuffled_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     validation_N, training_N = shuffled_N.tensor_split([round(len(rows) * VALIDATION_SHARE)])
     return rows.chosen(training_N), rows.chosen(validation_N)
@@ -240,13 +247,14 @@ def _trial(
     training_rows, validation_rows = _rows(training), _rows(validation)
     trainer = Trainer(application, all_hyperparameters(application, fixed | drawn), best_compute())
     metric = deciding_metric(application)
+    worst = _worst(lower_is_better(application, metric))
     for epoch in range(1, fixed["epochs"] + 1):
         try:
             trainer.begin_epoch(epoch)
             trainer.train_on(training_rows, len(training_rows))
             ray_tune.report({_METRIC: trainer.evaluate(validation_rows)[metric]})
         except UnfitModel as exc:
-            ray_tune.report({_METRIC: -np.inf, _FAILURE: exc.message})
+            ray_tune.report({_METRIC: worst, _FAILURE: exc.message})
             return
 
 
@@ -261,7 +269,12 @@ def _rows(arrays: _Arrays) -> Rows:
         return Rows({name: torch.from_numpy(array) for name, array in features.items()}, torch.from_numpy(labels_N))
 
 
-def _trial_of(result: Any) -> Trial:
+def _worst(lower: bool) -> float:
+    """Of a metric, what no trial that succeeds is as bad as. lower: whether lower is better."""
+    return np.inf if lower else -np.inf
+
+
+def _trial_of(result: Any, worst: float) -> Trial:
     told = result.metrics or {}
     failure = told.get(_FAILURE, "")
     if result.error is not None:
@@ -270,6 +283,6 @@ def _trial_of(result: Any) -> Trial:
     return Trial(
         drawn=dict(result.config),
         epochs=told.get("training_iteration", 0),
-        metric=-np.inf if failure else told[_METRIC],
+        metric=worst if failure else told[_METRIC],
         failure=failure,
     )

@@ -24,15 +24,18 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.ratio import Ratio
 from deeplambda.adapters.model_service import ModelClient
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application, payload_schema
+from deeplambda.application import payload_schema
 from deeplambda.config import Settings, load_settings
-from deeplambda.loading import pack_application
-from deeplambda.state.card import fetch_card, fetch_model
+from deeplambda.errors import NotReady
+from deeplambda.features import Features, chosen, row_count
+from deeplambda.features import call as model_call
+from deeplambda.records.featurizer import Featurizer
+from deeplambda.state.card import fetch_card
+from deeplambda.state.versions import fetch_model, load_code
 
 NAME = "HTTP predictions, binary batches of 32"
 AIM = 0.75
@@ -69,19 +72,26 @@ class Measured:
 def run(settings: Settings) -> Measured:
     """Measure the service of a running stack that has a champion. Raises: NotReady, BadInput."""
     name = settings.applications[0]
-    application, store = pack_application(name, settings).load(), ObjectStore(settings)
-    features = _features(application, store)
-    batches = [features[at : at + BATCH_ROWS] for at in range(0, len(features) - BATCH_ROWS + 1, BATCH_ROWS)]
+    store = ObjectStore(settings)
     clients = [ModelClient(settings, name, patience_s=5) for _ in range(2)]
-    card = fetch_card(store, name, clients[0].predict(batches[0]).model_version)
-    model = fetch_model(store, application, card)
+    version = clients[0].serving()
+    if version is None:
+        raise NotReady(f"{name} has no champion", f"run 'deeplambda batch run {name}'")
+    card = fetch_card(store, name, version)
+    featurizer = load_code(store, settings, card).featurizer
+    features = _features(featurizer, store)
+    batches = [
+        chosen(features, slice(at, at + BATCH_ROWS))
+        for at in range(0, row_count(features) - BATCH_ROWS + 1, BATCH_ROWS)
+    ]
+    model = fetch_model(store, featurizer.application, card)
 
-    def forward(batch: NDArray[np.float32]) -> None:
+    def forward(batch: Features) -> None:
         with torch.inference_mode():
-            model(torch.from_numpy(batch))
+            model_call(model, {name: torch.from_numpy(array) for name, array in batch.items()})
 
-    def predict(client: ModelClient) -> Callable[[NDArray[np.float32]], object]:
-        return client.predict
+    def predict(client: ModelClient) -> Callable[[Features], object]:
+        return lambda batch: client.predict(batch, featurizer.id)
 
     default_threads = torch.get_num_threads()
 
@@ -105,26 +115,25 @@ def measure() -> Ratio:
     return measured.ratio(measured.one_connection, NAME)
 
 
-def _features(application: Application, store: ObjectStore) -> NDArray[np.float32]:
+def _features(featurizer: Featurizer, store: ObjectStore) -> Features:
     """The first images of the test split, as the application transforms them."""
+    application = featurizer.application
     source = next(source for source in application.sources if source.split == "test")
     raw = {name: store.get(f"{application.name}/raw/{name}") for name in source.objects}
     examples = list(islice(application.examples(source, raw), IMAGES))
     schema = payload_schema(application.event)
     rows = [{field: example[field] for field in schema.names} for example in examples]
-    return application.transform(pa.RecordBatch.from_pylist(rows, schema=schema))
+    return featurizer.features(pa.RecordBatch.from_pylist(rows, schema=schema))
 
 
-def _rate(
-    callers: list[Callable[[NDArray[np.float32]], object]], batches: list[NDArray[np.float32]]
-) -> tuple[float, list[float]]:
+def _rate(callers: list[Callable[[Features], object]], batches: list[Features]) -> tuple[float, list[float]]:
     """Rows per second of all callers together for `ROUND_S`, and how long each call took, in seconds."""
     latencies_s: list[float] = []
     for call in callers:
         for batch in batches[:5]:
             call(batch)  # the processor's caches and the other side's threads are as they will be
 
-    def repeat(call: Callable[[NDArray[np.float32]], object], stop_at: float) -> None:
+    def repeat(call: Callable[[Features], object], stop_at: float) -> None:
         at = 0
         while (begun := time.perf_counter()) < stop_at:
             call(batches[at % len(batches)])

@@ -70,7 +70,7 @@ def measure() -> Ratio:
         )
         backlog = new_topic(settings)
         send(settings, backlog, BATCHES * BATCH_ROWS)
-        router = Router(settings, backlog, scoring(settings, packed))
+        router = Router(settings, backlog, scoring(settings, packed.name))
         measured = drained_rows_per_s(
             lambda: (
                 source(spark, settings, backlog, BATCH_ROWS)

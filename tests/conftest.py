@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import urllib3
 from numpy.typing import NDArray
+from sqlalchemy import Engine, create_engine
 
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings, load_settings
@@ -54,17 +55,28 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
     running = os.environ.get("DEEPLAMBDA_TEST_DATA_DIR")
     folder = Path(running or tempfile.mkdtemp(prefix="deeplambda-"))  # short: sockets have a limit on their path
     data_dir = folder if running else folder / ".deeplambda"
-    os.environ["DEEPLAMBDA_DATA_DIR"] = str(data_dir)
-    os.environ["DEEPLAMBDA_APPLICATIONS_DIR"] = str(ROOT / "examples")
-    if not running:
-        deeplambda("up", "--free-ports")
-    load_settings.cache_clear()
-    try:
-        yield load_settings()
-    finally:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DEEPLAMBDA_DATA_DIR", str(data_dir))
+        environment.setenv("DEEPLAMBDA_APPLICATIONS_DIR", str(ROOT / "examples"))
         if not running:
-            deeplambda("down")
-            shutil.rmtree(folder)
+            deeplambda("up", "--free-ports")
+        load_settings.cache_clear()
+        try:
+            yield load_settings()
+        finally:
+            if not running:
+                deeplambda("down")
+                shutil.rmtree(folder)
+    load_settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def hive_engine(stack: Settings) -> Iterator[Engine]:
+    """Hive as an analyst connects to it: by SQLAlchemy and the address alone."""
+    password = stack.analyst_password.get_secret_value()
+    engine = create_engine(f"hive://analyst:{password}@{stack.hive_address}/default?auth=CUSTOM")
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

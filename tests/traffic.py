@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from kafka import KafkaProducer
@@ -35,6 +36,11 @@ def eventually(probe: Callable[[], T], timeout_s: float = 60, every_s: float = 0
     )
     result: T = retrying(probe)
     return result
+
+
+def new_run(name: str) -> str:
+    """A run's name that no other run has, so that no event of an earlier one, or of another test, passes for its."""
+    return f"{name}-{uuid4().hex[:8]}"
 
 
 def digit_event(event_id: str, image: NDArray[np.uint8]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""Fraud: is a card payment a fraud? A small network over the payment, its customer's habits and its terminal's past.
-
-Data and split: Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud Detection, chapter 3.
+"""Fraud: is a card payment a fraud? Told from the payment, its customer's habits and its terminal's past. Data and
+split: Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud Detection, chapter 3.
 """
 
 from bisect import bisect_left
@@ -67,6 +66,5 @@ class Fraud(Application):
     def build_model(self, *, hidden: int = 32) -> Any:
         from torch import nn
 
-        return nn.Sequential(
-            nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
-        )
+        layers = (nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+        return nn.Sequential(*layers)

@@ -10,21 +10,23 @@ from pyspark.errors import PySparkException
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
+from deeplambda.service.heartbeat import write_heartbeat
 from deeplambda.service.logs import log_to_stderr
 from serving_layer.hive_gateway.gateway import Gateway
 
-_POLL_S = 0.5
+_BEAT_S = 2.0
 _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT, replacing union views when horizons move; returns the exit status."""
+    """Serve until SIGTERM or SIGINT, and tell by a heartbeat which application fails; returns the exit status."""
     log_to_stderr()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     try:
-        gateway = Gateway(load_settings())
+        settings = load_settings()
+        gateway = Gateway(settings)
     except (DeepLambdaError, PySparkException) as exc:
         _log.error("the gateway cannot start: %s", str(exc).splitlines()[0])
         return 1
@@ -33,8 +35,8 @@ def main() -> int:
         return 1
     _log.info("ready")
     try:
-        while not stopping.wait(_POLL_S):
-            gateway.follow()
+        while not stopping.wait(_BEAT_S):
+            write_heartbeat(settings, "gateway", states=gateway.states)
     finally:
         gateway.stop()
     return 0

@@ -16,9 +16,12 @@ from pyspark.sql.types import StringType
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.application import payload_schema
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
+from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import chosen
 from deeplambda.loading import PackedApplication
+from deeplambda.records.answers import answers
 from deeplambda.records.featurizer import Featurizer
+from deeplambda.records.isolation import halved
 from deeplambda.service.champion_code import ChampionCode
 
 _PATIENCE_S = 5  # an analyst waits for the answer
@@ -28,7 +31,7 @@ def add_model_function(spark: SparkSession, settings: Settings, packed: PackedAp
     """Add `predict_<application>` to the sessions that are opened from now on."""
     name = f"predict_{packed.name}"
     columns = ", ".join(payload_schema(packed.load().event).names)
-    usage = f"_FUNC_({columns}) - The prediction of {packed.name}'s champion, as text; NULL where an argument is NULL."
+    usage = f"_FUNC_({columns}) - The prediction of {packed.name}'s champion, as text; NULL where a required field is."
     function = arrow_udf(prediction_of(settings, packed.name), StringType())._unwrapped._judf
     spark._jvm.deeplambda.gateway.SharedFunctions.add(name, usage, function)
 
@@ -43,11 +46,17 @@ def prediction_of(settings: Settings, name: str) -> Callable[..., pa.Array]:
     def predict(*columns: pa.Array) -> pa.Array:
         client, code = _champion(settings, name)
         while True:
-            featurizer = code.current()
             try:
-                return _predictions(name, client, featurizer, columns)
+                predictions = _predictions(name, client, code.current(), columns)
             except OtherFeatures as other:
                 code.load(other.model_version)
+                continue
+            except BadInput:  # the columns, perhaps because they are those of a newer champion's schema
+                if code.renew():
+                    continue
+                raise
+            if predictions.null_count < len(predictions) or not code.renew():
+                return predictions
 
     predict.__name__ = f"predict_{name}"  # the column's name in a result
     return predict
@@ -56,16 +65,19 @@ def prediction_of(settings: Settings, name: str) -> Callable[..., pa.Array]:
 def _predictions(name: str, client: ModelClient, featurizer: Featurizer, columns: tuple[pa.Array, ...]) -> pa.Array:
     batch = _batch(name, payload_schema(featurizer.application.event), columns)
     complete = pa.array([True] * batch.num_rows)
-    for column in batch.columns:
-        complete = pc.and_(complete, column.is_valid())
+    for field in batch.schema:
+        if not field.nullable:
+            complete = pc.and_(complete, batch[field.name].is_valid())
     positions = np.flatnonzero(complete.to_numpy(zero_copy_only=False))
-    found = featurizer.isolated(batch.filter(complete))
+    passed = featurizer.isolated(batch.filter(complete))
+    scored = halved(
+        lambda rows: client.predict(chosen(passed.features, rows), featurizer.id), len(passed.rows_N), InvalidEvent
+    )
     values: list[str | None] = [None] * batch.num_rows
-    if found.rows_N:
-        scored = client.predict(found.features, featurizer.id)
-        decoded = featurizer.application.objective.decode(scored.outputs).values
-        for row, value in zip(found.rows_N, decoded, strict=True):
-            values[int(positions[row])] = value
+    for rows, reply in scored.pieces:
+        answered = answers(featurizer.application.objective, reply.outputs)
+        for row, value in zip(answered.rows_N, answered.values_N, strict=True):
+            values[int(positions[passed.rows_N[rows.start + row]])] = value
     return pa.array(values, pa.string())
 
 

@@ -3,7 +3,7 @@
 One transaction deletes an application's rows and inserts the new ones, so a reader sees the old rows or the new ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,10 +13,10 @@ from sqlalchemy import Engine, Table, delete
 from sqlalchemy.dialects.mysql import insert
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import current_snapshot
-from deeplambda.records.horizon import Horizon
+from deeplambda.adapters.lake import current_snapshot, lacking_columns
+from deeplambda.records.horizon import Horizon, batch_columns
 from deeplambda.records.predictions import VIEW_SCHEMA
-from deeplambda.state.tables import RECENT_MODEL_METRICS, RECENT_PREDICTIONS
+from deeplambda.state.tables import LABEL_LIMIT, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 
 KEPT = timedelta(days=7)
 ROWS_LIMIT = 100_000
@@ -48,26 +48,34 @@ def newest_versions(spark: SparkSession, application: str, horizon: Horizon, at:
 
 def refresh(spark: SparkSession, engine: Engine, application: str, versions: Versions, at: datetime) -> int:
     """Make both tables anew; returns the rows of `recent_predictions`. Raises: NotReady when MySQL is away."""
-    predictions = _rows(spark, recent_predictions_sql(application, versions.horizon, at - KEPT))
+    lacking = lacking_columns(spark, application, versions.horizon)
+    predictions = _rows(spark, recent_predictions_sql(application, versions.horizon, at - KEPT, lacking))
     _replace(engine, RECENT_PREDICTIONS, application, predictions)
     _replace(engine, RECENT_MODEL_METRICS, application, _rows(spark, model_metrics_sql(application)))
     return len(predictions)
 
 
-def recent_predictions_sql(application: str, horizon: Horizon, since: datetime) -> str | None:
-    """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view."""
+def recent_predictions_sql(
+    application: str, horizon: Horizon, since: datetime, lacking: Collection[str] = ()
+) -> str | None:
+    """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view.
+
+    A label that is too long for its column stays in the archive alone: one would keep all rows from being made anew.
+    lacking: columns that the horizon's snapshot does not have.
+    """
     if horizon.snapshot is None:
         return None
     columns = ", ".join(VIEW_SCHEMA.names)
     return f"""
         SELECT {columns}, label
         FROM (
-            SELECT {columns} FROM lake.{application}.predictions VERSION AS OF {horizon.snapshot}
+            SELECT {batch_columns(lacking)} FROM lake.{application}.predictions VERSION AS OF {horizon.snapshot}
             WHERE occurred_at >= TIMESTAMP '{since.isoformat()}' ORDER BY occurred_at DESC LIMIT {ROWS_LIMIT}
         )
         LEFT JOIN (
             SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_offset)) AS label
-            FROM lake.{application}.labels WHERE event_id IS NOT NULL GROUP BY event_id
+            FROM lake.{application}.labels
+            WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT} GROUP BY event_id
         ) USING (event_id)"""
 
 

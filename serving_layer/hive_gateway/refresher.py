@@ -15,12 +15,12 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records.horizon import Horizon
+from deeplambda.service.loops import LoopStatus
 from deeplambda.service.metrics import MetricPublisher
 from serving_layer.hive_gateway import recent
 from serving_layer.hive_gateway.session import trust_this_thread
 
 _LOOK_EVERY_S = 60
-_ENDS_WITHIN_S = 10
 _log = logging.getLogger(__name__)
 
 Metrics = dict[str, tuple[float, str]]
@@ -34,17 +34,16 @@ class _Application:
     made_from: recent.Versions | None = None
 
 
-class Refresher(threading.Thread):
+class Refresher:
     """Refreshes an application's recent tables after `refresh`, and each minute when its labels or metrics have grown.
 
-    `Gateway` makes and starts one, and tells it of every horizon that a union view has taken up.
+    `Gateway` makes one, runs it in a `Loop`, and tells it of every horizon that a union view has taken up.
     """
 
     def __init__(self, spark: SparkSession, settings: Settings, engine: Engine) -> None:
-        super().__init__(name="refresher", daemon=True)
         self._spark, self._settings, self._engine = spark, settings, engine
         self._applications: dict[str, _Application] = {}
-        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._wake = threading.Event()
         self._publisher: Publisher | None = None
 
     def refresh(self, application: str, horizon: Horizon, replacement_s: float | None = None) -> None:
@@ -56,18 +55,18 @@ class Refresher(threading.Thread):
         self._applications[application] = _Application(horizon, replacement_s, known.made_from if known else None)
         self._wake.set()
 
-    def stop(self) -> None:
-        """End the thread after the refresh that it is running."""
-        self._stopping.set()
+    def wake(self) -> None:
+        """Let the thread look at once, above all whether it should stop."""
         self._wake.set()
-        self.join(_ENDS_WITHIN_S)
 
-    def run(self) -> None:
-        """The thread's own work, until `stop`."""
+    def run(self, status: LoopStatus, stop: threading.Event) -> None:
+        """Refresh until `stop` is set: the work of a `Loop`."""
         trust_this_thread(self._spark)
-        while not self._stopping.is_set():
+        while not stop.is_set():
             for name, application in list(self._applications.items()):
                 self._publish(name, self._refresh(name, application))
+                status.alive()
+            status.working()
             self._wake.wait(_LOOK_EVERY_S)
             self._wake.clear()
 

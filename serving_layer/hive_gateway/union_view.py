@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from sqlalchemy import Engine
 
 from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import lacking_columns
 from deeplambda.records.horizon import Horizon, all_predictions_sql
 from deeplambda.state.horizon_store import read_horizon
 
@@ -37,7 +38,8 @@ class UnionView:
             newest = read_horizon(connection, self.application)
         if self._made and newest == self.horizon:
             return False
-        text = all_predictions_sql(self.application, newest, self._realtime_table)
+        lacking = lacking_columns(self._spark, self.application, newest)
+        text = all_predictions_sql(self.application, newest, self._realtime_table, lacking)
         self._spark.sql(f"CREATE OR REPLACE VIEW {self._name} AS {text}")
         self.horizon, self._made = newest, True
         _log.info("%s shows snapshot %s and the real-time rows past it", self._name, newest.snapshot)

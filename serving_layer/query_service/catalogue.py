@@ -1,5 +1,7 @@
 """What there is: applications and published models."""
 
+import logging
+
 from sqlalchemy import Engine, select
 
 from deeplambda.config import Settings
@@ -10,18 +12,26 @@ from deeplambda.state.tables import MODEL_VERSIONS
 from serving_layer.query_service.messages import Application, Applications, Model, Models
 from serving_layer.query_service.mysql_queries import analyst_errors
 
+_log = logging.getLogger(__name__)
+
 
 def applications(settings: Settings, engine: Engine) -> Applications:
-    """The applications that are served. Raises: NotReady, ConfigurationError, UnknownApplication."""
+    """The applications that are served, without those whose code cannot be loaded. Raises: NotReady."""
     found = []
     with analyst_errors(), engine.connect() as connection:
         for name in settings.applications:
-            packed, champion = pack_application(name, settings), registry.champion(connection, name)
+            champion = registry.champion(connection, name)
+            try:
+                packed = pack_application(name, settings)
+                schema = packed.load().event.model_json_schema()
+            except Exception as exc:  # a user's code may raise anything; the others are listed all the same
+                _log.warning("%s is not listed, for its code cannot be loaded: %s", name, exc)
+                continue
             found.append(
                 Application(
                     name=name,
                     code_version=packed.code_version,
-                    event=packed.load().event.model_json_schema(),
+                    event=schema,
                     topics={
                         "events": topics.events(name),
                         "labels": topics.labels(name),

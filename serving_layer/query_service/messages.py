@@ -127,13 +127,17 @@ class Live(BaseModel):
 
 
 class LabelledVersion(BaseModel):
-    """Predictions of one version whose truth is known. interval_95: Wilson's, of the accuracy."""
+    """Predictions of one version whose truth is known. interval_95: Wilson's, of the accuracy.
+
+    Of predictions that are numbers, correct, accuracy and interval_95 are null, and mean_absolute_error is given.
+    """
 
     model_version: int
     rows: int
-    correct: int
-    accuracy: Share
-    interval_95: tuple[Share, Share]
+    correct: int | None
+    accuracy: Share | None
+    interval_95: tuple[Share, Share] | None
+    mean_absolute_error: float | None = None
 
 
 class Statistics(BaseModel):

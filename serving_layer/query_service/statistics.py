@@ -1,9 +1,14 @@
-"""How an application is doing: its real-time view, and the accuracy of predictions whose labels are known."""
+"""How an application is doing: its real-time view, and how good predictions are whose labels are known.
+
+Of classes and labels that is the accuracy: the share of predictions that equal their label, as text. Of numbers it is
+the mean absolute error, over labels that are numbers.
+"""
 
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Engine, case, func, select, text
+from sqlalchemy import Connection, Double, Engine, Row, case, cast, func, select, text
 
 from deeplambda.clock import now
 from deeplambda.state import registry
@@ -15,6 +20,7 @@ from serving_layer.query_service.mysql_queries import analyst_errors, limit_time
 
 _RATE_OVER = timedelta(minutes=1)
 _NEWEST_ROWS = 1_000
+_NUMBER = "^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 def statistics(engine: Engine, application: str) -> Statistics:
@@ -82,23 +88,38 @@ def _live(connection: Connection, application: str) -> Live:
 
 def _labelled(connection: Connection, application: str) -> list[LabelledVersion]:
     table = RECENT_PREDICTIONS.c
+    error = case((table.label.regexp_match(_NUMBER), func.abs(table.value - cast(table.label, Double))))
     found = connection.execute(
         select(
             table.model_version,
             func.count().label("rows"),
             func.sum(case((table.label == table.prediction, 1), else_=0)).label("correct"),
+            func.count(table.value).label("numbers"),
+            func.avg(error).label("error"),
         )
         .where(table.application == application, table.label.is_not(None))
         .group_by(table.model_version)
         .order_by(table.model_version.desc())
     )
-    return [
-        LabelledVersion(
-            model_version=row.model_version,
-            rows=row.rows,
-            correct=int(row.correct),
-            accuracy=int(row.correct) / row.rows,
-            interval_95=wilson_95(int(row.correct), row.rows),
-        )
-        for row in found
-    ]
+    return [_of_numbers(row) if row.numbers else _of_classes(row) for row in found]
+
+
+def _of_numbers(row: Row[Any]) -> LabelledVersion:
+    return LabelledVersion(
+        model_version=row.model_version,
+        rows=row.rows,
+        correct=None,
+        accuracy=None,
+        interval_95=None,
+        mean_absolute_error=row.error,
+    )
+
+
+def _of_classes(row: Row[Any]) -> LabelledVersion:
+    return LabelledVersion(
+        model_version=row.model_version,
+        rows=row.rows,
+        correct=int(row.correct),
+        accuracy=int(row.correct) / row.rows,
+        interval_95=wilson_95(int(row.correct), row.rows),
+    )

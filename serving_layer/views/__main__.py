@@ -17,6 +17,7 @@ from serving_layer.views import metrics, realtime, trim
 
 _BEAT_S = 2.0
 _STOP_WITHIN_S = 10.0
+_LONGEST_PAUSE_S = 5.0  # these loops wait for Kafka and MySQL, and should go on soon after those are back
 
 _log = logging.getLogger("serving_layer.views")
 
@@ -27,8 +28,8 @@ def _details(loops: list[Loop]) -> dict[str, Any]:
     return details | ({"waiting": ", ".join(waiting)} if waiting else {})
 
 
-def main() -> int:
-    """Run the four loops until SIGTERM; 1 when one of them fails for good."""
+def main() -> None:
+    """Run the four loops until SIGTERM. One that fails is started again, and the heartbeat says which and why."""
     log_to_stderr()
     for noisy in ("kafka", "sqlalchemy.pool"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # the loops say what they wait for
@@ -36,28 +37,22 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     loops = [
-        Loop(module.__name__.rpartition(".")[2], partial(module.run, settings), stop)
+        Loop(module.__name__.rpartition(".")[2], partial(module.run, settings), stop, longest_pause_s=_LONGEST_PAUSE_S)
         for module in (realtime, metrics, outbox_relay, trim)
     ]
     for loop in loops:
         loop.start()
-    failed = None
-    while failed is None and not stop.wait(_BEAT_S):
-        failed = next((loop for loop in loops if loop.failure), None)
+    while not stop.wait(_BEAT_S):
         if not any(loop.status.stuck for loop in loops):
-            write_heartbeat(settings, "views", **_details(loops))
-    stop.set()
+            states = {loop.name: loop.status.state for loop in loops}
+            write_heartbeat(settings, "views", states=states, **_details(loops))
     for loop in loops:
         loop.join(_STOP_WITHIN_S / len(loops))
-    if failed is not None:
-        _log.error("%s failed", failed.name, exc_info=failed.failure)
-        return 1
     _log.info("stopped")
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except DeepLambdaError as exc:
         sys.exit(str(exc))

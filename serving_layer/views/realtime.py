@@ -28,8 +28,8 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
-from deeplambda.records.predictions import Prediction
-from deeplambda.service.loops import LoopStatus
+from deeplambda.records.predictions import Prediction, scores_text
+from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 from serving_layer.views.reporting import ViewReporter
@@ -119,7 +119,7 @@ def _store_records(
         wait=wait_random_exponential(multiplier=0.05, max=2),
         stop=stop_when_event_set(stop),
         sleep=sleep_using_event(stop),
-        before_sleep=lambda state: status.waiting(state.outcome.exception()),  # type: ignore[union-attr, arg-type]
+        before_sleep=lambda state: status.waiting(in_one_line(state.outcome.exception())),  # type: ignore[union-attr, arg-type]
         retry_error_callback=lambda _: None,
     ):
         with attempt:
@@ -171,4 +171,6 @@ def _row(prediction: Prediction, stored_at: datetime) -> dict[str, Any]:
         "model_version": prediction.model_version,
         "prediction": prediction.prediction,
         "confidence": prediction.confidence,
+        "value": prediction.value,
+        "scores": scores_text(prediction.scores),
     }

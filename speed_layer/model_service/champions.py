@@ -72,7 +72,8 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
     application, kept = featurizer.application, fetch_kept_rows(store, card)
     model = fetch_model(store, application, card)
     trial = kept.features if kept else zero_features(card.features)
-    decides = isinstance(application.objective, Classification)
+    objective = application.objective
+    decides = type(objective) is Classification and objective.threshold is None
     path = fast_path(model, trial, name=name, decides=decides)
     if kept:
         kept.check_features(featurizer.features, name)
@@ -137,7 +138,9 @@ class ChampionWatch:
                             with kafka_errors(self._settings):
                                 self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
                         self._load_pending()
-            except (DeepLambdaError, KafkaError) as exc:
+            except Exception as exc:  # whatever it is: without this thread the application would never swap again
+                if not isinstance(exc, (DeepLambdaError, KafkaError)):
+                    log.exception("%s: following champions failed", self.name)
                 self.error = f"cannot follow champions: {exc}"
                 log.warning("%s: %s; next try in %.1f s", self.name, self.error, delay_s)
                 self._stopped.wait(delay_s)
@@ -187,7 +190,11 @@ class ChampionWatch:
             self._on_swap(champion)
 
     def _report_failure(self, reason: str) -> None:
-        log.error("%s; %s", reason, f"version {self.current.card.version} serves on" if self.current else "none serves")
+        log.error(
+            "%s; %s",
+            reason,
+            f"version {self.current.card.version} stays in place" if self.current else "no champion is in place",
+        )
         self.error = reason
         self._on_failure(self.name)
 

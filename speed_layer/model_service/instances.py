@@ -59,13 +59,19 @@ def features_of(featurizer: Featurizer, events: list[Event]) -> Features:
 
 
 def encode_predictions(events: list[Event], version: int, predictions: Predictions) -> bytes:
-    """The reply; a confidence that the objective does not have is null."""
-    rows = zip(events, predictions.values, predictions.confidence_N.tolist(), strict=True)
+    """The reply; a confidence, value or scores that the objective does not have are null."""
+    rows = enumerate(zip(events, predictions.values, predictions.confidence_N.tolist(), strict=True))
     reply: dict[str, Any] = {
         "model_version": version,
         "predictions": [
-            {"event_id": event.event_id, "prediction": value, "confidence": confidence}
-            for event, value, confidence in rows
+            {
+                "event_id": event.event_id,
+                "prediction": text,
+                "confidence": confidence,
+                "value": predictions.number(i),
+                "scores": predictions.scores_of(i),
+            }
+            for i, (event, text, confidence) in rows
         ],
     }
     return to_json(reply, inf_nan_mode="null")

@@ -140,6 +140,8 @@ class Reporter:
                 publisher.flush(timeout_s=REPORT_EVERY_S)
             except NotReady as exc:
                 log.warning("metrics not reported: %s", exc)
+            except Exception:  # the thread goes on: no later window should be lost with this one
+                log.exception("metrics not reported")
 
 
 def _send(metrics: MetricPublisher, window: Window) -> None:

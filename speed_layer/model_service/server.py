@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.app.base import BaseApplication
 
 from deeplambda.config import Settings
-from deeplambda.loading import pack_application
 
 if TYPE_CHECKING:
     from speed_layer.model_service.champions import ChampionWatch
@@ -28,15 +27,13 @@ STOP_WITHIN_S = 20
 class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's application: `run()` serves until SIGTERM, then exits the process.
 
-    gunicorn calls `load_config` in the parent process and `load` in the worker.
-    Raises, when constructed: UnknownApplication, ConfigurationError.
+    gunicorn calls `load_config` in the parent process and `load` in the worker. An application's code is loaded with
+    its champion, on a thread of its own: one that is missing or broken harms no other.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._background: Sequence[ChampionWatch | Reporter] = ()
-        for name in settings.applications:
-            pack_application(name, settings)  # an application that is missing should fail the start, not the worker
         super().__init__()
 
     def load_config(self) -> None:

@@ -18,6 +18,9 @@ from deeplambda.adapters.model_service import FEATURIZER_HEADER
 from deeplambda.config import Settings
 from deeplambda.errors import Conflict, InvalidEvent, NotReady, UnknownApplication
 from deeplambda.features import Features, chosen, row_count
+from deeplambda.records.answers import answers, finite
+from deeplambda.records.featurizer import said
+from deeplambda.records.isolation import halved
 from deeplambda.service import problems
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader
@@ -83,27 +86,22 @@ def check_featurizer(given: str | None, champion: Champion) -> None:
         raise OtherFeaturizer(given, champion)
 
 
-def infer(path: FastPath, features: Features) -> NDArray[np.float32]:
-    """Finite outputs of N rows. Raises: InvalidEvent that names the first row that the model fails on."""
-    try:
-        outputs = path(features)
-    except Exception as exc:  # a user's model may raise anything, on values that training has not seen
-        count = row_count(features)
-        if count == 1:
-            reason = str(exc).strip().partition("\n")[0][:300]
-            raise InvalidEvent(f"row 0: the model raised {type(exc).__name__}: {reason}", _SEEN_VALUES) from exc
-        half = count // 2
-        for first, rows in ((0, slice(0, half)), (half, slice(half, count))):
-            try:
-                infer(path, chosen(features, rows))
-            except InvalidEvent as refusal:
-                number, _, reason = refusal.message.removeprefix("row ").partition(": ")
-                raise InvalidEvent(f"row {first + int(number)}: {reason}", refusal.remedy) from exc
-        raise InvalidEvent(
-            f"row 0: the model raised {type(exc).__name__} for {count} rows at once", _SEEN_VALUES
-        ) from exc
-    if not np.isfinite(outputs).all():
-        row = int(np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))[0])
+def finite_outputs(path: FastPath, features: Features) -> NDArray[np.float32]:
+    """Outputs of N rows. Raises: InvalidEvent that names the first row that the model fails on."""
+
+    def attempt(rows: slice) -> NDArray[np.float32]:
+        try:
+            return path(chosen(features, rows))
+        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
+            raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
+
+    found = halved(attempt, row_count(features), InvalidEvent)
+    if found.refused:
+        first = min(found.refused)
+        raise InvalidEvent(f"row {first}: {found.refused[first].message}", _SEEN_VALUES)
+    outputs = np.concatenate([piece for _, piece in found.pieces])
+    if not (finite_N := finite(outputs)).all():
+        row = int(np.flatnonzero(~finite_N)[0])
         raise InvalidEvent(f"row {row}: the model's outputs are not finite", _SEEN_VALUES)
     return outputs
 
@@ -119,7 +117,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
 
     def score(name: str, champion: Champion, features: Features) -> NDArray[np.float32]:
         with metrics.in_progress.track_inprogress(), passes:
-            outputs = infer(champion.path, features)
+            outputs = finite_outputs(champion.path, features)
         metrics.scored(name, champion.card.version, row_count(features))
         return outputs
 
@@ -184,7 +182,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             model=name,
             version=champion.card.version,
             outputs=outputs,
-            decode=champion.application.objective.decode,
+            decode=lambda found: answers(champion.application.objective, found).all(),
         )
         return reply, {**headers, **_version(champion)}
 
@@ -212,7 +210,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         with bodies.body(request, "application/json") as body:
             events = decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes)
         outputs = score(name, champion, features_of(champion.featurizer, events))
-        reply = encode_predictions(events, champion.card.version, application.objective.decode(outputs))
+        reply = encode_predictions(events, champion.card.version, answers(application.objective, outputs).all())
         return reply, {**_JSON, **_version(champion)}
 
     @app.get("/metrics")

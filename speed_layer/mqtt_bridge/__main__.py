@@ -43,12 +43,12 @@ def run(settings: Settings, session: Session, stop: threading.Event) -> None:
             publisher.flush()
         except NotReady as exc:
             if not waits:
-                _LOG.warning("events wait with the MQTT broker: %s", exc)
+                _LOG.warning("events stay with the MQTT broker until Kafka answers: %s", exc)
             waits = True
             stop.wait(_TURN_S)
             continue
         if waits:
-            _LOG.info("events go on")
+            _LOG.info("events are forwarded again")
         session.acknowledge(batch)
         forwarded, waits = forwarded + len(batch), False
         if session.subscribed and time.monotonic() - last_beat_s > _BEAT_S:

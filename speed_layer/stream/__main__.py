@@ -5,7 +5,8 @@ only when every record of a batch is stored. After a crash a batch may be repeat
 recognise its events by their ids.
 """
 
-from functools import partial
+import threading
+from functools import cache
 
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
@@ -20,11 +21,23 @@ from speed_layer.stream.routing import Router
 from speed_layer.stream.scoring import scoring
 
 BATCH_LIMIT_ROWS = 20_000
+_ONE_SERVER = threading.Lock()
+"""`foreachBatch` starts Python's callback server unless it runs; two threads at once would start two."""
+
+
+def scoring_stream(spark: SparkSession, settings: Settings, name: str) -> Stream:
+    """The stream of one application, not yet started."""
+
+    @cache
+    def router() -> Router:  # made once, by the first start that reaches Kafka: it keeps connections
+        return Router(settings, topics.events(name), scoring(settings, name))
+
+    return Stream(name, lambda: start_stream(spark, settings, name, router()))
 
 
 def start_stream(spark: SparkSession, settings: Settings, name: str, router: Router) -> StreamingQuery:
-    """Start scoring one application's events, or go on from the checkpoint."""
-    router.query = (
+    """Start scoring one application's events, or resume it from the checkpoint; `run_streams` calls this."""
+    events = (
         spark.readStream.format("kafka")
         .options(**spark_options(settings))
         .option("kafka.max.partition.fetch.bytes", str(topics.RECORD_LIMIT_BYTES))
@@ -34,8 +47,11 @@ def start_stream(spark: SparkSession, settings: Settings, name: str, router: Rou
         .option("maxOffsetsPerTrigger", BATCH_LIMIT_ROWS)
         .load()
         .select("key", "value", "topic", "partition", "offset", "timestamp")
-        .writeStream.foreachBatch(router)
-        .queryName(f"predict {name}")
+    )
+    with _ONE_SERVER:
+        writer = events.writeStream.foreachBatch(router)
+    router.query = (
+        writer.queryName(f"predict {name}")
         .option("checkpointLocation", f"{settings.checkpoints}/stream/{name}")
         .start()
     )
@@ -55,11 +71,8 @@ def main() -> None:
     conf = {"spark.driver.memory": "512m", "spark.sql.execution.arrow.maxRecordsPerBatch": "2000"}
     spark = spark_session(settings, "stream", conf)
     warm_up(spark)
-    streams = []
-    for name in settings.applications:
-        router = Router(settings, topics.events(name), scoring(settings, name))
-        streams.append(Stream(name, partial(start_stream, spark, settings, name, router)))
-    run_streams(settings, layer="speed", part="stream", streams=streams)
+    streams = [scoring_stream(spark, settings, name) for name in settings.applications]
+    run_streams(spark, settings, layer="speed", part="stream", streams=streams)
     spark.stop()
 
 

@@ -39,8 +39,8 @@ class Router:
         self.query: StreamingQuery | None = None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        waiting = self._waiting()
-        if waiting is not None and waiting <= DRIVER_ROWS:
+        backlog_rows = self._backlog_rows()
+        if backlog_rows is not None and backlog_rows <= DRIVER_ROWS:
             self._in_driver(batch)
         else:
             self._on_workers(batch)
@@ -61,8 +61,8 @@ class Router:
             .save()
         )
 
-    def _waiting(self) -> int | None:
-        """At most how many events the batch can hold: those on Kafka past the last finished batch. None: not known."""
+    def _backlog_rows(self) -> int | None:
+        """Upper bound of the batch's rows: the events on Kafka past the last finished batch. None: not known."""
         progress = self.query and self.query.lastProgress
         finished = offsets_of(progress.json, self._topic) if progress else None
         if not finished:

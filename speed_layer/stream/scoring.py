@@ -6,16 +6,20 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
+from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import chosen
 from deeplambda.records import topics
 from deeplambda.records.admission import Admitted, admit
+from deeplambda.records.answers import answers
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.decoding import Reason, RefusedEvent
 from deeplambda.records.featurizer import Featurizer
+from deeplambda.records.isolation import halved
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.champion_code import ChampionCode
 
@@ -42,14 +46,17 @@ class Scorer:
 
         1. check and transform every event with the code of the champion, as far as it is known
         2. have the model service score the features, naming that code
-        3. where the model takes features of other code or learned state, load those and begin again
-        4. where the service refuses features, halve the batch until the events to blame stand alone
+        3. where the model takes features of other code or learned state, load those and begin again; where no event
+           passed the code that is known, ask whether that is still the champion's
+        4. where the model has no answer for some rows, halve the batch until they stand alone
         Raises: NotReady when the model service stays away, or no champion was ever promoted.
         """
         keyed = [(row["key"], row["value"]) for row in rows]
         while True:
             featurizer = self._code.current()
             admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes)
+            if not admitted.events_N and self._code.renew():
+                continue
             out = [dead_letter(self._name, rows[n], refusal) for n, refusal in admitted.refused]
             try:
                 return out + self._scored(featurizer, rows, admitted)
@@ -57,42 +64,50 @@ class Scorer:
                 self._code.load(other.model_version)
 
     def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
-        if not admitted.events_N:
-            return []
         started = time.perf_counter()
-        try:
-            scored = self._client.predict(admitted.features, featurizer.id)
-        except BadInput as refusal:
-            count = len(admitted.events_N)
-            if count == 1:
-                refused = RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED)
-                return [dead_letter(self._name, rows[admitted.rows_N[0]], refused)]
-            halves = (slice(0, count // 2), slice(count // 2, count))
-            return [record for half in halves for record in self._scored(featurizer, rows, admitted.some(half))]
+        found = halved(
+            lambda piece: self._client.predict(chosen(admitted.features, piece), featurizer.id),
+            len(admitted.events_N),
+            InvalidEvent,
+        )
         inference_ms = (time.perf_counter() - started) * 1e3
-        decoded = featurizer.application.objective.decode(scored.outputs)
-        topic, predicted_at = topics.predictions(self._name), now()
+        refused: dict[int, BadInput] = dict(found.refused)
         out = []
-        for n, event, value, confidence in zip(
-            admitted.rows_N, admitted.events_N, decoded.values, decoded.confidence_N.tolist(), strict=True
-        ):
-            row = rows[n]
-            prediction = Prediction(
-                application=self._name,
-                event_id=event.event_id,
-                kafka_partition=row["partition"],
-                kafka_offset=row["offset"],
-                occurred_at=event.occurred_at,
-                received_at=row["timestamp"],
-                predicted_at=predicted_at,
-                model_version=scored.model_version,
-                prediction=value,
-                confidence=confidence,
-                inference_ms=inference_ms,
-                code_version=featurizer.code_version,
+        for piece, scored in found.pieces:
+            answered = answers(featurizer.application.objective, scored.outputs)
+            refused |= {piece.start + n: refusal for n, refusal in answered.refused.items()}
+            for answer, n in enumerate(answered.rows_N):
+                event, row = admitted.events_N[piece.start + n], rows[admitted.rows_N[piece.start + n]]
+                try:
+                    prediction = Prediction(
+                        application=self._name,
+                        event_id=event.event_id,
+                        kafka_partition=row["partition"],
+                        kafka_offset=row["offset"],
+                        occurred_at=event.occurred_at,
+                        received_at=row["timestamp"],
+                        predicted_at=now(),
+                        model_version=scored.model_version,
+                        prediction=answered.values_N[answer],
+                        confidence=float(answered.confidence_N[answer]),
+                        value=answered.numbers_N[answer],
+                        scores=answered.scores_N[answer],
+                        inference_ms=inference_ms,
+                        code_version=featurizer.code_version,
+                    )
+                except ValidationError as exc:
+                    refused[piece.start + n] = BadInput(exc.errors(include_url=False)[0]["msg"])
+                else:
+                    key = event.event_id.encode()
+                    out.append((topics.predictions(self._name), key, prediction.model_dump_json().encode()))
+        return out + [
+            dead_letter(
+                self._name,
+                rows[admitted.rows_N[n]],
+                RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED),
             )
-            out.append((topic, event.event_id.encode(), prediction.model_dump_json().encode()))
-        return out
+            for n, refusal in refused.items()
+        ]
 
 
 @lru_cache(maxsize=64)

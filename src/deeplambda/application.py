@@ -9,16 +9,20 @@ Legend of shapes: N rows of a batch, C classes, … whatever the model takes for
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from deeplambda.errors import ConfigurationError
 from deeplambda.features import Specification, Tensor
-from deeplambda.fields import EventId, Moment
+from deeplambda.fields import EventId, Moment, column, stored, stored_as_it_is
 from deeplambda.objective import Objective
+from deeplambda.sources import AnySource, BySource, Splits
+from deeplambda.sources import Source as Source  # users may import it from here
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +41,6 @@ class Event(BaseModel):
 
     event_id: EventId
     occurred_at: Moment
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Raw objects that are read together: for MNIST, a file of images and the file of their labels."""
-
-    split: str
-    objects: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,24 +63,33 @@ class Application(ABC):
 
     name: ClassVar[str]
     event: ClassVar[type[Event]]
-    sources: ClassVar[Sequence[Source]]
+    sources: ClassVar[Sequence[AnySource]]
+    """Where the labelled rows come from: `deeplambda.sources`."""
+    splits: ClassVar[Splits] = BySource()
+    """How rows are divided into train, validation and test: `deeplambda.sources`."""
     objective: ClassVar[Objective]
-    metrics: ClassVar[Mapping[str, Metric]]
-    """The first one decides which model is better."""
+    metrics: ClassVar[Sequence[str] | Mapping[str, Metric]]
+    """Names from `deeplambda.metrics`, or functions by name. The first one decides which model is better."""
+    margin: ClassVar[float] = 0.005
+    """In the first metric's unit, how much worse than the champion a version may be that replaces it: the default is
+    what the accuracy of equal runs differs by with other seeds."""
     hyperparameters: ClassVar[Mapping[str, Any]]
-    """Defaults of `build_model`'s arguments and of the trainer's: epochs, batch_size, learning_rate, weight_decay."""
+    """Defaults of `build_model`'s arguments and of the trainer's: epochs, batch_size, learning_rate, weight_decay, and
+    if wanted gradient_clip (the largest norm of a step's gradient) and patience (epochs without a better first metric
+    on the split `validation` after which training ends)."""
     search_space: ClassVar[Mapping[str, Choice | LogUniform]] = {}
     features: ClassVar[Tensor | Specification | None] = None
     """What `transform` gives: one tensor, or several by name. None: whatever it gives in training, ever after."""
     transform_limit_s: ClassVar[float] = 10.0
     """How long `transform` may take for one batch; it is ended then, and the events that cause it are refused."""
 
-    @abstractmethod
     def examples(self, source: Source, raw: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
-        """One dict for each row of a source: `event_id`, the payload's fields and `label`.
+        """One dict for each row of a `Source`: the payload's fields, `label` and `event_id`; the last two may lack.
 
-        raw: the source's objects by name. Raises: CorruptObject when one cannot be read to its end.
+        Called for raw sources alone, once for each, in a worker of Spark's. raw: the source's objects by name.
+        Raises: CorruptObject when one cannot be read to its end.
         """
+        raise ConfigurationError(f"{self.name} has a Source and no examples()", "write it, or use a reader")
 
     def fit(self, batches: Iterator[pa.RecordBatch]) -> Any:
         """Optional: what `transform` must know of the training rows, such as a vocabulary or means.
@@ -111,14 +116,35 @@ class Application(ABC):
         Its `forward` takes the features as a tensor (N, …), or each by its name where there are several.
         """
 
+    def loss(self, outputs: "torch.Tensor", labels_N: "torch.Tensor", features: Any) -> "torch.Tensor":
+        """Optional: the loss of a batch, a scalar tensor; the objective's unless overridden.
 
-_ARROW_TYPES: Mapping[Any, pa.DataType] = {
-    bytes: pa.binary(),
-    str: pa.string(),
-    bool: pa.bool_(),
-    int: pa.int64(),
-    float: pa.float64(),
-}
+        outputs: the model's, in fp32. features: what the model took: a tensor (N, …), or tensors by name where there
+        are several. `self.objective` is one that knows the train split's labels, as balanced weights need.
+        """
+        return self.objective.loss(outputs, labels_N)
+
+    def optimizer(self, parameters: "Iterator[torch.nn.Parameter]", hyperparameters: Mapping[str, Any]) -> Any:
+        """Optional: a torch optimiser of the model's parameters; AdamW unless overridden.
+
+        hyperparameters: all of them. The trainer's schedule multiplies the learning rate of each parameter group.
+        """
+        import torch
+
+        return torch.optim.AdamW(
+            parameters,
+            lr=hyperparameters["learning_rate"],
+            weight_decay=hyperparameters["weight_decay"],
+            fused=True,
+        )
+
+    def augment(self, features: Any) -> Any:
+        """Optional: a training batch's features, changed at random; never called on rows that a model is judged by.
+
+        features: a tensor (N, …), or tensors by name where there are several; give the same back. Draw random numbers
+        from torch: its seed follows from the run's and the epoch.
+        """
+        return features
 
 
 def learns(application: Application) -> bool:
@@ -128,7 +154,12 @@ def learns(application: Application) -> bool:
 
 def deciding_metric(application: Application) -> str:
     """Name of the metric that says which of two models is better: the first."""
-    return next(iter(application.metrics))
+    return metric_names(application)[0]
+
+
+def metric_names(application: Application) -> tuple[str, ...]:
+    """Names of the metrics, in their order."""
+    return (application.metrics,) if isinstance(application.metrics, str) else tuple(application.metrics)
 
 
 def payload_fields(event: type[Event]) -> list[str]:
@@ -137,26 +168,57 @@ def payload_fields(event: type[Event]) -> list[str]:
 
 
 def payload_schema(event: type[Event]) -> pa.Schema:
-    """Arrow schema of the payload's fields. Raises: TypeError for a field whose type has no column."""
+    """Arrow schema of the payload's fields; those that may be None are nullable.
+
+    Raises: TypeError for a field whose type has no column.
+    """
     columns = []
     for name in payload_fields(event):
-        annotation = event.model_fields[name].annotation
-        item = getattr(annotation, "__args__", (None,))[0] if getattr(annotation, "__origin__", None) is list else None
-        if annotation in _ARROW_TYPES:
-            columns.append(pa.field(name, _ARROW_TYPES[annotation]))
-        elif item in _ARROW_TYPES:
-            columns.append(pa.field(name, pa.list_(_ARROW_TYPES[item])))
-        else:
-            raise TypeError(
-                f"{event.__name__}.{name}: no column type for {annotation}; use one of bytes, str, bool, "
-                "int, float or a list of them"
-            )
+        try:
+            columns.append(column(name, event.model_fields[name].annotation))
+        except TypeError as exc:
+            raise TypeError(f"{event.__name__}.{name}: {exc}") from exc
     return pa.schema(columns)
+
+
+def payload_row(event: Event) -> dict[str, Any]:
+    """The payload of one checked event, by column."""
+    return {name: stored(getattr(event, name)) for name in payload_fields(type(event))}
+
+
+def restored(event: type[Event], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as columns hold them, as the event's strict fields take them: an enum's member of its value, and the like.
+
+    Raises: ValidationError.
+    """
+    adapters = _restoring(event)
+    return {
+        name: adapters[name].validate_python(_as_mapping(value), strict=False)
+        if name in adapters and value is not None
+        else value
+        for name, value in values.items()
+    }
+
+
+@lru_cache(maxsize=64)
+def _restoring(event: type[Event]) -> dict[str, TypeAdapter[Any]]:
+    """Of the fields that are not stored as they are."""
+    return {
+        name: TypeAdapter[Any](event.model_fields[name].annotation)  # type: ignore[arg-type]  # a field has one
+        for name in payload_fields(event)
+        if not stored_as_it_is(event.model_fields[name].annotation)
+    }
+
+
+def _as_mapping(value: Any) -> Any:
+    """Arrow gives a map as pairs."""
+    return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
 def payload_batch(event: type[Event], events: Sequence[Event]) -> pa.RecordBatch:
     """The payloads of N checked events as one Arrow batch, ready for `Application.transform`."""
     schema = payload_schema(event)
     return pa.RecordBatch.from_arrays(
-        [pa.array([getattr(row, field.name) for row in events], type=field.type) for field in schema], schema=schema
+        [pa.array([stored(getattr(row, field.name)) for row in events], type=field.type) for field in schema],
+        schema=schema,
     )

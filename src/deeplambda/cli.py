@@ -17,6 +17,8 @@ from deeplambda.errors import ConfigurationError, DeepLambdaError
 from deeplambda.stack import commands as stack
 
 _HELP = {
+    "new": "Write a first application.py after a sample of your data.",
+    "check": "Try an application against the whole contract, without the stack.",
     "stack": "The local stack: start it, look at it, stop it.",
     "containers": "What the containers of docker compose run; `secret` prints a password.",
     "data": "Training data on S3: put it there, list it.",

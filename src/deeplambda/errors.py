@@ -5,6 +5,7 @@ DeepLambdaError
 ├── BadInput                data that breaks its contract; never retried
 │   ├── InvalidEvent        one event; the stream dead-letters it, REST answers 422
 │   ├── CorruptObject       an object whose hash differs from the recorded one
+│   ├── TooManyRefused      a batch view that would drop too many events that have a prediction
 │   └── UnknownApplication  no application of that name
 ├── Unauthorized            a caller without a valid token
 ├── Forbidden               a caller whose role may not do this
@@ -45,6 +46,10 @@ class InvalidEvent(BadInput):
 
 class CorruptObject(BadInput):
     """An object whose hash differs from the recorded one."""
+
+
+class TooManyRefused(BadInput):
+    """A batch view that would drop too many events that have a prediction."""
 
 
 class UnknownApplication(BadInput):

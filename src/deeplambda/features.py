@@ -60,21 +60,24 @@ def checked(given: Any, rows: int, wanted: Specification | None) -> Features:
 
     Raises: BadFeatures.
     """
-    features = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
-    for name, array in features.items():
+    arrays = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
+    if not (arrays and all(isinstance(name, str) and name for name in arrays)):
+        raise BadFeatures(f"the transform gives the tensors {list(arrays)}", "give at least one, named by text")
+    for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise BadFeatures(f"the transform gives {name!r} as {type(array).__name__}", "give NumPy arrays")
         if array.ndim == 0 or len(array) != rows:
             raise BadFeatures(
                 f"the transform gives {name!r} of shape {array.shape} for {rows} events", "give one row for each event"
             )
-    found = specification(features)
+    found = specification(arrays)
     if wanted is not None and found != dict(wanted):
         raise BadFeatures(
-            f"the transform gives {_listed(found)}, where {_listed(wanted)} is declared or was trained on",
+            f"the transform gives {listed(found)}, where {listed(wanted)} is declared or was trained on",
             "let it give what `features` declares, whatever the batch",
         )
-    return features
+    # As PyTorch and the wire want them: in this machine's byte order, row after row.
+    return {name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) for name, array in arrays.items()}
 
 
 def finite_rows(features: Features, rows: int) -> NDArray[np.bool_]:
@@ -82,7 +85,7 @@ def finite_rows(features: Features, rows: int) -> NDArray[np.bool_]:
     finite_N = np.ones(rows, dtype=bool)
     for array in features.values():
         if array.dtype.kind == "f":
-            finite_N &= np.isfinite(array.reshape(rows, -1)).all(axis=1)
+            finite_N &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     return finite_N
 
 
@@ -130,5 +133,6 @@ def padded(lists: pa.Array | Sequence[Any], length: int, dtype: Dtype = "int64",
     return array
 
 
-def _listed(tensors: Specification) -> str:
+def listed(tensors: Specification) -> str:
+    """For a message."""
     return ", ".join(f"{name!r} {tensor}" for name, tensor in tensors.items()) or "no tensor"

@@ -24,9 +24,10 @@ from pathlib import Path
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
+from deeplambda.metrics import check_metrics
 
 ENTRY_POINT_GROUP = "deeplambda.applications"
-_NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
+APPLICATION_NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # it becomes part of topics, tables and S3 keys
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # zips of equal sources are equal bytes
 
 
@@ -75,28 +76,41 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
 
     Raises: UnknownApplication, ConfigurationError.
     """
-    folder = _find(name, settings)
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(piece == "__pycache__" or piece.startswith(".") for piece in path.parts)
-    }
-    digest = hashlib.sha256()
-    for relative, content in files.items():
-        digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    folder = find_folder(name, settings)
+    files = _files(folder)
+    code_version = _code_version(files)
     packed = PackedApplication(
-        name=folder.name,
-        code_version=digest.hexdigest()[:12],
-        zip_file=_zip_path(settings, folder.name, digest.hexdigest()[:12]),
+        name=folder.name, code_version=code_version, zip_file=_zip_path(settings, folder.name, code_version)
     )
     if not packed.zip_file.exists():
         _write(packed.zip_file, _zipped(packed, {"__init__.py": b""} | files))
-    if packed.load().name != packed.name or not _NAME.fullmatch(packed.name):
+    if packed.load().name != packed.name or not APPLICATION_NAME.fullmatch(packed.name):
         raise ConfigurationError(
             f"the application in {folder} is named {packed.load().name!r}",
             "give folder and application one name: lower-case letters, digits and underscores, 40 at most",
         )
+    check_metrics(packed.load())  # of what is deployed: a version that was published long ago serves as it is
     return packed
+
+
+def deployed_code_version(name: str, settings: Settings) -> str:
+    """The version of the code of `name`, none of which is loaded. Raises: UnknownApplication."""
+    return _code_version(_files(find_folder(name, settings)))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(piece == "__pycache__" or piece.startswith(".") for piece in path.parts)
+    }
+
+
+def _code_version(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for relative, content in files.items():
+        digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def unpack_application(
@@ -136,7 +150,8 @@ def _write(place: Path, content: bytes) -> None:
     partial.replace(place)
 
 
-def _find(name: str, settings: Settings) -> Path:
+def find_folder(name: str, settings: Settings) -> Path:
+    """The folder of an application's sources. Raises: UnknownApplication."""
     candidates = [settings.applications_dir / name, Path(name)]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         spec = importlib.util.find_spec(point.module)

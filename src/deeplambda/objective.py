@@ -1,11 +1,16 @@
-"""What a model is trained for: its loss, and how its raw outputs become a prediction.
+"""What a model is trained for: its loss, how its raw outputs become a prediction, and what a label may be.
 
-Legend: N rows, C classes.
+`Classification`, `MultiLabel` and `Regression` are here. A class of your own does as well when it has what `Objective`
+lists; `Predictions` of its own may leave out what it does not have.
+
+Legend: N rows, C classes, L labels.
 """
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +18,42 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+PREDICTION_LIMIT = 255
+"""Characters of a prediction: what its column in MySQL holds."""
+SCORES_LIMIT = 100
+"""Of how many classes a prediction carries the scores: the likeliest ones. They travel with every event."""
+_SCORE_DECIMALS = 6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """N decoded predictions. confidence_N: float64 in [0, 1], NaN where the objective has none."""
+    """N decoded predictions.
+
+    values: as text. confidence_N: float64 in [0, 1], NaN where the objective has none. numbers_N: float64, the
+    predictions as numbers where they are numbers. scores: for each row, probabilities by the name of class or label.
+    """
 
     values: Sequence[str]
     confidence_N: NDArray[np.float64]
+    numbers_N: NDArray[np.float64] | None = None
+    scores: Sequence[Mapping[str, float] | None] | None = None
+
+    def number(self, row: int) -> float | None:
+        """The row's prediction as a number; None where it is none."""
+        return None if self.numbers_N is None or math.isnan(self.numbers_N[row]) else float(self.numbers_N[row])
+
+    def scores_of(self, row: int) -> dict[str, float] | None:
+        """The row's probabilities by name; None where the objective has none."""
+        found = None if self.scores is None else self.scores[row]
+        return None if found is None else dict(found)
 
 
 class Objective(Protocol):
-    """What the platform asks of an objective."""
+    """What the platform asks of an objective.
+
+    Two more methods are used where they are: `label_text(label)`, the text under which a label is kept in the lake, and
+    `fitted_to(labels_N)`, an objective that knows all labels of the train split.
+    """
 
     output_size: int
 
@@ -34,39 +64,265 @@ class Objective(Protocol):
         """Raw outputs of N rows as predictions."""
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """N labels as the array that `loss` takes (as a tensor) and metrics take."""
+        """N labels as the array that `loss` takes (as a tensor) and metrics take. Raises: ValueError for a wrong one.
+
+        labels: as `Application.examples` gives them, and as text, which is how the lake keeps them.
+        """
 
 
 class Classification:
-    """One of C classes: cross entropy on logits; the prediction is the likeliest class's name."""
+    """One of C classes: cross entropy on logits; the prediction is the likeliest class's name.
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
+    weights: of the classes in the loss. "balanced" weighs each inversely to how often it is in the train split, so that
+    all weigh the same together. threshold: for two classes, the probability from which the second is predicted.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        weights: Literal["balanced"] | Sequence[float] | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        self.classes = _unique(classes, "class")
         self.output_size = len(self.classes)
+        if threshold is not None and (self.output_size != 2 or not 0 < threshold < 1):
+            raise ValueError(
+                f"threshold {threshold} for {self.output_size} classes: it is for two, and between 0 and 1"
+            )
+        if isinstance(weights, str):
+            if weights != "balanced":
+                raise ValueError(f"weights {weights!r} is not known; give 'balanced' or one number for each class")
+        elif weights is not None:
+            weights = tuple(map(float, weights))
+            if len(weights) != self.output_size or not all(math.isfinite(each) and each > 0 for each in weights):
+                raise ValueError(f"weights {weights}: give each of {self.output_size} classes a number above 0")
+        self.weights: Literal["balanced"] | tuple[float, ...] | None = weights
+        self.threshold = threshold
+        self._index = {name: i for i, name in enumerate(self.classes)}
+        self._counts_C: NDArray[np.int64] | None = None
+
+    def fitted_to(self, labels_N: NDArray[Any]) -> Self:
+        """An objective whose balanced weights are those of these labels. The trainer calls it with the train split's.
+
+        In the first epoch, which trains on shards as they come, these are the labels that have come.
+        """
+        if self.weights != "balanced":
+            return self
+        fitted = type(self).__new__(type(self))
+        fitted.__dict__ |= self.__dict__ | {"_counts_C": self._counted(labels_N)}
+        return fitted
 
     def loss(self, outputs: "torch.Tensor", labels_N: "torch.Tensor") -> "torch.Tensor":
-        """Cross entropy. outputs: (N, C) logits; labels_N: int64 class indices."""
+        """Cross entropy. outputs: (N, C) logits; labels_N: int64 class indices.
+
+        Balanced weights are the train split's in training, and elsewhere those of the given labels.
+        """
+        import torch
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(outputs.float(), labels_N)
+        if self.weights is None:
+            return cross_entropy(outputs.float(), labels_N)
+        weights_C = self._class_weights(labels_N) if self.weights == "balanced" else self.weights
+        weight_C = torch.as_tensor(weights_C, dtype=torch.float32, device=outputs.device)
+        return cross_entropy(outputs.float(), labels_N, weight=weight_C)
 
-    def decode(self, outputs: NDArray[np.float32]) -> Predictions:
-        """outputs: (N, C) logits; confidence is the softmax probability of the predicted class."""
+    def _class_weights(self, labels_N: "torch.Tensor") -> NDArray[np.float64]:
+        counts_C = self._counts_C if self._counts_C is not None else self._counted(labels_N.detach().cpu().numpy())
+        # A class without a row has no weight to speak of, but a batch of it alone must not divide by zero.
+        weights_C: NDArray[np.float64] = counts_C.sum() / (self.output_size * np.maximum(counts_C, 1))
+        return weights_C
+
+    def _counted(self, labels_N: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(labels_N.astype(np.int64), minlength=self.output_size).astype(np.int64)
+
+    def probabilities(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The softmax of logits (N, C)."""
+        if outputs.ndim != 2 or outputs.shape[1] != self.output_size:
+            raise ValueError(f"outputs have shape {outputs.shape}, {self.output_size} classes need (N, C) logits")
         shifted_NC = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
         probabilities_NC = np.exp(shifted_NC)
         probabilities_NC /= probabilities_NC.sum(axis=1, keepdims=True)
-        best_N = probabilities_NC.argmax(axis=1)
+        return probabilities_NC  # type: ignore[no-any-return]
+
+    def decided(self, probabilities_NC: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Indices of the predicted classes."""
+        if self.threshold is not None:
+            return (probabilities_NC[:, 1] >= self.threshold).astype(np.int64)
+        best_N: NDArray[np.int64] = probabilities_NC.argmax(axis=1)
+        return best_N
+
+    def decode(self, outputs: NDArray[np.float32]) -> Predictions:
+        """outputs: (N, C) logits; confidence is the softmax probability of the predicted class."""
+        probabilities_NC = self.probabilities(outputs)
+        chosen_N = self.decided(probabilities_NC)
         return Predictions(
-            values=[self.classes[i] for i in best_N], confidence_N=probabilities_NC[np.arange(len(best_N)), best_N]
+            values=[self.classes[i] for i in chosen_N],
+            confidence_N=probabilities_NC[np.arange(len(chosen_N)), chosen_N],
+            scores=_scores(self.classes, probabilities_NC),
         )
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[np.int64]:
-        """Class indices from class indices (ints) or names. Raises: ValueError for a class that is not there."""
-        index = {name: i for i, name in enumerate(self.classes)}
-        try:
-            return np.array([index[str(label)] for label in labels], dtype=np.int64)
-        except KeyError as exc:
-            raise ValueError(f"label {exc} is not one of the classes {', '.join(self.classes)}") from exc
+        """Class indices, from names or from class indices; a name counts before an index.
+
+        Raises: ValueError for a class that is not there, or a label that is None.
+        """
+        return np.array([_position(label, self._index, self.classes) for label in labels], dtype=np.int64)
+
+    def label_text(self, label: Any) -> str:
+        """The class's name."""
+        return self.classes[_position(label, self._index, self.classes)]
+
+
+class MultiLabel:
+    """Any of L labels at once: binary cross entropy on logits; the prediction is the names of those that hold.
+
+    threshold: the probability from which a label holds. A label is a list of names, or text: a JSON list, or names with
+    commas between them; an empty text is none of the labels. No confidence: `scores` has each label's probability.
+    """
+
+    def __init__(self, labels: Sequence[str], threshold: float = 0.5) -> None:
+        self.labels = _unique(labels, "label")
+        if odd := [name for name in self.labels if "," in name or name != name.strip() or name.startswith("[")]:
+            raise ValueError(
+                f"the label {odd[0]!r} has a comma, a bracket in front or space around it: name it without"
+            )
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold {threshold} is not between 0 and 1")
+        self.threshold = threshold
+        self.output_size = len(self.labels)
+        self._index = {name: i for i, name in enumerate(self.labels)}
+
+    def loss(self, outputs: "torch.Tensor", labels_NL: "torch.Tensor") -> "torch.Tensor":
+        """Binary cross entropy, the mean over rows and labels. outputs: (N, L) logits; labels_NL: 0 or 1."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        return binary_cross_entropy_with_logits(outputs.float(), labels_NL.float())
+
+    def probabilities(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The sigmoid of logits (N, L)."""
+        if outputs.ndim != 2 or outputs.shape[1] != self.output_size:
+            raise ValueError(f"outputs have shape {outputs.shape}, {self.output_size} labels need (N, L) logits")
+        return (1 + np.tanh(outputs.astype(np.float64) / 2)) / 2
+
+    def decided(self, probabilities_NL: NDArray[np.float64]) -> NDArray[np.int64]:
+        """1 where the label holds."""
+        return (probabilities_NL >= self.threshold).astype(np.int64)
+
+    def decode(self, outputs: NDArray[np.float32]) -> Predictions:
+        """outputs: (N, L) logits."""
+        probabilities_NL = self.probabilities(outputs)
+        return Predictions(
+            values=[self._text(holds_L) for holds_L in self.decided(probabilities_NL)],
+            confidence_N=np.full(len(outputs), np.nan),
+            scores=_scores(self.labels, probabilities_NL),
+        )
+
+    def label_array(self, labels: Sequence[Any]) -> NDArray[np.float32]:
+        """(N, L), 1 where the label holds. Raises: ValueError for one that is not there, or a label that is None."""
+        array_NL = np.zeros((len(labels), self.output_size), dtype=np.float32)
+        for row, label in enumerate(labels):
+            array_NL[row, self._positions(label)] = 1
+        return array_NL
+
+    def label_text(self, label: Any) -> str:
+        """The names, in the order of `labels`, with commas between them: as a prediction is written."""
+        return self._text(self.label_array([label])[0])
+
+    def _positions(self, label: Any) -> list[int]:
+        if _missing(label):
+            raise ValueError("the label is missing; give an empty list where no label holds")
+        if isinstance(label, str):
+            label = _listed_names(label)
+        elif isinstance(label, np.ndarray):
+            label = label.tolist()
+        if not isinstance(label, (list, tuple, set, frozenset)):
+            label = [label]
+        return [_position(name, self._index, self.labels) for name in label]
+
+    def _text(self, holds_L: NDArray[Any]) -> str:
+        return shortened(name for name, holds in zip(self.labels, holds_L, strict=True) if holds)
+
+
+class Regression:
+    """One number: mean squared error on outputs (N,) or (N, 1).
+
+    minimum, maximum: what a prediction is clipped to; the loss sees the output as it is. No confidence and no scores.
+    """
+
+    output_size = 1
+
+    def __init__(self, minimum: float | None = None, maximum: float | None = None) -> None:
+        if minimum is not None and maximum is not None and not minimum < maximum:
+            raise ValueError(f"minimum {minimum} is not below maximum {maximum}")
+        self.minimum, self.maximum = minimum, maximum
+
+    def loss(self, outputs: "torch.Tensor", labels_N: "torch.Tensor") -> "torch.Tensor":
+        """Mean squared error. outputs: (N,) or (N, 1)."""
+        from torch.nn.functional import mse_loss
+
+        self._check(tuple(outputs.shape))
+        return mse_loss(outputs.float().reshape(-1), labels_N.float())
+
+    def numbers(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N,), clipped. outputs: (N,) or (N, 1)."""
+        self._check(outputs.shape)
+        numbers_N = outputs.astype(np.float64).reshape(len(outputs))
+        if self.minimum is None and self.maximum is None:
+            return numbers_N
+        return np.clip(numbers_N, self.minimum, self.maximum)
+
+    def decode(self, outputs: NDArray[np.float32]) -> Predictions:
+        """outputs: (N,) or (N, 1)."""
+        numbers_N = self.numbers(outputs)
+        return Predictions(
+            values=[format(number, ".6g") for number in numbers_N],
+            confidence_N=np.full(len(numbers_N), np.nan),
+            numbers_N=numbers_N,
+        )
+
+    def label_array(self, labels: Sequence[Any]) -> NDArray[np.float64]:
+        """float64. Raises: ValueError for what is not a finite number, or a label that is None."""
+        return np.array([_number(label) for label in labels], dtype=np.float64)
+
+    def label_text(self, label: Any) -> str:
+        """The number, with all its digits."""
+        return repr(_number(label))
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+            raise ValueError(f"outputs have shape {shape}, a regression needs (N,) or (N, 1)")
+
+
+def label_text(objective: Objective, label: Any) -> str:
+    """The text under which the lake keeps a label. Raises: ValueError when it is none of the objective's."""
+    text_of = getattr(objective, "label_text", None)
+    if text_of is not None:
+        return str(text_of(label))
+    if label is None:
+        raise ValueError("the label is missing")
+    if isinstance(label, (list, tuple, dict, np.ndarray)):
+        label = json.dumps(label.tolist() if isinstance(label, np.ndarray) else label)
+    objective.label_array([str(label)])
+    return str(label)
+
+
+def labels_of(objective: Objective, labels: Sequence[Any]) -> NDArray[Any]:
+    """The array that the objective makes of N labels, checked. Raises: ValueError."""
+    array = np.asarray(objective.label_array(labels))
+    if array.dtype.kind not in "iufb" or array.ndim == 0 or len(array) != len(labels):
+        raise ValueError(
+            f"label_array of {type(objective).__name__} gives {array.dtype} of shape {array.shape} for {len(labels)} "
+            "labels; it has to give numbers, a row for each label"
+        )
+    return array
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Names with commas between them, as many as a prediction's text holds, and "…" for the others."""
+    text = ",".join(names)
+    if len(text) <= PREDICTION_LIMIT:
+        return text
+    return text[: PREDICTION_LIMIT - 1].rpartition(",")[0] + ",…"
 
 
 def accuracy(labels_N: NDArray[Any], outputs_NC: NDArray[np.float32]) -> float:
@@ -80,3 +336,67 @@ def negative_log_loss(labels_N: NDArray[Any], outputs_NC: NDArray[np.float32]) -
     top_N = logits_NC.max(axis=1)
     log_sum_N = top_N + np.log(np.exp(logits_NC - top_N[:, None]).sum(axis=1))
     return float((logits_NC[np.arange(len(labels_N)), labels_N] - log_sum_N).mean())
+
+
+def _unique(names: Sequence[str], what: str) -> tuple[str, ...]:
+    found = tuple(names)
+    if not found:
+        raise ValueError(f"there is no {what}; name at least one")
+    for name in found:
+        if not isinstance(name, str) or not name or len(name) > PREDICTION_LIMIT:
+            raise ValueError(f"the {what} {name!r} is not a text of 1 to {PREDICTION_LIMIT} characters")
+        if found.count(name) > 1:
+            raise ValueError(f"the {what} {name!r} is there twice")
+    return found
+
+
+def _position(label: Any, index: Mapping[str, int], names: Sequence[str]) -> int:
+    """Where a label stands among the names. A name counts before a position, for digits are names as well."""
+    if _missing(label):
+        raise ValueError("the label is missing")
+    text = str(label)
+    if text in index:
+        return index[text]
+    if isinstance(label, (bool, np.bool_)) and text.lower() in index:
+        return index[text.lower()]
+    if isinstance(label, (int, float, np.integer, np.floating)) and float(label).is_integer():
+        number = int(label)  # a column of integers with gaps comes as floats
+        if str(number) in index:
+            return index[str(number)]
+        if 0 <= number < len(names):
+            return number
+    raise ValueError(f"label {text!r} is not one of {', '.join(names[:20])}{', …' if len(names) > 20 else ''}")
+
+
+def _missing(label: Any) -> bool:
+    return label is None or (isinstance(label, (float, np.floating)) and math.isnan(label))
+
+
+def _number(label: Any) -> float:
+    if label is None:
+        raise ValueError("the label is missing")
+    try:
+        number = float(label)
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"label {label!r} is not a number") from exc
+    if not math.isfinite(number):
+        raise ValueError(f"label {label!r} is not a finite number")
+    return number
+
+
+def _listed_names(text: str) -> list[Any]:
+    if not text.lstrip().startswith("["):
+        return [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        found = json.loads(text)
+    except ValueError as exc:
+        raise ValueError(f"label {text!r} begins as a JSON list and is none: {exc}") from exc
+    return found  # type: ignore[no-any-return]
+
+
+def _scores(names: Sequence[str], probabilities_NC: NDArray[np.float64]) -> list[dict[str, float]]:
+    rounded_NC = probabilities_NC.round(_SCORE_DECIMALS)
+    if len(names) <= SCORES_LIMIT:
+        return [dict(zip(names, row, strict=True)) for row in rounded_NC.tolist()]
+    likeliest_NK = np.argsort(-probabilities_NC, axis=1, kind="stable")[:, :SCORES_LIMIT]
+    return [{names[i]: float(row[i]) for i in best} for row, best in zip(rounded_NC, likeliest_NK, strict=True)]

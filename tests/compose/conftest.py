@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -22,6 +23,8 @@ from tests.traffic import eventually
 
 ROOT = Path(__file__).parents[2]
 FILES = "docker-compose.yml:tests/compose/docker-compose.stand-ins.yml"
+UNREACHABLE = re.compile(r"^(socket\.gaierror|TimeoutError|ConnectionRefusedError|OSError):", re.MULTILINE)
+"""What Python in a container says of a host that has no name there, or does not answer; not what Docker says."""
 PUBLISHED = ("KAFKA", "MYSQL", "HIVE", "MODEL", "QUERY", "MQTT", "PROMETHEUS", "SUPERSET")
 
 
@@ -166,9 +169,10 @@ def healthy(compose: Compose) -> Callable[[], bool]:
     """Waits until every container is healthy again."""
 
     def all_healthy() -> bool:
-        return all(
+        containers = compose.containers()
+        return bool(containers) and all(
             each["Health"] in ("", "healthy") and (each["State"] == "running" or each["ExitCode"] == 0)
-            for each in compose.containers()
+            for each in containers
         )
 
     return lambda: eventually(all_healthy, timeout_s=240, every_s=2)

@@ -13,7 +13,8 @@ from sqlalchemy import text
 
 from deeplambda.adapters import hive, mysql
 from deeplambda.config import Settings, secret_fields
-from tests.compose.conftest import ROOT, Compose
+from deeplambda.errors import ConfigurationError
+from tests.compose.conftest import ROOT, UNREACHABLE, Compose
 from tests.traffic import eventually, producer
 
 OLD = "/usr/bin/docker-compose"
@@ -53,8 +54,8 @@ def test_sql_on_both_stores(client: Settings, demo: str) -> None:
 def test_who_has_no_password_is_refused(compose: Compose, client: Settings) -> None:
     from kafka import KafkaAdminClient, KafkaProducer
     from kafka.errors import KafkaError
-    from pymysql.err import OperationalError
 
+    producer(client).close()  # who has it gets in: what follows is refused, and not just out of reach
     with pytest.raises(KafkaError):
         KafkaAdminClient(bootstrap_servers=client.kafka_bootstrap, bootstrap_timeout_ms=3000, request_timeout_ms=3000)
     known = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "producer"}
@@ -62,10 +63,13 @@ def test_who_has_no_password_is_refused(compose: Compose, client: Settings) -> N
         KafkaProducer(
             bootstrap_servers=client.kafka_bootstrap, bootstrap_timeout_ms=3000, sasl_plain_password="wrong", **known
         )
-    stranger = client.model_copy(update={"analyst_password": type(client.analyst_password)("wrong")})
-    with pytest.raises(Exception, match="Access denied") as refused, mysql.engine(stranger, "analyst").connect():
+    stranger = client.model_copy(update={"analyst_password": SecretStr("wrong")})
+    with (
+        pytest.raises(ConfigurationError, match="Access denied for user 'analyst'"),
+        mysql.mysql_errors(),
+        mysql.engine(stranger, "analyst").connect(),
+    ):
         pass
-    assert isinstance(refused.value.__cause__ or refused.value, OperationalError) or refused
 
 
 def test_a_producer_writes_events_and_nothing_else(client: Settings) -> None:
@@ -86,14 +90,14 @@ def test_the_analysts_side_reaches_neither_kafka_nor_s3(compose: Compose) -> Non
     for host, port in (("kafka", "9092"), ("s3", "8333")):
         compose("exec", "-T", inside, "python", "-c", knock, host, port)
         refused = compose("exec", "-T", "query", "python", "-c", knock, host, port, check=False)
-        assert "Error" in refused or "error" in refused, refused
+        assert UNREACHABLE.search(refused), refused
 
 
 def test_no_container_is_root_or_writes_its_own_files(compose: Compose) -> None:
     insists = {"s3"}  # SeaweedFS's entry point starts as root, owns its data, and goes on as another user
-    for each in compose.containers():
-        if each["State"] != "running":
-            continue
+    running = [each for each in compose.containers() if each["State"] == "running"]
+    assert running
+    for each in running:
         found = compose.inspect(each["Service"])
         assert found["HostConfig"]["ReadonlyRootfs"], each["Service"]
         assert found["HostConfig"]["CapDrop"] == ["ALL"], each["Service"]

@@ -92,13 +92,17 @@ def test_every_metric_asked_of_prometheus_is_exposed() -> None:
 
 
 def test_every_label_asked_of_prometheus_is_there() -> None:
-    for name, selected in re.findall(r"\b(deeplambda_\w+)\{([^}]*)\}", expressions()):
+    asked = re.findall(r"\b(deeplambda_\w+)\{([^}]*)\}", expressions())
+    assert asked
+    for name, selected in asked:
         assert set(re.findall(r"(\w+)[=!]", selected)) <= exposed()[name], name
 
 
 def test_every_job_asked_for_is_scraped() -> None:
     jobs = set(re.findall(r"job_name: (\w+)", (MONITORING / "prometheus.yml").read_text()))
-    assert set(re.findall(r'job="(\w+)"', expressions())) <= jobs
+    asked = set(re.findall(r'job="(\w+)"', expressions()))
+    assert asked
+    assert asked <= jobs
 
 
 @pytest.mark.parametrize("statement", statements())

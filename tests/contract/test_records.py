@@ -7,7 +7,7 @@ from pydantic_core import from_json
 
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import LIFECYCLE_RECORD
-from deeplambda.records.predictions import Prediction
+from deeplambda.records.predictions import VIEW_SCHEMA, Prediction, scores_text
 from deeplambda.records.runtime_metrics import RuntimeMetric
 
 AT = "2026-01-02T03:04:05Z"
@@ -23,6 +23,8 @@ WRITTEN = [
         "key": "digits/prepared/d1/train-00000.safetensors",
         "sha256": "ab",
         "rows": 7500,
+        "refused": 1,
+        "first_refusal": "a feature is NaN or infinite",
         "size_bytes": 23580000,
         "duration_s": 1.5,
     },
@@ -35,6 +37,7 @@ WRITTEN = [
         "epochs": 4,
         "loss": 0.1,
         "metrics": {"accuracy": 0.99},
+        "validation_metrics": {"accuracy": 0.98},
         "rows": 60000,
         "duration_s": 9.5,
         "device": "cpu",
@@ -55,6 +58,7 @@ WRITTEN = [
         "version": 2,
         "previous": None,
         "weights_sha256": "ab",
+        "code_sha256": "ef",
     },
     {"type": "ModelRejected", "application": "digits", "at": AT, "version": 3, "reason": "worse"},
     {
@@ -64,6 +68,7 @@ WRITTEN = [
         "version": 1,
         "previous": 2,
         "weights_sha256": "cd",
+        "code_sha256": "ef",
     },
     {
         "type": "BatchViewPublished",
@@ -74,6 +79,7 @@ WRITTEN = [
         "version": 2,
         "offsets": {"0": 5012, "1": 4988},
         "rows": 10000,
+        "refused": 3,
         "duration_s": 8.25,
     },
 ]
@@ -83,6 +89,12 @@ WRITTEN = [
 def test_a_fact_reads_and_writes_the_same_json(written: dict[str, object]) -> None:
     record = LIFECYCLE_RECORD.validate_python(written)
     assert from_json(record.model_dump_json()) == written
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=lambda record: record["type"])
+def test_a_fact_from_before_fields_were_added_is_read(written: dict[str, object]) -> None:
+    old = {name: value for name, value in written.items() if name not in {"refused", "first_refusal", "code_sha256"}}
+    assert LIFECYCLE_RECORD.validate_python(old).type == written["type"]
 
 
 def test_a_fact_from_a_newer_version_with_more_fields_is_read() -> None:
@@ -102,6 +114,7 @@ def test_a_prediction_carries_what_an_incident_asks() -> None:
         model_version=2,
         prediction="7",
         confidence=float("nan"),
+        value=float("nan"),
         inference_ms=3.5,
         code_version="11455c458b6a",
     )
@@ -116,9 +129,43 @@ def test_a_prediction_carries_what_an_incident_asks() -> None:
         "model_version": 2,
         "prediction": "7",
         "confidence": None,
+        "value": None,
+        "scores": None,
         "inference_ms": 3.5,
         "code_version": "11455c458b6a",
     }
+
+
+def test_a_prediction_of_before_there_were_values_and_scores_is_read() -> None:
+    written = {
+        "application": "digits",
+        "event_id": "a",
+        "kafka_partition": 0,
+        "kafka_offset": 17,
+        "occurred_at": AT,
+        "received_at": AT,
+        "predicted_at": AT,
+        "model_version": 2,
+        "prediction": "7",
+        "confidence": 0.9,
+        "inference_ms": 3.5,
+        "code_version": "11455c458b6a",
+    }
+    record = Prediction.model_validate(written)
+    assert (record.value, record.scores) == (None, None)
+    typed = Prediction.model_validate(written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}})
+    assert from_json(typed.model_dump_json()) == written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}}
+
+
+def test_the_columns_of_both_views_have_their_names_and_added_ones_may_be_null() -> None:
+    assert VIEW_SCHEMA.names[:8] == [
+        *("event_id", "kafka_partition", "kafka_offset", "occurred_at", "predicted_at", "model_version"),
+        *("prediction", "confidence"),
+    ]
+    assert VIEW_SCHEMA.names[8:] == ["value", "scores"]
+    assert all(VIEW_SCHEMA.field(name).nullable for name in VIEW_SCHEMA.names[7:])
+    assert scores_text({"a": 0.25, "b": 0.75}) == '{"a":0.25,"b":0.75}'
+    assert scores_text(None) is None
 
 
 def test_a_measurement_names_its_unit() -> None:

@@ -117,10 +117,12 @@ def test_the_dashboard_is_one_tree_of_rows_that_are_full() -> None:
 
 
 def test_filters_of_the_dashboard_name_columns_of_their_datasets() -> None:
-    for each in DASHBOARD["metadata"]["native_filter_configuration"]:
-        for target in filter(None, each["targets"]):
-            names = {column["column_name"] for column in BY_UUID[target["datasetUuid"]]["columns"]}
-            assert target["column"]["name"] in names
+    filters = DASHBOARD["metadata"]["native_filter_configuration"]
+    targets = [target for each in filters for target in each["targets"] if target]
+    assert targets
+    for target in targets:
+        names = {column["column_name"] for column in BY_UUID[target["datasetUuid"]]["columns"]}
+        assert target["column"]["name"] in names
 
 
 def test_every_asset_has_an_identity_of_its_own() -> None:

@@ -6,13 +6,14 @@ from pydantic_core import to_json
 
 from deeplambda.adapters.kafka import end_offsets
 from deeplambda.config import Settings
-from tests.traffic import dead_letters, digit_event, eventually, producer, realtime_ids
+from tests.traffic import dead_letters, digit_event, eventually, new_run, producer, realtime_ids
 
 
 def test_bad_events_are_dead_letters_and_good_ones_are_scored(
     stack: Settings, champion: int, test_images: NDArray[np.uint8]
 ) -> None:
-    good = [digit_event(f"amid-{n}", test_images[n]) for n in range(12)]
+    run = new_run("amid")
+    good = [digit_event(f"{run}-{n}", test_images[n]) for n in range(12)]
     bad = {
         "not_json": (b"bad-json", b"this is no JSON"),
         "not_utf8": (b"bad-utf8", b'{"event_id": "\xff"}'),
@@ -42,7 +43,7 @@ def test_bad_events_are_dead_letters_and_good_ones_are_scored(
     sender.flush()
     sender.close()
 
-    assert eventually(lambda: len(realtime_ids(stack, "amid")) == len(good))
+    assert eventually(lambda: len(realtime_ids(stack, run)) == len(good))
     assert eventually(lambda: len(dead_letters(stack, before)) >= len(bad))
     letters = {(letter["partition"], letter["offset"]): letter for letter in dead_letters(stack, before)}
     assert {positions[at]: letter["reason"] for at, letter in letters.items()} == expected

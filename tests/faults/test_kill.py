@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from deeplambda.config import Settings
-from tests.traffic import assert_survived
+from tests.traffic import assert_survived, new_run
 
 
-@pytest.mark.parametrize("part", ["stream", "model", "kafka", "views", "mysql"])
+@pytest.mark.parametrize(
+    "part", ["stream", *(pytest.param(part, marks=pytest.mark.long) for part in ("model", "kafka", "views", "mysql"))]
+)
 def test_killed_part_loses_and_doubles_nothing(
     part: str,
     stack: Settings,
@@ -26,4 +28,4 @@ def test_killed_part_loses_and_doubles_nothing(
         parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)}
         os.kill(parts[part]["pid"], signal.SIGKILL)
 
-    assert_survived(stack, f"kill{part}", test_images, kill)
+    assert_survived(stack, new_run(f"kill-{part}"), test_images, kill)

@@ -8,11 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 from pydantic_core import from_json
 from rich.console import Console
 
 from batch_layer.console import EpochBars
-from batch_layer.shard_format import shard_key, write_shard
+from batch_layer.shard_format import kept_payload_key, shard_key, write_shard
 from batch_layer.training_run import TrainedRun, train
 from deeplambda.adapters.kafka import Publisher, consumer
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -20,6 +21,7 @@ from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import PartitionPrepared
+from deeplambda.state.kept_rows import encode_payload
 
 CENTRES = np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]], dtype=np.float32)
 PARTITIONS = {"train": 3, "test": 2}
@@ -76,11 +78,16 @@ def put_shards(settings: Settings, application: str, dataset: str, rows: int = R
     """Put every shard of a data set on S3; equal rows in every data set. Returns what is to be announced."""
     store, facts = ObjectStore(settings), []
     randomness = np.random.default_rng(7)
+    kept = pa.RecordBatch.from_pydict({"point": CENTRES.astype(np.float64).tolist()})
+    store.put(kept_payload_key(application, dataset), encode_payload(kept))
     for split, partitions in PARTITIONS.items():
         for partition in range(partitions):
             labels_N = randomness.integers(0, 3, rows)
             features = (CENTRES[labels_N] + randomness.normal(0, 0.5, (rows, 4))).astype(np.float32)
-            shard, key = write_shard(features, labels_N), shard_key(application, dataset, split, partition)
+            shard, key = (
+                write_shard({"features": features}, labels_N),
+                shard_key(application, dataset, split, partition),
+            )
             store.put(key, shard)
             facts.append(
                 PartitionPrepared(

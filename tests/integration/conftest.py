@@ -1,5 +1,6 @@
 """What several of these tests share, because it takes long to start."""
 
+import os
 from collections.abc import Iterator
 
 import psutil
@@ -8,8 +9,10 @@ from pyspark.sql import SparkSession
 
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings
+from deeplambda.loading import PackedApplication
+from tests.integration.blobs import blobs
 from tests.integration.own_gateway import OwnGateway
-from tests.integration.own_model_service import OwnService
+from tests.integration.own_model_service import OwnService, model_of
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +28,36 @@ def gateway(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         assert not alive, "it should leave no process behind"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def spark(gateway: OwnGateway) -> Iterator[SparkSession]:
     """A session that writes to the lake, beside the gateway's."""
+    before = dict(os.environ)  # a session finds its credentials and its Python in the environment
     session = spark_session(gateway.settings, "test", {"spark.driver.memory": "512m"})
     yield session
     session.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def running_service(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnService]:
+    """The model service behind `service`, started once. Its version 1 is `model_of(1)`."""
+    own = OwnService(stack, tmp_path_factory.mktemp("applications"))
+    with own.running():
+        own.publish(model_of(1))
+        yield own
+
+
+@pytest.fixture
+def service(running_service: OwnService) -> OwnService:
+    """A service that serves version 1, whatever the test before has left it with."""
+    if running_service.version() != 1 or running_service.error():
+        running_service.promote(1)
+        assert running_service.serves(1), running_service.log.read_text()
+    return running_service
+
+
+@pytest.fixture(scope="module")
+def application(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> PackedApplication:
+    """An application of the module's own that trains in a second."""
+    return blobs(stack, tmp_path_factory.mktemp("applications"))

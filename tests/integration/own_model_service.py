@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import torch
 import urllib3
 from numpy.typing import NDArray
@@ -28,8 +29,12 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
+from deeplambda.features import Features, Tensor, call
+from deeplambda.loading import pack_application
+from deeplambda.records.featurizer import Featurizer
 from deeplambda.state import outbox, registry
-from deeplambda.state.card import CARD, WEIGHTS, Card, artefact_key
+from deeplambda.state.card import CARD, KEPT_ROWS, WEIGHTS, Card, artefact_key, code_key
+from deeplambda.state.kept_rows import KeptRows
 from examples.digits.application import Digits
 from tests.traffic import eventually
 
@@ -44,16 +49,22 @@ def model_of(seed: int) -> torch.nn.Module:
     return model
 
 
-def images(count: int, seed: int = 0) -> NDArray[np.float32]:
+def images(count: int, seed: int = 0) -> Features:
     """Features of `count` rows of noise."""
-    return np.random.default_rng(seed).standard_normal((count, *FEATURE_SHAPE)).astype(np.float32)
+    return {"features": np.random.default_rng(seed).standard_normal((count, *FEATURE_SHAPE)).astype(np.float32)}
 
 
-def fp32_outputs(model: torch.nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+def fp32_outputs(model: torch.nn.Module, features: Features) -> NDArray[np.float32]:
     """What the model itself says."""
     with torch.inference_mode():
-        outputs: NDArray[np.float32] = model(torch.from_numpy(features)).numpy()
-    return outputs
+        outputs: torch.Tensor = call(model, {name: torch.from_numpy(array) for name, array in features.items()})
+    return outputs.numpy()
+
+
+def drawn(count: int) -> pa.RecordBatch:
+    """Payloads of the digits application."""
+    randomness = np.random.default_rng(3)
+    return pa.RecordBatch.from_pydict({"image": [randomness.bytes(784) for _ in range(count)]})
 
 
 class OwnService:
@@ -76,6 +87,11 @@ class OwnService:
         self._http = urllib3.PoolManager(retries=False, timeout=10)
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def featurizer_id(self) -> str:
+        """Of the code that is in the application's folder now."""
+        return pack_application(self.name, self.settings).code_version
+
     def start(self, **environment: str) -> None:
         """Start the service and wait until it takes connections. environment: DEEPLAMBDA_ variables."""
         settings = self.settings
@@ -95,7 +111,7 @@ class OwnService:
                 | environment,
             )
         process = self.process
-        assert eventually(lambda: self.is_live() or process.poll() is not None), self.log.read_text()
+        assert eventually(lambda: self.is_live() or process.poll() is not None, timeout_s=120), self.log.read_text()
         assert process.poll() is None, self.log.read_text()
 
     def stop(self) -> int:
@@ -150,7 +166,14 @@ class OwnService:
         return answer
 
     def publish(self, model: torch.nn.Module, weights: bytes | None = None, **of_card: Any) -> int:
-        """Put a model on S3 and in the registry. weights: other bytes in their place; of_card: other facts."""
+        """Put a model on S3 and in the registry, with the application's code as it is now in its folder.
+
+        weights: other bytes in their place; of_card: other facts.
+        """
+        packed = pack_application(self.name, self.settings)
+        payload = drawn(8)
+        features = Featurizer(packed.load(), code_version=packed.code_version).features(payload)
+        kept = KeptRows(payload=payload, features=features, outputs=fp32_outputs(model, features))
 
         def artefacts(version: int) -> Card:
             store = ObjectStore(self.settings)
@@ -162,11 +185,13 @@ class OwnService:
                 "run": f"run-{version}",
                 "dataset": "none",
                 "snapshot": 0,
-                "code_version": "none",
+                "code_version": packed.code_version,
+                "code_sha256": store.put(code_key(self.name, packed.code_version), packed.zip_file.read_bytes()),
+                "kept_rows_sha256": store.put(artefact_key(self.name, version, KEPT_ROWS), kept.encode()),
                 "hyperparameters": {},
                 "metrics": {"accuracy": 0.1},
                 "parameters": 1_256_080,
-                "feature_shape": list(FEATURE_SHAPE),
+                "features": {"features": Tensor(shape=FEATURE_SHAPE)},
                 "output_size": 10,
                 "weights_sha256": digest,
                 "onnx_sha256": "",

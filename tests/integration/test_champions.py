@@ -16,15 +16,11 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, UnfitModel
-from deeplambda.loading import PackedApplication
+from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.state import registry
-from deeplambda.state.card import CARD, ONNX, WEIGHTS, Card, artefact_key, fetch_card
+from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, WEIGHTS, Card, artefact_key, code_key, fetch_card
 from tests.integration.blobs import blobs, champions, lifecycle, new_data_set, prepared_data_set, train_blobs
-
-
-@pytest.fixture(scope="module")
-def application(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> PackedApplication:
-    return blobs(stack, tmp_path_factory.mktemp("applications"))
+from tests.unit.batch_layer.test_gate import card
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +42,13 @@ def published(stack: Settings, like: Card, weights: bytes | None = None, **chang
 
     def store_artefacts(version: int) -> Card:
         raw = weights or store.get(artefact_key(like.application, like.version, WEIGHTS))
-        onnx = store.get(artefact_key(like.application, like.version, ONNX))
+        onnx, kept = (store.get(artefact_key(like.application, like.version, name)) for name in (ONNX, KEPT_ROWS))
         card = like.model_copy(
             update={
                 "version": version,
                 "weights_sha256": store.put(artefact_key(like.application, version, WEIGHTS), raw),
                 "onnx_sha256": store.put(artefact_key(like.application, version, ONNX), onnx),
+                "kept_rows_sha256": store.put(artefact_key(like.application, version, KEPT_ROWS), kept),
             }
             | changed
         )
@@ -109,8 +106,21 @@ def test_a_worse_version_is_rejected_and_the_champion_serves_on(
     assert promote(stack, application, worse.version, force=True) is not None
 
 
-def test_other_code_is_rejected(stack: Settings, application: PackedApplication, champion: Card) -> None:
-    other = published(stack, champion, code_version="0123456789ab")
+def test_code_that_is_not_deployed_is_rejected(
+    stack: Settings,
+    application: PackedApplication,
+    champion: Card,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    deployed = next(tmp_path_factory.getbasetemp().glob(f"applications*/{application.name}/application.py"))
+    home = tmp_path / application.name
+    home.mkdir()
+    (home / "application.py").write_text(deployed.read_text() + "\n# other code\n")
+    other_code = pack_application(str(home), stack)
+    zipped, key = other_code.zip_file.read_bytes(), code_key(application.name, other_code.code_version)
+    code_sha256 = ObjectStore(stack).put(key, zipped)
+    other = published(stack, champion, code_version=other_code.code_version, code_sha256=code_sha256)
     with pytest.raises(UnfitModel, match="train again"):
         promote(stack, application, other.version)
     assert serving(stack, application.name) == champion.version
@@ -136,6 +146,39 @@ def test_weights_of_another_shape_never_serve(stack: Settings, application: Pack
     with pytest.raises(UnfitModel, match="do not fit"):
         promote(stack, application, broken.version, force=True)
     assert serving(stack, application.name) == champion.version
+
+
+def test_weights_that_give_other_outputs_on_the_kept_rows_never_serve(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    torch.manual_seed(5)
+    altered = published(stack, champion, weights=save(application.load().build_model(hidden=16).state_dict()))
+    with pytest.raises(UnfitModel, match="other outputs on its kept rows"):
+        promote(stack, application, altered.version, force=True)
+    assert serving(stack, application.name) == champion.version
+
+
+def test_a_second_rollback_does_not_bring_back_what_was_rolled_back(stack: Settings) -> None:
+    platform, name = mysql.engine(stack, "platform"), f"rolled_{new_data_set()[:8]}"
+    versions = [register(stack, name) for _ in range(3)]
+    for version in versions:
+        registry.promote(platform, name, version)
+    assert [registry.roll_back(platform, name).version for _ in range(2)] == [versions[1], versions[0]]
+    with pytest.raises(UnfitModel, match="no earlier champion"):
+        registry.roll_back(platform, name)
+    registry.promote(platform, name, versions[2])
+    assert registry.roll_back(platform, name).version == versions[0]
+
+
+def register(stack: Settings, application: str) -> int:
+    """A version without artefacts: a card in the registry."""
+    template = card(1, 0.9)
+    return registry.publish(
+        mysql.engine(stack, "platform"),
+        application,
+        new_data_set(),
+        lambda version: template.model_copy(update={"application": application, "version": version}),
+    )
 
 
 class _Canary:
@@ -164,7 +207,7 @@ def test_artefacts_that_were_changed_after_publication_are_named(
     stack: Settings, application: PackedApplication, champion: Card
 ) -> None:
     store = ObjectStore(stack)
-    for name in (WEIGHTS, ONNX):
+    for name in (WEIGHTS, ONNX, KEPT_ROWS):
         tampered = published(stack, champion)
         store.put(artefact_key(application.name, tampered.version, name), b"something else")
         with pytest.raises(CorruptObject, match=name):

@@ -33,9 +33,22 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def app(gateway: OwnGateway, spark: SparkSession) -> str:
     """The application's name, which is its database's too; its `labels` hold one row."""
-    moment = "TIMESTAMP '2026-01-01 00:00:00'"
-    spark.sql(f"INSERT INTO lake.{gateway.application}.labels VALUES ('event-1', '7', 0, 0, {moment}, {moment})")
+    moment, labels = "TIMESTAMP '2026-01-01 00:00:00'", f"lake.{gateway.application}.labels"
+    spark.sql(f"INSERT OVERWRITE {labels} VALUES ('event-1', '7', 0, 0, {moment}, {moment})")
     return gateway.application
+
+
+@pytest.fixture(scope="module")
+def unharmed(gateway: OwnGateway, app: str, canary: Path) -> Iterator[None]:
+    """Whatever the statements of the tests that use it were: when the last has run, nothing has happened."""
+    yield
+    assert gateway.rows(f"SELECT event_id, label FROM lake.{app}.labels") == [("event-1", "7")]
+    assert sorted(path.name for path in canary.iterdir()) == ["secret.csv"]
+    assert ("evil",) not in gateway.rows("SHOW NAMESPACES IN lake")
+    tables = {row[1] for row in gateway.rows(f"SHOW TABLES IN {app}")}
+    assert "labels" in tables
+    assert "evil" not in tables
+    assert gateway.rows(f"SELECT count(*) FROM {app}.all_predictions") == [(0,)]
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +197,7 @@ SHOW TBLPROPERTIES lake.{app}.labels
 """.strip().splitlines()
 
 
+@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("statement", REFUSED)
 def test_all_else_is_refused(
     session: hive.Connection, gateway: OwnGateway, app: str, canary: Path, statement: str
@@ -195,6 +209,7 @@ def test_all_else_is_refused(
     assert "canary-4711" not in message_of(refusal.value)
 
 
+@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize(
     "statement",
     [
@@ -215,14 +230,6 @@ def test_what_does_not_exist_here_fails(
 ) -> None:
     with pytest.raises(hive.OperationalError):
         run(session, statement.format(app=app, mysql=gateway.settings.mysql_database, canary=canary))
-
-
-def test_nothing_happened_in_the_end(gateway: OwnGateway, app: str, canary: Path) -> None:
-    assert gateway.rows(f"SELECT event_id, label FROM lake.{app}.labels") == [("event-1", "7")]
-    assert sorted(path.name for path in canary.iterdir()) == ["secret.csv"]
-    assert ("evil",) not in gateway.rows("SHOW NAMESPACES IN lake")
-    assert "evil" not in {row[1] for row in gateway.rows(f"SHOW TABLES IN {app}")}
-    assert gateway.rows(f"SELECT count(*) FROM {app}.all_predictions") == [(0,)]
 
 
 def test_no_variable_of_the_process_is_put_into_a_statement(gateway: OwnGateway) -> None:
@@ -359,11 +366,9 @@ def test_gateway_outlives_a_query_without_memory(gateway: OwnGateway, statement:
 
 
 def test_no_secret_on_a_command_line_or_in_the_log(gateway: OwnGateway) -> None:
-    secrets = [
-        value.get_secret_value()
-        for name in ("analyst_password", "mysql_views_password", "s3_secret_key")
-        if (value := getattr(gateway.settings, name)).get_secret_value()
-    ]
+    names = ("analyst_password", "mysql_views_password", "s3_secret_key")
+    secrets = [getattr(gateway.settings, name).get_secret_value() for name in names]
+    assert all(secrets), "an empty one would be found everywhere"
     shown = [gateway.log.read_text()]
     for process in gateway.processes():
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile

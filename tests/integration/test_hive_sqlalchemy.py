@@ -12,20 +12,14 @@ from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError
 
 
-@pytest.fixture(scope="module")
-def engine(stack: Settings) -> Engine:
-    password = stack.analyst_password.get_secret_value()
-    return create_engine(f"hive://analyst:{password}@{stack.hive_address}/default?auth=CUSTOM")
-
-
-def test_a_plain_select_has_typed_values(engine: Engine) -> None:
-    with engine.connect() as connection:
+def test_a_plain_select_has_typed_values(hive_engine: Engine) -> None:
+    with hive_engine.connect() as connection:
         row = connection.execute(text("SELECT 1 AS a, 'x' AS b, CAST(NULL AS INT) AS c, :d AS d"), {"d": "it's"}).one()
     assert tuple(row) == (1, "x", None, "it's")
 
 
-def test_tables_and_views_are_found_by_their_names(engine: Engine) -> None:
-    found = inspect(engine)
+def test_tables_and_views_are_found_by_their_names(hive_engine: Engine) -> None:
+    found = inspect(hive_engine)
     assert "digits" in found.get_schema_names()
     assert {"events", "examples", "labels", "models", "predictions"} <= set(found.get_table_names(schema="digits"))
     assert "examples" in found.get_table_names(schema="lake.digits")
@@ -35,24 +29,24 @@ def test_tables_and_views_are_found_by_their_names(engine: Engine) -> None:
     assert not found.has_table("nope", schema="digits")
 
 
-def test_a_table_is_reflected_and_selected_from(engine: Engine) -> None:
-    table = Table("all_predictions", MetaData(), schema="digits", autoload_with=engine)
+def test_a_table_is_reflected_and_selected_from(hive_engine: Engine) -> None:
+    table = Table("all_predictions", MetaData(), schema="digits", autoload_with=hive_engine)
     assert {"event_id", "prediction", "confidence", "view"} <= set(table.columns.keys())
     query = select(table.c.event_id, cast(table.c.prediction, Integer)).where(table.c.event_id.like("it's%")).limit(3)
-    with engine.connect() as connection:
+    with hive_engine.connect() as connection:
         assert connection.execute(query).all() == []
 
 
-def test_a_whole_schema_is_reflected(engine: Engine) -> None:
+def test_a_whole_schema_is_reflected(hive_engine: Engine) -> None:
     metadata = MetaData()
-    metadata.reflect(engine, schema="digits")
+    metadata.reflect(hive_engine, schema="digits")
     assert "digits.examples" in metadata.tables
 
 
-def test_pandas_reads_it(engine: Engine) -> None:
-    frame = pd.read_sql(text("SELECT split, COUNT(*) AS n FROM lake.digits.examples GROUP BY split"), engine)
+def test_pandas_reads_it(hive_engine: Engine) -> None:
+    frame = pd.read_sql(text("SELECT split, COUNT(*) AS n FROM lake.digits.examples GROUP BY split"), hive_engine)
     assert list(frame.columns) == ["split", "n"]
-    assert list(pd.read_sql_table("model_metrics", engine, schema="digits").columns)[:2] == ["version", "split"]
+    assert list(pd.read_sql_table("model_metrics", hive_engine, schema="digits").columns)[:2] == ["version", "split"]
 
 
 def test_the_platforms_engine_is_the_analysts(stack: Settings) -> None:

@@ -3,7 +3,6 @@
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,32 +21,26 @@ from tests.integration.own_model_service import OwnService, fp32_outputs, images
 from tests.traffic import eventually
 
 
-@pytest.fixture(scope="module")
-def service(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnService]:
-    """A service of which version n is `model_of(n)`; it serves 1 until a test swaps."""
-    own = OwnService(stack, tmp_path_factory.mktemp("applications"))
-    with own.running():
-        own.promote(own.publish(model_of(1)))
-        assert own.serves(1), own.log.read_text()
-        yield own
-
-
 @pytest.fixture
 def fresh(stack: Settings, tmp_path: Path) -> OwnService:
     """A service that has not been started, for an application without a champion."""
     return OwnService(stack, tmp_path)
 
 
-def test_ready_from_the_first_champion_until_sigterm(fresh: OwnService) -> None:
+def test_a_model_is_ready_from_its_first_champion_until_sigterm(fresh: OwnService) -> None:
     with fresh.running():
-        waiting = fresh.request("GET", "/v2/health/ready")
+        assert eventually(lambda: fresh.request("GET", "/v2/health/ready").status == 200, timeout_s=20), (
+            "an application that nobody has trained yet is no reason to send no request to the others"
+        )
+        waiting = fresh.request("GET", f"/v2/models/{fresh.name}/ready")
         assert waiting.status == 503
         assert waiting.headers["Content-Type"] == "application/problem+json"
         assert int(waiting.headers["Retry-After"]) >= 1
         assert f"deeplambda model promote {fresh.name}" in waiting.json()["remedy"]
         assert fresh.request("POST", fresh.infer_path, body=b"{}").status == 503
         fresh.promote(fresh.publish(model_of(1)))
-        assert eventually(lambda: fresh.request("GET", "/v2/health/ready").status == 200, timeout_s=20)
+        ready = f"/v2/models/{fresh.name}/ready"
+        assert eventually(lambda: fresh.request("GET", ready).status == 200, timeout_s=20)
         worker = fresh.worker()
         assert fresh.stop() == 0
         assert not worker.is_running()
@@ -73,26 +66,29 @@ def test_start_of_an_unknown_application_fails_in_one_line(fresh: OwnService) ->
 def test_client_gets_the_models_outputs(service: OwnService, rows: int) -> None:
     client = ModelClient(service.settings, service.name)
     features = images(rows)
-    scored = client.predict(features)
-    expected = fp32_outputs(model_of(scored.model_version), features)
+    scored = client.predict(features, service.featurizer_id)
+    assert scored.model_version == 1
+    expected = fp32_outputs(model_of(1), features)
     np.testing.assert_array_equal(scored.outputs.argmax(axis=1), expected.argmax(axis=1))
     share = np.abs(scored.outputs - expected).max(axis=1) / np.abs(expected).max(axis=1)
     assert share.max() < ROUNDED
 
 
 def test_client_splits_what_one_body_cannot_hold(service: OwnService) -> None:
-    features = np.zeros((BODY_LIMIT_BYTES // (784 * 4) + 10, 1, 28, 28), dtype=np.float32)
-    assert len(ModelClient(service.settings, service.name).predict(features).outputs) == len(features)
+    rows = BODY_LIMIT_BYTES // (784 * 4) + 10
+    features = {"features": np.zeros((rows, 1, 28, 28), dtype=np.float32)}
+    scored = ModelClient(service.settings, service.name).predict(features, service.featurizer_id)
+    assert len(scored.outputs) == rows
 
 
 def test_client_says_what_the_service_refuses(service: OwnService) -> None:
     client = ModelClient(service.settings, service.name)
     with pytest.raises(BadInput, match="NaN"):
-        client.predict(np.full((1, 1, 28, 28), np.nan, dtype=np.float32))
+        client.predict({"features": np.full((1, 1, 28, 28), np.nan, dtype=np.float32)}, service.featurizer_id)
     with pytest.raises(BadInput, match="shape"):
-        client.predict(np.zeros((1, 28, 28), dtype=np.float32))
+        client.predict({"features": np.zeros((1, 28, 28), dtype=np.float32)}, service.featurizer_id)
     with pytest.raises(BadInput, match="no model 'cats'"):
-        ModelClient(service.settings, "cats").predict(images(1))
+        ModelClient(service.settings, "cats").predict(images(1), service.featurizer_id)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -106,8 +102,8 @@ def test_stock_triton_client(service: OwnService, binary: bool) -> None:
         assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
         assert client.get_model_metadata(service.name)["inputs"][0]["shape"] == [-1, 1, 28, 28]
         features = images(3)
-        tensor = triton.InferInput("features", list(features.shape), "FP32")
-        tensor.set_data_from_numpy(features, binary_data=binary)
+        tensor = triton.InferInput("features", [3, 1, 28, 28], "FP32")
+        tensor.set_data_from_numpy(features["features"], binary_data=binary)
         everything = client.infer(service.name, [tensor], model_version="1", request_id="q")
         expected = fp32_outputs(model_of(1), features)
         assert everything.get_response()["model_version"] == "1"
@@ -132,7 +128,7 @@ def test_raw_events_are_predicted_as_the_transform_and_the_model_say(service: Ow
     assert reply.status == 200
     assert reply.headers["X-Model-Version"] == str(reply.json()["model_version"]) == "1"
     features = ((np.frombuffer(pixels, np.uint8) / 255 - 0.1307) / 0.3081).astype(np.float32).reshape(1, 1, 28, 28)
-    expected = str(fp32_outputs(model_of(1), features).argmax())
+    expected = str(fp32_outputs(model_of(1), {"features": features}).argmax())
     assert [row["prediction"] for row in reply.json()["predictions"]] == [expected]
 
 
@@ -143,7 +139,7 @@ def test_metadata_has_the_events_schema_and_the_cards_facts(service: OwnService)
 
 
 def test_figures_reach_prometheus_and_kafka(service: OwnService) -> None:
-    ModelClient(service.settings, service.name).predict(images(5))
+    ModelClient(service.settings, service.name).predict(images(5), service.featurizer_id)
     exposed = service.request("GET", "/metrics").data.decode()
     assert f'deeplambda_model_service_predictions_total{{application="{service.name}"' in exposed
     assert f'deeplambda_model_service_model_version{{application="{service.name}"}} 1.0' in exposed
@@ -166,13 +162,13 @@ def test_figures_reach_prometheus_and_kafka(service: OwnService) -> None:
 def test_swap_under_load_fails_no_request_and_mixes_no_versions(service: OwnService) -> None:
     features = images(8)
     versions = [1, service.publish(model_of(2)), service.publish(model_of(3))]
-    expected = {version: fp32_outputs(model_of(version), features) for version in versions}
-    done = threading.Event()
+    expected = {version: fp32_outputs(model_of(seed), features) for seed, version in enumerate(versions, start=1)}
+    done, featurizer_id = threading.Event(), service.featurizer_id
 
     def load() -> list[int]:
         client, seen = ModelClient(service.settings, service.name, patience_s=0), []
         while not done.is_set():
-            scored = client.predict(features)  # with no patience, the first failure fails the test
+            scored = client.predict(features, featurizer_id)  # with no patience, the first failure fails the test
             truth = expected[scored.model_version]
             assert np.abs(scored.outputs - truth).max() < ROUNDED * np.abs(truth).max()
             seen.append(scored.model_version)
@@ -196,14 +192,14 @@ def test_client_waits_out_a_restart_after_kill_9_and_a_cold_start_knows_its_cham
         fresh.promote(fresh.publish(model_of(1)))
         assert fresh.serves(1)
         client = ModelClient(fresh.settings, fresh.name, patience_s=60)
-        expected = client.predict(images(4)).outputs
+        expected = client.predict(images(4), fresh.featurizer_id).outputs
         fresh.kill()
         restart = threading.Thread(target=fresh.start)
         restart.start()
-        np.testing.assert_array_equal(client.predict(images(4)).outputs, expected)
+        np.testing.assert_array_equal(client.predict(images(4), fresh.featurizer_id).outputs, expected)
         restart.join()
         fresh.worker().kill()  # the worker alone: its parent makes another
-        np.testing.assert_array_equal(client.predict(images(4)).outputs, expected)
+        np.testing.assert_array_equal(client.predict(images(4), fresh.featurizer_id).outputs, expected)
 
 
 def test_client_gives_up_on_a_service_that_hangs_and_gets_through_when_it_goes_on(service: OwnService) -> None:
@@ -212,9 +208,11 @@ def test_client_gives_up_on_a_service_that_hangs_and_gets_through_when_it_goes_o
     try:
         begun = time.monotonic()
         with pytest.raises(NotReady, match="timed out"):
-            ModelClient(service.settings, service.name, patience_s=0).predict(images(1))
+            ModelClient(service.settings, service.name, patience_s=0).predict(images(1), service.featurizer_id)
         assert time.monotonic() - begun < 6
-        patient = ThreadPoolExecutor(1).submit(ModelClient(service.settings, service.name).predict, images(1))
+        patient = ThreadPoolExecutor(1).submit(
+            ModelClient(service.settings, service.name).predict, images(1), service.featurizer_id
+        )
     finally:
         worker.resume()
     assert patient.result(timeout=30).model_version == serving

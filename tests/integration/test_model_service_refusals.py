@@ -7,7 +7,6 @@ import socket
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import save
 
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.config import Settings
+from deeplambda.features import Tensor
 from deeplambda.state.card import WEIGHTS, artefact_key
 from tests.integration.own_model_service import OwnService, model_of
 from tests.traffic import eventually
@@ -31,16 +30,6 @@ JSON = {"Content-Type": "application/json"}
 IMAGE = b64encode(bytes(784)).decode()
 TENSOR = {"name": "features", "shape": [1, 1, 28, 28], "datatype": "FP32"}
 SLOW_CLIENTS = 30
-
-
-@pytest.fixture(scope="module")
-def service(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnService]:
-    """A service that serves `model_of(1)` or a later one."""
-    own = OwnService(stack, tmp_path_factory.mktemp("applications"))
-    with own.running():
-        own.promote(own.publish(model_of(1)))
-        assert own.serves(1), own.log.read_text()
-        yield own
 
 
 def tensor(**changes: Any) -> bytes:
@@ -253,11 +242,12 @@ def test_a_broken_champion_never_serves_and_the_one_before_does(service: OwnServ
     header_bomb = struct.pack("<Q", 2**62) + good[8:]
     broken = {
         "not finite": service.publish(not_finite),
-        "do not fit": service.publish(torch.nn.Linear(2, 2)),
+        "do not fit": service.publish(model_of(3), weights=save(torch.nn.Linear(2, 2).state_dict())),
         "pickle": service.publish(model_of(3), weights=pickle.dumps(Canary(canary))),
         "header": service.publish(model_of(3), weights=header_bomb),
         "cut off": service.publish(model_of(3), weights=good[:-100]),
-        "card's shape": service.publish(model_of(3), feature_shape=[3, 28, 28]),
+        "trained on": service.publish(model_of(3), features={"features": Tensor(shape=(3, 28, 28))}),
+        "other outputs": service.publish(model_of(3), weights=save(model_of(4).state_dict())),
         "SHA-256": service.publish(model_of(3), weights_sha256="0" * 64),
     }
     for what, version in broken.items():

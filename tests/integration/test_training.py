@@ -16,22 +16,24 @@ from pydantic_core import to_json
 from batch_layer.feed import ShardFeed
 from batch_layer.publish import metric_rows, model_row, publish_run
 from batch_layer.shard_format import manifest_key
+from batch_layer.training_run import TrainedRun
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import consumer
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, NotReady, UnfitModel
+from deeplambda.features import Tensor
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
 from deeplambda.state import registry
-from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card, fetch_model
+from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
+from deeplambda.state.versions import fetch_model
 from tests.integration.blobs import (
     PARTITIONS,
     ROWS,
     SeenBars,
     announce,
-    blobs,
     lifecycle,
     new_data_set,
     prepared_data_set,
@@ -44,16 +46,16 @@ TRAIN_ROWS = PARTITIONS["train"] * ROWS
 
 
 @pytest.fixture(scope="module")
-def application(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> PackedApplication:
-    return blobs(stack, tmp_path_factory.mktemp("applications"))
+def trained(stack: Settings, application: PackedApplication) -> TrainedRun:
+    """A finished run, for the tests that ask what became of one."""
+    return train_blobs(stack, application, prepared_data_set(stack, application.name))
 
 
 def epochs_told(settings: Settings, run: str) -> list[int]:
     return [fact["epoch"] for fact in lifecycle(settings, lambda fact: fact.get("run") == run and "epoch" in fact)]
 
 
-def test_each_epoch_is_told_with_metrics_of_the_test_split(stack: Settings, application: PackedApplication) -> None:
-    trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
+def test_each_epoch_is_told_with_metrics_of_the_test_split(stack: Settings, trained: TrainedRun) -> None:
     told = lifecycle(stack, lambda fact: fact["type"] == "EpochTrained" and fact["run"] == trained.run)
     assert [fact["epoch"] for fact in told] == [1, 2, 3]
     assert {fact["rows"] for fact in told} == {TRAIN_ROWS}
@@ -148,7 +150,7 @@ def test_training_that_follows_an_ended_preparation_takes_the_rest_from_the_mani
     announce(stack, facts[:1])
     preparing: Future[None] = Future()
     feed = iter(ShardFeed(stack, application.load(), dataset, preparing=preparing))
-    assert next(feed).fact == facts[0]
+    assert next(feed).announcement == facts[0]
     ObjectStore(stack).put(manifest_key(application.name, dataset), to_json(facts))
     preparing.set_result(None)
     assert [shard.announcement for shard in feed] == facts[1:]
@@ -218,14 +220,12 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_a_finished_run_trains_nothing(stack: Settings, application: PackedApplication) -> None:
-    dataset = prepared_data_set(stack, application.name)
-    first = train_blobs(stack, application, dataset)
+def test_a_finished_run_trains_nothing(stack: Settings, application: PackedApplication, trained: TrainedRun) -> None:
     bars = SeenBars()
-    again = train_blobs(stack, application, dataset, bars)
+    again = train_blobs(stack, application, trained.dataset, bars)
     assert not bars.trained.is_set()
-    assert again.epochs == first.epochs
-    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    assert again.epochs == trained.epochs
+    assert all(torch.equal(a, b) for a, b in zip(trained.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_a_corrupt_checkpoint_costs_one_epoch(stack: Settings, application: PackedApplication) -> None:
@@ -241,8 +241,7 @@ def test_a_corrupt_checkpoint_costs_one_epoch(stack: Settings, application: Pack
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
 
 
-def test_a_run_is_published_once(stack: Settings, application: PackedApplication) -> None:
-    trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
+def test_a_run_is_published_once(stack: Settings, application: PackedApplication, trained: TrainedRun) -> None:
     version = publish_run(stack, application, trained)
     assert publish_run(stack, application, trained) == version
     published = lifecycle(stack, lambda fact: fact["type"] == "ModelPublished" and fact["run"] == trained.run)
@@ -250,13 +249,15 @@ def test_a_run_is_published_once(stack: Settings, application: PackedApplication
 
     card = fetch_card(ObjectStore(stack), application.name, version)
     assert card.metrics == trained.epochs[-1].metrics
-    assert (card.trained_rows, card.feature_shape, card.parameters) == (TRAIN_ROWS, [4], 4 * 16 + 16 + 16 * 3 + 3)
+    assert (card.trained_rows, card.parameters) == (TRAIN_ROWS, 4 * 16 + 16 + 16 * 3 + 3)
+    assert card.features == {"features": Tensor(shape=(4,))}
     assert model_row(card)["version"] == version
     assert {row["epoch"] for row in metric_rows(card, trained.epochs)} == {1, 2, 3, None}
 
 
-def test_the_onnx_export_gives_the_models_outputs(stack: Settings, application: PackedApplication) -> None:
-    trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
+def test_the_onnx_export_gives_the_models_outputs(
+    stack: Settings, application: PackedApplication, trained: TrainedRun
+) -> None:
     store, version = ObjectStore(stack), publish_run(stack, application, trained)
     card = fetch_card(store, application.name, version)
     model = fetch_model(store, application.load(), card)
@@ -267,8 +268,9 @@ def test_the_onnx_export_gives_the_models_outputs(stack: Settings, application: 
     torch.testing.assert_close(torch.from_numpy(outputs), model(features))
 
 
-def test_twenty_publishers_of_one_run_make_one_version(stack: Settings, application: PackedApplication) -> None:
-    trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
+def test_twenty_publishers_of_one_run_make_one_version(
+    stack: Settings, application: PackedApplication, trained: TrainedRun
+) -> None:
     template = fetch_card(ObjectStore(stack), application.name, publish_run(stack, application, trained))
     run, stored = new_data_set(), []
 

@@ -1,4 +1,4 @@
-"""Tuning draws from the search space, ends what is behind, and runs where it is told to."""
+"""Tuning draws from the search space, ends what is behind, and runs where it is told to: on a cluster, or here."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,15 +15,12 @@ import pytest
 
 from batch_layer.tune import Trial, tune
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, NotReady, UnfitModel
+from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.loading import PackedApplication
-from tests.integration.blobs import blobs, prepared_data_set
+from tests.integration.blobs import prepared_data_set
 from tests.traffic import eventually
 
-
-@pytest.fixture(scope="module")
-def application(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> PackedApplication:
-    return blobs(stack, tmp_path_factory.mktemp("applications"))
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +59,12 @@ def listens(port: int) -> bool:
 
 def assert_sensible(found: list[Trial], trials: int, epochs: int) -> None:
     assert len(found) == trials
+    assert [trial.failure for trial in found] == [""] * trials
     assert all(1e-4 <= trial.drawn["learning_rate"] <= 1e-1 and trial.drawn["hidden"] in (8, 16) for trial in found)
     assert len({trial.drawn["learning_rate"] for trial in found}) == trials
     assert [trial.metric for trial in found] == sorted((trial.metric for trial in found), reverse=True)
     assert found[0].metric > 0.9
     assert found[0].epochs == epochs
-    assert not any(trial.failure for trial in found)
 
 
 def test_the_best_trial_is_first_and_those_behind_end_early(
@@ -79,11 +77,12 @@ def test_the_best_trial_is_first_and_those_behind_end_early(
     assert min(trial.epochs for trial in found) < 9
 
 
+@pytest.mark.long
 def test_trials_that_diverge_all_are_refused_with_the_reason(
-    stack: Settings, application: PackedApplication, dataset: str
+    cluster: Settings, application: PackedApplication, dataset: str
 ) -> None:
     with pytest.raises(UnfitModel, match=r"every trial .* failed: the loss became"):
-        tune(stack, application, dataset=dataset, overrides={"learning_rate": 1e30}, trials=1)
+        tune(cluster, application, dataset=dataset, overrides={"learning_rate": 1e30}, trials=1)
 
 
 def test_nothing_to_search_is_refused(stack: Settings, application: PackedApplication, dataset: str) -> None:
@@ -91,6 +90,7 @@ def test_nothing_to_search_is_refused(stack: Settings, application: PackedApplic
         tune(stack, application, dataset=dataset, overrides={"learning_rate": 0.01, "hidden": 8}, trials=1)
 
 
+@pytest.mark.long
 def test_trials_run_on_the_cluster_whose_address_is_given(
     cluster: Settings, application: PackedApplication, dataset: str
 ) -> None:
@@ -98,17 +98,33 @@ def test_trials_run_on_the_cluster_whose_address_is_given(
     assert_sensible(found, trials=3, epochs=3)
 
 
-# After the others: Ray does not start in a process that has been refused a cluster.
-def test_a_cluster_that_does_not_answer_is_named(
-    stack: Settings, application: PackedApplication, dataset: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for limit in ("INITIAL_TIMEOUT_SEC", "MAX_TIMEOUT_SEC"):
-        monkeypatch.setattr(f"ray.util.client.worker.{limit}", 1)  # of Ray's patience, 30 s
-    nowhere = stack.model_copy(update={"ray_address": "ray://127.0.0.1:1"})
-    with pytest.raises(NotReady, match=r"ray://127\.0\.0\.1:1: .*DEEPLAMBDA_RAY_TOKEN"):
-        tune(nowhere, application, dataset=dataset, overrides={}, trials=1)
+def test_a_cluster_that_does_not_answer_is_named(stack: Settings, application: PackedApplication, dataset: str) -> None:
+    """In a process of its own: Ray does not start again in one that has been refused a cluster."""
+    stranger = textwrap.dedent(f"""
+        from pathlib import Path
+        import ray.util.client.worker
+        from batch_layer.tune import tune
+        from deeplambda.config import load_settings
+        from deeplambda.errors import NotReady
+        from deeplambda.loading import PackedApplication
+
+        ray.util.client.worker.INITIAL_TIMEOUT_SEC = ray.util.client.worker.MAX_TIMEOUT_SEC = 1  # of 30
+        packed = PackedApplication(
+            name={application.name!r},
+            code_version={application.code_version!r},
+            zip_file=Path({str(application.zip_file)!r}),
+        )
+        nowhere = load_settings().model_copy(update={{"ray_address": "ray://127.0.0.1:1"}})
+        try:
+            tune(nowhere, packed, dataset={dataset!r}, overrides={{}}, trials=1)
+        except NotReady as refused:
+            print(refused)
+    """)
+    done = subprocess.run([sys.executable, "-c", stranger], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert re.search(r"ray://127\.0\.0\.1:1: .*DEEPLAMBDA_RAY_TOKEN", done.stdout), done.stderr
 
 
+@pytest.mark.long
 def test_the_last_line_is_the_command_that_trains_with_the_best(
     champion: int, deeplambda: Callable[..., "CompletedProcess[str]"]
 ) -> None:

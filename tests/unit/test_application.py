@@ -2,15 +2,20 @@
 
 import pickle
 import shutil
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import Enum, IntEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pytest
+from pydantic import AwareDatetime, BaseModel, Field, create_model
 
-from deeplambda.application import Event, payload_fields, payload_schema
+from deeplambda.application import Event, payload_batch, payload_fields, payload_row, payload_schema, restored
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
+from deeplambda.fields import compatible
 from deeplambda.loading import pack_application
 from examples.digits.application import DigitDrawn, Digits
 
@@ -24,26 +29,111 @@ def settings(tmp_path: Path) -> Settings:
 
 def test_the_payload_is_what_the_user_added() -> None:
     assert payload_fields(DigitDrawn) == ["image"]
-    assert payload_schema(DigitDrawn) == pa.schema([("image", pa.binary())])
+    assert payload_schema(DigitDrawn) == pa.schema([pa.field("image", pa.binary(), nullable=False)])
 
 
-def test_every_plain_type_has_a_column() -> None:
-    class Reading(Event):
-        station: str
-        values: list[float]
-        count: Annotated[int, "how many"]
-        ok: bool
-
-    types = [pa.string(), pa.list_(pa.float64()), pa.int64(), pa.bool_()]
-    assert payload_schema(Reading).types == types
+class Colour(Enum):
+    RED = "red"
 
 
-def test_a_field_without_a_column_type_is_named() -> None:
-    class Odd(Event):
-        parts: dict[str, int]
+class Priority(IntEnum):
+    HIGH = 2
 
-    with pytest.raises(TypeError, match=r"Odd\.parts"):
-        payload_schema(Odd)
+
+class Place(BaseModel):
+    x: int
+    note: str | None = None
+
+
+class Reading(Event):
+    station: str
+    values: list[float]
+    count: Annotated[int, "how many"]
+    ok: bool
+    maybe: Annotated[float, Field(ge=0)] | None = None
+    colour: Colour
+    priority: Priority
+    side: Literal["left", "right"]
+    price: Decimal
+    at: AwareDatetime
+    day: date
+    grid: list[list[int]]
+    place: Place
+    weights: dict[str, float]
+
+
+_UTC = pa.timestamp("us", tz="UTC")
+_PLACE = pa.struct([pa.field("x", pa.int64(), nullable=False), ("note", pa.string())])
+
+
+def test_every_type_has_a_column() -> None:
+    types = [pa.string(), pa.list_(pa.float64()), pa.int64(), pa.bool_(), pa.float64(), pa.string(), pa.int64()]
+    types += [pa.string(), pa.string(), _UTC, pa.date32(), pa.list_(pa.list_(pa.int64())), _PLACE]
+    assert payload_schema(Reading).types == [*types, pa.map_(pa.string(), pa.float64())]
+    assert [field.name for field in payload_schema(Reading) if field.nullable] == ["maybe"]
+
+
+@pytest.fixture
+def reading() -> Reading:
+    return Reading.model_validate_json(
+        '{"event_id": "1", "occurred_at": "2024-01-01T00:00:00Z", "station": "a", "values": [1.5], "count": 2, '
+        '"ok": true, "colour": "red", "priority": 2, "side": "left", "price": "1.50", '
+        '"at": "2024-01-01T02:00:00+02:00", '
+        '"day": "2024-01-02", "grid": [[1], [2, 3]], "place": {"x": 1}, "weights": {"q": 1.5}}'
+    )
+
+
+def test_values_are_stored_as_their_columns_hold_them(reading: Reading) -> None:
+    row = payload_batch(Reading, [reading]).to_pylist()[0]
+    assert row == payload_row(reading) | {"at": datetime(2024, 1, 1, tzinfo=UTC)}
+    assert (row["colour"], row["priority"], row["price"], row["maybe"]) == ("red", 2, "1.50", None)
+    assert (row["place"], row["weights"]) == ({"x": 1, "note": None}, [("q", 1.5)])
+
+
+def test_stored_values_are_read_again_as_an_equal_event(reading: Reading) -> None:
+    row = payload_batch(Reading, [reading]).to_pylist()[0]
+    again = {"event_id": "1", "occurred_at": reading.occurred_at} | restored(Reading, row)
+    assert Reading.model_validate(again) == reading
+
+
+class Nested(BaseModel):
+    inner: "Nested | None" = None
+
+
+@pytest.mark.parametrize("kind", [complex, int | str, set[int], Literal[1, "a"], Nested, dict[float, int]])
+def test_a_field_without_a_column_type_is_named(kind: Any) -> None:
+    odd = create_model("Odd", __base__=Event, parts=(kind, ...))
+    with pytest.raises(TypeError, match=r"Odd\.parts: no column type for"):
+        payload_schema(odd)
+
+
+def _schema(*fields: tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable in fields])
+
+
+_BEFORE = _schema(("id", pa.int64(), False), ("place", _PLACE, False))
+
+
+@pytest.mark.parametrize(
+    ("after", "problem"),
+    [
+        (_schema(("id", pa.int64(), False), ("place", _PLACE, False), ("new", pa.string(), True)), None),
+        (_schema(("id", pa.float64(), False), ("place", _PLACE, False)), None),
+        (_schema(("id", pa.int64(), True), ("place", _PLACE, True)), None),
+        (_schema(("id", pa.int64(), False), ("place", _PLACE, False), ("new", pa.string(), False)), "'new' is new"),
+        (_schema(("id", pa.int64(), False)), "'place' is gone"),
+        (_schema(("id", pa.string(), False), ("place", _PLACE, False)), "'id' was int64 and is string"),
+        (_schema(("id", pa.int64(), False), ("place", pa.struct([("note", pa.string())]), False)), "'place.x' is gone"),
+    ],
+)
+def test_what_old_rows_can_be_read_as(after: pa.Schema, problem: str | None) -> None:
+    found = compatible(_BEFORE, after)
+    assert (not found) if problem is None else (len(found) == 1 and problem in found[0])
+
+
+def test_an_optional_field_cannot_become_required() -> None:
+    optional, required = _schema(("id", pa.int64(), True)), _schema(("id", pa.int64(), False))
+    assert compatible(optional, required) == ["field 'id' was optional and is required: leave it optional"]
 
 
 def test_json_schema_follows_from_the_event() -> None:

@@ -1,6 +1,6 @@
 """Hive, by PyHive: the Hive gateway's SQL over the lake and over MySQL, as a read-only analyst.
 
-Anybody's tools connect with `hive://analyst:PASSWORD@127.0.0.1:10000/default?auth=CUSTOM`. PyHive's own dialect runs
+Any tool connects with `hive://analyst:PASSWORD@127.0.0.1:10000/default?auth=CUSTOM`. PyHive's own dialect runs
 SELECTs there; to look up tables and columns as well (`inspect`, reflection) write `hive+deeplambda://`, or import this
 module, which gives the name `hive://` to the dialect in `deeplambda.adapters.hive_dialect`.
 """

@@ -11,30 +11,46 @@ from pathlib import Path
 import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type, to_arrow_schema
+from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
+from deeplambda.errors import ConfigurationError
+from deeplambda.fields import compatible
 from deeplambda.jvm.cds import java_options
 from deeplambda.jvm.files import write_private
 from deeplambda.jvm.jars import spark_jars
+from deeplambda.records.horizon import Horizon
 from deeplambda.records.predictions import VIEW_SCHEMA
 
 
-def _columns(schema: pa.Schema, *, required: bool = False) -> str:
-    """An Arrow schema as the columns of a CREATE TABLE. required: all NOT NULL, also those nullable in `schema`."""
+def _columns(schema: pa.Schema) -> str:
+    """An Arrow schema as the columns of a CREATE TABLE."""
     return ", ".join(
-        f"{field.name} {field.dataType.simpleString()}{'' if field.nullable and not required else ' NOT NULL'}"
+        f"`{field.name}` {_sql_type(field.dataType)}{'' if field.nullable else ' NOT NULL'}"
         for field in from_arrow_schema(schema)
     )
+
+
+def _sql_type(kind: DataType) -> str:
+    """As `simpleString`, which leaves out that a struct's field is required."""
+    if isinstance(kind, StructType):
+        fields = (f"`{f.name}`: {_sql_type(f.dataType)}{'' if f.nullable else ' NOT NULL'}" for f in kind)
+        return f"struct<{', '.join(fields)}>"
+    if isinstance(kind, ArrayType):
+        return f"array<{_sql_type(kind.elementType)}>"
+    if isinstance(kind, MapType):
+        return f"map<{_sql_type(kind.keyType)}, {_sql_type(kind.valueType)}>"
+    return str(kind.simpleString())
 
 
 _POSITION = "kafka_partition INT, kafka_offset BIGINT, kafka_timestamp TIMESTAMP"  # optional in Spark's Kafka source
 
 _TABLES: Mapping[str, tuple[str, str]] = {
     "examples": (
-        "event_id STRING NOT NULL, split STRING NOT NULL, {payload}, label STRING NOT NULL, source STRING NOT NULL, "
+        "event_id STRING NOT NULL, split STRING NOT NULL, {payload}, label STRING, source STRING NOT NULL, "
         "source_sha256 STRING NOT NULL, code_version STRING NOT NULL, ingested_at TIMESTAMP NOT NULL",
         "PARTITIONED BY (split)",
     ),
@@ -102,6 +118,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.sql.catalog.lake.type": "hive",
         "spark.sql.catalog.lake.uri": settings.metastore_uri,
         "spark.sql.catalog.lake.warehouse": settings.warehouse,
+        "spark.sql.catalog.lake.use-nullable-query-schema": "false",  # a table replaced by a query keeps NOT NULL
         "spark.hadoop.hive.metastore.uris": settings.metastore_uri,
         "spark.hadoop.iceberg.engine.hive.lock-enabled": "false",  # the metastore has no lock tables
         "spark.hadoop.fs.s3a.aws.credentials.provider": (
@@ -152,14 +169,81 @@ def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
     retry=retry_if_exception_type(AnalysisException), stop=stop_after_attempt(4), wait=wait_random_exponential(max=2)
 )
 def create_tables(spark: SparkSession, application: Application) -> None:
-    """Create the application's Iceberg tables that are missing."""
-    payload = _columns(payload_schema(application.event), required=True)
+    """Create the application's Iceberg tables that are missing, and bring those that are there to today's columns.
+
+    `examples` follows the event's schema; `predictions` gets the columns that it lacks. Older snapshots keep the
+    columns that they were written with. Raises: ConfigurationError when rows do not fit the event's schema.
+    """
+    payload = payload_schema(application.event)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
     for table, (columns, clauses) in _TABLES.items():
         spark.sql(
-            f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=payload)}) "
+            f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=_columns(payload))}) "
             f"USING iceberg {clauses} TBLPROPERTIES ('format-version' = '2')"
         )
+    examples = f"lake.{application.name}.examples"
+    if not spark.table(examples).schema["label"].nullable:  # made before rows without a label were kept
+        spark.sql(f"ALTER TABLE {examples} ALTER COLUMN label DROP NOT NULL")
+    predictions = f"lake.{application.name}.predictions"
+    there = set(spark.table(predictions).columns)
+    if lacking := [field for field in VIEW_SCHEMA if field.name not in there]:
+        spark.sql(f"ALTER TABLE {predictions} ADD COLUMNS ({_columns(pa.schema(lacking))})")
+    _evolve(spark, examples, payload)
+
+
+def _evolve(spark: SparkSession, table: str, payload: pa.Schema) -> None:
+    own = {column.split()[0] for column in _TABLES["examples"][0].split(", ")}
+    found = to_arrow_schema(StructType([field for field in spark.table(table).schema if field.name not in own]))
+    if obstacles := compatible(found, payload):
+        raise ConfigurationError(
+            f"the rows of {table} do not fit the event's schema: {'; '.join(obstacles)}",
+            "change the event as said, or give the application another name, which begins with tables of its own",
+        )
+    changes, widened = _changes(list(found), list(payload), "")
+    for change in changes:
+        spark.sql(f"ALTER TABLE {table} {change}")
+    if widened:
+        _widen(spark, table, widened)
+
+
+def _changes(old: list[pa.Field], new: list[pa.Field], inside: str) -> tuple[list[str], list[str]]:
+    """Clauses of ALTER TABLE that turn `old` into `new`, and the columns whose integers become floats."""
+    there = {field.name: field for field in old}
+    clauses, widened = [], []
+    for field in new:
+        path, before = f"{inside}`{field.name}`", there.get(field.name)
+        if before is None:
+            clauses.append(f"ADD COLUMN {path} {_sql_type(from_arrow_type(field.type))}")
+            continue
+        if field.nullable and not before.nullable:
+            clauses.append(f"ALTER COLUMN {path} DROP NOT NULL")
+        if pa.types.is_struct(field.type):
+            deeper, inner = _changes(list(before.type), list(field.type), f"{path}.")
+            clauses += deeper
+            widened += inner
+        elif pa.types.is_integer(before.type) and pa.types.is_floating(field.type):
+            widened.append(path)
+    return clauses, widened
+
+
+def _widen(spark: SparkSession, table: str, columns: list[str]) -> None:
+    """Write the rows again with doubles, for Iceberg widens no integer to one; snapshots from before stay as they are.
+
+    Raises: ConfigurationError for a field within a struct, which cannot be replaced alone.
+    """
+    if within := [path for path in columns if "`.`" in path]:
+        raise ConfigurationError(
+            f"field {within[0].replace('`', '')!r} of {table} cannot become a float within its model",
+            "leave its type, and add a field of another name beside it",
+        )
+    rows = spark.table(table)
+    selected = ", ".join(
+        f"CAST(`{name}` AS DOUBLE) AS `{name}`" if f"`{name}`" in columns else f"`{name}`" for name in rows.columns
+    )
+    spark.sql(
+        f"REPLACE TABLE {table} USING iceberg {_TABLES['examples'][1]} TBLPROPERTIES ('format-version' = '2') "
+        f"AS SELECT {selected} FROM {table}"
+    )
 
 
 def current_snapshot(spark: SparkSession, table: str) -> int | None:
@@ -171,3 +255,11 @@ def current_snapshot(spark: SparkSession, table: str) -> int | None:
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
     """The table as of a snapshot."""
     return spark.read.option("versionAsOf", snapshot).table(table)
+
+
+def lacking_columns(spark: SparkSession, application: str, horizon: Horizon) -> frozenset[str]:
+    """Columns of the batch view that the horizon's snapshot was written without."""
+    if horizon.snapshot is None:
+        return frozenset()
+    there = read_snapshot(spark, f"lake.{application}.predictions", horizon.snapshot).columns
+    return frozenset(VIEW_SCHEMA.names) - set(there)

@@ -21,7 +21,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict, DeepLambdaError, NotReady
+from deeplambda.errors import BadInput, Conflict, DeepLambdaError, InvalidEvent, NotReady
 from deeplambda.features import Features, chosen, row_bytes, row_count
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
@@ -88,8 +88,8 @@ class ModelClient:
         """Outputs of N rows. features: finite, (N, …) each, N at least 1, as the featurizer of that id gives them.
 
         A large batch is sent in chunks, and again from the start if the model changes between them.
-        Raises: OtherFeatures when the model takes another featurizer's, BadInput when the service refuses the features,
-        NotReady when it does not answer within `patience_s`.
+        Raises: OtherFeatures when the model takes another featurizer's, InvalidEvent when the model has no answer for
+        some row, BadInput for any other refusal, NotReady when it does not answer within `patience_s`.
         """
         total = row_count(features)
         rows = max(1, _CHUNK_BYTES // max(1, row_bytes(features)))
@@ -120,12 +120,19 @@ class ModelClient:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def serving(self) -> int | None:
-        """The version that serves now; None while none does. Raises: NotReady when the service does not answer."""
+        """The version that serves now; None while none does.
+
+        Raises: BadInput when the service does not know the application, NotReady when it does not answer.
+        """
         try:
             response = self._pool.request("GET", self._path.removesuffix("/infer"))
         except HTTPError as exc:
             raise NotReady(f"the model service did not answer: {exc}", "see 'deeplambda status'") from exc
-        return int(response.headers["X-Model-Version"]) if response.status == 200 else None
+        if response.status == HTTPStatus.OK:
+            return int(response.headers["X-Model-Version"])
+        if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            return None
+        raise _refusal(self._application, response)
 
     def _post(self, body: bytes, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         try:
@@ -177,4 +184,4 @@ def _refusal(application: str, response: urllib3.BaseHTTPResponse) -> DeepLambda
     message = f"the model service answered {response.status} for {application!r}: {detail}"
     if response.status >= 500 or response.status in {408, 429}:
         return NotReady(message, "see 'deeplambda logs model'")
-    return BadInput(message)
+    return (InvalidEvent if response.status == HTTPStatus.UNPROCESSABLE_ENTITY else BadInput)(message)

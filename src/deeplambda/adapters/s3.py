@@ -94,6 +94,12 @@ class ObjectStore:
         except BadInput:
             return None
 
+    def fingerprint(self, key: str) -> str:
+        """The SHA-256 that was recorded when `key` was stored, else S3's own tag after `etag:`. Raises: BadInput."""
+        with self._errors(key):
+            head = self.client.head_object(Bucket=self.bucket, Key=key)
+        return head["Metadata"].get(_HASH) or f"etag:{head['ETag'].strip(chr(34))}"
+
     def get(self, key: str, sha256: str | None = None) -> bytes:
         """The object's bytes, checked against `sha256` or else against the hash recorded with it.
 

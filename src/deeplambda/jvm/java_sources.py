@@ -1,4 +1,4 @@
-"""Java of our own, compiled by Janino, a compiler that lies among pyspark's jars: a Java runtime is enough.
+"""The platform's Java sources, compiled by Janino, one of pyspark's jars, so that a Java runtime is enough.
 
 Janino knows no lambdas and erases generics, hence the plain style of the sources.
 """
@@ -15,7 +15,7 @@ _COMPILER = "org.codehaus.commons.compiler.samples.CompilerDemo"
 
 
 def compiled_classes(sources: Path, into: Path) -> Path:
-    """A folder below `into` with the classes of all sources below `sources`, made anew when these or pyspark change.
+    """A folder below `into` with the classes of all sources below `sources`, compiled when these or pyspark change.
 
     Raises: ConfigurationError when the sources do not compile.
     """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from deeplambda.application import Event, payload_batch
-from deeplambda.features import BadFeatures, Features, chosen
+from deeplambda.features import BadFeatures, Features
 from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
 from deeplambda.records.featurizer import NOT_FINITE, Featurizer
 
@@ -24,12 +24,6 @@ class Admitted:
     events_N: Sequence[Event]
     features: Features
     refused: Sequence[tuple[int, RefusedEvent]]
-
-    def some(self, rows: slice) -> "Admitted":
-        """Some of those that passed, with nothing refused."""
-        return Admitted(
-            rows_N=self.rows_N[rows], events_N=self.events_N[rows], features=chosen(self.features, rows), refused=()
-        )
 
 
 def admit(

@@ -6,17 +6,17 @@ line. `isolated` finds the rows to blame, so that one bad event harms no other. 
 
 import ctypes
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from deeplambda.application import Application, learns
-from deeplambda.errors import BadInput, NotReady
+from deeplambda.errors import BadInput
 from deeplambda.features import (
     BadFeatures,
     Features,
@@ -27,11 +27,14 @@ from deeplambda.features import (
     finite_rows,
     specification,
 )
+from deeplambda.records.isolation import halved
 
-ISOLATION_S = 60.0
-"""How long the culprits of one batch are looked for before the batch as a whole fails."""
+SHORTEST_LIMIT_S = 1.0
+"""A part of a batch has that part of the batch's time, and at least this much: so culprits that hang are soon found."""
 
 NOT_FINITE = "a feature is NaN or infinite"
+
+_OWN_FILES = {__file__, str(Path(__file__).with_name("answers.py"))}
 
 T = TypeVar("T")
 
@@ -74,10 +77,10 @@ class Featurizer:
         """
         if batch.num_rows == 0:
             return {}
-        application = self.application
-        given = bounded(
-            lambda: application.transform(batch, *self._arguments), application.transform_limit_s, "the transform"
-        )
+        return self._within(self.application.transform_limit_s, batch)
+
+    def _within(self, limit_s: float, batch: pa.RecordBatch) -> Features:
+        given = bounded(lambda: self.application.transform(batch, *self._arguments), limit_s, "the transform")
         features = checked(given, batch.num_rows, self._wanted)
         if self._wanted is None:
             self._wanted = specification(features)
@@ -88,50 +91,31 @@ class Featurizer:
 
         Raises: NotReady when the culprits cannot be found in time: nearly every row is one, or the transform hangs.
         """
-        found = isolate(self.features, batch)
-        rows = np.array(found.rows_N, dtype=np.int64)
-        finite_N = finite_rows(found.features, len(rows))
+        limit_s, total = self.application.transform_limit_s, batch.num_rows
+
+        def attempt(piece: slice) -> Features:
+            count = piece.stop - piece.start
+            shorter_s = max(limit_s * count / total, SHORTEST_LIMIT_S)
+            return self._within(min(limit_s, shorter_s), batch.slice(piece.start, count))
+
+        found = halved(attempt, total, BadFeatures)
+        refused = {row: BadFeatures(exc.message, exc.remedy) for row, exc in found.refused.items()}
+        features = concatenated([piece for _, piece in found.pieces])
+        rows = np.array(found.rows, dtype=np.int64)
+        finite_N = finite_rows(features, len(rows))
         if finite_N.all():
-            return found
-        refused = {int(row): BadFeatures(NOT_FINITE, "send finite values") for row in rows[~finite_N]}
+            return Isolated(rows_N=found.rows, features=features, refused=refused)
+        refused |= {int(row): BadFeatures(NOT_FINITE, "send finite values") for row in rows[~finite_N]}
         return Isolated(
             rows_N=rows[finite_N].tolist(),
-            features={name: array[finite_N] for name, array in found.features.items()},
-            refused=found.refused | refused,
+            features={name: array[finite_N] for name, array in features.items()},
+            refused=refused,
         )
 
 
 def featurizer_id(code_version: str, state_sha256: str | None) -> str:
     """Names a featurizer: the code's version and, where it learned something, the hash of that."""
     return f"{code_version}-{state_sha256[:12]}" if state_sha256 else code_version
-
-
-def isolate(transform: Callable[[pa.RecordBatch], Features], batch: pa.RecordBatch) -> Isolated:
-    """The batch halved again and again until each row that fails stands alone. Raises: NotReady past ISOLATION_S."""
-    deadline = time.monotonic() + ISOLATION_S
-    rows: list[int] = []
-    pieces: list[Features] = []
-    refused: dict[int, BadFeatures] = {}
-
-    def attempt(first: int, count: int) -> None:
-        try:
-            features = transform(batch.slice(first, count))
-        except BadFeatures as exc:
-            if count == 1:
-                refused[first] = exc
-                return
-            if time.monotonic() > deadline:
-                raise NotReady(f"too many events make the transform fail: {exc.message}", exc.remedy) from exc
-            half = count // 2
-            attempt(first, half)
-            attempt(first + half, count - half)
-        else:
-            rows.extend(range(first, first + count))
-            pieces.append(features)
-
-    if batch.num_rows:
-        attempt(0, batch.num_rows)
-    return Isolated(rows_N=rows, features=concatenated(pieces), refused=refused)
 
 
 def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
@@ -145,10 +129,10 @@ def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
     def run() -> None:
         try:
             outcome.extend((True, call()))
-        except Exception as exc:
-            outcome.extend((False, exc))
         except _TooLong:
             pass
+        except BaseException as exc:  # `sys.exit` as well: a thread would end by it in silence
+            outcome.extend((False, exc))
 
     thread = threading.Thread(target=run, name="application", daemon=True)
     thread.start()
@@ -164,11 +148,11 @@ def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
     raise BadFeatures(f"{what} raised {said(value)}", "fix the application, or refuse such events in its schema")
 
 
-def said(exc: Exception) -> str:
-    """An exception of a user's code in one line, with the file and line that it came from."""
-    frames = traceback.extract_tb(exc.__traceback__)
-    own = [frame for frame in frames if frame.name != "run" and "deeplambda/records/featurizer" not in frame.filename]
-    where = f" ({own[-1].filename.rpartition('/')[2]}, line {own[-1].lineno})" if own else ""
+def said(exc: BaseException) -> str:
+    """An exception of a user's code in one line, with the file and line of that code that it came through last."""
+    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if frame.filename not in _OWN_FILES]
+    written = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    where = f" ({Path(written[-1].filename).name}, line {written[-1].lineno})" if written else ""
     message = exc.message if isinstance(exc, BadInput) else str(exc).strip().partition("\n")[0][:500]
     return f"{type(exc).__name__}: {message}{where}"
 

@@ -9,8 +9,10 @@ Both halves are pinned by literals in one view definition, so a query sees eithe
 half of each. An event sent twice, once on each side of the cut, is the reason for the second condition.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from deeplambda.records.predictions import VIEW_SCHEMA
 
@@ -36,10 +38,11 @@ class Horizon:
         )
 
 
-def all_predictions_sql(application: str, horizon: Horizon, realtime_table: str) -> str:
+def all_predictions_sql(application: str, horizon: Horizon, realtime_table: str, lacking: Collection[str] = ()) -> str:
     """Spark SQL of the union of both views at `horizon`.
 
     realtime_table: how Spark names MySQL's `realtime_predictions`, for example `mysql.deeplambda.realtime_predictions`.
+    lacking: columns that the horizon's snapshot does not have, for it was written before they were added.
     """
     columns = ", ".join(VIEW_SCHEMA.names)
     realtime = (
@@ -50,6 +53,14 @@ def all_predictions_sql(application: str, horizon: Horizon, realtime_table: str)
         return realtime
     batch = f"lake.{application}.predictions VERSION AS OF {horizon.snapshot}"
     return (
-        f"SELECT {columns}, 'batch' AS view FROM {batch} UNION ALL {realtime} "
+        f"SELECT {batch_columns(lacking)}, 'batch' AS view FROM {batch} UNION ALL {realtime} "
         f"AND NOT EXISTS (SELECT 1 FROM {batch} AS absorbed WHERE absorbed.event_id = live.event_id)"
+    )
+
+
+def batch_columns(lacking: Collection[str] = ()) -> str:
+    """The columns of a batch view in Spark SQL; NULL for those that its snapshot lacks."""
+    types = {field.name: "DOUBLE" if field.type == pa.float64() else "STRING" for field in VIEW_SCHEMA}
+    return ", ".join(
+        f"CAST(NULL AS {types[name]}) AS {name}" if name in lacking else name for name in VIEW_SCHEMA.names
     )

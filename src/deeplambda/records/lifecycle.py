@@ -35,7 +35,8 @@ class PartitionPrepared(_LifecycleRecord):
 
 
 class EpochTrained(_LifecycleRecord):
-    """One epoch is done and its checkpoint is on S3; `metrics` are of the test split."""
+    """One epoch is done and its checkpoint is on S3; `metrics` are of the test split, `validation_metrics` of
+    the validation split; none where there is no such split."""
 
     type: Literal["EpochTrained"] = "EpochTrained"
     run: str
@@ -43,6 +44,7 @@ class EpochTrained(_LifecycleRecord):
     epochs: int
     loss: float
     metrics: dict[str, float]
+    validation_metrics: dict[str, float] = {}
     rows: int
     duration_s: float
     device: str
@@ -87,7 +89,10 @@ class ModelRolledBack(_LifecycleRecord):
 
 
 class BatchViewPublished(_LifecycleRecord):
-    """A recomputed batch view is visible; `offsets` is the horizon that it was made up to."""
+    """A recomputed batch view is visible; `offsets` is the horizon that it was made up to.
+
+    refused: archived events that could not be scored, and are in the quarantine.
+    """
 
     type: Literal["BatchViewPublished"] = "BatchViewPublished"
     snapshot: int
@@ -95,6 +100,7 @@ class BatchViewPublished(_LifecycleRecord):
     version: int
     offsets: dict[int, int]
     rows: int
+    refused: int = 0
     duration_s: float
 
 

@@ -4,12 +4,15 @@ The JSON form and the columns are public: one may be added, none is renamed or r
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import to_json
 
 from deeplambda.fields import EventId, Moment
+from deeplambda.objective import PREDICTION_LIMIT
 
 VIEW_SCHEMA = pa.schema(
     [
@@ -21,13 +24,24 @@ VIEW_SCHEMA = pa.schema(
         pa.field("model_version", pa.int32(), nullable=False),
         pa.field("prediction", pa.string(), nullable=False),
         pa.field("confidence", pa.float64()),
+        pa.field("value", pa.float64()),
+        pa.field("scores", pa.string()),
     ]
 )
-"""The columns of a prediction in both views; the tables in Hive and MySQL and their union are derived from it."""
+"""The columns of a prediction in both views; the tables in Hive and MySQL and their union are derived from it.
+
+value: the prediction as a number, where it is one. scores: probabilities by the name of class or label, as JSON text. A
+column that is added to the end must be nullable: rows and snapshots of before have none.
+"""
 
 
-def _none_for_nan(confidence: Any) -> Any:
-    return None if isinstance(confidence, float) and math.isnan(confidence) else confidence
+def scores_text(scores: Mapping[str, float] | None) -> str | None:
+    """Scores as the views keep them."""
+    return None if scores is None else to_json(scores).decode()
+
+
+def _none_for_nan(number: Any) -> Any:
+    return None if isinstance(number, float) and math.isnan(number) else number
 
 
 class Prediction(BaseModel):
@@ -35,7 +49,8 @@ class Prediction(BaseModel):
 
     kafka_partition, kafka_offset: the event's position in `<application>.events`. received_at: the broker's time stamp
     of the event. inference_ms: the model call that scored the event's batch. confidence: in [0, 1]; None
-    where the objective has none, which it gives as NaN. code_version: of the application's sources.
+    where the objective has none, which it gives as NaN. code_version: of the application's sources. value: the
+    prediction as a number, where it is one. scores: probabilities by the name of class or label, where there are any.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -48,7 +63,9 @@ class Prediction(BaseModel):
     received_at: AwareDatetime
     predicted_at: AwareDatetime
     model_version: Annotated[int, Field(ge=0, lt=2**31)]
-    prediction: Annotated[str, Field(max_length=255)]
+    prediction: Annotated[str, Field(max_length=PREDICTION_LIMIT)]
     confidence: Annotated[float | None, BeforeValidator(_none_for_nan)] = None
+    value: Annotated[float | None, BeforeValidator(_none_for_nan)] = None
+    scores: dict[str, float] | None = None
     inference_ms: float
     code_version: str

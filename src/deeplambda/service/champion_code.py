@@ -24,6 +24,7 @@ class ChampionCode:
         self._settings, self._name, self._client, self._patience_s = settings, name, client, patience_s
         self._store = ObjectStore(settings)
         self._featurizer: Featurizer | None = None
+        self._version: int | None = None
 
     def current(self) -> Featurizer:
         """The one loaded last; at first, that of the version that serves. Raises: NotReady when none does in time."""
@@ -32,15 +33,32 @@ class ChampionCode:
     def load(self, version: int) -> Featurizer:
         """Take up a version's code and learned state. Raises: CorruptObject, BadInput, NotReady."""
         card = fetch_card(self._store, self._name, version)
-        self._featurizer = load_code(self._store, self._settings, card).featurizer
+        self._featurizer, self._version = load_code(self._store, self._settings, card).featurizer, version
         return self._featurizer
+
+    def renew(self) -> bool:
+        """Take up the code of the version that serves; False when that is the code taken up already.
+
+        To be called where all events are refused: no features are sent then, so the service cannot say that they are
+        of old code, whose schema or transform may be what refuses them. Raises: as `load`.
+        """
+        known = self._featurizer
+        serving = self._serving_version()
+        return serving != self._version and (known is None or self.load(serving).id != known.id)
 
     def _serving_version(self) -> int:
         deadline = time.monotonic() + self._patience_s
-        while (version := self._client.serving()) is None:
+        while True:
+            try:
+                version = self._client.serving()
+            except NotReady:  # it is being restarted
+                if time.monotonic() > deadline:
+                    raise
+                version = None
+            if version is not None:
+                return version
             if time.monotonic() > deadline:
                 raise NotReady(
                     f"{self._name} has no champion", f"train and promote one: 'deeplambda batch run {self._name}'"
                 )
             time.sleep(_LOOK_EVERY_S)
-        return version

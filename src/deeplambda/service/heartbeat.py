@@ -5,6 +5,7 @@ The stack's probes and the containers' health checks read them, where they would
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -18,27 +19,40 @@ HEARTBEAT_PARTS: tuple[HeartbeatPart, ...] = get_args(HeartbeatPart)
 STALE_AFTER = timedelta(seconds=20)
 
 
+FAILING = "failing"
+"""What a state begins with when something is wrong; the reason follows."""
+
+
 class Heartbeat(NamedTuple):
-    """A part's last heartbeat: when and by which process it was written, and the details given with it."""
+    """A part's last heartbeat: when and by which process it was written, and the details and states given with it."""
 
     at: datetime
     pid: int
     details: dict[str, Any]
+    states: dict[str, str]
 
     @property
     def age(self) -> timedelta:
         return datetime.now(UTC) - self.at
 
 
-def write_heartbeat(settings: Settings, part: HeartbeatPart, **details: Any) -> None:
+def write_heartbeat(
+    settings: Settings,
+    part: HeartbeatPart | Literal["gateway"],
+    states: Mapping[str, str] | None = None,
+    **details: Any,
+) -> None:
     """Record that `part` is at work; its main loop calls this every few seconds.
 
-    details: JSON values that `deeplambda status` shows.
+    states: by application, or by loop in a part whose loops serve all of them: `running`, or `failing: ` and why.
+    The part is at work even when an application in it fails: `deeplambda status` names that one, and is no less well.
+    details: JSON values that `deeplambda status` shows. The gateway has a port, and beats to tell its states.
     """
     place = _place(settings, part)
     place.parent.mkdir(parents=True, exist_ok=True)
     written = place.with_suffix(f".{os.getpid()}.tmp")
-    written.write_text(json.dumps({"at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "details": details}))
+    beat = {"at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "details": details, "states": dict(states or {})}
+    written.write_text(json.dumps(beat))
     written.replace(place)
 
 
@@ -48,11 +62,17 @@ def last_heartbeat(settings: Settings, part: str) -> Heartbeat | None:
         found = json.loads(_place(settings, part).read_text())
     except FileNotFoundError:
         return None
-    return Heartbeat(datetime.fromisoformat(found["at"]), found["pid"], found["details"])
+    return Heartbeat(datetime.fromisoformat(found["at"]), found["pid"], found["details"], found.get("states", {}))
+
+
+def last_states(settings: Settings, part: str) -> dict[str, str]:
+    """The states in the last heartbeat of `part`; none where it is stale."""
+    last = last_heartbeat(settings, part)
+    return {} if last is None or last.age > STALE_AFTER else last.states
 
 
 def probe_heartbeat(settings: Settings, part: str, since: datetime | None = None) -> str:
-    """The details of the last heartbeat of `part` as text: the probe of a part without a port.
+    """The last heartbeat of `part` as text, which names what fails in it: the probe of a part without a port.
 
     Raises: NotReady when that heartbeat is missing, older than `since` or older than `STALE_AFTER`.
     """
@@ -61,7 +81,8 @@ def probe_heartbeat(settings: Settings, part: str, since: datetime | None = None
         raise NotReady("no heartbeat yet")
     if last.age > STALE_AFTER:
         raise NotReady(f"last heartbeat {last.age} ago")
-    return ", ".join(f"{value} {name}" for name, value in last.details.items())
+    failing = [f"{name} fails" for name, state in last.states.items() if state.startswith(FAILING)]
+    return ", ".join([*(f"{value} {name}" for name, value in last.details.items()), *failing])
 
 
 def remove_heartbeat(settings: Settings, part: str) -> None:

@@ -49,7 +49,7 @@ def problem(status: int, title: str, detail: str, **extra: Any) -> Response:
 
 
 def register(app: Flask) -> None:
-    """Answer every error of `app` with a problem: Flask's own, the platform's, and those nobody foresaw."""
+    """Answer every error of `app` with a problem: Flask's own, the platform's, and unforeseen ones."""
     app.register_error_handler(HTTPException, _of_http_error)
     app.register_error_handler(DeepLambdaError, _of_platform_error)
     app.register_error_handler(Exception, _of_unforeseen_error)

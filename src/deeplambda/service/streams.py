@@ -1,105 +1,166 @@
-"""Keeping Spark streams running: heartbeats, metrics, and a restart from the checkpoint after a failure.
+"""Keeping Spark streams running: each on its own, so that one application's trouble stops no other's stream.
 
-A stream that fails is started again in the same session, which takes less than a second; a process that starts Spark
-anew takes twenty. One that fails again and again ends the process, which the supervisor or container engine restarts.
+A stream that fails resumes from its checkpoint in the same session, which takes less than a second; a process that
+starts Spark anew takes twenty. After each failure in a row its pause doubles, up to a minute. The process ends, and the
+supervisor or container engine starts it again, only when Spark itself is gone or every stream has failed for long.
 """
 
 import logging
+import re
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
+from py4j.protocol import Py4JNetworkError
+from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
-from deeplambda.service.heartbeat import HeartbeatPart, write_heartbeat
+from deeplambda.errors import DeepLambdaError, NotReady
+from deeplambda.service.heartbeat import FAILING, HeartbeatPart, write_heartbeat
+from deeplambda.service.loops import Loop, LoopStatus, in_one_line
 from deeplambda.service.metrics import MetricPublisher
 
 _WATCH_S = 1.0
 _BEAT_S = 5.0
-_FAILURES = 5
-_FAILURES_WITHIN_S = 120
+_STOP_WITHIN_S = 10.0
+_SLOW_AFTER_S = 120.0
+GIVE_UP_AFTER_S = 900.0
+"""Once every stream has failed for this long, a fresh process is tried: its own state may be what is broken."""
+
 _LOG = logging.getLogger(__name__)
+# The last line of a Python traceback, of any class but those that Spark wraps others in.
+_PYTHON_ERROR = re.compile(
+    r"^(?!pyspark|py4j|org\.|java)(?:(?:\w+\.)+(\w+)|(\w+(?:Error|Exception))): (.+)$", re.MULTILINE
+)
 
 
 @dataclass
 class Stream:
     """One stream of an application, which `run_streams` keeps running.
 
-    start: begins the query or resumes it from its checkpoint. reported_batch: the last batch whose metrics were sent.
+    start: begins the query or resumes it from its checkpoint; whatever must be loaded or created first is done in it,
+    for it runs on the stream's own thread. reported_batch: the last batch whose metrics were sent.
     """
 
     application: str
     start: Callable[[], StreamingQuery]
-    query: StreamingQuery | None = None
     reported_batch: int = -1
-    failures: deque[float] = field(default_factory=lambda: deque(maxlen=_FAILURES))
 
-    def keep_running(self) -> None:
-        """Start the query if it is not running; `run_streams` calls this every second.
+    def run(self, publish: Callable[[Any], None], status: LoopStatus, stop: threading.Event) -> None:
+        """Start the query and watch it until `stop` is set: the work of the stream's `Loop`.
 
-        Raises: NotReady when it keeps failing.
+        publish: called with the progress of each batch that has had rows. Raises: what ended the query.
         """
-        if self.query is not None and (failure := self.query.exception()) is not None:
-            self.query = None
-            self._count_failure(failure)
-        if self.query is None:
-            try:
-                self.query = self.start()
-            except NotReady as exc:
-                self._count_failure(exc)
-
-    def _count_failure(self, failure: Exception) -> None:
-        self.failures.append(time.monotonic())
-        if len(self.failures) == _FAILURES and self.failures[-1] - self.failures[0] < _FAILURES_WITHIN_S:
-            raise NotReady(
-                f"a stream of {self.application} failed {_FAILURES} times within {_FAILURES_WITHIN_S} s: {failure}",
-                "fix the cause; the stream resumes from its checkpoint",
-            ) from failure
-        _LOG.warning("a stream of %s failed and starts again from its checkpoint: %s", self.application, failure)
-
-    def report(self, metrics: MetricPublisher) -> None:
-        """Publish the metrics of the last finished batch, once for each batch."""
-        progress = self.query and self.query.lastProgress
-        if not progress or not progress.numInputRows or progress.batchId == self.reported_batch:
-            return
-        self.reported_batch = progress.batchId
-        metrics.publish("rows", progress.numInputRows, "rows")
-        metrics.publish("throughput", progress.processedRowsPerSecond, "rows/s")
-        metrics.publish("batch_duration", progress.durationMs["triggerExecution"] / 1e3, "s")
+        query = self.start()
+        batch_since_s = time.monotonic()
+        seen: Any = None
+        try:
+            while not stop.is_set():
+                if (failure := query.exception()) is not None:
+                    raise failure
+                if not query.isActive:
+                    raise NotReady("the query ended without an error")
+                progress, busy = query.lastProgress, query.status["isTriggerActive"]
+                moved = progress is not None and progress.timestamp != seen
+                if moved or (progress is not None and not busy):
+                    batch_since_s, seen = time.monotonic(), progress.timestamp
+                    status.working()
+                elif (slow_s := time.monotonic() - batch_since_s) > _SLOW_AFTER_S:
+                    # Only said, not stopped: a large batch of a slow model would else begin again and again.
+                    status.waiting(f"no batch has ended for {slow_s // 60 * 60:.0f} s and more")
+                else:
+                    status.alive()
+                if moved and progress.numInputRows and progress.batchId != self.reported_batch:
+                    self.reported_batch = progress.batchId
+                    publish(progress)
+                stop.wait(_WATCH_S)
+        finally:
+            query.stop()
 
 
-def run_streams(settings: Settings, *, layer: str, part: HeartbeatPart, streams: Iterable[Stream]) -> None:
+def run_streams(
+    spark: SparkSession, settings: Settings, *, layer: str, part: HeartbeatPart, streams: Iterable[Stream]
+) -> None:
     """Run the streams until SIGTERM or SIGINT: the main loop of the parts `stream` and `archive`.
 
-    Raises: NotReady when a stream keeps failing.
+    Raises: NotReady when Spark is gone, or every stream keeps failing.
     """
-    running, stop = list(streams), threading.Event()
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with Publisher(settings) as publisher:
-        metrics_of = {
-            stream.application: MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
-            for stream in running
-        }
-        last_beat_s = 0.0
+        loops: list[tuple[Stream, Loop]] = []
+        for stream in streams:
+            metrics = MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
+            loops.append((stream, _loop(stream, metrics, stop)))
+        for _, loop in loops:
+            loop.start()
         while not stop.is_set():
-            for stream in running:
-                stream.keep_running()
-                stream.report(metrics_of[stream.application])
-            if time.monotonic() - last_beat_s > _BEAT_S:
-                last_beat_s = time.monotonic()
-                write_heartbeat(settings, part, streams=len(running))
-                _flush(publisher)
-            stop.wait(_WATCH_S)
-    for stream in running:
-        if stream.query is not None:
-            stream.query.stop()
+            _check_spark(spark)
+            _check_any_runs([loop for _, loop in loops])
+            states = states_of((stream.application, loop.status) for stream, loop in loops)
+            write_heartbeat(settings, part, states=states, streams=len(loops))
+            _flush(publisher)
+            stop.wait(_BEAT_S)
+        stopped_by_s = time.monotonic() + _STOP_WITHIN_S
+        for _, loop in loops:
+            loop.join(max(0.0, stopped_by_s - time.monotonic()))
+
+
+def states_of(statuses: Iterable[tuple[str, LoopStatus]]) -> dict[str, str]:
+    """By application, `running` or why it fails; of several streams, a failing one's state counts."""
+    states: dict[str, str] = {}
+    for application, status in statuses:
+        if not states.get(application, "").startswith(FAILING):
+            states[application] = status.state
+    return states
+
+
+def why_failed(exc: Exception) -> str:
+    """The reason in one line; of an error that Spark wraps, the innermost, which is the user's code's or ours."""
+    found = _PYTHON_ERROR.findall(str(exc)) if not isinstance(exc, DeepLambdaError) else []
+    if not found:
+        return in_one_line(exc)
+    ours, other, message = found[-1]
+    return f"{ours or other}: {message}"[:300]
+
+
+def _loop(stream: Stream, metrics: MetricPublisher, stop: threading.Event) -> Loop:
+    def publish(progress: Any) -> None:
+        try:
+            metrics.publish("rows", progress.numInputRows, "rows")
+            metrics.publish("throughput", progress.processedRowsPerSecond, "rows/s")
+            metrics.publish("batch_duration", progress.durationMs["triggerExecution"] / 1e3, "s")
+        except NotReady as exc:  # losing metrics while the broker is away must not end the stream
+            _LOG.warning("metrics not published: %s", exc)
+
+    def work(status: LoopStatus, stop: threading.Event) -> None:
+        stream.run(publish, status, stop)
+
+    return Loop(stream.application, work, stop, said=why_failed)
+
+
+def _check_spark(spark: SparkSession) -> None:
+    try:
+        stopped = spark.sparkContext._jsc.sc().isStopped()
+    except (Py4JNetworkError, OSError) as exc:
+        raise NotReady("Spark's JVM is gone", "see the log before this line; the process starts again") from exc
+    if stopped:
+        raise NotReady("Spark has stopped", "see the log before this line; the process starts again")
+
+
+def _check_any_runs(loops: list[Loop]) -> None:
+    at_s = time.monotonic()
+    if loops and all(loop.status.budget.failing_for_s(at_s) > GIVE_UP_AFTER_S for loop in loops):
+        raise NotReady(
+            f"every stream has failed for {GIVE_UP_AFTER_S:.0f} s, the last one: {loops[-1].status.waits_for}",
+            "fix the cause; the streams resume from their checkpoints",
+        )
 
 
 def _flush(publisher: Publisher) -> None:

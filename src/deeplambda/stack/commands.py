@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from deeplambda.config import load_settings, port_of
+from deeplambda.config import load_settings
 from deeplambda.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True)
@@ -22,7 +21,11 @@ def up(
     parts: _Parts = None,
     free_ports: Annotated[bool, typer.Option(help="Use free ports, and keep them in <data folder>/stack.env.")] = False,
 ) -> None:
-    """Start the stack and wait until every part answers. Starts only what is missing; parts bring what they need."""
+    """Start the stack and wait until every part answers. Starts only what is missing; parts bring what they need.
+
+    A part that runs with other settings or other code than it would be started with now is started anew, no other is;
+    its line says why. So a new application is served once it is named in the settings.
+    """
     from deeplambda.stack.local.bringup import bring_up
     from deeplambda.stack.local.display import addresses, shown_steps
     from deeplambda.stack.local.parts import with_needs
@@ -57,27 +60,21 @@ def down(parts: _Parts = None) -> None:
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
-    """Each part's health, process, port, memory, restarts. Exit code 1 when a part is unwell or nothing runs."""
+    """Each part's health, port, memory, restarts, and which application fails in it.
+
+    Exit code 1 when a part is unwell or nothing runs. A part in which an application fails is well, for it serves the
+    others; the note names that one, and a line below says why.
+    """
+    from deeplambda.stack.local.display import health_table, remarks
     from deeplambda.stack.local.health import stack_health
 
     found = stack_health(load_settings())
     if as_json:
         print(json.dumps([health.to_json() for health in found], indent=2))
     else:
-        table = Table("part", "health", "pid", "port", "memory", "restarts", "up for", "note", box=None)
-        colours = {"well": "green", "elsewhere": "green", "unwell": "red", "stopped": "dim"}
-        for health in found:
-            table.add_row(
-                health.part,
-                f"[{colours[health.health]}]{health.health}[/]",
-                str(health.pid or ""),
-                str(port_of(health.address)) if health.address and health.health != "elsewhere" else "",
-                f"{health.memory_bytes / 2**20:.0f} MiB" if health.memory_bytes else "",
-                str(health.restarts),
-                _duration(health.uptime_s) if health.uptime_s is not None else "",
-                health.note,
-            )
-        _out.print(table)
+        _out.print(health_table(found))
+        for remark in remarks(found):
+            _out.print(remark, soft_wrap=True, highlight=False)
         total = sum(health.memory_bytes or 0 for health in found)
         _out.print(f"memory in all: {total / 2**30:.2f} GiB")
     if any(health.is_trouble for health in found) or all(health.health == "stopped" for health in found):
@@ -134,9 +131,3 @@ def kafka_tool(
     from deeplambda.stack.local.kafka import run_tool
 
     run_tool(load_settings(), name, context.args)
-
-
-def _duration(seconds: int) -> str:
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,5 +1,6 @@
 """Whether a part answers, asked in its real protocol. Each probe returns a short note or raises NotReady."""
 
+import json
 import logging
 from http import HTTPStatus
 
@@ -125,16 +126,27 @@ def model(settings: Settings) -> str:
     return _http_ok(f"{settings.model_url}/v2/health/live")
 
 
+def model_states(settings: Settings) -> dict[str, str]:
+    """By application, `running`, or `failing: ` and why its newest champion does not serve. Raises: NotReady."""
+    models = json.loads(_got(f"{settings.model_url}/v1/models"))["models"]
+    return {each["name"]: f"failing: {each['error']}" if each["error"] else "running" for each in models}
+
+
 def query(settings: Settings) -> str:
     """The query service's health route."""
     return _http_ok(f"{settings.query_url}/v1/health")
 
 
 def _http_ok(url: str) -> str:
+    _got(url)
+    return "live"
+
+
+def _got(url: str) -> bytes:
     try:
         response = _HTTP.request("GET", url)
     except urllib3.exceptions.HTTPError as exc:
         raise NotReady(f"no answer from {url}: {type(exc).__name__}") from exc
     if response.status != HTTPStatus.OK:
         raise NotReady(f"{url} answers {response.status}")
-    return "live"
+    return response.data

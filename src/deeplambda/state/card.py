@@ -82,7 +82,11 @@ def fetch_card(store: ObjectStore, application: str, version: int) -> Card:
 
 
 class TrainerHyperparameters(BaseModel):
-    """What the trainer takes of an application's hyperparameters; the others are arguments of `build_model`."""
+    """What the trainer takes of an application's hyperparameters; the others are arguments of `build_model`.
+
+    gradient_clip: the largest norm of a step's gradient; 0 is none. patience: epochs without a better deciding metric
+    on the split `validation` after which training ends; 0 is never.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -91,6 +95,8 @@ class TrainerHyperparameters(BaseModel):
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     seed: int = Field(ge=0)
+    gradient_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    patience: int = Field(default=0, ge=0)
 
 
 def model_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

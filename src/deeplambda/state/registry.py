@@ -110,7 +110,7 @@ def reject(engine: Engine, application: str, version: int, reason: str) -> None:
 def roll_back(engine: Engine, application: str) -> ModelRolledBack:
     """Undo the last promotion that stands: the version before it serves again. Raises: UnfitModel when there is none.
 
-    A second rollback undoes the promotion before that one; it never brings back what was rolled back.
+    A second rollback undoes the promotion before that one; what was rolled back never comes back but by a promotion.
     """
     with mysql_errors(), engine.begin() as connection:
         changes = connection.execute(
@@ -123,13 +123,16 @@ def roll_back(engine: Engine, application: str) -> ModelRolledBack:
         for change in changes:
             if change.kind == "promoted":
                 standing.append(change.version)
-            else:
-                standing.pop()
-        if len(standing) < 2:
+                continue
+            standing = [version for version in standing if version != standing[-1]]
+            if standing[-1:] != [change.version]:  # rollbacks once went back and forth between two versions
+                standing.append(change.version)
+        earlier_ones = [version for version in standing if version != standing[-1]]
+        if not earlier_ones:
             raise UnfitModel(
                 f"{application} has no earlier champion to go back to", "promote a version: 'deeplambda model promote'"
             )
-        champion_version, earlier = standing[-1], standing[-2]
+        champion_version, earlier = standing[-1], earlier_ones[-1]
         card = published_card(connection, application, earlier)
         promoted = ModelPromoted(
             application=application,

@@ -4,18 +4,36 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import JSON, BigInteger, Column, Double, Engine, Index, Integer, MetaData, String, Table, Text
-from sqlalchemy.dialects.mysql import LONGTEXT
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    inspect,
+)
+from sqlalchemy.dialects.mysql import LONGTEXT, MEDIUMTEXT
 from sqlalchemy.types import TypeEngine
 
 from deeplambda.adapters.mysql import UtcDateTime, mysql_errors
+from deeplambda.errors import ConfigurationError
+from deeplambda.objective import PREDICTION_LIMIT
 from deeplambda.records.predictions import VIEW_SCHEMA
 
 SCHEMA = MetaData()
 _NAME = String(64, collation="utf8mb4_bin")
 
 
-_LENGTHS = {"event_id": 128, "prediction": 255}
+_LENGTHS = {"event_id": 128, "prediction": PREDICTION_LIMIT}
+LABEL_LIMIT = 255
+"""Characters of a label in MySQL."""
 _KEYS = ("event_id",)
 _TYPES: Mapping[pa.DataType, type[TypeEngine[Any]]] = {
     pa.int32(): Integer,
@@ -29,8 +47,13 @@ def _prediction_columns() -> list[Column[Any]]:
     columns: list[Column[Any]] = [Column("application", _NAME, primary_key=True)]
     for field in VIEW_SCHEMA:
         is_key = field.name in _KEYS
-        text = String(_LENGTHS.get(field.name), collation="utf8mb4_bin" if is_key else None)
-        kind = text if field.type == pa.string() else _TYPES[field.type]()
+        kind: TypeEngine[Any]
+        if field.type != pa.string():
+            kind = _TYPES[field.type]()
+        elif field.name in _LENGTHS:
+            kind = String(_LENGTHS[field.name], collation="utf8mb4_bin" if is_key else None)
+        else:
+            kind = MEDIUMTEXT()
         columns.append(Column(field.name, kind, primary_key=is_key, nullable=field.nullable))
     return columns
 
@@ -51,7 +74,7 @@ RECENT_PREDICTIONS = Table(
     "recent_predictions",
     SCHEMA,
     *_prediction_columns(),
-    Column("label", String(255), comment="ground truth, where it has arrived"),
+    Column("label", String(LABEL_LIMIT), comment="ground truth, where it has arrived"),
     Index("recent_by_time", "application", "occurred_at"),
 )
 RECENT_MODEL_METRICS = Table(
@@ -136,6 +159,27 @@ OUTBOX = Table(
 
 
 def create_schema(root: Engine) -> None:
-    """Create the tables that are missing."""
+    """Create the tables that are missing, and add the columns that older tables lack; both only where they are.
+
+    Raises: ConfigurationError for a missing column that is not nullable: rows of before have no value for it.
+    """
     with mysql_errors():
         SCHEMA.create_all(root)
+        with root.begin() as connection:
+            for table in SCHEMA.sorted_tables:
+                _add_missing_columns(connection, table)
+
+
+def _add_missing_columns(connection: Connection, table: Table) -> None:
+    there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    prepare = connection.dialect.identifier_preparer
+    for column in table.columns:
+        if column.name in there:
+            continue
+        if not column.nullable:
+            raise ConfigurationError(
+                f"MySQL's table {table.name} has no column {column.name}, which is not nullable",
+                "it was made by another version of this platform, which cannot be brought up to date by itself",
+            )
+        name, kind = prepare.format_column(column), column.type.compile(connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {prepare.format_table(table)} ADD COLUMN {name} {kind} NULL")

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, UnfitModel
+from deeplambda.errors import BadInput
 from deeplambda.learned import EncodedState, decode_state
 from deeplambda.loading import PackedApplication, pack_application, unpack_application
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.state.card import KEPT_ROWS, STATE, WEIGHTS, Card, artefact_key, code_key, model_arguments
 from deeplambda.state.kept_rows import KeptRows
+from deeplambda.state.weights import load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -82,35 +83,7 @@ def fetch_model(store: ObjectStore, application: Application, card: Card) -> "to
 
     Raises: CorruptObject when hash or layout differ from the card, UnfitModel when a weight is not finite, NotReady.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     weights = store.get(artefact_key(card.application, card.version, WEIGHTS), sha256=card.weights_sha256)
-    name = f"{card.application}/{card.version}"
     model = application.build_model(**model_arguments(card.hyperparameters))
-    try:
-        tensors = load(weights)
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-        shared = _shared_names(model)
-        if absent := [key for key in missing if key not in shared]:
-            raise RuntimeError(f"no weights for {', '.join(absent)}")
-        if unexpected:
-            raise RuntimeError(f"no place for {', '.join(unexpected)}")
-    except (SafetensorError, RuntimeError) as exc:
-        raise CorruptObject(f"the weights of {name} do not fit its model: {exc}", "train and publish again") from exc
-    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
-    if not all(torch.isfinite(tensor).all() for tensor in floats):
-        raise UnfitModel(f"{name} has weights that are not finite", "promote another version")
+    load_weights(model, weights, f"{card.application}/{card.version}")
     return model.eval().requires_grad_(False)
-
-
-def _shared_names(model: "torch.nn.Module") -> set[str]:
-    """Names of tensors that are another's memory: of tied weights the file holds one."""
-    seen: dict[int, str] = {}
-    shared: set[str] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.data_ptr() in seen and tensor.numel():
-            shared |= {name, seen[tensor.data_ptr()]}
-        seen.setdefault(tensor.data_ptr(), name)
-    return shared

@@ -12,9 +12,8 @@ from examples.digits.application import Digits
 CPU = Compute(torch.device("cpu"), bf16=False)
 RANDOMNESS = np.random.default_rng(3)
 LABELS_N = RANDOMNESS.integers(0, 10, 100)
-ROWS = Rows.of(
-    (RANDOMNESS.normal(0, 0.3, (100, 1, 28, 28)) + LABELS_N[:, None, None, None] / 3).astype(np.float32), LABELS_N
-)
+IMAGES = (RANDOMNESS.normal(0, 0.3, (100, 1, 28, 28)) + LABELS_N[:, None, None, None] / 3).astype(np.float32)
+ROWS = Rows.of({"features": IMAGES}, LABELS_N)
 
 
 def trainer(compute: Compute = CPU, **overrides: Any) -> Trainer:
@@ -88,7 +87,7 @@ def test_rows_are_reported_as_they_are_trained_on_and_each_once() -> None:
 def test_no_rows_are_no_step() -> None:
     made, untouched = trainer(), trainer()
     made.begin_epoch(1)
-    made.train_on(Rows(ROWS.features[:0], ROWS.labels_N[:0]), 1.0)
+    made.train_on(ROWS.chosen(torch.arange(0)), 1.0)
     assert same(made, untouched)
 
 
@@ -133,6 +132,23 @@ def test_what_is_no_image_keeps_its_layout() -> None:
     assert torch.equal(as_model_input(channels_last_rows(rows)), rows)
 
 
-def test_a_device_is_found_and_named() -> None:
-    compute = best_compute()
-    assert compute.name.endswith(", bf16" if compute.bf16 else ", fp32")
+def test_the_device_that_is_found_can_be_trained_on() -> None:
+    made = after(trainer(best_compute()), range(1, 2))
+    assert made.mean_loss() == pytest.approx(after(trainer(), range(1, 2)).mean_loss(), abs=0.1)
+
+
+@pytest.mark.parametrize(("bf16", "name"), [(False, "cpu, fp32"), (True, "cpu, bf16")])
+def test_a_device_is_named_with_the_numbers_it_computes_in(bf16: bool, name: str) -> None:
+    assert Compute(torch.device("cpu"), bf16=bf16).name == name
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "name"),
+    [({}, "cpu, fp32"), ({"avx512_bf16": False}, "cpu, fp32"), ({"amx_bf16": True}, "cpu, bf16")],
+)
+def test_a_processor_computes_in_bf16_where_it_has_the_instructions(
+    capabilities: dict[str, bool], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert best_compute().name == name

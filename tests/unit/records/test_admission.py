@@ -9,6 +9,7 @@ from pydantic_core import to_json
 
 from deeplambda.records.admission import admit
 from deeplambda.records.decoding import Reason
+from deeplambda.records.featurizer import Featurizer
 from examples.digits.application import Digits
 from tests.unit.records.test_decoding import GOOD, PIXELS
 
@@ -18,7 +19,7 @@ def record(event_id: str, **changes: object) -> tuple[bytes, bytes]:
 
 
 def admit_all(records: Sequence[tuple[bytes | None, bytes | None]], application: Digits | None = None):  # type: ignore[no-untyped-def]
-    return admit(application or Digits(), records, limit_bytes=10_000)
+    return admit(Featurizer(application or Digits(), code_version="c0de"), records, limit_bytes=10_000)
 
 
 def test_good_records_around_a_bad_one_pass() -> None:
@@ -26,12 +27,12 @@ def test_good_records_around_a_bad_one_pass() -> None:
     assert admitted.rows_N == [0, 2]
     assert [event.event_id for event in admitted.events_N] == ["a", "c"]
     assert [(row, refusal.reason) for row, refusal in admitted.refused] == [(1, Reason.NOT_JSON)]
-    assert admitted.features.shape == (2, 1, 28, 28)
+    assert admitted.features["features"].shape == (2, 1, 28, 28)
 
 
 def test_features_are_the_normalised_pixels() -> None:
     expected = (np.frombuffer(PIXELS, np.uint8) / 255 - 0.1307) / 0.3081
-    features = admit_all([record("a")]).features
+    features = admit_all([record("a")]).features["features"]
     assert features.dtype == np.float32
     np.testing.assert_allclose(features.reshape(-1), expected, atol=1e-6)
 

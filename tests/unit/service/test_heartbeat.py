@@ -5,7 +5,7 @@ import pytest
 
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
-from deeplambda.service.heartbeat import last_heartbeat, probe_heartbeat, remove_heartbeat, write_heartbeat
+from deeplambda.service.heartbeat import last_heartbeat, last_states, probe_heartbeat, remove_heartbeat, write_heartbeat
 
 
 def test_a_part_that_never_beat_is_unwell(settings: Settings) -> None:
@@ -32,3 +32,10 @@ def test_a_new_start_does_not_live_on_the_beats_of_the_last(settings: Settings) 
     write_heartbeat(settings, "stream")
     remove_heartbeat(settings, "stream")
     assert last_heartbeat(settings, "stream") is None
+
+
+def test_a_part_is_well_and_names_the_application_that_fails_in_it(settings: Settings) -> None:
+    states = {"digits": "running", "sentiment": "failing: sentiment has no champion"}
+    write_heartbeat(settings, "stream", states=states)
+    assert probe_heartbeat(settings, part="stream") == "sentiment fails"
+    assert last_states(settings, "stream") == states

@@ -1,6 +1,6 @@
 """The quickest variant of a model still gives the model's answers, and a model that gives none is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deeplambda.errors import UnfitModel
+from deeplambda.features import Features, call
 from examples.digits.application import Digits
 from speed_layer.model_service.fast_path import EXACT, PASS_ROWS, ROUNDED, FastPath, fast_path
 
@@ -21,20 +22,20 @@ def digits() -> nn.Module:
     return model
 
 
-def rows(count: int, *shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(1).standard_normal((count, *shape)).astype(np.float32)
+def rows(count: int, *shape: int) -> Features:
+    return {"features": np.random.default_rng(1).standard_normal((count, *shape)).astype(np.float32)}
 
 
-def in_fp32(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+def in_fp32(model: nn.Module, features: Features) -> NDArray[np.float32]:
     with torch.inference_mode():
-        outputs: NDArray[np.float32] = model(torch.from_numpy(features)).numpy()
-    return outputs
+        outputs: Tensor = call(model, {name: torch.from_numpy(array) for name, array in features.items()})
+    return outputs.numpy()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 33, PASS_ROWS[-1], PASS_ROWS[-1] + 1, 300])
 def test_predictions_are_those_of_fp32(count: int) -> None:
     model, features = digits(), rows(count, 1, 28, 28)
-    outputs = fast_path(model, (1, 28, 28), name="digits/1", decides=True)(features)
+    outputs = fast_path(model, rows(64, 1, 28, 28), name="digits/1", decides=True)(features)
     expected = in_fp32(model, features)
     assert outputs.shape == expected.shape
     np.testing.assert_array_equal(outputs.argmax(axis=1), expected.argmax(axis=1))
@@ -46,8 +47,8 @@ def test_a_close_call_is_made_in_fp32() -> None:
     exact = Tensor([[1.0, 1.01, 0.0], [5.0, 0.0, 0.0]])
     rounded = Tensor([[1.01, 1.0, 0.0], [5.1, 0.0, 0.0]])
 
-    def pick(outputs: Tensor, features: Tensor) -> Tensor:
-        return outputs[features[:, 0].long()].clone()
+    def pick(outputs: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        return outputs[features["features"][:, 0].long()].clone()
 
     path = FastPath(
         variant="bfloat16",
@@ -55,14 +56,14 @@ def test_a_close_call_is_made_in_fp32() -> None:
         exact=lambda features: pick(exact, features),
         rescores=True,
     )
-    outputs = path(np.array([[0], [1]], dtype=np.float32))
+    outputs = path({"features": np.array([[0], [1]], dtype=np.float32)})
     np.testing.assert_allclose(outputs, [[1.0, 1.01, 0.0], [5.1, 0.0, 0.0]])
 
 
 def test_a_model_whose_outputs_are_the_figures_stays_in_fp32() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1), nn.Flatten(0))
-    path = fast_path(model, (6,), name="prices/1", decides=False)
+    path = fast_path(model, rows(64, 6), name="prices/1", decides=False)
     features = rows(9, 6)
     assert path.variant.startswith("fp32")
     np.testing.assert_allclose(path(features), in_fp32(model, features), rtol=EXACT, atol=1e-6)
@@ -78,9 +79,32 @@ class OnlyFp32(nn.Module):
 
 
 def test_a_model_that_other_types_break_is_served_as_it_is() -> None:
-    path = fast_path(OnlyFp32(), (2, 3, 3), name="odd/1", decides=True)
+    path = fast_path(OnlyFp32(), rows(64, 2, 3, 3), name="odd/1", decides=True)
     features = rows(5, 2, 3, 3)
-    np.testing.assert_array_equal(path(features), features.reshape(5, -1)[:, :2])
+    np.testing.assert_array_equal(path(features), features["features"].reshape(5, -1)[:, :2])
+
+
+class WordsAndAge(nn.Module):
+    """Tells words apart by their ids alone; its weights are the same in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meaning = nn.Embedding(20_000, 2)
+        with torch.no_grad():
+            self.meaning.weight.copy_(torch.arange(40_000).reshape(20_000, 2) % 127)
+
+    def forward(self, words: Tensor, age: Tensor) -> Tensor:
+        return self.meaning(words).sum(dim=1) + age.to(self.meaning.weight.dtype)
+
+
+def test_ids_are_never_rounded() -> None:
+    model = WordsAndAge().eval()
+    kept = {"words": np.array([[3, 1]] * 8), "age": np.ones((8, 1), np.float32)}
+    path = fast_path(model, kept, name="reviews/1", decides=True)
+    words = np.array([[12_345, 19_999], [12_346, 4_097], [257, 12_345]])
+    features = {"words": words, "age": np.zeros((3, 1), np.float32)}
+    for outputs_of in (path, path.exactly):
+        np.testing.assert_array_equal(outputs_of(features), in_fp32(model, features))
 
 
 class Returns(nn.Module):
@@ -104,4 +128,4 @@ class Returns(nn.Module):
 )
 def test_a_model_that_gives_no_answer_is_refused(model: nn.Module, named: str) -> None:
     with pytest.raises(UnfitModel, match=named):
-        fast_path(model, (4,), name="bad/1", decides=True)
+        fast_path(model, rows(3, 4), name="bad/1", decides=True)

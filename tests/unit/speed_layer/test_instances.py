@@ -12,6 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from deeplambda.application import Event
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.objective import Predictions
+from deeplambda.records.featurizer import Featurizer
 from examples.digits.application import DigitDrawn, Digits
 from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
 
@@ -64,9 +65,10 @@ def test_an_instance_beyond_the_limit_is_too_large() -> None:
 
 
 def test_features_are_the_applications() -> None:
-    features = features_of(Digits(), decode({"image": IMAGE}, {"image": IMAGE}))
-    assert features.shape == (2, 1, 28, 28)
-    assert features.dtype == np.float32
+    featurizer = Featurizer(Digits(), code_version="c0de")
+    features = features_of(featurizer, decode({"image": IMAGE}, {"image": IMAGE}))
+    assert features["features"].shape == (2, 1, 28, 28)
+    assert features["features"].dtype == np.float32
 
 
 def test_the_reply_names_version_and_events() -> None:
@@ -75,7 +77,20 @@ def test_the_reply_names_version_and_events() -> None:
     assert json.loads(reply) == {
         "model_version": 3,
         "predictions": [
-            {"event_id": "instance-0", "prediction": "7", "confidence": 0.5},
-            {"event_id": "b", "prediction": "1", "confidence": None},
+            {"event_id": "instance-0", "prediction": "7", "confidence": 0.5, "value": None, "scores": None},
+            {"event_id": "b", "prediction": "1", "confidence": None, "value": None, "scores": None},
         ],
     }
+
+
+def test_the_reply_carries_numbers_and_scores_where_there_are_any() -> None:
+    def rows(**given: Any) -> list[dict[str, Any]]:
+        predictions = Predictions(values=["7"], confidence_N=np.array([np.nan]), **given)
+        found: list[dict[str, Any]] = json.loads(encode_predictions(decode({"image": IMAGE}), 3, predictions))[
+            "predictions"
+        ]
+        return found
+
+    assert rows(numbers_N=np.array([7.25]))[0]["value"] == 7.25
+    assert rows(numbers_N=np.array([np.nan]))[0]["value"] is None
+    assert rows(scores=[{"7": 0.75, "1": 0.25}])[0]["scores"] == {"7": 0.75, "1": 0.25}

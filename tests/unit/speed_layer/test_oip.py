@@ -8,12 +8,14 @@ import pytest
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
+from deeplambda.adapters.model_service import DATATYPES, _encode
 from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.features import Tensor
 from deeplambda.objective import Classification, Predictions
 from speed_layer.model_service.oip import InferRequest, decode_request, encode_response, metadata
 
-SHAPE = (1, 2, 2)
-ROWS = np.arange(8, dtype=np.float32).reshape(2, *SHAPE)
+WANTED = {"features": Tensor(shape=(1, 2, 2))}
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
 TENSOR = {"name": "features", "shape": [2, 1, 2, 2], "datatype": "FP32"}
 
 
@@ -28,7 +30,7 @@ def as_binary(features: NDArray[np.float32] = ROWS, **more: Any) -> tuple[bytes,
 
 
 def asking(*outputs: tuple[str, bool], identity: str | None = None) -> InferRequest:
-    return InferRequest(id=identity, features=ROWS, outputs=outputs)
+    return InferRequest(id=identity, features={"features": ROWS}, outputs=outputs)
 
 
 def reply(request: InferRequest, outputs_NC: NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:
@@ -45,17 +47,19 @@ def test_json_flat_json_nested_and_binary_are_the_same_features() -> None:
     nested = as_json(TENSOR | {"data": ROWS.tolist()})
     body, header = as_binary()
     for decoded in (
-        decode_request(as_json(), None, SHAPE),
-        decode_request(nested, None, SHAPE),
-        decode_request(body, header, SHAPE),
+        decode_request(as_json(), None, WANTED),
+        decode_request(nested, None, WANTED),
+        decode_request(body, header, WANTED),
     ):
-        assert decoded.features.dtype == np.float32
-        np.testing.assert_array_equal(decoded.features, ROWS)
+        assert decoded.features["features"].dtype == np.float32
+        np.testing.assert_array_equal(decoded.features["features"], ROWS)
 
 
 def test_binary_features_are_a_view_of_the_body() -> None:
     body, header = as_binary()
-    assert np.shares_memory(decode_request(body, header, SHAPE).features, np.frombuffer(body, dtype=np.uint8))
+    assert np.shares_memory(
+        decode_request(body, header, WANTED).features["features"], np.frombuffer(body, dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_binary_features_are_a_view_of_the_body() -> None:
     ],
 )
 def test_the_request_chooses_outputs_and_their_form(more: dict[str, Any], expected: object) -> None:
-    assert decode_request(as_json(**more), None, SHAPE).outputs == expected
+    assert decode_request(as_json(**more), None, WANTED).outputs == expected
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_the_request_chooses_outputs_and_their_form(more: dict[str, Any], expect
 )
 def test_a_wrong_tensor_is_refused_by_name(tensor: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=named):
-        decode_request(as_json(tensor), None, SHAPE)
+        decode_request(as_json(tensor), None, WANTED)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_a_wrong_tensor_is_refused_by_name(tensor: dict[str, Any], named: str) -
 )
 def test_a_wrong_request_is_refused_by_name(body: bytes, named: str) -> None:
     with pytest.raises(BadInput, match=named) as refused:
-        decode_request(body, None, SHAPE)
+        decode_request(body, None, WANTED)
     assert refused.value.remedy
 
 
@@ -140,19 +144,19 @@ def test_a_wrong_request_is_refused_by_name(body: bytes, named: str) -> None:
 def test_a_header_length_that_cannot_be_is_refused(header: str) -> None:
     body, _ = as_binary()
     with pytest.raises(BadInput, match="Inference-Header-Content-Length"):
-        decode_request(body, header, SHAPE)
+        decode_request(body, header, WANTED)
 
 
 def test_a_tensor_that_is_cut_off_is_refused() -> None:
     body, header = as_binary()
     with pytest.raises(BadInput, match="31 bytes follow"):
-        decode_request(body[:-1], header, SHAPE)
+        decode_request(body[:-1], header, WANTED)
 
 
 def test_bytes_that_no_tensor_claims_are_refused() -> None:
     head = as_json()
     with pytest.raises(BadInput, match="binary_data_size"):
-        decode_request(head + b"1234", str(len(head)), SHAPE)
+        decode_request(head + b"1234", str(len(head)), WANTED)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -161,14 +165,14 @@ def test_nan_and_infinity_are_refused_with_their_row(value: float) -> None:
     features[1, 0, 1, 1] = value
     body, header = as_binary(features)
     with pytest.raises(InvalidEvent, match="row 1"):
-        decode_request(body, header, SHAPE)
+        decode_request(body, header, WANTED)
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "1e300", "-1e39"])
 def test_a_json_number_beyond_fp32_is_refused(literal: str) -> None:
     body = as_json().replace(b"7.0", literal.encode())
     with pytest.raises(InvalidEvent, match="row 1"):
-        decode_request(body, None, SHAPE)
+        decode_request(body, None, WANTED)
 
 
 def test_json_reply_names_model_version_id_and_tensors() -> None:
@@ -208,7 +212,7 @@ def test_a_confidence_that_does_not_exist_is_null() -> None:
 
 
 def test_metadata_describes_the_tensors() -> None:
-    described = metadata("digits", 7, (1, 28, 28), (10,))
+    described = metadata("digits", 7, {"features": Tensor(shape=(1, 28, 28))}, (10,))
     assert described["versions"] == ["7"]
     assert described["inputs"] == [{"name": "features", "datatype": "FP32", "shape": [-1, 1, 28, 28]}]
     assert [(tensor["name"], tensor["shape"]) for tensor in described["outputs"]] == [
@@ -216,3 +220,48 @@ def test_metadata_describes_the_tensors() -> None:
         ("prediction", [-1]),
         ("confidence", [-1]),
     ]
+
+
+SEVERAL = {"words": Tensor("int64", (2,)), "age": Tensor(), "known": Tensor("bool", (1,)), "half": Tensor("float16")}
+VALUES: dict[str, NDArray[Any]] = {
+    "words": np.array([[12_345, 2**53 + 1], [-1, 257]]),
+    "age": np.array([0.1, 16_777_216], np.float32),
+    "known": np.array([[True], [False]]),
+    "half": np.array([0.5, 2], np.float16),
+}
+
+
+def test_named_tensors_of_every_kind_come_through_json_and_binary_as_they_were() -> None:
+    body, headers = _encode(VALUES)
+    inputs = [
+        {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape, "data": array.tolist()}
+        for name, array in reversed(VALUES.items())
+    ]
+    for decoded in (
+        decode_request(body, headers["Inference-Header-Content-Length"], SEVERAL),
+        decode_request(to_json({"inputs": inputs}), None, SEVERAL),
+    ):
+        assert decoded.features.keys() == VALUES.keys()
+        for name, array in VALUES.items():
+            np.testing.assert_array_equal(decoded.features[name], array)
+            assert decoded.features[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"data": [1.5] * 4}, "no INT64"),
+        ({"data": [2**63] * 4}, "INT64|number"),
+        ({"data": [True] * 4}, "not a number"),
+        ({"datatype": "INT32", "data": [1] * 4}, "send INT64"),
+        ({"name": "sentences", "data": [1] * 4}, "exactly 4 tensors"),
+        ({"shape": [1, 2], "data": [1] * 2}, "different numbers of rows"),
+    ],
+)
+def test_a_wrong_one_of_several_tensors_is_refused_by_name(changed: dict[str, Any], named: str) -> None:
+    inputs = [
+        {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape, "data": array.tolist()}
+        for name, array in VALUES.items()
+    ]
+    with pytest.raises(BadInput, match=named):
+        decode_request(to_json({"inputs": [inputs[0] | changed, *inputs[1:]]}), None, SEVERAL)

@@ -1,13 +1,15 @@
 """The gauge that replicas of the model service follow: requests that wait for the model, or are in it."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from deeplambda.config import Settings
+from deeplambda.features import Tensor
+from deeplambda.records.featurizer import Featurizer
 from deeplambda.state.card import Card
 from examples.digits.application import Digits
 from speed_layer.model_service.champions import Champion, ChampionWatch
@@ -26,7 +28,7 @@ CARD = Card(
     hyperparameters={},
     metrics={},
     parameters=1,
-    feature_shape=[1, 28, 28],
+    features={"features": Tensor(shape=(1, 28, 28))},
     output_size=10,
     weights_sha256="ab",
     onnx_sha256="cd",
@@ -47,13 +49,15 @@ def test_requests_in_progress_are_counted_until_they_are_answered_or_fail(tmp_pa
     settings, metrics = Settings(data_dir=tmp_path), ServiceMetrics(("digits",))
     outputs, seen = torch.zeros(1, 10), []
 
-    def forward(rows: Tensor) -> Tensor:
+    def forward(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
         seen.append(metrics.registry.get_sample_value(GAUGE))
-        return outputs.expand(len(rows), 10)
+        return outputs.expand(len(rows["features"]), 10)
 
     watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
-    watch.current = Champion(application=Digits(), card=CARD, path=path, output_shape=(10,))
+    watch.current = Champion(
+        featurizer=Featurizer(Digits(), code_version="c1"), card=CARD, path=path, output_shape=(10,)
+    )
     client = create_app(settings, Champions({"digits": watch}), metrics).test_client()
 
     assert client.post("/v2/models/digits/infer", json=REQUEST).status_code == 200

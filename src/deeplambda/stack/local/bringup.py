@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import Enum
 from typing import NamedTuple
@@ -14,11 +14,13 @@ from deeplambda.errors import ConfigurationError, DeepLambdaError, NotReady
 from deeplambda.jvm.files import only_one
 from deeplambda.jvm.jars import fetch_components
 from deeplambda.service import heartbeat
+from deeplambda.stack.local import fingerprint
 from deeplambda.stack.local.logs import last_lines
 from deeplambda.stack.local.parts import PARTS, Part
 from deeplambda.stack.local.ports import holder_of, is_free
 from deeplambda.stack.local.processes import end, processes_of
 from deeplambda.stack.local.supervisor import Supervisor
+from deeplambda.stack.local.teardown import take_down
 
 _PROBE_EVERY_S = 0.4
 _ENOUGH_SPAWNS = 3
@@ -50,6 +52,7 @@ class PartFailed(DeepLambdaError):
 def bring_up(settings: Settings, parts: list[Part], report: Callable[[StepReport], None]) -> None:
     """Start those of `parts` that are not up, each after its needs, and wait until all answer.
 
+    A part that runs, but was started with other settings or code than it would be now, is started anew; no other is.
     `parts` must be closed under needs and in their order. What has come up stays up when another part fails.
     Raises: ConfigurationError for a taken port, PartFailed, an ExceptionGroup of them when several fail.
     """
@@ -59,14 +62,40 @@ def bring_up(settings: Settings, parts: list[Part], report: Callable[[StepReport
         supervisor = Supervisor(settings)
         if not supervisor.is_up():
             end(processes_of(settings, [part.name for part in PARTS]))  # of a supervisord that was killed
-        running = supervisor.running()
+        outdated = _outdated(settings, supervisor, local)
+        running = supervisor.running() - {name for name, part_moves in outdated.items() if part_moves.moves}
         check_ports(settings, [part for part in local if part.name not in running])
+        take_down(settings, [part for part in local if part.name in outdated], report=lambda _: None)
         supervisor.start(local)
-        _bring_up_each(settings, supervisor, parts, report)
+        notes = {name: f"restarted: {found.why}" for name, found in outdated.items()}
+        _bring_up_each(settings, supervisor, parts, report, notes)
+
+
+class _Outdated(NamedTuple):
+    """A part that runs with something old. moves: whether it is to listen elsewhere. why: for a person."""
+
+    moves: bool
+    why: str
+
+
+def _outdated(settings: Settings, supervisor: Supervisor, parts: list[Part]) -> dict[str, _Outdated]:
+    """Those of `parts` that run, but not with what they would be started with now."""
+    found, running = {}, supervisor.running()
+    for part in parts:
+        if part.name in running:
+            before, now = fingerprint.kept(settings, part.name), fingerprint.fingerprint(settings, part)
+            if changed := fingerprint.changes(before, now):
+                moves = before is not None and part.listens in changed
+                found[part.name] = _Outdated(moves, fingerprint.why_restarted(changed, before, now))
+    return found
 
 
 def _bring_up_each(
-    settings: Settings, supervisor: Supervisor, parts: list[Part], report: Callable[[StepReport], None]
+    settings: Settings,
+    supervisor: Supervisor,
+    parts: list[Part],
+    report: Callable[[StepReport], None],
+    notes: Mapping[str, str],
 ) -> None:
     given_up = threading.Event()
     futures: dict[str, Future[None]] = {}
@@ -74,7 +103,7 @@ def _bring_up_each(
         try:
             for part in parts:
                 needs = [futures[need] for need in part.needs]
-                starting = _Starting(settings, supervisor, part, report, given_up)
+                starting = _Starting(settings, supervisor, part, report, given_up, notes.get(part.name, ""))
                 futures[part.name] = pool.submit(starting.run, needs)
             wait(futures.values())
         except BaseException:  # above all Ctrl-C, which must not wait for the parts
@@ -103,13 +132,14 @@ def check_ports(settings: Settings, parts: Iterable[Part]) -> None:
 
 
 class _Starting(NamedTuple):
-    """The start of one part."""
+    """The start of one part. note: what a person should know of it besides."""
 
     settings: Settings
     supervisor: Supervisor
     part: Part
     report: Callable[[StepReport], None]
     given_up: threading.Event
+    note: str
 
     def run(self, needs: list[Future[None]]) -> None:
         """Wait for the needs, start the part unless it runs, wait until it answers, provision it."""
@@ -124,6 +154,7 @@ class _Starting(NamedTuple):
                 self.report(StepReport(part, Step.PREPARING, 0))
                 part.prepare(settings)
                 heartbeat.remove_heartbeat(settings, part.name)
+                fingerprint.keep(settings, part.name, fingerprint.fingerprint(settings, part))
                 self.supervisor.start_part(part.name)
             self.report(StepReport(part, Step.STARTING, time.monotonic() - started))
             note = self._wait_until_well()
@@ -132,7 +163,9 @@ class _Starting(NamedTuple):
             message = getattr(exc, "message", str(exc)).partition("\n")[0]
             self.report(StepReport(part, Step.FAILED, time.monotonic() - started, message))
             raise
-        self.report(StepReport(part, Step.READY, time.monotonic() - started, note))
+        self.report(
+            StepReport(part, Step.READY, time.monotonic() - started, "; ".join(filter(None, (self.note, note))))
+        )
 
     def _wait_until_well(self) -> str:
         part, log_dir = self.part, self.supervisor.log_dir

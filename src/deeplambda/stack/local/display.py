@@ -1,14 +1,20 @@
 """What a person sees while the stack starts, and once it is up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from deeplambda.config import Settings
+from deeplambda.config import Settings, port_of
+from deeplambda.service.heartbeat import FAILING
 from deeplambda.stack.local.bringup import Step, StepReport
+from deeplambda.stack.local.health import Health
 
+_COLOURS = {"well": "green", "elsewhere": "green", "unwell": "red", "stopped": "dim"}
+_NOTE_CHARACTERS = 24  # what the other columns leave of 80
 _STYLES = {Step.WAITING: "dim", Step.READY: "green", Step.FAILED: "red"}
 
 
@@ -53,6 +59,40 @@ def addresses(settings: Settings) -> str:
   Logs             {settings.data_dir / "logs"}
   Secrets          {settings.data_dir / "secrets"} (one file each; yours alone)
 Next: [bold]deeplambda status[/], [bold]deeplambda logs PART[/], [bold]deeplambda batch run digits[/]"""
+
+
+def health_table(found: Iterable[Health]) -> Table:
+    """A row for each part, which fits 80 columns: what is long stands in `remarks`."""
+    table = Table("part", "health", "port", "memory", "restarts", "up for", box=None, pad_edge=False)
+    table.add_column("note", overflow="fold")
+    for health in found:
+        note = "" if len(health.note) > _NOTE_CHARACTERS else health.note
+        table.add_row(
+            health.part,
+            f"[{_COLOURS[health.health]}]{health.health}[/]",
+            str(port_of(health.address)) if health.address and health.health != "elsewhere" else "",
+            f"{health.memory_bytes / 2**20:.0f} MiB" if health.memory_bytes else "",
+            str(health.restarts),
+            _duration(health.uptime_s) if health.uptime_s is not None else "",
+            escape(note),
+        )
+    return table
+
+
+def remarks(found: Iterable[Health]) -> Iterator[str]:
+    """Below the table, as rich's markup: why a part is unwell, and which application fails in a part that is well."""
+    for health in found:
+        if len(health.note) > _NOTE_CHARACTERS:
+            yield f"{health.part}: {escape(health.note)}"
+        for name, state in health.states.items():
+            if state.startswith(FAILING):
+                yield f"[yellow]{health.part}: {escape(name)} {escape(state)}[/]"
+
+
+def _duration(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def _described(report: StepReport) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil
@@ -15,7 +15,10 @@ from deeplambda.stack.local.supervisor import Process, Supervisor
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """One part. health: well, unwell, stopped, or elsewhere (well on another machine)."""
+    """One part. health: well, unwell, stopped, or elsewhere (well on another machine).
+
+    states: by application, or by loop, `running` or `failing: ` and why; empty where the part has none or is not well.
+    """
 
     part: str
     health: str
@@ -26,6 +29,7 @@ class Health:
     """Resident memory of the part's whole process tree; pages that two processes share count twice."""
     restarts: int = 0
     uptime_s: int | None = None
+    states: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_trouble(self) -> bool:
@@ -64,6 +68,7 @@ def _health_of(settings: Settings, supervisor: Supervisor, part: Part, process: 
         memory_bytes=tree_memory_bytes(process.pid),
         restarts=restarts,
         uptime_s=int(time.time() - process.started_at_s),
+        states=_states(settings, part) if well else {},
     )
 
 
@@ -72,6 +77,13 @@ def _ask(settings: Settings, part: Part) -> tuple[bool, str]:
         return True, part.probe(settings)
     except NotReady as exc:
         return False, exc.message
+
+
+def _states(settings: Settings, part: Part) -> dict[str, str]:
+    try:
+        return part.states(settings)
+    except NotReady:  # it was well a moment ago
+        return {}
 
 
 def tree_memory_bytes(pid: int) -> int:

@@ -17,15 +17,22 @@ def _nothing(_: Settings) -> None:
     return None
 
 
+def _no_states(_: Settings) -> dict[str, str]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One long-running program of the stack.
 
     needs: parts that must answer before this one starts.
     components: what must be in the cache, by the names in components.toml.
+    reads: fields of the settings that its command, its `prepare` or its program reads; when one has changed,
+    `deeplambda up` starts the part anew. runs_applications: whether it loads the deployed code of applications.
     listens: the field of the settings that holds its address; None for a part that listens on no port.
     prepare: writes what the program reads when it starts; called before `deeplambda up` starts it; idempotent.
     probe: a short note about the part when it is well; raises NotReady.
+    states: by application, or by loop, `running` or `failing: ` and why; raises NotReady.
     provision: creates what other parts expect to find; called by `deeplambda up` once `probe` succeeds; idempotent.
     """
 
@@ -35,9 +42,12 @@ class Part:
     probe: Callable[[Settings], str]
     needs: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    runs_applications: bool = False
     listens: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Settings], None] = _nothing
+    states: Callable[[Settings], dict[str, str]] = _no_states
     provision: Callable[[Settings], None] = _nothing
     start_timeout_s: int = 240
     stop_timeout_s: int = 20
@@ -71,6 +81,12 @@ _PYTHON = {
     "MALLOC_ARENA_MAX": "2",  # one arena per thread, the default, holds on to memory that nobody uses
 }
 
+_KAFKA = ("kafka_bootstrap", "kafka_security", "kafka_user", "kafka_password", "kafka_partitions")
+_S3 = ("s3_endpoint", "s3_region", "s3_bucket", "s3_access_key", "s3_secret_key")
+_MYSQL = ("mysql_address", "mysql_database", "mysql_platform_password", "mysql_views_password", "analyst_password")
+_SPARK = ("metastore_uri", "spark_master", "spark_driver_host", "spark_options", "spark_secret", "checkpoint_location")
+_APPLICATIONS = ("applications", "applications_dir", "cache_dir", "listen_host")
+
 PARTS: tuple[Part, ...] = (
     Part(
         name="kafka",
@@ -78,6 +94,7 @@ PARTS: tuple[Part, ...] = (
         components=("kafka",),
         listens="kafka_bootstrap",
         prepare=kafka.prepare,
+        reads=("kafka_bootstrap", "kafka_partitions", "kafka_replication"),
         command=kafka.command,
         probe=probes.kafka,
         provision=provision.kafka_topics,
@@ -89,6 +106,7 @@ PARTS: tuple[Part, ...] = (
         components=("s3",),
         listens="s3_endpoint",
         prepare=s3.prepare,
+        reads=_S3,
         command=s3.command,
         probe=probes.s3,
         provision=provision.s3_bucket,
@@ -99,6 +117,7 @@ PARTS: tuple[Part, ...] = (
         components=("mysql",),
         listens="mysql_address",
         prepare=mariadb.prepare,
+        reads=("mysql_address", "mysql_root_password"),
         command=mariadb.command,
         probe=probes.mysql,
         provision=provision.mysql_accounts,
@@ -111,6 +130,7 @@ PARTS: tuple[Part, ...] = (
         components=("spark", "metastore"),
         listens="metastore_uri",
         prepare=metastore.prepare,
+        reads=("metastore_uri", "listen_host", "mysql_address", "mysql_metastore_password", *_S3),
         command=metastore.command,
         probe=probes.metastore,
     ),
@@ -121,18 +141,23 @@ PARTS: tuple[Part, ...] = (
         components=("spark",),
         listens="hive_address",
         prepare=cds_training.make_if_missing,
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_MYSQL, *_SPARK, "hive_address", "model_url"),
+        runs_applications=True,
         command=_module("serving_layer.hive_gateway"),
         environment=_PYTHON,
         probe=probes.gateway,
+        states=partial(heartbeat.last_states, part="gateway"),
     ),
     Part(
         name="model",
         title="Model service",
         needs=("kafka", "s3", "mysql"),
         listens="model_url",
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_MYSQL, "model_url", "event_limit_bytes"),
         command=_module("speed_layer.model_service"),
         environment=_PYTHON,
         probe=probes.model,
+        states=probes.model_states,
     ),
     Part(
         name="stream",
@@ -140,9 +165,11 @@ PARTS: tuple[Part, ...] = (
         needs=("kafka", "s3", "mysql", "metastore"),  # the last that the CDS training session uses
         components=("spark",),
         prepare=cds_training.make_if_missing,
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_SPARK, "model_url", "event_limit_bytes"),
         command=_module("speed_layer.stream"),
         environment=_PYTHON,
         probe=partial(heartbeat.probe_heartbeat, part="stream"),
+        states=partial(heartbeat.last_states, part="stream"),
     ),
     Part(
         name="archive",
@@ -150,23 +177,30 @@ PARTS: tuple[Part, ...] = (
         needs=("kafka", "metastore", "s3"),
         components=("spark",),
         prepare=cds_training.make_if_missing,
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_SPARK),
+        runs_applications=True,
         command=_module("batch_layer.archive"),
         environment=_PYTHON,
         probe=partial(heartbeat.probe_heartbeat, part="archive"),
+        states=partial(heartbeat.last_states, part="archive"),
     ),
     Part(
         name="views",
         title="Real-time views",
         needs=("kafka", "mysql"),
+        reads=(*_APPLICATIONS, *_KAFKA, *_MYSQL),
         command=_module("serving_layer.views"),
         environment=_PYTHON,
         probe=partial(heartbeat.probe_heartbeat, part="views"),
+        states=partial(heartbeat.last_states, part="views"),
     ),
     Part(
         name="query",
         title="Query service",
         needs=("mysql",),
         listens="query_url",
+        reads=(*_APPLICATIONS, *_MYSQL, "hive_address", "query_url", "require_tokens", "token_key"),
+        runs_applications=True,
         command=_module("serving_layer.query_service"),
         environment=_PYTHON,
         probe=probes.query,

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
+from pydantic import SecretStr
+from pydantic_core import to_json
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from deeplambda.config import Settings
@@ -152,7 +154,7 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
     def _program(self, part: Part) -> str:
         command = " ".join(_quoted(word) for word in part.command(self._settings))
         # Here supervisord knows no escapes, unlike in a command.
-        environment = ",".join(f'{name}="{_literal(value)}"' for name, value in self._environment(part).items())
+        environment = ",".join(f"{name}={_in_quotes(value)}" for name, value in self._environment(part).items())
         return f"""
 [program:{part.name}]
 command = {command}
@@ -175,6 +177,12 @@ stdout_logfile_backups = 3
             "DEEPLAMBDA_DATA_DIR": str(self._settings.data_dir),
             PART_MARK: part.name,
             "TMPDIR": str(self._temporary),
+            # As `up` reads them now: what supervisord inherited may be from an earlier `up`.
+            **{
+                f"DEEPLAMBDA_{name.upper()}": text
+                for name in part.reads
+                if (text := as_environment(getattr(self._settings, name))) is not None
+            },
             **part.environment,
         }
 
@@ -229,6 +237,23 @@ def check_socket_path(path: Path) -> None:
             f"the data folder's path is {length - _SOCKET_PATH_LIMIT} bytes too long for a Unix socket: {path}",
             "set DEEPLAMBDA_DATA_DIR to a folder with a shorter path",
         )
+
+
+def as_environment(value: Any) -> str | None:
+    """A setting as an environment variable holds it; None for a secret, which a part reads from its file."""
+    if isinstance(value, SecretStr):
+        return None
+    if isinstance(value, Path):
+        return str(value.resolve())  # relative to where `up` was called, not to where supervisord was started
+    return "" if value is None else value if isinstance(value, str) else to_json(value).decode()
+
+
+def _in_quotes(value: str) -> str:
+    """A value of `environment`, in the kind of quotes that it has none of: there are no escapes."""
+    quote = "'" if '"' in value else '"'
+    if quote in value or value.endswith(("'", '"')):
+        raise ConfigurationError(f"supervisord cannot pass on the value {value!r}", "choose one with no quotation mark")
+    return f"{quote}{_literal(value)}{quote}"
 
 
 def _literal(value: str | Path) -> str:

@@ -15,7 +15,7 @@ from deeplambda.state.kept_rows import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
 
 OUTPUT = "outputs"
 
-_CHATTY = ("torch.onnx._internal.exporter._registration", "torch.utils.flop_counter")
+_VERBOSE_LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.utils.flop_counter")
 _CHECKED_ROWS = (1, 3, 64)
 
 
@@ -74,7 +74,7 @@ def _check(content: bytes, model: nn.Module, kept: Features) -> None:
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """The exporter tells of optional packages that are absent and of its own deprecations; none concern a user."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
+    loggers = [logging.getLogger(name) for name in _VERBOSE_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

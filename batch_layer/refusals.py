@@ -1,0 +1,106 @@
+"""What a recomputation refuses: kept once in `lake.<application>.quarantine`, and weighed before the view is published.
+
+An event is dropped when it has a prediction now, in the batch view or the real-time view, and would have none in the
+new batch view. A few are the price of a stricter schema or a better model; many are a bug in the champion's code.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine, func, select, text
+
+from deeplambda.adapters import mysql
+from deeplambda.errors import TooManyRefused
+from deeplambda.records import topics
+from deeplambda.records.horizon import Horizon
+from deeplambda.state.horizon_store import read_horizon
+from deeplambda.state.tables import REALTIME_PREDICTIONS
+
+if TYPE_CHECKING:  # Spark takes long to import, which a help text need not wait for
+    from pyspark.sql import DataFrame, SparkSession
+
+ACCEPTED_SHARE = 0.01
+"""How large a share of the events that have a prediction may lose it, unless the caller says otherwise."""
+
+_ASKED_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """events: how many would lose their prediction, of those `predicted` now."""
+
+    events: int
+    predicted: int
+
+    @property
+    def share(self) -> float:
+        return self.events / self.predicted if self.predicted else 0.0
+
+
+def keep(spark: "SparkSession", application: str, refused: "DataFrame") -> None:
+    """Append those that are not in the quarantine yet: an event is known by its position."""
+    from pyspark.sql import functions as F
+
+    quarantine = f"lake.{application}.quarantine"
+    position = [F.lit(topics.events(application)), F.col("kafka_partition"), F.col("kafka_offset")]
+    rows = refused.select(
+        F.concat_ws("/", *position).alias("source"),
+        F.sha2(F.coalesce(F.col("record"), F.lit(b"")), 256).alias("source_sha256"),
+        F.col("kafka_offset").alias("row"),
+        "reason",
+        "detail",
+        "record",
+        F.current_timestamp().alias("quarantined_at"),
+    )
+    there = spark.table(quarantine).select("source")
+    rows.join(there, "source", "left_anti").select(spark.table(quarantine).columns).coalesce(1).writeTo(
+        quarantine
+    ).append()
+
+
+def dropped(
+    spark: "SparkSession", engine: Engine, application: str, reaches: Horizon, scored: "DataFrame", refused: "DataFrame"
+) -> Dropped:
+    """How many events before the horizon `reaches` would lose the prediction that they have. Raises: NotReady."""
+    from deeplambda.adapters.lake import read_snapshot
+
+    live = REALTIME_PREDICTIONS.c
+    with mysql.mysql_errors(), engine.connect() as connection:
+        now = read_horizon(connection, application)
+        rows = select(func.count()).where(
+            live.application == application, text(now.past_sql()), text(f"NOT ({reaches.past_sql()})")
+        )
+        predicted = connection.scalar(rows) or 0
+    gone = refused.where("event_id IS NOT NULL").select("event_id").distinct()
+    gone = gone.join(scored.select("event_id"), "event_id", "left_anti")
+    events = 0
+    if now.snapshot is not None:
+        view = read_snapshot(spark, f"lake.{application}.predictions", now.snapshot).select("event_id")
+        predicted += view.count()
+        events += gone.join(view, "event_id", "left_semi").count()
+        gone = gone.join(view, "event_id", "left_anti")
+    ids = (row.event_id for row in gone.toLocalIterator())
+    with mysql.mysql_errors(), engine.connect() as connection:
+        while some := list(islice(ids, _ASKED_AT_ONCE)):
+            found = select(func.count()).where(
+                live.application == application, text(now.past_sql()), live.event_id.in_(some)
+            )
+            events += connection.scalar(found) or 0
+    return Dropped(events=events, predicted=predicted)
+
+
+def check_share(application: str, version: int, lost: Dropped, accepted_share: float) -> None:
+    """Raises: TooManyRefused when more than `accepted_share` would lose their prediction."""
+    if lost.share > accepted_share:
+        raise TooManyRefused(
+            f"{application}/{version} refuses {lost.events:,} of {lost.predicted:,} events that have a prediction "
+            f"({lost.share:.1%}, {accepted_share:.1%} accepted), so the batch view stays as it is",
+            f'see why: deeplambda sql "SELECT reason, detail, source FROM lake.{application}.quarantine '
+            'ORDER BY quarantined_at DESC LIMIT 20"; then roll back or promote another version, or accept the loss: '
+            f"'deeplambda batch recompute {application} --accept-refused {_rounded_up(lost.share)}'",
+        )
+
+
+def _rounded_up(share: float) -> str:
+    return f"{min(1.0, share + 0.01):.2f}"

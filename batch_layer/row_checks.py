@@ -1,0 +1,196 @@
+"""Row checks: a raw row against its application's event, in Spark's workers, a batch at a time.
+
+A row becomes one of `checked_schema`: good with `reason` null, or refused with a reason and its original. Nothing that
+one row holds, and nothing that an application's code raises, stops the others.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from batch_layer.raw_objects import raw_key
+from batch_layer.readers import BLOCK, EVENT_ID, FILE, LABEL, MALFORMED, OCCURRED_AT, SPLIT_BY
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
+from deeplambda.application import Application, payload_row, payload_schema, restored
+from deeplambda.clock import now
+from deeplambda.config import Settings
+from deeplambda.errors import CorruptObject
+from deeplambda.loading import PackedApplication
+from deeplambda.objective import label_text
+from deeplambda.records.featurizer import said
+from deeplambda.sources import AnySource, Images, Lines, Source, content_id, moment
+
+CORRUPT_OBJECT, EXAMPLES_FAILED, LEFT_OUT = "corrupt_object", "examples_failed", "left_out"
+"""The reasons that are none of a row's: the first two refuse the whole ingest, the third is no fault."""
+
+_BATCH_ROWS = 4096
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_DETAIL_CHARACTERS = 2000
+
+Batches = Iterator[pa.RecordBatch]
+
+
+def checked_schema(application: Application) -> pa.Schema:
+    """Columns of a checked row. group: what must not be in two splits. row: where in the source it stood."""
+    text = [("event_id", pa.string()), ("split", pa.string()), ("group", pa.string())]
+    verdict = [("label", pa.string()), ("source", pa.string()), ("source_sha256", pa.string()), ("row", pa.int64())]
+    refusal = [("reason", pa.string()), ("detail", pa.string()), ("record", pa.binary())]
+    payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
+    return pa.schema([*text, *payload, *verdict, *refusal])
+
+
+def raw_source_check(settings: Settings, packed: PackedApplication) -> Callable[[Batches], Batches]:
+    """For mapInArrow: positions of raw sources, in the column `id`, to the checked rows of those sources."""
+
+    def check(batches: Batches) -> Batches:
+        application, store = packed.load(), ObjectStore(settings)
+        for number in (number for batch in batches for number in batch["id"].to_pylist()):
+            source = application.sources[number]
+            assert isinstance(source, Source)
+            yield from _raw_rows(application, source, store)
+
+    return check
+
+
+def reader_check(
+    packed: PackedApplication, number: int, root: str, fingerprints: Mapping[str, str]
+) -> Callable[[Batches], Batches]:
+    """For mapInArrow: rows of `read_rows` to checked rows. number: the source's position. root: where objects lie."""
+
+    def check(batches: Batches) -> Batches:
+        application = packed.load()
+        source, schema = application.sources[number], checked_schema(application)
+        checks, place = RowChecks(application, source), _Place(root)
+        for batch in batches:
+            rows = []
+            for given in batch.to_pylist():
+                if isinstance(source, Lines) and not given[source.column].strip():
+                    continue
+                name, row = place.of(given.pop(FILE), given.pop(BLOCK))
+                origin = {"source": name, "source_sha256": fingerprints.get(name, ""), "row": row}
+                if isinstance(source, Images):
+                    content = next(value for value in given.values() if isinstance(value, bytes))
+                    origin["source_sha256"] = sha256_of(content)
+                    given[LABEL] = source.label_of(name)
+                rows.append(origin | checks.of_reader(given, name))
+            yield pa.RecordBatch.from_pylist(rows, schema=schema)
+
+    return check
+
+
+class RowChecks:
+    """The checks of one source's rows."""
+
+    def __init__(self, application: Application, source: AnySource) -> None:
+        self._event, self._splits, self._source = application.event, application.splits, source
+        self._pinned: str | None = getattr(source, "split", None)
+        self._payload = payload_schema(application.event).names
+        self._optional = {name for name, field in self._event.model_fields.items() if not field.is_required()}
+        self._objective = application.objective
+        # A label is checked once, not in each of the rows that have it.
+        self._known_label = lru_cache(maxsize=1024, typed=True)(partial(label_text, application.objective))
+
+    def of_raw(self, row: Any) -> dict[str, Any]:
+        """Of what `examples` gave."""
+        try:
+            values = dict(row)
+            label = values.get("label")
+            return self._checked(values, label, values)
+        except Exception as exc:  # whatever the row holds, and whatever the application's validators raise
+            return _refused(exc, _record(row))
+
+    def of_reader(self, given: dict[str, Any], name: str) -> dict[str, Any]:
+        """Of a row of `read_rows`. name: of its object."""
+        values = {field: given[field] for field in self._payload if field in given}
+        record = given[MALFORMED].encode() if given[MALFORMED] is not None else None
+        try:
+            if isinstance(self._source, Lines):
+                record = values[self._source.column]
+                values[self._source.column] = record.decode("utf-8-sig")
+            if isinstance(self._source, Images):
+                record = json.dumps({"object": name}).encode()
+                if not any(value.startswith(_IMAGES) for value in values.values()):
+                    raise ValueError("the file is neither PNG nor JPEG")
+            if given[MALFORMED] is not None:
+                raise ValueError(self._unread(values))
+            extra = {"event_id": given[EVENT_ID], "occurred_at": given[OCCURRED_AT]}
+            values |= {key: value for key, value in extra.items() if value is not None}
+            return self._checked(values, given[LABEL], {self._splits.column: given[SPLIT_BY]})
+        except Exception as exc:
+            return _refused(exc, _record(values | {"label": given[LABEL]}) if record is None else record)
+
+    def _unread(self, values: Mapping[str, Any]) -> str:
+        empty = [field for field, value in values.items() if value is None]
+        return f"cannot be read: {', '.join(empty)}" if empty else "cannot be read: it has more or fewer cells"
+
+    def _label(self, label: Any) -> str:
+        return self._known_label(label) if isinstance(label, (str, int, bool)) else label_text(self._objective, label)
+
+    def _checked(self, values: Mapping[str, Any], given_label: Any, columns: Mapping[Any, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in values.items() if not (value is None and name in self._optional)}
+        if (time := given.get("occurred_at")) is not None:
+            given["occurred_at"] = moment(time)
+        event = self._event.model_validate({"occurred_at": now(), "event_id": "?"} | restored(self._event, given))
+        payload = payload_row(event)
+        label = None if given_label is None else self._label(given_label)
+        own_time = event.occurred_at if time is not None else None
+        event_id = event.event_id if "event_id" in given else content_id(payload, label, own_time)
+        by = self._splits.column
+        value = None if by is None else getattr(event, by) if by in self._event.model_fields else columns.get(by)
+        split = self._pinned or self._splits.split_of(event_id, value)
+        group = str(value) if self._splits.grouped and value is not None else None
+        reason = None if split else LEFT_OUT
+        return {"event_id": event_id, "split": split, "group": group, "label": label, "reason": reason} | payload
+
+
+class _Place:
+    """Name and row number of each row of a task: files come one after the other, each in its order."""
+
+    def __init__(self, root: str) -> None:
+        self._root, self._row = root, 0
+        self._file: tuple[str, int] | None = None
+
+    def of(self, file: str, block: int) -> tuple[str, int]:
+        """A row's number counts from the first byte of its part of the file, so it is the file's in its first part,
+        and never that of a row in another part."""
+        self._row = self._row + 1 if self._file == (file, block) else block or 0
+        self._file = (file, block)
+        return unquote(file).removeprefix(self._root), self._row
+
+
+def _raw_rows(application: Application, source: Source, store: ObjectStore) -> Batches:
+    schema, checks, first = checked_schema(application), RowChecks(application, source), source.objects[0]
+    origin: dict[str, Any] = {"source": first, "source_sha256": ""}
+    rows: list[dict[str, Any]] = []
+    try:
+        raw = {name: store.get(raw_key(application.name, name)) for name in source.objects}
+        origin["source_sha256"] = sha256_of(raw[first])
+        for number, row in enumerate(application.examples(source, raw)):
+            rows.append(origin | {"row": number} | checks.of_raw(row))
+            if len(rows) == _BATCH_ROWS:
+                yield pa.RecordBatch.from_pylist(rows, schema=schema)
+                rows = []
+    except (CorruptObject, ValueError) as exc:  # ValueError: sources of unequal length
+        detail = exc.message if isinstance(exc, CorruptObject) else str(exc)
+        rows = [origin | {"reason": CORRUPT_OBJECT, "detail": f"{first}: {detail}"}]
+    except Exception as exc:
+        # Python hides a generator's StopIteration in an error of its own, which tells no line of the application.
+        own = exc.__cause__ if isinstance(exc.__cause__, StopIteration) else exc
+        rows = [origin | {"reason": EXAMPLES_FAILED, "detail": f"{', '.join(source.objects)}: {said(own)}"}]
+    yield pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
+def _refused(exc: Exception, record: bytes) -> dict[str, Any]:
+    told = str(exc) if isinstance(exc, (ValidationError, ValueError)) else said(exc)
+    return {"reason": type(exc).__name__, "detail": told[:_DETAIL_CHARACTERS], "record": record}
+
+
+def _record(row: Any) -> bytes:
+    if isinstance(row, Mapping):
+        row = {str(key): value.hex() if isinstance(value, bytes) else value for key, value in row.items()}
+    return json.dumps(row, default=str).encode()

@@ -1,0 +1,383 @@
+"""Rows come from tables, texts and images in parallel, are divided as declared, and never leak from split to split."""
+
+import gzip
+import io
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+import pytest
+from pyspark.sql import SparkSession
+
+from batch_layer.ingest import Ingested, ingest
+from batch_layer.prepare import data_set, prepare
+from batch_layer.raw_objects import files_of, raw_key
+from batch_layer.training_run import train
+from batch_layer.tune import _rows_of_trials
+from deeplambda.adapters.lake import create_tables, spark_session
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.loading import PackedApplication, pack_application
+from tests.integration.blobs import SeenBars
+
+_APPLICATION = """
+from typing import Annotated
+
+import numpy as np
+from deeplambda.application import Application, Event
+from deeplambda.fields import grey_image
+from deeplambda.objective import Classification, accuracy
+from deeplambda.sources import (
+    ByGroup, ByHash, BySource, ByTime, Csv, Images, JsonLines, Lines, Parquet, Source,
+)
+
+
+class Seen(Event):
+    {event}
+
+
+class Tested(Application):
+    name = "{name}"
+    event = Seen
+    objective = Classification(("no", "yes"))
+    metrics = {{"accuracy": accuracy}}
+    hyperparameters = {{"epochs": 1, "batch_size": 50, "learning_rate": 0.02, "weight_decay": 0.0}}
+    search_space = {{}}
+    {body}
+
+    def transform(self, batch):
+        return np.column_stack([batch["x"], batch["y"]]).astype(np.float32)
+
+    def build_model(self):
+        from torch import nn
+
+        return nn.Linear(2, 2)
+"""
+
+
+class Bench:
+    """One application of a test's own, its folder of raw files, and the lake that it is ingested into."""
+
+    def __init__(self, spark: SparkSession, settings: Settings, folder: Path) -> None:
+        self.spark, self.settings, self.store = spark, settings, ObjectStore(settings)
+        self.name = f"sources_{uuid4().hex[:8]}"
+        self.home, self.files = folder / self.name, folder / "files"
+        self.home.mkdir()
+        self.files.mkdir()
+        self.packed: PackedApplication
+        self.body = ""
+
+    def write(self, event: str, body: str) -> None:
+        """(Over)write the application. Both are indented once."""
+        self.body = body
+        code = _APPLICATION.format(event=event, name=self.name, body=body.strip())
+        (self.home / "application.py").write_text(code)
+        self.packed = pack_application(str(self.home), self.settings)
+
+    def put(self, **files: bytes | str) -> None:
+        """Put files as `deeplambda data put` does; `__` in a name is a dot."""
+        for name, content in files.items():
+            path = self.files / name.replace("__", ".").replace("_of_", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        for name in files_of(self.packed.load(), self.files):
+            self.store.put_file(raw_key(self.name, name), self.files / name)
+
+    def ingest(self) -> Ingested:
+        return ingest(self.spark, self.settings, self.packed)
+
+    def rows(self, table: str = "examples") -> list[dict[str, Any]]:
+        found = self.spark.table(f"lake.{self.name}.{table}")
+        order = "event_id" if table == "examples" else "record"
+        return [row.asDict() for row in found.orderBy(order).collect()]
+
+    def quarantined(self) -> list[tuple[str, str, bytes]]:
+        return [(row["source"], row["reason"], bytes(row["record"])) for row in self.rows("quarantine")]
+
+
+@pytest.fixture(scope="module")
+def spark(stack: Settings) -> Iterator[SparkSession]:
+    session = spark_session(stack, "test", {"spark.driver.memory": "512m", "spark.sql.shuffle.partitions": "2"})
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def bench(spark: SparkSession, stack: Settings, tmp_path: Path) -> Bench:
+    return Bench(spark, stack, tmp_path)
+
+
+def points(first: int, count: int) -> str:
+    """Lines of a table; the label says whether x is above y."""
+    rows = [(n % 7 - 3.5, n % 5 - 2.25, n) for n in range(first, first + count)]
+    return "".join(f"{n},{x},{y},{'yes' if x > y else 'no'}\n" for x, y, n in rows)
+
+
+def test_one_csv_fills_every_split_by_hash_and_a_model_is_trained_on_it(bench: Bench) -> None:
+    bench.write(
+        "x: float\n    y: float",
+        'sources = (Csv("points-*.csv*", label="above", event_id="number"),)\n    splits = ByHash()',
+    )
+    header, bad, unlabelled = "number,x,y,above\n", "600,1.5,high,no\n", "601,1.5,2.5,\n602,-1,0,maybe\n"
+    bench.put(**{"points-1__csv": header + points(0, 400) + points(0, 3) + bad + unlabelled})
+    first = bench.ingest()
+    assert sum(first.found.values()) == 401
+    assert first.found == first.added
+    assert 300 < first.added["train"] < 340
+    assert first.added.keys() == {"train", "validation", "test"}
+    assert (first.duplicates, first.quarantined, first.unlabelled) == (3, 2, 1)
+    source = "points-1.csv"
+    assert [each[:2] for each in bench.quarantined()] == [(source, "ValueError"), (source, "ValueError")]
+    assert bench.quarantined()[0][2] == bad.strip().encode()
+    assert json.loads(bench.quarantined()[1][2]) == {"x": -1.0, "y": 0.0, "event_id": "602", "label": "maybe"}
+    number_1 = next(row for row in bench.rows() if row["event_id"] == "1")
+    assert (number_1["x"], number_1["y"], number_1["label"]) == (-2.5, -1.25, "no")
+    assert number_1["source_sha256"] == bench.store.digest(raw_key(bench.name, source))
+
+    again = bench.ingest()
+    assert (again.found, again.added, again.quarantined) == (first.found, {}, 0)
+    before = bench.rows()
+
+    bench.put(**{"points-2__csv__gz": gzip.compress((header + points(400, 50)).encode())})
+    more = bench.ingest()
+    assert (sum(more.added.values()), more.quarantined) == (50, 0)
+    after = bench.rows()
+    assert [row for row in after if row["source"] == source] == before
+    assert {row["event_id"] for row in after} - {row["event_id"] for row in before} == {
+        str(number) for number in range(400, 450)
+    }
+
+    dataset = data_set(bench.spark, bench.packed)
+    assert dataset.unlabelled == 1
+    shards = prepare(bench.spark, bench.settings, bench.packed, dataset)
+    assert sum(shard.rows for shard in shards) == 450
+    trained = train(
+        bench.settings, bench.packed, dataset=dataset.id, snapshot=1, overrides={}, listener=SeenBars(), preparing=None
+    )
+    (epoch,) = trained.epochs
+    assert set(epoch.metrics) == set(epoch.validation_metrics) == {"accuracy"}
+    training, compared = _rows_of_trials(bench.settings, bench.packed.load(), dataset.id)
+    held = {shard.split: shard.rows for shard in shards}
+    assert (len(training), len(compared)) == (held["train"], held["validation"])
+
+
+def test_a_line_that_is_not_utf_8_is_quarantined_and_its_file_is_not(bench: Bench) -> None:
+    bench.write(
+        "text: str",
+        'sources = (Lines("good", label="yes"), Lines("bad", label="no"), Lines("new.gz", split="test"))\n'
+        "    splits = ByHash(train=0.5, test=0.5)",
+    )
+    lines = [f"the {number}th film was naïve" for number in range(20)]
+    bench.put(
+        good="\ufeff" + "\n".join(lines),
+        bad=b"it was a caf\xe9\n\n" + "\r\n".join(lines).encode(),
+        new__gz=gzip.compress(b"who knows\n"),
+    )
+    found = bench.ingest()
+    assert (sum(found.added.values()), found.duplicates, found.unlabelled) == (41, 0, 1)
+    assert bench.quarantined() == [("bad", "UnicodeDecodeError", b"it was a caf\xe9")]
+    rows = bench.rows()
+    assert {row["text"] for row in rows} == {*lines, "who knows"}
+    assert {row["label"] for row in rows} == {"yes", "no", None}
+    assert {row["split"] for row in rows if row["label"] is None} == {"test"}
+    bench.write("text: str", bench.body.replace("train=0.5, test=0.5", "train=0.1, test=0.9"))
+    with pytest.raises(BadInput, match=r"would be in the split 'test', and is in 'train' since an earlier ingest"):
+        bench.ingest()
+
+
+def test_json_lines_by_group_keep_a_group_together_and_a_bad_line_apart(bench: Bench) -> None:
+    bench.write(
+        "x: float\n    y: float\n    tags: list[str]",
+        'sources = (JsonLines("clicks/", columns={"x": "across"}, label="bought", occurred_at="when"),)\n'
+        '    splits = ByGroup("customer", train=0.5, test=0.5)',
+    )
+    given = [
+        {"customer": n % 9, "across": n, "y": 0.5, "tags": ["a", "b"], "bought": "yes", "when": "2026-01-01T00:00:00Z"}
+        for n in range(45)
+    ]
+    lines = [json.dumps(each) for each in given]
+    broken = [
+        '{"customer": 1, "across": ',
+        json.dumps(given[0] | {"across": "far"}),
+        json.dumps(given[0] | {"y": None}),
+    ]
+    bench.put(
+        **{"clicks_of_1__jsonl": "\n".join(lines[:30] + broken), "clicks_of_b b_of_2__jsonl": "\n".join(lines[30:])}
+    )
+    found = bench.ingest()
+    assert (sum(found.added.values()), found.quarantined) == (45, 3)
+    assert {bytes(row["record"]).decode() for row in bench.rows("quarantine")} >= set(broken[:2])
+    rows = bench.rows()
+    assert {row["source"] for row in rows} == {"clicks/1.jsonl", "clicks/b b/2.jsonl"}
+    splits: dict[float, set[str]] = {}
+    for row in rows:
+        splits.setdefault(row["x"] % 9, set()).add(row["split"])
+        assert row["tags"] == ["a", "b"]
+    assert {len(of_customer) for of_customer in splits.values()} == {1}
+
+
+def test_parquet_by_time_leaves_out_and_counts_what_is_in_no_interval(bench: Bench) -> None:
+    bench.write(
+        "x: float\n    y: int",
+        'sources = (Parquet("2018-*.parquet", columns={"x": "AMOUNT", "y": "COUNT"}, label="FRAUD", event_id="ID"),)\n'
+        '    splits = ByTime("AT", train=("2018-07-01", "2018-07-03"), validation=("2018-07-03", "2018-07-04"),\n'
+        '                    test=("2018-07-05", "2018-07-06"))\n'
+        '    objective = Classification(("0", "1"))',
+    )
+    for day in range(1, 7):
+        frame = pd.DataFrame(
+            {
+                "ID": range(day * 10, day * 10 + 10),
+                "AT": pd.Timestamp(2018, 7, day) + pd.to_timedelta(range(10), unit="h"),
+                "AMOUNT": [float(day)] * 10,
+                "COUNT": ["7"] * 9 + ["seven" if day == 1 else "8"],
+                "FRAUD": [0, 1] * 5,
+            }
+        )
+        raw = io.BytesIO()
+        frame.astype({"AT": "datetime64[ns]"}).to_parquet(raw, index=False)
+        bench.put(**{f"2018-07-0{day}__parquet": raw.getvalue()})
+    found = bench.ingest()
+    assert found.added == {"train": 19, "validation": 10, "test": 10}
+    assert (found.left_out, found.quarantined) == (20, 1)
+    (refused,) = bench.rows("quarantine")
+    assert json.loads(bytes(refused["record"])) == {"AMOUNT": 1.0, "COUNT": "seven"}
+    assert "y" in refused["detail"]
+    assert {(row["event_id"], row["y"], row["label"]) for row in bench.rows() if row["event_id"] in ("20", "39")} == {
+        ("20", 7, "0"),
+        ("39", 8, "1"),
+    }
+
+
+def test_images_are_labelled_by_their_folders(bench: Bench) -> None:
+    bench.write(
+        "image: Annotated[bytes, *grey_image(2, 2)]",
+        'sources = (Images("train/", split="train"), Images("test/", split="test"))',
+    )
+    bench.put(
+        **{
+            "train_of_yes_of_1__png": png(bytes([0, 1, 2, 3])),
+            "train_of_no_of_1__png": png(bytes([3, 2, 1, 0])),
+            "train_of_no_of_note__png": "no image",
+            "test_of_yes_of_1__png": png(bytes([9, 9, 9, 9])),
+            "test_of_2__png": png(bytes([8, 8, 8, 8])),
+        }
+    )
+    found = bench.ingest()
+    assert (found.added, found.quarantined, found.unlabelled) == ({"train": 2, "test": 2}, 1, 1)
+    assert {(row["source"], row["label"], bytes(row["image"])) for row in bench.rows()} == {
+        ("train/yes/1.png", "yes", bytes([0, 1, 2, 3])),
+        ("train/no/1.png", "no", bytes([3, 2, 1, 0])),
+        ("test/yes/1.png", "yes", bytes([9, 9, 9, 9])),
+        ("test/2.png", None, bytes([8, 8, 8, 8])),
+    }
+
+
+def png(grey: bytes) -> bytes:
+    """A 2×2 PNG. Source: PNG specification (third edition), section 5."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + grey[first : first + 2] for first in (0, 2))
+    header = struct.pack(">IIBBBBB", 2, 2, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+_EXAMPLES = """
+    def examples(self, source, raw):
+        for number, line in enumerate(b"".join(raw[name] for name in source.objects).split()):
+            yield {ROW}
+"""
+
+
+def raw_sources(row: str, *sources: str) -> str:
+    return f"sources = ({', '.join(sources)},)\n{_EXAMPLES.replace('ROW', row)}"
+
+
+def test_raw_sources_may_share_objects_and_a_corrupt_one_refuses_all(bench: Bench) -> None:
+    row = '"event_id": f"{source.split}-{number}", "x": float(number), "y": 0.0, "label": line.decode()'
+    bench.write(
+        "x: float\n    y: float",
+        raw_sources(row, 'Source(split="train", objects=("both",))', 'Source(split="test", objects=("both",))'),
+    )
+    bench.put(both="yes no yes")
+    assert bench.ingest().added == {"train": 3, "test": 3}
+
+    bench.write(
+        "x: float\n    y: float",
+        raw_sources(
+            row.replace("source.split", "source.split}-{len(source.objects)"),
+            'Source(split="train", objects=("both", "more"))',
+            'Source(split="test", objects=("both", "other"))',
+        ),
+    )
+    bench.put(more=" no", other=" maybe")
+    found = bench.ingest()
+    assert (found.added, found.quarantined) == ({"train": 4, "test": 3}, 1)
+
+    key = raw_key(bench.name, "other")
+    digest = {"sha256": bench.store.digest(key) or ""}
+    bench.store.client.put_object(Bucket=bench.store.bucket, Key=key, Body=b"changed", Metadata=digest)
+    with pytest.raises(CorruptObject, match="raw/other has SHA-256"):
+        bench.ingest()
+
+
+@pytest.mark.parametrize("failure", ["next(iter(()))", "1 / 0"])
+def test_what_examples_raises_is_told_by_name(bench: Bench, failure: str) -> None:
+    sources = 'Source(split="train", objects=("a",))', 'Source(split="test", objects=("b",))'
+    bench.write("x: float\n    y: float", raw_sources(f'"x": {failure}', *sources))
+    bench.put(a="yes", b="no")
+    with pytest.raises(BadInput, match=r"examples\(\) failed on [ab]: .*application\.py, line"):
+        bench.ingest()
+
+
+def test_rows_that_would_leak_into_another_split_are_refused_by_name(bench: Bench) -> None:
+    event, header = "x: float\n    y: float\n    patient: str", "x,y,patient,id,label\n"
+
+    def declare(table: str, splits: str = "") -> None:
+        bench.write(
+            event, f'sources = (Csv("a.csv", {table}split="train"), Csv("b.csv", {table}split="test"))\n    {splits}'
+        )
+
+    def refused(match: str) -> None:
+        with pytest.raises(BadInput, match=match):
+            bench.ingest()
+        assert bench.rows() == bench.rows("quarantine") == []
+
+    declare('label="label", event_id="id", ')
+    bench.put(
+        a__csv=header + "1,2,ann,i1,yes\n1,2,bob,i2,yes\n1,x,,,\n", b__csv=header + "3,4,ann,i3,yes\n3,4,eve,i2,no\n"
+    )
+    refused(r"event 'i2' of \w+ is in the splits 'train' and 'test'")
+    declare('label="label", ', 'splits = BySource(group="patient")')
+    refused(r"patient 'ann' of \w+ is in the splits 'train' and 'test'")
+
+    bench.put(b__csv=header + "3,4,eve,i3,\n")
+    refused(r"the split 'test' of \w+ would have no labelled rows; 1 rows were refused.*; 1 rows have no label")
+    declare('label="verdict", ')
+    refused(r"a\.csv has no column 'verdict'; it has x, y, patient, id, label")
+    bench.put(b__csv="y,x,patient,id,label\n3,4,eve,i3,no\n")
+    bench.write(event, 'sources = (Csv("?.csv", label="label"),)\n    splits = ByHash()')
+    with pytest.raises(CorruptObject, match=r"raw object [ab]\.csv of \w+ cannot be read: .*header"):
+        bench.ingest()
+
+
+def test_a_table_of_an_earlier_release_takes_rows_without_a_label(bench: Bench) -> None:
+    bench.write("text: str", 'sources = (Lines("a", label="yes", split="train"), Lines("b", split="test"))')
+    bench.spark.sql(f"CREATE NAMESPACE lake.{bench.name}")
+    bench.spark.sql(
+        f"CREATE TABLE lake.{bench.name}.examples (event_id STRING NOT NULL, split STRING NOT NULL, "
+        "text STRING NOT NULL, label STRING NOT NULL, source STRING NOT NULL, source_sha256 STRING NOT NULL, "
+        "code_version STRING NOT NULL, "
+        "ingested_at TIMESTAMP NOT NULL) USING iceberg PARTITIONED BY (split)"
+    )
+    for _ in range(2):
+        create_tables(bench.spark, bench.packed.load())
+        assert bench.spark.table(f"lake.{bench.name}.examples").schema["label"].nullable

@@ -1,0 +1,74 @@
+"""What `fit` returns comes back as it was, whatever its form, and nothing is unpickled."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from deeplambda.errors import BadInput
+from deeplambda.learned import Categories, Standardization, Vocabulary, decode_state, encode_state
+
+
+def fit_vocabulary(batches: Iterator[pa.RecordBatch]) -> Vocabulary: ...  # type: ignore[empty-body]
+
+
+def fit_anything(batches: Iterator[pa.RecordBatch]) -> Any: ...
+
+
+def again(fit: Any, state: Any) -> Any:
+    encoded = encode_state(state)
+    assert encoded == encode_state(state), "equal states have equal hashes"
+    return decode_state(fit, encoded)
+
+
+def test_a_model_comes_back_as_the_model_that_fit_names() -> None:
+    state = Vocabulary.of(["So good, so good!", "so bad"], size=5)
+    found = again(fit_vocabulary, state)
+    assert found == state
+    np.testing.assert_array_equal(found.padded(["bad so odd", None], 4), state.padded(["bad so odd", ""], 4))
+
+
+def test_json_tables_and_arrays_come_back() -> None:
+    assert again(fit_anything, {"mean": [1.5, None], "words": ["ü"]}) == {"mean": [1.5, None], "words": ["ü"]}
+    table = pa.table({"word": ["a", "b"], "id": [1, 2]})
+    assert again(fit_anything, table).equals(table)
+    arrays = {"mean": np.array([12_345, 2**40]), "mask": np.array([[True], [False]])}
+    found = again(fit_anything, arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+
+
+def test_what_is_none_of_the_forms_is_refused() -> None:
+    with pytest.raises(BadInput, match="fit returned object"):
+        encode_state(object())
+
+
+def test_a_vocabulary_gives_ids_to_the_commonest_words() -> None:
+    vocabulary = Vocabulary.of(["the cat, the dog", "the end"], size=4)
+    assert vocabulary.words == ("the", ",")
+    assert vocabulary.size == 4
+    ids = vocabulary.padded(pa.array(["The CAT the the", "", None]), 3)
+    np.testing.assert_array_equal(ids, [[2, 1, 2], [0, 0, 0], [0, 0, 0]])
+    assert ids.dtype == np.int64
+
+
+def test_standardization_in_batches_is_that_of_all_rows() -> None:
+    randomness = np.random.default_rng(5)
+    rows = randomness.normal(3, 7, (100, 2))
+    batches = [
+        pa.RecordBatch.from_pydict({"a": part[:, 0], "b": part[:, 1], "c": [1.0] * len(part)})
+        for part in (rows[:1], rows[1:60], rows[60:])
+    ]
+    learned = Standardization.of(batches, ["a", "b", "c"])
+    np.testing.assert_allclose(learned.mean, [*rows.mean(axis=0), 1])
+    np.testing.assert_allclose(learned.deviation, [*rows.std(axis=0), 1])
+    np.testing.assert_allclose(learned.of_batch(batches[0])[0, 2], 0)
+
+
+def test_a_value_that_training_has_not_seen_is_category_0() -> None:
+    found = Categories.of(["x", "y", None, "x"])
+    np.testing.assert_array_equal(found.codes(["y", "never", None, "x"]), [2, 0, 0, 1])
+    assert found.size == 3

@@ -1,0 +1,133 @@
+"""`deeplambda new`: what is drafted after a sample runs, and keeps the contract on that sample."""
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from deeplambda.cli import build
+from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.testing import check_application
+from deeplambda.testing.draft import write_draft
+
+ROWS = 240
+
+
+@pytest.fixture(autouse=True)
+def _own_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPLAMBDA_DATA_DIR", str(tmp_path / "data"))
+
+
+def _table() -> list[dict[str, object]]:
+    """Numbers, a category, a text, a column with gaps; what decides is the first number."""
+    draw = random.Random(0)
+    words = ["engine", "noise", "heat", "cold", "oil", "smoke", "quiet", "loud", "slow", "fast"]
+    rows = []
+    for number in range(ROWS):
+        load = round(draw.uniform(-1, 1), 3)
+        rows.append(
+            {
+                "row id": f"r{number}",
+                "load": load,
+                "max": draw.randint(0, 90),
+                "maker": draw.choice(["acme", "zen", "ölwerk"]),
+                "said": " ".join(draw.choices(words, k=6)),
+                "gap": "" if number % 5 == 0 else round(draw.gauss(0, 3), 2),
+                "class": "hot" if load > 0 else "cold",
+            }
+        )
+    return rows
+
+
+def _csv(folder: Path) -> Path:
+    rows = _table()
+    lines = [";".join(rows[0]), *(";".join(str(value) for value in row.values()) for row in rows)]
+    (folder / "engines.csv").write_text("\n".join(lines) + "\n")
+    return folder / "engines.csv"
+
+
+def _json_lines(folder: Path) -> Path:
+    rows = [{key: None if value == "" else value for key, value in row.items()} for row in _table()]
+    (folder / "engines.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder / "engines.jsonl"
+
+
+def _parquet(folder: Path) -> Path:
+    rows = [{"load": row["load"], "speed": row["max"], "target": 40 * float(str(row["load"]))} for row in _table()]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "engines.parquet")
+    return folder
+
+
+def _text(folder: Path) -> Path:
+    draw = random.Random(1)
+    for label, words in (("good", "fine happy lovely film"), ("bad", "dull sad boring film")):
+        sentences = {" ".join([*draw.choices(words.split(), k=7), str(n)]) for n in range(60)}
+        (folder / f"{label}.txt").write_text("\n".join(sorted(sentences)) + "\n")
+    return folder
+
+
+def _images(folder: Path) -> Path:
+    from PIL import Image
+
+    draw = random.Random(2)
+    for label, colour in (("day", (240, 230, 200)), ("night", (10, 10, 40))):
+        (folder / label).mkdir()
+        for number in range(20):
+            pixel = tuple(min(255, value + draw.randint(0, 40)) for value in colour)
+            Image.new("RGB", (40, 30), pixel).save(folder / label / f"{number}.{'png' if number % 2 else 'jpg'}")
+    return folder
+
+
+@pytest.mark.parametrize("sample_of", [_csv, _json_lines, _parquet, _text, _images])
+def test_what_is_drafted_after_a_sample_keeps_the_contract(sample_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "rows").mkdir()
+    draft = write_draft("engines", sample_of(tmp_path / "rows"), tmp_path / "applications")
+    assert draft.decisions >= 3
+    report = check_application(draft.file.parent, tmp_path / "rows")
+    assert not report.findings, [str(finding) for finding in report.findings]
+    assert {"rows", "transform", "model", "artefacts"} <= set(report.passed)
+
+
+def test_the_command_writes_says_what_is_next_and_does_not_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPLAMBDA_APPLICATIONS_DIR", str(tmp_path / "applications"))
+    from deeplambda.config import load_settings
+    from deeplambda.testing import commands
+
+    load_settings.cache_clear()
+    (tmp_path / "rows").mkdir()
+    sample = str(_csv(tmp_path / "rows"))
+    done = CliRunner().invoke(commands.new, ["engines", "--from", sample])
+    assert done.exit_code == 0, done.output
+    assert "deeplambda check engines --data" in done.output
+    written = (tmp_path / "applications" / "engines" / "application.py").read_text()
+    assert 'columns={"max_value": "max"}' not in written
+    assert 'label="class"' in written
+    assert 'separator=";"' in written
+    again = CliRunner().invoke(commands.new, ["engines", "--from", sample])
+    assert isinstance(again.exception, ConfigurationError)
+    assert "is there already" in str(again.exception)
+    load_settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("Bad Name", "a,label\n1,x\n2,y\n", "cannot be an application's name"),
+        ("fine", "", "no rows"),
+        ("fine", "a,label\n1,x\n2,x\n", "1 values"),
+    ],
+)
+def test_a_sample_that_nothing_can_be_made_of_is_refused(name: str, content: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises((BadInput, ConfigurationError), match=problem):
+        write_draft(name, tmp_path / "rows.csv", tmp_path / "applications")
+
+
+def test_the_commands_are_listed() -> None:
+    assert build(["--help"]) is not None
