@@ -120,17 +120,20 @@ def test_digits_has_the_networks_of_the_literature(architecture: str, parameters
 
 
 def test_a_payment_knows_no_fraud_that_comes_after_it() -> None:
-    fraud, day = Fraud(), {"customer": [1], "terminal": [7], "amount": [10.0]}
-    labelled = pa.RecordBatch.from_pydict({"paid_at": [100], **day, "label": ["1"]})
-    known = fraud.fit(iter([labelled]))
-    at = [
-        fraud.transform(pa.RecordBatch.from_pydict({"paid_at": [time], **day}), known)[0, 4] for time in (99, 100, 101)
-    ]
-    assert at[0] == at[1] == 0 < at[2]
+    def payment(second: int, **more: list[str]) -> pa.RecordBatch:
+        paid_at = pa.array([second * 1_000_000], pa.timestamp("us", tz="UTC"))
+        return pa.RecordBatch.from_pydict(
+            {"paid_at": paid_at, "customer": [1], "terminal": [7], "amount": [10.0]} | more
+        )
+
+    known = Fraud().fit(iter([payment(100, label=["1"])]))
+    before, same, after = (Fraud().transform(payment(second), known)[0, 4] for second in (99, 100, 101))
+    assert before == same == 0 < after
 
 
 def test_card_precision_looks_at_a_found_customer_once() -> None:
-    day_s = 24 * 60 * 60
-    test = pa.table({"paid_at": [0, 1, day_s, day_s + 1], "customer": [1, 2, 1, 3], "label": ["1", "0", "1", "1"]})
+    noon_us, day_us = 12 * 3600 * 1_000_000, 24 * 3600 * 1_000_000
+    paid_at = pa.array([noon_us, noon_us, noon_us + day_us, noon_us + day_us], pa.timestamp("us", tz="UTC"))
+    test = pa.table({"paid_at": paid_at, "customer": [1, 2, 1, 3], "label": ["1", "0", "1", "1"]})
     outputs_NC = np.array([[0, 9], [0, 1], [0, 9], [0, 1]], np.float32)
     assert card_precision(test, outputs_NC, top=1) == 1.0  # customer 1, and on the second day customer 3
