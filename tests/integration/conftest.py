@@ -29,10 +29,10 @@ def gateway(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def spark(gateway: OwnGateway) -> Iterator[SparkSession]:
-    """A session that writes to the lake, beside the gateway's."""
+def spark(stack: Settings) -> Iterator[SparkSession]:
+    """A session that writes to the lake; the process can have one only, so all files share it."""
     before = dict(os.environ)  # a session finds its credentials and its Python in the environment
-    session = spark_session(gateway.settings, "test", {"spark.driver.memory": "512m"})
+    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
     yield session
     session.stop()
     os.environ.clear()

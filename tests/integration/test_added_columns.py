@@ -1,15 +1,13 @@
 """Stores that an earlier version of this platform made get the columns that were added since; their rows stay."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import uuid4
 
-import pytest
 from pyspark.sql import SparkSession
 from sqlalchemy import inspect, text
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import create_tables, current_snapshot, lacking_columns, spark_session
+from deeplambda.adapters.lake import create_tables, current_snapshot, lacking_columns
 from deeplambda.config import Settings
 from deeplambda.records.horizon import Horizon, all_predictions_sql
 from deeplambda.records.predictions import VIEW_SCHEMA
@@ -19,13 +17,6 @@ from serving_layer.hive_gateway.recent import recent_predictions_sql
 
 ADDED = {"value", "scores"}
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def lake(stack: Settings) -> Iterator[SparkSession]:
-    session = spark_session(stack, "columns", {"spark.driver.memory": "512m"})
-    yield session
-    session.stop()
 
 
 def test_mysql_tables_get_them_once(stack: Settings) -> None:
@@ -42,36 +33,36 @@ def test_mysql_tables_get_them_once(stack: Settings) -> None:
             assert {name: found.get(name) for name in ADDED} == dict.fromkeys(ADDED, True)
 
 
-def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(lake: SparkSession) -> None:
+def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark: SparkSession) -> None:
     class Old(Digits):
         name = f"old_{uuid4().hex[:8]}"
 
     table = f"lake.{Old.name}.predictions"
-    create_tables(lake, Old())
-    lake.sql(f"ALTER TABLE {table} DROP COLUMNS value, scores")
+    create_tables(spark, Old())
+    spark.sql(f"ALTER TABLE {table} DROP COLUMNS value, scores")
     at = "TIMESTAMP '2026-01-01'"
-    lake.sql(f"INSERT INTO {table} VALUES ('a', 0, 1, {at}, {at}, 1, '7', 0.9D)")
-    before = Horizon(snapshot=current_snapshot(lake, table), offsets={0: 2})
+    spark.sql(f"INSERT INTO {table} VALUES ('a', 0, 1, {at}, {at}, 1, '7', 0.9D)")
+    before = Horizon(snapshot=current_snapshot(spark, table), offsets={0: 2})
 
-    create_tables(lake, Old())
-    create_tables(lake, Old())
-    assert lake.table(table).columns == VIEW_SCHEMA.names
-    lacking = lacking_columns(lake, Old.name, before)
+    create_tables(spark, Old())
+    create_tables(spark, Old())
+    assert spark.table(table).columns == VIEW_SCHEMA.names
+    lacking = lacking_columns(spark, Old.name, before)
     assert lacking == ADDED
 
     none = ", ".join(f"CAST(NULL AS STRING) AS {name}" for name in ("event_id", "prediction", "scores", "application"))
-    lake.sql(
+    spark.sql(
         f"SELECT {none}, 0 AS kafka_partition, 0L AS kafka_offset, current_timestamp() AS occurred_at, "
         "current_timestamp() AS predicted_at, 1 AS model_version, 0D AS confidence, 0D AS value WHERE FALSE"
     ).createOrReplaceTempView("live_rows")
-    union = lake.sql(all_predictions_sql(Old.name, before, "live_rows", lacking)).collect()
+    union = spark.sql(all_predictions_sql(Old.name, before, "live_rows", lacking)).collect()
     assert [(row.event_id, row.value, row.scores, row.view) for row in union] == [("a", None, None, "batch")]
     recent = recent_predictions_sql(Old.name, before, LONG_AGO, lacking)
     assert recent is not None
-    assert [(row.event_id, row.value, row.scores) for row in lake.sql(recent).collect()] == [("a", None, None)]
+    assert [(row.event_id, row.value, row.scores) for row in spark.sql(recent).collect()] == [("a", None, None)]
 
-    lake.sql(f"INSERT OVERWRITE {table} SELECT * FROM {table}")
-    after = Horizon(snapshot=current_snapshot(lake, table), offsets={0: 2})
-    assert lacking_columns(lake, Old.name, after) == frozenset()
-    assert lake.sql(all_predictions_sql(Old.name, after, "live_rows")).count() == 1
-    lake.sql(f"DROP TABLE {table}")
+    spark.sql(f"INSERT OVERWRITE {table} SELECT * FROM {table}")
+    after = Horizon(snapshot=current_snapshot(spark, table), offsets={0: 2})
+    assert lacking_columns(spark, Old.name, after) == frozenset()
+    assert spark.sql(all_predictions_sql(Old.name, after, "live_rows")).count() == 1
+    spark.sql(f"DROP TABLE {table}")

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from batch_layer.recompute import recompute
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import create_topics, end_offsets
-from deeplambda.adapters.lake import create_tables, spark_session
+from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import TooManyRefused
@@ -127,13 +127,6 @@ def test_an_application_whose_stream_fails_is_named_and_the_other_is_scored(stac
             store.put(key, card)
             assert eventually(lambda: scored(bad) == 5, 60), stream.states()
             assert eventually(lambda: stream.states()[bad.name] == "running", 20), stream.states()
-
-
-@pytest.fixture(scope="module")
-def spark(stack: Settings) -> Iterator[SparkSession]:
-    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
-    yield session
-    session.stop()
 
 
 def archive(spark: SparkSession, service: OwnService, values: dict[str, bytes]) -> None:

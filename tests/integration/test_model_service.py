@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from pydantic_core import to_json
 
 from deeplambda.adapters.kafka import consumer
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES, ModelClient
@@ -53,13 +54,12 @@ def test_start_without_kafka_waits_and_says_so(fresh: OwnService) -> None:
         assert "Kafka" in waiting.json()["detail"]
 
 
-def test_start_of_an_unknown_application_fails_in_one_line(fresh: OwnService) -> None:
-    with pytest.raises(AssertionError), fresh.running(DEEPLAMBDA_APPLICATIONS='["nowhere"]'):
-        pass
-    assert fresh.process is not None
-    assert fresh.process.wait() == 1
-    (line,) = fresh.log.read_text().splitlines()
-    assert line.startswith("the model service cannot start: no application 'nowhere'")
+def test_an_application_that_is_not_there_keeps_no_other_from_being_served(fresh: OwnService) -> None:
+    with fresh.running(DEEPLAMBDA_APPLICATIONS=to_json(["nowhere", fresh.name]).decode()):
+        fresh.promote(fresh.publish(model_of(1)))
+        assert fresh.serves(1), fresh.log.read_text()
+        waiting = fresh.request("GET", "/v2/models/nowhere/ready")
+        assert (waiting.status, "'nowhere' has no champion yet" in waiting.json()["detail"]) == (503, True)
 
 
 @pytest.mark.parametrize("rows", [1, 32, 300])

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from batch_layer.checkpoint import fetch_checkpoint
-from batch_layer.training_run import VALIDATION, best_epoch
+from batch_layer.training_run import best_epoch
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.sources import VALIDATION
 from tests.integration import blobs
 from tests.integration.blobs import announce, new_data_set, put_shards, train_blobs
 
@@ -42,7 +43,11 @@ def test_it_ends_when_nothing_gets_better_and_keeps_the_best(
     trained = train_blobs(stack, application, dataset, **settings)
     store, best = ObjectStore(stack), len(trained.epochs)
     last, _ = fetch_checkpoint(store, application.name, trained.run, best + PATIENCE)
-    assert best == best_epoch(last.validation, lower=True) < EPOCHS - PATIENCE
+    assert (
+        best
+        == best_epoch([epoch.validation_metrics["log_loss"] for epoch in last.epochs], lower=True)
+        < EPOCHS - PATIENCE
+    )
     _, tensors = fetch_checkpoint(store, application.name, trained.run, best)
     assert all(torch.equal(tensor, tensors[f"model.{name}"]) for name, tensor in trained.model.state_dict().items())
 
@@ -51,5 +56,5 @@ def test_it_ends_when_nothing_gets_better_and_keeps_the_best(
 
 
 def test_without_a_validation_split_patience_is_refused(stack: Settings, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no source for the split 'validation'"):
+    with pytest.raises(ConfigurationError, match="no split 'validation' to judge by"):
         train_blobs(stack, blobs.blobs(stack, tmp_path), new_data_set(), patience=1)

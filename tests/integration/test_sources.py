@@ -5,7 +5,6 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +18,7 @@ from batch_layer.prepare import data_set, prepare
 from batch_layer.raw_objects import files_of, raw_key
 from batch_layer.training_run import train
 from batch_layer.tune import _rows_of_trials
-from deeplambda.adapters.lake import create_tables, spark_session
+from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject
@@ -99,13 +98,6 @@ class Bench:
 
     def quarantined(self) -> list[tuple[str, str, bytes]]:
         return [(row["source"], row["reason"], bytes(row["record"])) for row in self.rows("quarantine")]
-
-
-@pytest.fixture(scope="module")
-def spark(stack: Settings) -> Iterator[SparkSession]:
-    session = spark_session(stack, "test", {"spark.driver.memory": "512m", "spark.sql.shuffle.partitions": "2"})
-    yield session
-    session.stop()
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_overrides_are_laid_over_the_defaults_and_the_seed_is_0() -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        ({"momentum": 0.9}, "no hyperparameter 'momentum'.*choose from batch_size, epochs"),
+        ({"momentum": 0.9}, "no hyperparameter 'momentum'.*choose from architecture, batch_size, epochs"),
         ({"epochs": 0}, "'epochs'"),
         ({"batch_size": "many"}, "'batch_size'"),
         ({"learning_rate": float("nan")}, "'learning_rate'"),

@@ -158,9 +158,8 @@ MISTAKES = [
     Mistake(
         "an unknown metric",
         (('("accuracy",)', '("acuracy",)'),),
-        "metrics",
+        "application",
         ("'acuracy'", "accuracy"),
-        line="metrics =",
     ),
     Mistake("a list", ((FEATURES, FEATURES + ".tolist()"),), "transform", ("as list", "NumPy")),
     Mistake("rows are missing", ((FEATURES, FEATURES + "[:-1]"),), "transform", ("one row for each event",)),
