@@ -158,7 +158,7 @@ MISTAKES = [
     Mistake(
         "an unknown metric",
         (('("accuracy",)', '("acuracy",)'),),
-        "application",
+        "source",
         ("'acuracy'", "accuracy"),
     ),
     Mistake("a list", ((FEATURES, FEATURES + ".tolist()"),), "transform", ("as list", "NumPy")),
