@@ -147,9 +147,9 @@ def test_a_replay_overwrites_the_row_of_its_position(stack: Settings, publisher:
 
 def test_a_copy_in_another_partition_changes_nothing(stack: Settings, application: str) -> None:
     engine = mysql.engine(stack, "views")
-    realtime.store(engine, [prediction("a", 7, application=application, prediction="1")])
-    realtime.store(engine, [prediction("a", 3, application=application, prediction="2", kafka_partition=1)])
-    (row,) = rows(stack, "a")
+    realtime.store(engine, [prediction(application, 7, application=application, prediction="1")])
+    realtime.store(engine, [prediction(application, 3, application=application, prediction="2", kafka_partition=1)])
+    (row,) = rows(stack, application)
     assert (row.kafka_partition, row.kafka_offset, row.prediction) == (0, 7, "1")
 
 
