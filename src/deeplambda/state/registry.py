@@ -88,14 +88,7 @@ def promote(engine: Engine, application: str, version: int) -> ModelPromoted | N
         previous = connection.scalar(_last_promotion(application).with_for_update())
         if previous == version:
             return None
-        promotion = ModelPromoted(
-            application=application,
-            version=version,
-            previous=previous,
-            weights_sha256=card.weights_sha256,
-            code_sha256=card.code_sha256,
-        )
-        _set_champion(connection, promotion, "promoted")
+        promotion = _set_champion(connection, card, previous, "promoted")
         outbox.record(connection, topics.LIFECYCLE, application, promotion)
     return promotion
 
@@ -134,14 +127,7 @@ def roll_back(engine: Engine, application: str) -> ModelRolledBack:
             )
         champion_version, earlier = standing[-1], earlier_ones[-1]
         card = published_card(connection, application, earlier)
-        promoted = ModelPromoted(
-            application=application,
-            version=earlier,
-            previous=champion_version,
-            weights_sha256=card.weights_sha256,
-            code_sha256=card.code_sha256,
-        )
-        _set_champion(connection, promoted, "rolled_back")
+        promoted = _set_champion(connection, card, champion_version, "rolled_back")
         rolled_back = ModelRolledBack.model_validate(promoted.model_dump(exclude={"type"}))
         outbox.record(connection, topics.LIFECYCLE, application, rolled_back)
     return rolled_back
@@ -156,10 +142,19 @@ def _last_promotion(application: str):  # type: ignore[no-untyped-def]  # SQLAlc
     )
 
 
-def _set_champion(connection: Connection, promotion: ModelPromoted, kind: str) -> None:
+def _set_champion(connection: Connection, card: Card, previous: int | None, kind: str) -> ModelPromoted:
+    """Write the change of champion and the record that services follow, in the caller's transaction; that record."""
+    promotion = ModelPromoted(
+        application=card.application,
+        version=card.version,
+        previous=previous,
+        weights_sha256=card.weights_sha256,
+        code_sha256=card.code_sha256,
+    )
     connection.execute(
         insert(PROMOTIONS).values(
             kind=kind, **promotion.model_dump(include={"application", "version", "previous", "at"})
         )
     )
     outbox.record(connection, topics.CHAMPIONS, promotion.application, promotion)
+    return promotion
