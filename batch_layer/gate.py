@@ -1,8 +1,8 @@
 """Judge: which model version may serve, and the change of champion.
 
 1. Every artefact of the version is checked, as a service would before it serves it.
-2. Candidate and champion are measured on the same rows, those of the candidate's test split, where both take the same
-   features; else what their cards say is compared, and a refusal says so.
+2. Candidate and champion are measured now on the same rows, those of the candidate's test split, each with its own code
+   and learned state; where the champion cannot take them, what their cards say is compared, and a refusal says so.
 3. The candidate may be worse than the champion by the application's margin.
 """
 
@@ -175,7 +175,7 @@ def _reason_against(settings: Settings, packed: PackedApplication, version: int,
     criterion = Criterion.of(packed.load())
     same_rows = None
     if champion is not None and card.code_version == packed.code_version:
-        same_rows = on_same_rows(settings, packed.load(), card, champion, criterion.metric)
+        same_rows = on_same_rows(settings, card, champion, criterion.metric)
     return verdict(card, champion, packed.code_version, criterion, same_rows)
 
 

@@ -2,8 +2,8 @@
 
 1. An application with a `fit` learns its state from the train split, in one worker, batch by batch.
 2. The driver deals the snapshot's rows out into partitions by a hash of their event id.
-3. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3. Rows that the
-   transform refuses are left out and counted.
+3. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3, beside it what the
+   rows of the test split were made of. Rows that the transform refuses are left out and counted.
 4. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
 5. The manifest, last, lists all of them. Preparing again what has a manifest does nothing.
 """
@@ -26,8 +26,8 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from batch_layer.shard_format import (
     MANIFEST,
     SHARD_FORMAT,
-    kept_payload_key,
     manifest_key,
+    payload_key,
     shard_key,
     state_key,
     write_shard,
@@ -46,13 +46,11 @@ from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.sources import TEST
-from deeplambda.state.kept_rows import LIMIT_ROWS, encode_payload
+from deeplambda.state.kept_rows import encode_payload
 
 SHARD_ROWS = 8192
 REFUSED_SHARE = 0.05
 """Of the rows, how many the transform may refuse before the data set is refused."""
-KEPT_SPLIT = TEST
-"""Where the rows come from that every version is checked on."""
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
 _LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failure", pa.string())])
 
@@ -213,16 +211,15 @@ def _preparation(
             pieces.append(found.features)
             labels.extend(batch["label"].take(passed).to_pylist())
             refusals += [str(refusal) for refusal in found.refused.values()]
-            if split == KEPT_SPLIT and partition == 0 and sum(map(len, kept)) < LIMIT_ROWS:
+            if split == TEST:
                 kept.append(batch.select(payload.names).take(passed))
         features = concatenated([piece for piece in pieces if piece])
         shard = write_shard(features, labels_of(featurizer.application.objective, labels))
         key = shard_key(dataset.application, dataset.id, split, partition)
         store.put(key, shard)
         if kept:
-            rows = pa.Table.from_batches(kept).slice(0, LIMIT_ROWS).cast(payload).combine_chunks().to_batches()
-            if rows:
-                store.put(kept_payload_key(dataset.application, dataset.id), encode_payload(rows[0]))
+            rows = encode_payload(pa.Table.from_batches(kept).cast(payload))
+            store.put(payload_key(dataset.application, dataset.id, split, partition), rows)
         announcement = PartitionPrepared(
             application=dataset.application,
             dataset=dataset.id,

@@ -8,7 +8,7 @@ import torch
 from pydantic_core import to_json
 
 from batch_layer.prepare import featurizer_of, fetch_state
-from batch_layer.shard_format import kept_payload_key
+from batch_layer.shard_format import payload_key
 from batch_layer.training_run import TrainedRun
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine
@@ -22,7 +22,7 @@ from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.sources import TEST, VALIDATION
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, STATE, WEIGHTS, Card, artefact_key, code_key
-from deeplambda.state.kept_rows import KeptRows, decode_payload
+from deeplambda.state.kept_rows import LIMIT_ROWS, KeptRows, decode_payload
 from deeplambda.state.onnx_export import exported
 from deeplambda.state.weights import encoded_weights
 
@@ -74,8 +74,9 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
 
 
 def _kept_rows(store: ObjectStore, featurizer: Featurizer, trained: TrainedRun) -> KeptRows:
-    """The data set's kept payloads, with the features and the outputs that this run gives them."""
-    payload = decode_payload(store.get(kept_payload_key(featurizer.application.name, trained.dataset)))
+    """The first rows of the data set's test split, with the features and the outputs that this run gives them."""
+    rows = store.get(payload_key(featurizer.application.name, trained.dataset, TEST, 0))
+    payload = decode_payload(rows).slice(0, LIMIT_ROWS)
     features = featurizer.features(payload)
     with torch.inference_mode():
         outputs = call(trained.model, {name: torch.from_numpy(array) for name, array in features.items()})

@@ -1,42 +1,54 @@
-"""Candidate and champion on the same rows: the test split of the candidate's data set, whose features lie on S3.
+"""Candidate and champion on the same rows: the test split of the candidate's data set, which lies on S3.
 
-It is fair while both take the same features, so that the champion can be given the candidate's: equal code, and equal
-learned state. A champion of other code would need the payloads, which are Spark's to read.
+The features there are the candidate's. A champion of other code, or of another learned state, makes its own of the
+payloads that lie beside them; what either has no features for, neither is judged by. Legend: N rows, C classes.
 """
 
 import logging
 
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
 from batch_layer.compute import best_compute
-from batch_layer.shard_format import MANIFEST, manifest_key, read_shard
-from batch_layer.trainer import Rows, judged
+from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_shard
+from batch_layer.trainer import Rows, outputs_of
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application
+from deeplambda.application import payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, UnfitModel
+from deeplambda.metrics import measured
+from deeplambda.objective import Classification, Objective
+from deeplambda.records.featurizer import Featurizer
 from deeplambda.sources import TEST
 from deeplambda.state.card import Card
+from deeplambda.state.kept_rows import decode_payload
 from deeplambda.state.versions import fetch_model, load_code
+
+_UNKNOWN_CLASS = -50.0
+"""A logit below the row's others: a class that the champion does not know is one that it never predicts."""
 
 _log = logging.getLogger(__name__)
 
 
-def on_same_rows(
-    settings: Settings, application: Application, candidate: Card, champion: Card, metric: str
-) -> tuple[float, float] | None:
-    """The metric of candidate and champion, measured now on the same rows.
+def on_same_rows(settings: Settings, candidate: Card, champion: Card, metric: str) -> tuple[float, float] | None:
+    """The metric of candidate and champion, as the candidate's application measures it, taken now on the same rows.
 
-    application: the deployed one, whose metrics count. None when the two take different features, or when the shards or
-    an artefact of the champion's are no longer there to measure with. Raises: NotReady.
+    None, and a line in the log, when the champion cannot be judged by these rows: they lack a field that its event must
+    have, its objective is another, or an artefact is no longer there. Raises: NotReady.
     """
-    if champion.featurizer_id != candidate.featurizer_id or champion.features != candidate.features:
-        return None
     store, compute = ObjectStore(settings), best_compute()
     try:
-        rows = _test_rows(store, candidate)
+        ours, theirs = (load_code(store, settings, card) for card in (candidate, champion))
+        objective = ours.application.objective
+        other = theirs.featurizer if theirs.featurizer.id != ours.featurizer.id else None
+        rows, rows_of_champion = _test_rows(store, candidate, other)
         found = []
-        for card in (candidate, champion):
-            model = compute.place(fetch_model(store, load_code(store, settings, card).application, card))
-            found.append(judged(application, model, rows, compute.device)[metric])
+        for code, card, features in ((ours, candidate, rows), (theirs, champion, rows_of_champion)):
+            model = compute.place(fetch_model(store, code.application, card))
+            outputs = in_order(outputs_of(model, features, compute.device), code.application.objective, objective)
+            found.append(measured(ours.application, rows.labels_N.numpy(), outputs)[metric])
     except (BadInput, UnfitModel) as exc:
         _log.warning(
             "%s/%d and %d were not measured on the same rows: %s",
@@ -46,10 +58,61 @@ def on_same_rows(
     return found[0], found[1]
 
 
-def _test_rows(store: ObjectStore, card: Card) -> Rows:
+def _test_rows(store: ObjectStore, card: Card, other: Featurizer | None) -> tuple[Rows, Rows]:
+    """The version's test rows with its own features, and the same ones as `other` makes them; None: alike."""
     shards = MANIFEST.validate_json(store.get(manifest_key(card.application, card.dataset)))
-    of_split = sorted((each for each in shards if each.split == TEST), key=lambda each: each.partition)
-    rows = Rows.joined([Rows.of(*read_shard(store.get(each.key, sha256=each.sha256), each.key)) for each in of_split])
-    if not len(rows):
-        raise BadInput(f"data set {card.dataset} of {card.application} has no test rows")
-    return rows
+    own, others = [], []
+    for shard in sorted((each for each in shards if each.split == TEST), key=lambda each: each.partition):
+        rows = Rows.of(*read_shard(store.get(shard.key, sha256=shard.sha256), shard.key))
+        if other is not None and len(rows):
+            payload = decode_payload(store.get(payload_key(card.application, card.dataset, TEST, shard.partition)))
+            found = other.isolated(as_payload_of(other, payload))
+            rows = rows.chosen(torch.tensor(found.rows_N, dtype=torch.int64))
+            others.append(Rows.of(found.features, rows.labels_N.numpy()))
+        own.append(rows)
+    joined = Rows.joined(own)
+    if not len(joined):
+        raise BadInput(f"data set {card.dataset} of {card.application} has no test rows that both take")
+    return joined, joined if other is None else Rows.joined(others)
+
+
+def as_payload_of(featurizer: Featurizer, payload: pa.RecordBatch) -> pa.RecordBatch:
+    """N rows with the columns of another version's event: a field that they lack is null where it may be.
+
+    Raises: BadInput.
+    """
+    columns = []
+    for field in payload_schema(featurizer.application.event):
+        if field.name in payload.schema.names:
+            try:
+                columns.append(payload[field.name].cast(field.type))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+                raise BadInput(f"field {field.name!r} is of another type than in the champion's event: {exc}") from exc
+        elif field.nullable:
+            columns.append(pa.nulls(len(payload), field.type))
+        else:
+            raise BadInput(f"the candidate's event has no field {field.name!r}, which the champion's must have")
+    return pa.RecordBatch.from_arrays(columns, schema=payload_schema(featurizer.application.event))
+
+
+def in_order(outputs: NDArray[np.float32], given: Objective, wanted: Objective) -> NDArray[np.float32]:
+    """Outputs of a model with the objective `given` as one with `wanted` would give them: logits in its classes' order.
+
+    Raises: BadInput when the two are not alike.
+    """
+    if isinstance(given, Classification) and isinstance(wanted, Classification) and given.classes != wanted.classes:
+        logits_NC = np.full((len(outputs), len(wanted.classes)), outputs.min(axis=1, keepdims=True) + _UNKNOWN_CLASS)
+        for n, name in enumerate(wanted.classes):
+            if name in given.classes:
+                logits_NC[:, n] = outputs[:, given.classes.index(name)]
+        return logits_NC.astype(np.float32)
+    ours, theirs = (_named(objective) for objective in (wanted, given))
+    if ours != theirs:
+        raise BadInput(f"the champion's objective is {theirs}, the candidate's {ours}")
+    return outputs
+
+
+def _named(objective: Objective) -> str:
+    """What two objectives have in common when their outputs mean the same."""
+    labels = ", ".join(getattr(objective, "labels", ()))
+    return f"{type(objective).__name__} with {objective.output_size} outputs" + (f" for {labels}" if labels else "")

@@ -16,7 +16,7 @@ from deeplambda.features import Features, finite_rows
 from deeplambda.records.lifecycle import PartitionPrepared
 
 _FEATURE, _LABELS = "feature.", "labels"
-SHARD_FORMAT = 2
+SHARD_FORMAT = 3
 """Part of a data set's id: what was prepared in another form is prepared again."""
 
 MANIFEST = TypeAdapter(list[PartitionPrepared])
@@ -38,9 +38,10 @@ def state_key(application: str, dataset: str) -> str:
     return f"{application}/prepared/{dataset}/state"
 
 
-def kept_payload_key(application: str, dataset: str) -> str:
-    """Where the payloads of the rows that every version of this data set is checked on are kept, as Arrow."""
-    return f"{application}/prepared/{dataset}/kept.arrow"
+def payload_key(application: str, dataset: str, split: str, partition: int) -> str:
+    """Where the payloads of a shard's rows are kept, as Arrow: of the test split, for versions of other code are judged by
+    the same rows."""
+    return f"{application}/prepared/{dataset}/{split}-{partition:05}.arrow"
 
 
 def write_shard(features: Features, labels_N: NDArray[Any]) -> bytes:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -244,13 +245,18 @@ class Trainer:
 
 
 def judged(application: Application, model: torch.nn.Module, rows: Rows, device: torch.device) -> dict[str, float]:
-    """The application's metrics of a model on these rows, in fp32. model: on `device`; left in evaluation mode.
+    """The application's metrics of a model on these rows, as `outputs_of` has them.
 
     Raises: BadInput for a metric that these rows do not determine.
     """
+    return measured(application, rows.labels_N.numpy(), outputs_of(model, rows, device))
+
+
+def outputs_of(model: torch.nn.Module, rows: Rows, device: torch.device) -> NDArray[np.float32]:
+    """The outputs, (N, C) or (N,), in fp32. model: on `device`; left in evaluation mode."""
     model.eval()
     with torch.inference_mode():
-        outputs = torch.cat(
+        outputs: Tensor = torch.cat(
             [
                 call(
                     model,
@@ -264,7 +270,7 @@ def judged(application: Application, model: torch.nn.Module, rows: Rows, device:
                 for first in range(0, len(rows), _EVALUATION_ROWS)
             ]
         )
-    return measured(application, rows.labels_N.numpy(), outputs.numpy())
+    return outputs.numpy()
 
 
 def _as_taken(features: dict[str, Tensor]) -> Any:

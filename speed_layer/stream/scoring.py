@@ -1,5 +1,6 @@
 """Scoring a batch of event records: each becomes either a prediction or a dead letter."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -49,12 +50,13 @@ class Scorer:
         3. where the model takes features of other code or learned state, load those and begin again; where no event
            passed the code that is known, ask whether that is still the champion's
         4. where the model has no answer for some rows, halve the batch until they stand alone
+        However long the culprits take to be found, they are: a batch given up would only be tried again.
         Raises: NotReady when the model service stays away, or no champion was ever promoted.
         """
         keyed = [(row["key"], row["value"]) for row in rows]
         while True:
             featurizer = self._code.current()
-            admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes)
+            admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes, within_s=math.inf)
             if not admitted.events_N and self._code.renew():
                 continue
             out = [dead_letter(self._name, rows[n], refusal) for n, refusal in admitted.refused]
@@ -69,6 +71,7 @@ class Scorer:
             lambda piece: self._client.predict(chosen(admitted.features, piece), featurizer.id),
             len(admitted.events_N),
             InvalidEvent,
+            within_s=math.inf,
         )
         inference_ms = (time.perf_counter() - started) * 1e3
         refused: dict[int, BadInput] = dict(found.refused)

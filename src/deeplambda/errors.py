@@ -49,7 +49,7 @@ class CorruptObject(BadInput):
 
 
 class TooManyRefused(BadInput):
-    """A batch view that would drop too many events that have a prediction."""
+    """More rows or events would be refused than may be."""
 
 
 class UnknownApplication(BadInput):

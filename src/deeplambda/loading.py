@@ -65,10 +65,15 @@ class PackedApplication:
         return f"deeplambda_application_{self.name}_{self.code_version}"
 
     def load(self) -> Application:
-        """The application itself; in a Spark worker the zip is on the path already."""
+        """The application itself; in a Spark worker the zip is on the path already. Raises: ConfigurationError."""
         if self.zip_file.exists() and str(self.zip_file) not in sys.path:
             sys.path.insert(0, str(self.zip_file))
-        return _instance(self.package)
+        try:
+            return _instance(self.package)
+        except SystemExit as exc:  # it would end the thread that loads, or the whole process, without a word
+            raise ConfigurationError(
+                f"application.py of {self.name} exits when it is imported", "move what it runs into a function"
+            ) from exc
 
 
 def pack_application(name: str, settings: Settings) -> PackedApplication:

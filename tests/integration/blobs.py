@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from rich.console import Console
 
 from batch_layer.console import EpochBars
-from batch_layer.shard_format import kept_payload_key, shard_key, write_shard
+from batch_layer.shard_format import payload_key, shard_key, write_shard
 from batch_layer.training_run import TrainedRun, train
 from deeplambda.adapters.kafka import Publisher, consumer
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -78,8 +78,6 @@ def put_shards(settings: Settings, application: str, dataset: str, rows: int = R
     """Put every shard of a data set on S3; equal rows in every data set. Returns what is to be announced."""
     store, facts = ObjectStore(settings), []
     randomness = np.random.default_rng(7)
-    kept = pa.RecordBatch.from_pydict({"point": CENTRES.astype(np.float64).tolist()})
-    store.put(kept_payload_key(application, dataset), encode_payload(kept))
     for split, partitions in PARTITIONS.items():
         for partition in range(partitions):
             labels_N = randomness.integers(0, 3, rows)
@@ -89,6 +87,9 @@ def put_shards(settings: Settings, application: str, dataset: str, rows: int = R
                 shard_key(application, dataset, split, partition),
             )
             store.put(key, shard)
+            if split == "test":
+                payload = pa.table({"point": features.astype(np.float64).tolist()})
+                store.put(payload_key(application, dataset, split, partition), encode_payload(payload))
             facts.append(
                 PartitionPrepared(
                     application=application,

@@ -20,7 +20,8 @@ from batch_layer.ingest import ingest, raw_key
 from batch_layer.prepare import data_set, prepare
 from batch_layer.publish import publish_run
 from batch_layer.recompute import recompute
-from batch_layer.shard_format import read_shard
+from batch_layer.same_rows import on_same_rows
+from batch_layer.shard_format import payload_key, read_shard, shard_key
 from batch_layer.training_run import TrainedRun
 from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
@@ -32,7 +33,9 @@ from deeplambda.features import Features, Tensor, call
 from deeplambda.learned import Vocabulary
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
+from deeplambda.sources import TEST
 from deeplambda.state.card import fetch_card
+from deeplambda.state.kept_rows import decode_payload
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
 from serving_layer.hive_gateway.model_function import prediction_of
 from speed_layer.stream.scoring import Scorer
@@ -315,6 +318,17 @@ def test_each_version_is_served_with_its_own_code(loop: Loop) -> None:
     assert first_code.code_version == loop.packed.code_version != newer.code_version
     application = first_code.application
     payload = payload_batch(application.event, [application.event.model_validate_json(value) for _, value in records])
+
+    cards = [fetch_card(store, service.name, version) for version in (loop.version, second)]
+    second_code = load_code(store, loop.settings, cards[1])
+    test_rows = decode_payload(store.get(payload_key(service.name, cards[0].dataset, TEST, 0)))
+    test_labels = read_shard(store.get(shard_key(service.name, cards[0].dataset, TEST, 0)))[1]
+    features = {n: torch.from_numpy(a) for n, a in second_code.featurizer.features(test_rows).items()}
+    with torch.inference_mode():
+        outputs = call(fetch_model(store, second_code.application, cards[1]), features).numpy()
+    judged = on_same_rows(loop.settings, *cards, "accuracy")
+    assert judged == (cards[0].metrics["accuracy"], (outputs.argmax(axis=1) == test_labels).mean())
+
     with pytest.raises(OtherFeatures) as refused:
         ModelClient(loop.settings, service.name).predict(first_code.features(payload), first_code.id)
     assert refused.value.model_version == second

@@ -12,6 +12,7 @@ from deeplambda.application import Event, payload_batch
 from deeplambda.features import BadFeatures, Features
 from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
 from deeplambda.records.featurizer import NOT_FINITE, Featurizer
+from deeplambda.records.isolation import LIMIT_S
 
 _NO_COLUMN = (pa.ArrowException, OverflowError, UnicodeEncodeError)
 
@@ -27,11 +28,15 @@ class Admitted:
 
 
 def admit(
-    featurizer: Featurizer, records: Sequence[tuple[bytes | None, bytes | None]], *, limit_bytes: int
+    featurizer: Featurizer,
+    records: Sequence[tuple[bytes | None, bytes | None]],
+    *,
+    limit_bytes: int,
+    within_s: float = LIMIT_S,
 ) -> Admitted:
     """Check and transform a batch of (key, value) records; refuses what is wrong, row by row.
 
-    Raises: NotReady when the transform fails for so many rows that the culprits cannot be told apart in time.
+    Raises: TooManyRefused when those that the transform fails for cannot be told apart within `within_s`.
     """
     rows: list[int] = []
     events: list[Event] = []
@@ -50,7 +55,7 @@ def admit(
     refused += [(rows[n], refusal) for n, refusal in unfit.items()]
     rows = [row for n, row in enumerate(rows) if n not in unfit]
     events = [event for n, event in enumerate(events) if n not in unfit]
-    found = featurizer.isolated(payload_batch(schema, events))
+    found = featurizer.isolated(payload_batch(schema, events), within_s=within_s)
     refused += [
         (rows[n], RefusedEvent(refusal.message, refusal.remedy, _reason(refusal)))
         for n, refusal in found.refused.items()

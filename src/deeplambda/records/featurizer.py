@@ -27,7 +27,7 @@ from deeplambda.features import (
     finite_rows,
     specification,
 )
-from deeplambda.records.isolation import halved
+from deeplambda.records.isolation import LIMIT_S, halved
 
 SHORTEST_LIMIT_S = 1.0
 """A part of a batch has that part of the batch's time, and at least this much: so culprits that hang are soon found."""
@@ -86,10 +86,10 @@ class Featurizer:
             self._wanted = specification(features)
         return features
 
-    def isolated(self, batch: pa.RecordBatch) -> Isolated:
+    def isolated(self, batch: pa.RecordBatch, *, within_s: float = LIMIT_S) -> Isolated:
         """As `features`, with the rows that make it fail, or give NaN or infinity, set apart.
 
-        Raises: NotReady when the culprits cannot be found in time: nearly every row is one, or the transform hangs.
+        Raises: TooManyRefused when the culprits are not found within `within_s`: the transform hangs on many of them.
         """
         limit_s, total = self.application.transform_limit_s, batch.num_rows
 
@@ -98,7 +98,7 @@ class Featurizer:
             shorter_s = max(limit_s * count / total, SHORTEST_LIMIT_S)
             return self._within(min(limit_s, shorter_s), batch.slice(piece.start, count))
 
-        found = halved(attempt, total, BadFeatures)
+        found = halved(attempt, total, BadFeatures, within_s=within_s)
         refused = {row: BadFeatures(exc.message, exc.remedy) for row, exc in found.refused.items()}
         features = concatenated([piece for _, piece in found.pieces])
         rows = np.array(found.rows, dtype=np.int64)

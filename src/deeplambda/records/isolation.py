@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deeplambda.errors import BadInput, NotReady
+from deeplambda.errors import BadInput, TooManyRefused
 
 LIMIT_S = 60.0
-"""How long the culprits of one batch are looked for before the batch as a whole fails."""
+"""How long the culprits of one batch are looked for before the batch as a whole fails, unless the caller says more."""
 
 T = TypeVar("T")
 
@@ -26,12 +26,12 @@ class Halved(Generic[T]):
         return [row for piece, _ in self.pieces for row in range(piece.start, piece.stop)]
 
 
-def halved(attempt: Callable[[slice], T], rows: int, blamed: type[BadInput]) -> Halved[T]:
+def halved(attempt: Callable[[slice], T], rows: int, blamed: type[BadInput], *, within_s: float = LIMIT_S) -> Halved[T]:
     """Try rows 0 to `rows`; where `attempt` raises `blamed`, its halves, down to single rows. Other errors pass.
 
-    Raises: NotReady past LIMIT_S, which only slow failures or very many of them reach.
+    Raises: TooManyRefused past `within_s`, which only slow failures or very many of them reach.
     """
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + within_s
     pieces: list[tuple[slice, T]] = []
     refused: dict[int, BadInput] = {}
     waiting = [slice(0, rows)] if rows else []
@@ -44,7 +44,9 @@ def halved(attempt: Callable[[slice], T], rows: int, blamed: type[BadInput]) -> 
             if middle == piece.start:
                 refused[piece.start] = exc
             elif time.monotonic() > deadline:
-                raise NotReady(f"too many of {rows} rows fail to be told apart: {exc.message}", exc.remedy) from exc
+                raise TooManyRefused(
+                    f"too many of {rows} rows fail to be told apart: {exc.message}", exc.remedy
+                ) from exc
             else:
                 waiting += [slice(middle, piece.stop), slice(piece.start, middle)]  # the first half comes next
     return Halved(pieces=pieces, refused=refused)

@@ -77,11 +77,11 @@ class KeptRows:
             )
 
 
-def encode_payload(payload: pa.RecordBatch) -> bytes:
+def encode_payload(payload: pa.RecordBatch | pa.Table) -> bytes:
     """As an Arrow file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, payload.schema) as writer:
-        writer.write_batch(payload)
+        writer.write(payload)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 

@@ -1,5 +1,6 @@
 """Whatever a transform raises, returns or takes too long for costs the events that cause it, and no others."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,11 +10,10 @@ import pytest
 from pydantic_core import to_json
 
 from deeplambda.application import Application, Event
-from deeplambda.errors import NotReady
+from deeplambda.errors import TooManyRefused
 from deeplambda.features import BadFeatures, Tensor
 from deeplambda.learned import Vocabulary
 from deeplambda.objective import Classification, accuracy
-from deeplambda.records import isolation
 from deeplambda.records.admission import Admitted, admit
 from deeplambda.records.decoding import Reason
 from deeplambda.records.featurizer import Featurizer, featurizer_id
@@ -134,10 +134,16 @@ def test_a_ragged_list_a_huge_number_and_a_key_of_other_bytes_are_refused_and_ot
     assert len(found.features["stars"]) == 2
 
 
-def test_a_batch_in_which_all_hang_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "LIMIT_S", 0.5)
-    with pytest.raises(NotReady, match="longer than"):
-        admitted(Reviews(hangs), *(record(f"e{n}", "bad") for n in range(8)))
+def test_a_batch_in_which_all_hang_is_given_up_or_gone_through_as_the_caller_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deeplambda.records.featurizer.SHORTEST_LIMIT_S", 0.05)
+    featurizer, records = Featurizer(Reviews(hangs), code_version="c0de"), [record(f"e{n}", "bad") for n in range(8)]
+    with pytest.raises(TooManyRefused, match="longer than"):
+        admit(featurizer, records, limit_bytes=10_000, within_s=0.1)
+    found = admit(featurizer, [*records, record("good")], limit_bytes=10_000, within_s=math.inf)
+    assert [event.event_id for event in found.events_N] == ["good"]
+    assert {row: refusal.reason for row, refusal in found.refused} == dict.fromkeys(range(8), Reason.TRANSFORM_FAILED)
 
 
 def test_without_a_declaration_the_first_batch_says_what_the_features_are() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from deeplambda.errors import BadInput, Conflict, NotReady
+from deeplambda.errors import BadInput, Conflict, TooManyRefused
 from deeplambda.records.isolation import halved
 
 ROWS = 100
@@ -37,10 +37,9 @@ def test_no_rows_need_no_call() -> None:
     assert calls == []
 
 
-def test_past_the_limit_the_batch_as_a_whole_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeplambda.records.isolation.LIMIT_S", -1)
-    with pytest.raises(NotReady, match="0 is bad"):
-        halved(attempt({0, 1}), ROWS, BadInput)
+def test_past_the_limit_the_batch_as_a_whole_fails() -> None:
+    with pytest.raises(TooManyRefused, match="0 is bad"):
+        halved(attempt({0, 1}), ROWS, BadInput, within_s=-1)
 
 
 def test_what_is_not_the_rows_fault_passes_through() -> None:

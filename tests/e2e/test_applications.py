@@ -1,0 +1,143 @@
+"""The four examples in one stack at once: from files to predictions, equal ones by stream and by recomputation."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, NamedTuple
+
+import pytest
+from pydantic_core import from_json, to_json
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import Connection
+
+from deeplambda.adapters import mysql
+from deeplambda.application import payload_fields
+from deeplambda.config import Settings, load_settings
+from deeplambda.loading import pack_application
+from deeplambda.records import topics
+from examples.data import data_folder
+from tests.traffic import eventually, new_run, producer
+
+Command = Callable[..., "CompletedProcess[str]"]
+
+
+class Answer(NamedTuple):
+    """What a view says of an event; value: the prediction where it is a number, else NaN."""
+
+    prediction: str
+    value: float
+    scores: dict[str, float]
+
+
+Said = dict[str, Answer]
+"""By event id."""
+
+ONE_EPOCH = {"digits": ("architecture=perceptron",), "sentiment": ("members=1",), "turbofan": (), "fraud": ()}
+"""The examples, and what else makes a short training of theirs shorter."""
+EVENTS = 40
+
+
+@pytest.fixture(scope="module")
+def together(deeplambda: Command) -> Iterator[Settings]:
+    """A stack of the module's own that serves all examples, each with a champion after one epoch."""
+    folder = Path(tempfile.mkdtemp(prefix="deeplambda-four-"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DEEPLAMBDA_DATA_DIR", str(folder / ".deeplambda"))
+        environment.setenv("DEEPLAMBDA_APPLICATIONS_DIR", str(Path("examples").resolve()))
+        environment.setenv("DEEPLAMBDA_APPLICATIONS", json.dumps(list(ONE_EPOCH)))
+        deeplambda("up", "--free-ports")
+        load_settings.cache_clear()
+        try:
+            two_at_a_time(lambda name: trained(deeplambda, name, folder / "data"))
+            yield load_settings()
+        finally:
+            deeplambda("down")
+            shutil.rmtree(folder)
+    load_settings.cache_clear()
+
+
+def two_at_a_time(run: Callable[[str], object]) -> None:
+    """`run` each example: most of a command is the start of its Spark, which leaves a core free."""
+    with ThreadPoolExecutor(2) as executor:
+        list(executor.map(run, ONE_EPOCH))
+
+
+def trained(deeplambda: Command, name: str, scratch: Path) -> None:
+    """From the example's files to its champion."""
+    data, origin = data_folder(name, scratch / name)
+    print(f"{name}: {origin}")
+    deeplambda("data", "put", name, str(data))
+    settings = (option for each in ("epochs=1", *ONE_EPOCH[name]) for option in ("--set", each))
+    deeplambda("batch", "run", name, *settings)
+
+
+@pytest.fixture(scope="module")
+def hive(together: Settings) -> Iterator[Engine]:
+    password = together.analyst_password.get_secret_value()
+    engine = create_engine(f"hive://analyst:{password}@{together.hive_address}/default?auth=CUSTOM")
+    yield engine
+    engine.dispose()
+
+
+def send_test_rows(settings: Settings, hive: Engine, name: str, run: str) -> set[str]:
+    """Events made of the first test rows as their producer would make them; their ids."""
+    columns = ", ".join(payload_fields(pack_application(name, settings).load().event))
+    rows = text(f"SELECT to_json(struct({columns})) FROM lake.{name}.examples WHERE split = 'test' LIMIT {EVENTS}")
+    with hive.connect() as connection:
+        payloads = [from_json(payload) for payload in connection.scalars(rows)]
+    sender, moment = producer(settings), datetime.now(UTC).isoformat()
+    ids = [f"{run}-{n:02}" for n in range(len(payloads))]
+    for event_id, payload in zip(ids, payloads, strict=True):
+        event: dict[str, Any] = {"event_id": event_id, "occurred_at": moment, **payload}
+        sender.send(topics.events(name), key=event_id.encode(), value=to_json(event))
+    sender.flush(timeout=30)
+    sender.close()
+    return set(ids)
+
+
+def said(connection: Connection, source: str) -> Said:
+    rows = connection.execute(text(f"SELECT event_id, prediction, value, scores FROM {source}"))
+    return {
+        row.event_id: Answer(
+            row.prediction, math.nan if row.value is None else row.value, from_json(row.scores or "{}")
+        )
+        for row in rows
+    }
+
+
+def test_every_example_goes_from_its_files_to_equal_predictions_by_stream_and_batch(
+    together: Settings, hive: Engine, deeplambda: Command
+) -> None:
+    run = new_run("four")
+    sent = {name: send_test_rows(together, hive, name, run) for name in ONE_EPOCH}
+    assert {name: len(ids) for name, ids in sent.items()} == dict.fromkeys(ONE_EPOCH, EVENTS)
+
+    def by_stream(name: str) -> Said:
+        with mysql.engine(together, "analyst").connect() as connection:
+            return said(connection, f"realtime_predictions WHERE application = '{name}' AND event_id LIKE '{run}-%'")
+
+    def archived(name: str) -> int | None:
+        with hive.connect() as connection:
+            return connection.scalar(text(f"SELECT count(*) FROM lake.{name}.events"))
+
+    def scored_and_archived() -> bool:
+        return all(by_stream(name).keys() == ids and archived(name) == EVENTS for name, ids in sent.items())
+
+    assert eventually(scored_and_archived), {name: (len(by_stream(name)), archived(name)) for name in sent}
+    streams = {name: by_stream(name) for name in sent}  # now, for rows are trimmed once a batch view has them
+    two_at_a_time(lambda name: deeplambda("batch", "recompute", name))
+    for name, stream in streams.items():
+        with hive.connect() as connection:
+            batch = said(connection, f"lake.{name}.predictions")
+        assert {event_id: answer.prediction for event_id, answer in batch.items()} == {
+            event_id: answer.prediction for event_id, answer in stream.items()
+        }
+        for event_id, answer in batch.items():  # a service may round to bf16, as its machine makes worth while
+            assert answer.value == pytest.approx(stream[event_id].value, rel=1e-2, nan_ok=True)
+            assert answer.scores == pytest.approx(stream[event_id].scores, abs=0.02)
