@@ -39,7 +39,7 @@ def state_key(application: str, dataset: str) -> str:
 
 
 def payload_key(application: str, dataset: str, split: str, partition: int) -> str:
-    """Where the payloads of a shard's rows are kept, as Arrow: of the test split, for versions of other code are judged by
+    """Where the payloads of a shard's rows are kept, as Arrow: of the test split, for other versions are judged by
     the same rows."""
     return f"{application}/prepared/{dataset}/{split}-{partition:05}.arrow"
 
