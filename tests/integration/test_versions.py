@@ -28,7 +28,7 @@ from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_batch
 from deeplambda.config import Settings
-from deeplambda.errors import UnfitModel
+from deeplambda.errors import ConfigurationError, UnfitModel
 from deeplambda.features import Features, Tensor, call
 from deeplambda.learned import Vocabulary
 from deeplambda.loading import PackedApplication, pack_application
@@ -56,7 +56,7 @@ from deeplambda.objective import Classification, accuracy
 
 class ReviewWritten(Event):
     text: str
-    stars: list[int]
+    stars: {stars}{more}
 
 
 class Verbose(Classification):
@@ -113,8 +113,10 @@ class Reviews(Application):
 
         return Model()
 """
-_V1 = {"when_raise": 'raise KeyError("no such word")', "reversed": ""}
-_V2 = {"when_raise": "pass", "reversed": "[:, ::-1]"}
+_V1 = {"when_raise": 'raise KeyError("no such word")', "reversed": "", "stars": "list[int]", "more": ""}
+_V2 = _V1 | {"when_raise": "pass", "reversed": "[:, ::-1]"}
+_OPTIONAL_FIELD_MORE = _V1 | {"more": "\n    country: str | None = None"}
+_OTHER_TYPE = _V1 | {"stars": "list[str]"}
 GOOD_WORDS, BAD_WORDS = ["lovely", "fine", "great"], ["awful", "poor", "broken"]
 
 
@@ -352,3 +354,33 @@ def test_each_version_is_served_with_its_own_code(loop: Loop) -> None:
     with pytest.raises(UnfitModel, match="no earlier champion"):
         service.roll_back()
     assert service.version() == loop.version
+
+
+def test_a_schema_that_grew_serves_old_events_and_one_that_broke_is_refused_by_field(
+    loop: Loop, spark: SparkSession
+) -> None:
+    """The module's last: the service serves the new version from here on."""
+    archived = spark.table(f"lake.{loop.service.name}.events").count()
+    grown = loop.write(_OPTIONAL_FIELD_MORE)
+    create_tables(spark, grown.load())
+    store, key = ObjectStore(loop.settings), raw_key(loop.service.name, "train")
+    row = {"text": "lovely", "stars": [0, 4], "label": "good", "country": "CH"}
+    store.put(key, store.get(key) + b"\n" + to_json(row))
+    ingest(spark, loop.settings, grown)
+    countries = spark.table(f"lake.{loop.service.name}.examples").groupBy("country").count().collect()
+    assert {row["country"]: row["count"] for row in countries} == {None: 81, "CH": 1}
+    dataset = data_set(spark, grown)
+    prepare(spark, loop.settings, grown, dataset)
+    version = publish_run(loop.settings, grown, train_blobs(loop.settings, grown, dataset.id))
+    cards = [fetch_card(store, loop.service.name, each) for each in (version, loop.version)]
+    assert cards[0].featurizer_id != cards[1].featurizer_id
+    assert on_same_rows(loop.settings, *cards, "accuracy") == tuple(card.metrics["accuracy"] for card in cards)
+    promote(loop.settings, grown, version)
+    assert loop.service.serves(version, timeout_s=120), loop.service.log.read_text()
+    published = recompute(spark, loop.settings, grown)
+    assert (published.version, published.rows + published.refused) == (version, archived)
+    assert published.rows == 10, "what was archived before the field was there is scored as before"
+
+    broken = loop.write(_OTHER_TYPE)
+    with pytest.raises(ConfigurationError, match="field 'stars"):
+        create_tables(spark, broken.load())
