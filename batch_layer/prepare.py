@@ -1,56 +1,65 @@
 """Prepare: a pinned snapshot of the examples → shards of features on S3, each announced when it is safely there.
 
 1. An application with a `fit` learns its state from the train split, in one worker, batch by batch.
-2. The driver deals the snapshot's rows out into partitions by a hash of their event id.
+2. The driver deals the snapshot's rows out by a hash of their event id into partitions of a size in bytes, the train
+   split's first. All of them are one Spark job.
 3. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3, beside it what the
    rows of the test split were made of. Rows that the transform refuses are left out and counted.
 4. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
-5. The manifest, last, lists all of them. Preparing again what has a manifest does nothing.
+   Last it puts the announcement beside the shard: what has one is not made again after a crash.
+5. The manifest, at the end, lists all of them. Preparing again what has a manifest does nothing.
 """
 
 import hashlib
 import math
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from pydantic_core import from_json, to_json
 from pyspark import TaskContext
-from pyspark.sql import SparkSession
+from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.shard_format import (
+    ANNOUNCEMENT,
     MANIFEST,
     SHARD_FORMAT,
+    announcement_key,
     manifest_key,
     payload_key,
+    prepared_prefix,
     shard_key,
     state_key,
     write_shard,
 )
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.lake import current_snapshot, read_snapshot
+from deeplambda.adapters.lake import current_snapshot, read_snapshot, snapshot_size
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import learns, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
-from deeplambda.features import Features, concatenated
+from deeplambda.features import Features, concatenated, declared, row_size_bytes
 from deeplambda.learned import EncodedState, decode_state, encode_state
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import labels_of
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
-from deeplambda.sources import TEST
+from deeplambda.sources import TEST, TRAIN
 from deeplambda.state.kept_rows import encode_payload
 
-SHARD_ROWS = 8192
+SHARD_BYTES = 32 * 2**20
+"""About what a shard's features, and its payloads as the lake keeps them, take: a worker holds them at once."""
+UNDECLARED_ROWS = 8192
+"""Rows of a shard, at most, where the application does not declare its features and so not what a row of them takes."""
 REFUSED_SHARE = 0.05
 """Of the rows, how many the transform may refuse before the data set is refused."""
+_DEALT = "deeplambda_task"
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
 _LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failure", pa.string())])
 
@@ -77,14 +86,23 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
     counts = read_snapshot(spark, table, pinned).groupBy("split").agg(*counted).collect()
     if not any(row["labelled"] for row in counts):
         raise BadInput(f"no row of {table} has a label", "name the label's column in the application's sources")
-    identity = f"{packed.name}/{packed.code_version}/{pinned}/{SHARD_ROWS}/{SHARD_FORMAT}"
+    shard_rows = _shard_rows(spark, packed, pinned)
+    identity = f"{packed.name}/{packed.code_version}/{pinned}/{shard_rows}/{SHARD_FORMAT}"
     return DataSet(
         application=packed.name,
         id=hashlib.sha256(identity.encode()).hexdigest()[:16],
         snapshot=pinned,
-        shards={row["split"]: math.ceil(row["labelled"] / SHARD_ROWS) for row in counts if row["labelled"]},
+        shards={row["split"]: math.ceil(row["labelled"] / shard_rows) for row in counts if row["labelled"]},
         unlabelled=sum(row["rows"] - row["labelled"] for row in counts),
     )
+
+
+def _shard_rows(spark: SparkSession, packed: PackedApplication, snapshot: int) -> int:
+    features = declared(packed.load().features)
+    of_lake = snapshot_size(spark, f"lake.{packed.name}.examples", snapshot)
+    row_bytes = max(1, math.ceil(of_lake.bytes / max(1, of_lake.rows)), row_size_bytes(features or {}))
+    rows = max(1, SHARD_BYTES // row_bytes)
+    return rows if features else min(rows, UNDECLARED_ROWS)
 
 
 def prepare(
@@ -97,26 +115,55 @@ def prepare(
         return MANIFEST.validate_json(store.get(manifest))
     spark.sparkContext.addPyFile(str(packed.zip_file))
     state = learned_state(spark, settings, packed, dataset)
-    announcements: list[PartitionPrepared] = []
-    for split, partitions in sorted(dataset.shards.items(), reverse=True):  # train first: training begins with it
-        columns = ["event_id", *payload_schema(packed.load().event).names, "label"]
-        announced = (
-            read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
-            .where(f"split = '{split}' AND label IS NOT NULL")
-            .select(columns)
-            .repartition(partitions, "event_id")
-            .sortWithinPartitions("event_id")
-            .mapInArrow(
-                _preparation(settings, packed, dataset, split, partitions, state), from_arrow_schema(_ANNOUNCEMENTS)
-            )
-        )
-        announcements += [
-            PartitionPrepared.model_validate_json(row["announcement"])
-            for row in announced.toLocalIterator(prefetchPartitions=True)
-        ]
-    _check_refused(packed.name, announcements)
-    store.put(manifest, to_json(announcements))
-    return announcements
+    made = _announced(store, dataset)
+    deal = _Deal(dataset, {(each.split, each.partition) for each in made})
+    announced = (
+        read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
+        .where("label IS NOT NULL")
+        .select("event_id", *payload_schema(packed.load().event).names, "label", deal.column().alias(_DEALT))
+        .where(~F.col(_DEALT).isin(deal.done))
+        .repartitionById(len(deal.partitions), _DEALT)
+        .sortWithinPartitions("event_id")
+        .mapInArrow(_preparation(settings, packed, deal, state), from_arrow_schema(_ANNOUNCEMENTS))
+    )
+    made += [PartitionPrepared.model_validate_json(row["announcement"]) for row in announced.collect()]
+    _check_refused(packed.name, made)
+    store.put(manifest, to_json(made))
+    return made
+
+
+@dataclass(frozen=True)
+class _Deal:
+    """How a data set's rows are dealt out to the tasks of one job. made: partitions by split that are there already."""
+
+    dataset: DataSet
+    made: Set[tuple[str, int]]
+
+    @property
+    def partitions(self) -> list[tuple[str, int]]:
+        """(split, partition) of each task. Train comes first, for training begins with it."""
+        splits = sorted(self.dataset.shards, key=lambda split: (split != TRAIN, split))
+        return [(split, partition) for split in splits for partition in range(self.dataset.shards[split])]
+
+    @property
+    def done(self) -> list[int]:
+        """The tasks with nothing to do."""
+        return [task for task, partition in enumerate(self.partitions) if partition in self.made]
+
+    def column(self) -> Column:
+        """The task that a row belongs to."""
+        task = F.lit(None).cast("int")
+        for split, partitions in self.dataset.shards.items():
+            first = self.partitions.index((split, 0))
+            of_split = F.pmod(F.xxhash64("event_id"), F.lit(partitions)).cast("int") + first
+            task = F.when(F.col("split") == split, of_split).otherwise(task)
+        return task
+
+
+def _announced(store: ObjectStore, dataset: DataSet) -> list[PartitionPrepared]:
+    """Of the partitions that an earlier attempt finished, what it announced."""
+    keys = [key for key, _ in store.list(prepared_prefix(dataset.application, dataset.id))]
+    return [PartitionPrepared.model_validate_json(store.get(key)) for key in keys if key.endswith(ANNOUNCEMENT)]
 
 
 def learned_state(
@@ -188,17 +235,15 @@ def _check_refused(application: str, announcements: list[PartitionPrepared]) -> 
 
 
 def _preparation(
-    settings: Settings,
-    packed: PackedApplication,
-    dataset: DataSet,
-    split: str,
-    partitions: int,
-    state: EncodedState | None,
+    settings: Settings, packed: PackedApplication, deal: _Deal, state: EncodedState | None
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def prepare_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        started = time.monotonic()
+        started, dataset = time.monotonic(), deal.dataset
         context = TaskContext.get()
-        partition = context.partitionId() if context else 0
+        task = context.partitionId() if context else 0
+        if task in deal.done:
+            return
+        split, partition = deal.partitions[task]
         featurizer, store = featurizer_of(packed, state), ObjectStore(settings)
         payload = payload_schema(featurizer.application.event)
         pieces: list[Features] = []
@@ -215,18 +260,17 @@ def _preparation(
                 kept.append(batch.select(payload.names).take(passed))
         features = concatenated([piece for piece in pieces if piece])
         shard = write_shard(features, labels_of(featurizer.application.objective, labels))
-        key = shard_key(dataset.application, dataset.id, split, partition)
-        store.put(key, shard)
+        place = (dataset.application, dataset.id, split, partition)
+        store.put(shard_key(*place), shard)
         if kept:
-            rows = encode_payload(pa.Table.from_batches(kept).cast(payload))
-            store.put(payload_key(dataset.application, dataset.id, split, partition), rows)
+            store.put(payload_key(*place), encode_payload(pa.Table.from_batches(kept).cast(payload)))
         announcement = PartitionPrepared(
             application=dataset.application,
             dataset=dataset.id,
             split=split,
             partition=partition,
-            partitions=partitions,
-            key=key,
+            partitions=dataset.shards[split],
+            key=shard_key(*place),
             sha256=sha256_of(shard),
             rows=len(labels),
             refused=len(refusals),
@@ -236,6 +280,7 @@ def _preparation(
         )
         with Publisher(settings) as publisher:
             publisher.send(topics.LIFECYCLE, dataset.application, announcement)
+        store.put(announcement_key(*place), to_json(announcement))
         yield pa.RecordBatch.from_pylist([{"announcement": announcement.model_dump_json()}], schema=_ANNOUNCEMENTS)
 
     return prepare_partition

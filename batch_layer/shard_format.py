@@ -23,25 +23,39 @@ MANIFEST = TypeAdapter(list[PartitionPrepared])
 """What the manifest of a data set holds, as JSON."""
 
 
+ANNOUNCEMENT = ".announcement.json"
+"""How the keys of announcements end."""
+
+
+def prepared_prefix(application: str, dataset: str) -> str:
+    """What the keys of all that is kept of a data set begin with."""
+    return f"{application}/prepared/{dataset}/"
+
+
 def shard_key(application: str, dataset: str, split: str, partition: int) -> str:
     """Where a shard is kept."""
-    return f"{application}/prepared/{dataset}/{split}-{partition:05}.safetensors"
+    return f"{prepared_prefix(application, dataset)}{split}-{partition:05}.safetensors"
+
+
+def announcement_key(application: str, dataset: str, split: str, partition: int) -> str:
+    """Where what was announced of a shard is kept: it exists once the shard does and Kafka knows of it."""
+    return f"{prepared_prefix(application, dataset)}{split}-{partition:05}{ANNOUNCEMENT}"
 
 
 def manifest_key(application: str, dataset: str) -> str:
     """Where the list of a whole data set's `PartitionPrepared` records is kept: it exists once all of them do."""
-    return f"{application}/prepared/{dataset}/manifest.json"
+    return f"{prepared_prefix(application, dataset)}manifest.json"
 
 
 def state_key(application: str, dataset: str) -> str:
     """Where a data set's learned state is kept."""
-    return f"{application}/prepared/{dataset}/state"
+    return f"{prepared_prefix(application, dataset)}state"
 
 
 def payload_key(application: str, dataset: str, split: str, partition: int) -> str:
     """Where the payloads of a shard's rows are kept, as Arrow: of the test split, for other versions are judged by
     the same rows."""
-    return f"{application}/prepared/{dataset}/{split}-{partition:05}.arrow"
+    return f"{prepared_prefix(application, dataset)}{split}-{partition:05}.arrow"
 
 
 def write_shard(features: Features, labels_N: NDArray[Any]) -> bytes:

@@ -3,6 +3,7 @@
 An application whose transform returns a bare array has one tensor, named `features`. Legend: N rows, … one row's shape.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -43,6 +44,11 @@ Specification = Mapping[str, Tensor]
 def declared(features: Tensor | Specification | None) -> Specification | None:
     """What an application's attribute `features` says, by name; None when it says nothing."""
     return {SINGLE: features} if isinstance(features, Tensor) else features
+
+
+def row_size_bytes(features: Specification) -> int:
+    """What one row takes in memory."""
+    return sum(np.dtype(tensor.dtype).itemsize * math.prod(tensor.shape) for tensor in features.values())
 
 
 def specification(features: Features) -> dict[str, Tensor]:

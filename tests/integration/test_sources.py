@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from batch_layer.ingest import Ingested, ingest
 from batch_layer.prepare import data_set, prepare
 from batch_layer.raw_objects import files_of, raw_key
+from batch_layer.shard_format import announcement_key, manifest_key, shard_key
 from batch_layer.training_run import train
 from batch_layer.tune import _rows_of_trials
 from deeplambda.adapters.lake import create_tables
@@ -30,6 +31,7 @@ from typing import Annotated
 
 import numpy as np
 from deeplambda.application import Application, Event
+from deeplambda.features import Tensor
 from deeplambda.fields import grey_image
 from deeplambda.objective import Classification, accuracy
 from deeplambda.sources import (
@@ -157,6 +159,36 @@ def test_one_csv_fills_every_split_by_hash_and_a_model_is_trained_on_it(bench: B
     training, compared = _rows_of_trials(bench.settings, bench.packed.load(), dataset.id)
     held = {shard.split: shard.rows for shard in shards}
     assert (len(training), len(compared)) == (held["train"], held["validation"])
+
+
+def test_preparing_again_after_a_crash_makes_only_the_shards_that_are_missing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(
+        "x: float\n    y: float",
+        'sources = (Csv("points.csv", label="above", event_id="number"),)\n    splits = ByHash()\n'
+        '    features = Tensor("float32", (2,))',
+    )
+    bench.put(points__csv="number,x,y,above\n" + points(0, 400))
+    bench.ingest()
+    monkeypatch.setattr("batch_layer.prepare.SHARD_BYTES", 2_000)
+    dataset = data_set(bench.spark, bench.packed)
+    assert dataset.shards["train"] > 2, "shards are of a size in bytes, and the rows do not fit one"
+    whole = prepare(bench.spark, bench.settings, bench.packed, dataset)
+    assert sum(shard.rows for shard in whole) == 400
+    assert [shard.split for shard in whole].index("test") == dataset.shards["train"], "the train split comes first"
+
+    s3, bucket = bench.store.client, bench.store.bucket
+    place = (dataset.application, dataset.id, "train", 1)
+    for key in (manifest_key(dataset.application, dataset.id), announcement_key(*place), shard_key(*place)):
+        s3.delete_object(Bucket=bucket, Key=key)
+    before = {shard.key: s3.head_object(Bucket=bucket, Key=shard.key)["LastModified"] for shard in whole
+              if shard.key != shard_key(*place)}  # fmt: skip
+    again = prepare(bench.spark, bench.settings, bench.packed, dataset)
+    assert {shard.key: shard.sha256 for shard in again} == {shard.key: shard.sha256 for shard in whole}
+    assert {key: s3.head_object(Bucket=bucket, Key=key)["LastModified"] for key in before} == before
+    assert bench.store.digest(shard_key(*place)) is not None
+    assert prepare(bench.spark, bench.settings, bench.packed, dataset) == again
 
 
 def test_a_line_that_is_not_utf_8_is_quarantined_and_its_file_is_not(bench: Bench) -> None:

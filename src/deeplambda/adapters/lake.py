@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyspark.errors import AnalysisException
@@ -250,6 +251,19 @@ def current_snapshot(spark: SparkSession, table: str) -> int | None:
     """The table's newest Iceberg snapshot id; None while it is empty."""
     newest = spark.sql(f"SELECT snapshot_id FROM {table}.refs WHERE name = 'main'").first()
     return newest[0] if newest else None
+
+
+class SnapshotSize(NamedTuple):
+    """What a table holds. bytes: of its files, which are compressed."""
+
+    rows: int
+    bytes: int
+
+
+def snapshot_size(spark: SparkSession, table: str, snapshot: int) -> SnapshotSize:
+    """By the totals that Iceberg keeps with each snapshot: no file is read."""
+    summary = spark.sql(f"SELECT summary FROM {table}.snapshots WHERE snapshot_id = {snapshot}").collect()[0][0]
+    return SnapshotSize(rows=int(summary["total-records"]), bytes=int(summary["total-files-size"]))
 
 
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
