@@ -128,6 +128,11 @@ def test_equal_rows_have_equal_ids_and_others_others() -> None:
     assert rows[0] == content_id({"stars": 1.0, "text": "good"}, "yes") == "01ad6438c2dd842770d4d15555bfe181"
 
 
+def test_a_row_with_a_time_has_an_id() -> None:
+    at = datetime(2018, 7, 25, tzinfo=UTC)
+    assert content_id({"at": at}, None) == content_id({"at": at}, None) != content_id({"at": at.date()}, None)
+
+
 def test_an_image_is_labelled_by_its_folder() -> None:
     assert Images("pets/").label_of("pets/cat/old/2.png") == "cat"
     assert Images("pets/").label_of("pets/2.png") is None
