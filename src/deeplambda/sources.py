@@ -134,13 +134,15 @@ class Table(Reader):
 class Csv(Table):
     """Comma-separated values: `Csv("train.csv", label="class")`.
 
-    separator: between cells. header: whether the first line names the columns; else they are `_c0`, `_c1`, … All files
-    of one source have the same columns in the same order.
+    separator: between cells. header: whether the first line names the columns; else they are `_c0`, `_c1`, …
+    multiline: whether a quoted cell may go on in the next line; each file is then read whole, by one task. All files of
+    one source have the same columns in the same order.
     """
 
     _: KW_ONLY
     separator: str = ","
     header: bool = True
+    multiline: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.loading import APPLICATION_NAME
 from deeplambda.testing.checker import RESERVED
 from deeplambda.testing.draft_templates import BLOCKS, IMAGES, TABLE
-from deeplambda.testing.sample import csv_rows, evenly, lines, parquet_rows
+from deeplambda.testing.sample import UNREAD, csv_rows, evenly, lines, parquet_rows
 
 _ROWS = 2000
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg"}
@@ -167,6 +167,8 @@ def _table(root: Path, files: Sequence[Path]) -> Table:
     ]
     if kind == "Csv" and (separator := _separator(files[0])) != ",":
         arguments.append(f"separator={json.dumps(separator)}")
+    if kind == "Csv" and any("\n" in value for row in rows for value in row.values()):
+        arguments.append("multiline=True")
     splits = {path.name.partition(".")[0]: path for path in files}
     by_source = {"train", "test"} <= set(splits) <= {"train", "validation", "test"}
     for path in files:
@@ -189,7 +191,7 @@ def _rows(kind: str, path: Path) -> Any:
     if kind == "Parquet":
         return parquet_rows(path, _ROWS)
     if kind == "Csv":
-        return evenly(csv_rows(path, _separator(path)), _ROWS)
+        return evenly((row for row in csv_rows(path, _separator(path), multiline=True) if UNREAD not in row), _ROWS)
     return evenly((_object(line, path) for line in lines(path) if line.strip()), _ROWS)
 
 

@@ -40,6 +40,8 @@ from deeplambda.sources import (
 LIMIT_ROWS = 2000
 READ_BYTES = 64 << 20
 """Of one text, at most so much is read."""
+UNREAD = "\0unread"
+"""In place of its columns, what was found of a row that is no row of its table."""
 _SCANNED = 20
 """Times as many rows as are taken, `examples` is asked for."""
 _MOST_LABELS = 50
@@ -104,6 +106,11 @@ def read_sample(application: Application, folder: Path, limit_rows: int = LIMIT_
 
 def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str, Any], label: str | None) -> Row:
     schema = application.event
+    if UNREAD in raw:
+        raise ValueError(
+            "it has more or fewer cells than the header"
+            + ("" if source.multiline else "; where a cell has line breaks, give Csv multiline=True")
+        )
     columns = getattr(source, "columns", {})
     given: dict[str, Any] = {
         name: raw[columns.get(name, name)] for name in payload_fields(schema) if columns.get(name, name) in raw
@@ -173,10 +180,10 @@ def _rows(
                 yield {source.column: line}, source.label
         elif isinstance(source, Parquet):
             for row in parquet_rows(folder / path, share, source.label):
-                yield row, _label(row.get(source.label))
+                yield row, _label(row.get(source.label or ""))
         elif isinstance(source, Table):
             yield from sampled(
-                ((row, _label(row.get(source.label))) for row in _text_rows(source, folder / path)), share
+                ((row, _label(row.get(source.label or ""))) for row in _text_rows(source, folder / path)), share
             )
 
 
@@ -189,7 +196,7 @@ def _label(value: Any) -> str | None:
 
 def _text_rows(source: Table, path: Path) -> Iterator[dict[str, Any]]:
     if isinstance(source, Csv):
-        return csv_rows(path, source.separator, header=source.header)
+        return csv_rows(path, source.separator, header=source.header, multiline=source.multiline)
     return map(json.loads, (line for line in lines(path) if line.strip()))
 
 
@@ -198,7 +205,7 @@ def lines(path: Path) -> Iterator[str]:
     read = 0
     with (
         gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened,
-        TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="") as text,
+        TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="") as text,
     ):
         for line in text:
             yield line.replace("\r\n", "\n")
@@ -207,13 +214,26 @@ def lines(path: Path) -> Iterator[str]:
                 return
 
 
-def csv_rows(path: Path, separator: str = ",", *, header: bool = True) -> Iterator[dict[str, Any]]:
-    """Rows of a table as text, with the columns `_c0`, `_c1`, … where no header names them."""
-    rows = csv.reader(lines(path), delimiter=separator)
-    names = next(rows, []) if header else None
+def csv_rows(
+    path: Path, separator: str = ",", *, header: bool = True, multiline: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rows of a table as text, with the columns `_c0`, `_c1`, … where no header names them.
+
+    A row of more or fewer cells than the first has the key UNREAD alone.
+    """
+    if multiline:
+        rows: Iterator[list[str]] = csv.reader(lines(path), delimiter=separator)
+    else:
+        rows = (row for line in lines(path) for row in csv.reader([line.rstrip("\n")], delimiter=separator))
+    names: list[str] | None = None
     for row in rows:
-        if row:
-            yield dict(zip(names or [f"_c{n}" for n in range(len(row))], row, strict=False))
+        if not row:
+            continue
+        if names is None:
+            names = row if header else [f"_c{n}" for n in range(len(row))]
+            if header:
+                continue
+        yield dict(zip(names, row, strict=True)) if len(row) == len(names) else {UNREAD: separator.join(row)}
 
 
 def parquet_rows(path: Path, limit: int, label: str | None = None) -> Iterator[dict[str, Any]]:

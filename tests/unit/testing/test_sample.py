@@ -93,6 +93,21 @@ def test_an_empty_cell_is_none_and_never_an_empty_text(tmp_path: Path) -> None:
     assert sample.refused == {"words: Field required": 1}
 
 
+def test_a_cell_of_several_lines_is_read_where_the_source_says_so(tmp_path: Path) -> None:
+    class Said(Event):
+        words: str
+
+    class Sayings(Payments):
+        event = Said  # type: ignore[assignment]
+
+    (tmp_path / "rows.csv").write_bytes('\ufeffwords,label\r\n"one\r\ntwo, ""three""",no\r\nfine,no\r\n'.encode())
+    whole = read_sample(Sayings(Csv("rows.csv", label="label", multiline=True)), tmp_path)  # type: ignore[arg-type]
+    assert [row.event.words for row in whole.rows] == ['one\ntwo, "three"', "fine"]  # type: ignore[attr-defined]
+    torn = read_sample(Sayings(Csv("rows.csv", label="label")), tmp_path)  # type: ignore[arg-type]
+    assert [row.event.words for row in torn.rows] == ["fine"]  # type: ignore[attr-defined]
+    assert any("multiline=True" in reason for reason in torn.refused)
+
+
 def test_items_lie_evenly_and_rare_labels_get_their_part() -> None:
     assert evenly(range(10), 5) == [0, 2, 4, 6, 8]
     assert evenly(range(3), 5) == [0, 1, 2]
