@@ -45,7 +45,7 @@ from deeplambda.objective import labels_of
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
-from deeplambda.sources import TEST
+from deeplambda.splits import TEST
 from deeplambda.state.kept_rows import LIMIT_ROWS, encode_payload
 
 SHARD_ROWS = 8192

@@ -13,7 +13,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, UnfitModel
-from deeplambda.sources import TEST
+from deeplambda.splits import TEST
 from deeplambda.state.card import Card
 from deeplambda.state.versions import fetch_model, load_code
 

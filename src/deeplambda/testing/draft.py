@@ -256,7 +256,7 @@ def _unique(columns: dict[str, list[Any]], label: str) -> str | None:
 
 
 def _time(columns: dict[str, list[Any]], label: str) -> str | None:
-    from deeplambda.sources import moment
+    from deeplambda.splits import moment
 
     for name, values in columns.items():
         if name == label or not _TIME_NAME.fullmatch(name):

@@ -22,20 +22,8 @@ from pydantic import ValidationError
 
 from deeplambda.application import Application, Event, payload_fields, payload_row, payload_schema
 from deeplambda.errors import BadInput
-from deeplambda.sources import (
-    BySource,
-    Csv,
-    Images,
-    JsonLines,
-    Lines,
-    Parquet,
-    Source,
-    Table,
-    content_id,
-    matched,
-    moment,
-    split_names,
-)
+from deeplambda.sources import Csv, Images, JsonLines, Lines, Parquet, Source, Table, content_id, matched, split_names
+from deeplambda.splits import BySource, moment
 
 LIMIT_ROWS = 2000
 READ_BYTES = 64 << 20

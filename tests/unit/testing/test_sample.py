@@ -13,7 +13,8 @@ from pydantic import AwareDatetime
 
 from deeplambda.application import Event
 from deeplambda.objective import Classification
-from deeplambda.sources import ByHash, Csv, JsonLines, Parquet, Table
+from deeplambda.sources import Csv, JsonLines, Parquet, Table
+from deeplambda.splits import ByHash
 from deeplambda.testing.findings import Report
 from deeplambda.testing.places import Places
 from deeplambda.testing.sample import evenly, read_sample, sampled
