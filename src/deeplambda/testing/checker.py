@@ -109,7 +109,7 @@ def _check_source(work: Work, folder: Path) -> str:
             )
             work.application = packed.load()
         except DeepLambdaError as exc:
-            raise work.blame("source", exc, "name") from exc
+            raise work.blame("source", exc, "metrics" if "metric" in exc.message else "name") from exc
         except SyntaxError as exc:
             raise Broken(
                 Finding(

@@ -113,7 +113,7 @@ MISTAKES = [
         "two applications",
         (("class Small(", "class Second(Application):\n    pass\n\n\nclass Small("),),
         "source",
-        ("2 applications", "exactly one"),
+        ("2 applications, Second, Small", "exactly one"),
     ),
     Mistake(
         "no Python",
@@ -165,6 +165,7 @@ MISTAKES = [
         (('("accuracy",)', '("acuracy",)'),),
         "source",
         ("'acuracy'", "accuracy"),
+        line="metrics =",
     ),
     Mistake("a list", ((FEATURES, FEATURES + ".tolist()"),), "transform", ("as list", "NumPy")),
     Mistake("rows are missing", ((FEATURES, FEATURES + "[:-1]"),), "transform", ("one row for each event",)),
