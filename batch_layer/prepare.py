@@ -50,7 +50,7 @@ from deeplambda.objective import labels_of
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
-from deeplambda.sources import TEST, TRAIN
+from deeplambda.splits import TEST, TRAIN
 from deeplambda.state.kept_rows import encode_payload
 
 SHARD_BYTES = 32 * 2**20

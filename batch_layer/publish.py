@@ -19,7 +19,7 @@ from deeplambda.features import call
 from deeplambda.loading import PackedApplication
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import EpochTrained
-from deeplambda.sources import TEST, VALIDATION
+from deeplambda.splits import TEST, VALIDATION
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, STATE, WEIGHTS, Card, artefact_key, code_key
 from deeplambda.state.kept_rows import LIMIT_ROWS, KeptRows, decode_payload

@@ -181,6 +181,7 @@ def _csv(
                 "use JsonLines or Parquet, or give the event a field for each column",
             )
     form = dict(options) | {"sep": reader.separator, "header": str(reader.header).lower(), "escape": '"'}  # RFC 4180
+    form["multiLine"] = str(reader.multiline).lower()
     names = spark.read.options(**form).csv(paths).columns
     columns = [T.StructField(name, wanted.get(name, T.StringType())) for name in names]
     # Spark gives a column without a name one of its own, which a comparison with the header would not find there.

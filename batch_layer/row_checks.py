@@ -23,7 +23,8 @@ from deeplambda.errors import CorruptObject
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import label_text
 from deeplambda.records.featurizer import said
-from deeplambda.sources import AnySource, Images, Lines, Source, content_id, moment
+from deeplambda.sources import AnySource, Images, Lines, Source, content_id
+from deeplambda.splits import moment
 
 CORRUPT_OBJECT, EXAMPLES_FAILED, LEFT_OUT = "corrupt_object", "examples_failed", "left_out"
 """The reasons that are none of a row's: the first two refuse the whole ingest, the third is no fault."""

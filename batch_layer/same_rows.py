@@ -21,7 +21,7 @@ from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.metrics import measured
 from deeplambda.objective import Classification, Objective
 from deeplambda.records.featurizer import Featurizer
-from deeplambda.sources import TEST
+from deeplambda.splits import TEST
 from deeplambda.state.card import Card
 from deeplambda.state.kept_rows import decode_payload
 from deeplambda.state.versions import fetch_model, load_code

@@ -33,7 +33,8 @@ from deeplambda.metrics import lower_is_better
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.service.metrics import MetricPublisher
-from deeplambda.sources import TEST, TRAIN, VALIDATION, split_names
+from deeplambda.sources import split_names
+from deeplambda.splits import TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
     from torch import nn

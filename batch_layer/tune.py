@@ -50,7 +50,7 @@ from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
 from deeplambda.service.metrics import MetricPublisher
-from deeplambda.sources import TRAIN, VALIDATION
+from deeplambda.splits import TRAIN, VALIDATION
 
 VALIDATION_SHARE = 1 / 6
 REDUCTION_FACTOR = 3

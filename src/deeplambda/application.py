@@ -21,8 +21,9 @@ from deeplambda.errors import ConfigurationError
 from deeplambda.features import Specification, Tensor
 from deeplambda.fields import EventId, Moment, column, stored, stored_as_it_is
 from deeplambda.objective import Objective
-from deeplambda.sources import AnySource, BySource, Splits
+from deeplambda.sources import AnySource
 from deeplambda.sources import Source as Source  # users may import it from here
+from deeplambda.splits import BySource, Splits
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ class Application(ABC):
     sources: ClassVar[Sequence[AnySource]]
     """Where the labelled rows come from: `deeplambda.sources`."""
     splits: ClassVar[Splits] = BySource()
-    """How rows are divided into train, validation and test: `deeplambda.sources`."""
+    """How rows are divided into train, validation and test: `deeplambda.splits`."""
     objective: ClassVar[Objective]
     metrics: ClassVar[Sequence[str] | Mapping[str, Metric]]
     """Names from `deeplambda.metrics`, or functions by name. The first one decides which model is better."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pyarrow as pa
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, StringConstraints, WithJsonSchema
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SIGNATURE, _JPEG_SIGNATURE, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^\S(.*\S)?$")]
 """What tells events apart. No spaces at its ends: MySQL would take "a" and "a " for one key."""
@@ -46,8 +46,8 @@ class ByteLength:
 def grey_image(height: int, width: int) -> tuple[BeforeValidator, WithJsonSchema, ByteLength]:
     """Annotations for a field of type `bytes` that holds a grey image: `image: Annotated[bytes, *grey_image(28, 28)]`.
 
-    In JSON it is base64 of a PNG or of height × width raw bytes, row by row, 0 black to 255 white. Checked, it is the
-    raw bytes.
+    In JSON it is base64 of a PNG, of a JPEG, or of height × width raw bytes, row by row, 0 black to 255 white. Checked,
+    it is the raw bytes; colours become grey.
     """
 
     def check(value: Any) -> Any:
@@ -58,10 +58,13 @@ def grey_image(height: int, width: int) -> tuple[BeforeValidator, WithJsonSchema
                 raise ValueError(f"not base64: {exc}") from exc
         if not isinstance(value, bytes):
             return value  # pydantic names the wrong type
-        if value.startswith(_PNG_SIGNATURE):
-            return _png_pixels(value, height, width)
-        if len(value) != height * width:
-            raise ValueError(f"neither a PNG nor {height * width} raw bytes, but {len(value)} bytes")
+        fits = len(value) == height * width
+        # Raw bytes may begin as a JPEG does: of their length, only what ends as one too is taken for one.
+        jpeg = value.startswith(_JPEG_SIGNATURE) and (not fits or value.endswith(_JPEG_END))
+        if jpeg or value.startswith(_PNG_SIGNATURE):
+            return _pixels(value, height, width)
+        if not fits:
+            raise ValueError(f"neither a PNG nor a JPEG nor {height * width} raw bytes, but {len(value)} bytes")
         return value
 
     return (
@@ -70,23 +73,24 @@ def grey_image(height: int, width: int) -> tuple[BeforeValidator, WithJsonSchema
             {
                 "type": "string",
                 "contentEncoding": "base64",
-                "description": f"base64 of a {height}×{width} PNG or of {height * width} grey bytes",
+                "description": f"base64 of a {height}×{width} PNG or JPEG, or of {height * width} grey bytes",
             }
         ),
         ByteLength(height * width),
     )
 
 
-def _png_pixels(png: bytes, height: int, width: int) -> bytes:
+def _pixels(content: bytes, height: int, width: int) -> bytes:
     from PIL import Image, UnidentifiedImageError
 
+    kind = "PNG" if content.startswith(_PNG_SIGNATURE) else "JPEG"
     try:
-        with Image.open(BytesIO(png), formats=["PNG"]) as image:
+        with Image.open(BytesIO(content), formats=[kind]) as image:
             if image.size != (width, height):  # from the header, before a byte is inflated
-                raise ValueError(f"the PNG is {image.size[1]}×{image.size[0]}, not {height}×{width}")
+                raise ValueError(f"the {kind} is {image.size[1]}×{image.size[0]}, not {height}×{width}")
             return image.convert("L").tobytes()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as exc:
-        raise ValueError(f"broken PNG: {exc}") from exc
+        raise ValueError(f"broken {kind}: {exc}") from exc
 
 
 _SCALARS: Mapping[Any, pa.DataType] = {

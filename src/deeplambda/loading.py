@@ -41,7 +41,9 @@ def _instance(package: str) -> Application:
     ]
     if len(written_here) != 1:
         raise ConfigurationError(
-            f"{module.__name__} defines {len(written_here)} applications", "define exactly one subclass of Application"
+            f"application.py defines {len(written_here)} applications"
+            + "".join(f", {each.__name__}" for each in written_here),
+            "define exactly one subclass of Application",
         )
     application: Application = written_here[0]()
     payload_schema(application.event)  # a field without a column type should fail here, not in a worker

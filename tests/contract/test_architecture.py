@@ -35,6 +35,7 @@ ROOMS = {"adapters", "jvm", "records", "service", "stack", "state", "testing"}
 AT_THE_TOP = {
     *("__init__.py", "__main__.py", "application.py", "cli.py", "clock.py", "config.py", "errors.py", "features.py"),
     *("fields.py", "idx.py", "learned.py", "loading.py", "metrics.py", "objective.py", "py.typed", "sources.py"),
+    "splits.py",
 }
 PATH = re.compile(r"[\w.-]+(/[\w.-]+)+/?|\w[\w.-]*\.(md|py|toml|txt|yml)|Dockerfile|LICENSE|Makefile")
 

@@ -12,7 +12,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.loading import PackedApplication, pack_application
-from deeplambda.sources import VALIDATION
+from deeplambda.splits import VALIDATION
 from tests.integration import blobs
 from tests.integration.blobs import announce, new_data_set, put_shards, train_blobs
 

@@ -33,7 +33,7 @@ from deeplambda.features import Features, Tensor, call
 from deeplambda.learned import Vocabulary
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
-from deeplambda.sources import TEST
+from deeplambda.splits import TEST
 from deeplambda.state.card import fetch_card
 from deeplambda.state.kept_rows import decode_payload
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code

@@ -3,7 +3,8 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 
 import onnxruntime
 import torch
@@ -43,6 +44,7 @@ def exported(model: nn.Module, kept: Features) -> bytes:
                 verbose=False,
             )
         except Exception as exc:  # whatever a model's own code does in the exporter's hands
+            exc = exc.__cause__ if isinstance(exc.__cause__, Exception) else exc  # the exporter's own tells its steps
             reason = str(exc).strip().partition("\n")[0][:300]
             raise UnfitModel(
                 f"the model cannot be exported as ONNX: {type(exc).__name__}: {reason}",
@@ -73,13 +75,13 @@ def _check(content: bytes, model: nn.Module, kept: Features) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter tells of optional packages that are absent and of its own deprecations; none concern a user."""
+    """The exporter tells of optional packages that are absent, of its own deprecations, and prints what it fails on."""
     loggers = [logging.getLogger(name) for name in _VERBOSE_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

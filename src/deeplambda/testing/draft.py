@@ -7,11 +7,13 @@ model takes all of them. Each guess stands in the draft beside a comment that be
 import json
 import keyword
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from deeplambda.application import Event
@@ -19,7 +21,7 @@ from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.loading import APPLICATION_NAME
 from deeplambda.testing.checker import RESERVED
 from deeplambda.testing.draft_templates import BLOCKS, IMAGES, TABLE
-from deeplambda.testing.sample import csv_rows, evenly, lines, parquet_rows
+from deeplambda.testing.sample import UNREAD, csv_rows, evenly, lines, parquet_rows
 
 _ROWS = 2000
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg"}
@@ -36,7 +38,7 @@ _LABEL_NAMES = (
     "survived",
     "churn",
 )
-_TIME_NAMES = ("time", "timestamp", "date", "datetime", "occurred_at", "created_at", "ts")
+_TIME_NAME = re.compile(r"(?i).*(time|timestamp|date|datetime)|(.*[_ ])?(at|when|ts)")
 _MOST_CLASSES = 50
 _FEW_VALUES = 50
 _TEXT_WORDS = 3.0
@@ -125,7 +127,7 @@ def _of_images(name: str, root: Path, files: Sequence[Path]) -> tuple[str, str]:
         sources=_tuple(sources),
         splits="" if by_source else f"    # {_SPLIT_DECISION}\n    splits = {Table(sources=[], readers=[]).splits}\n",
         imports="Images" if by_source else "ByHash, Images",
-        classes=_tuple([json.dumps(label, ensure_ascii=False) for label in labels]),
+        classes=_tuple([_quoted(label) for label in labels]),
         outputs=len(labels),
     )
     return text, f"{len(files):,} images of {len(labels)} labels"
@@ -156,24 +158,26 @@ def _table(root: Path, files: Sequence[Path]) -> Table:
         column = _column(name, values, len(table.columns))
         if column is None:
             table.dropped.append(name)
+        elif column.field in {each.field for each in table.columns}:
+            table.columns.append(replace(column, field=f"{column.field}_{len(table.columns)}"))
         else:
             table.columns.append(column)
     named = {each.field: each.name for each in table.columns if each.field != each.name}
-    arguments = [f"columns={json.dumps(named, ensure_ascii=False)}"] if named else []
+    arguments = [f"columns={_quoted(named)}"] if named else []
     arguments += [
-        f"{key}={json.dumps(value)}"
+        f"{key}={_quoted(value)}"
         for key, value in (("label", table.label), ("event_id", event_id), ("occurred_at", time))
         if value
     ]
     if kind == "Csv" and (separator := _separator(files[0])) != ",":
         arguments.append(f"separator={json.dumps(separator)}")
+    if kind == "Csv" and any("\n" in value for row in rows for value in row.values()):
+        arguments.append("multiline=True")
     splits = {path.name.partition(".")[0]: path for path in files}
     by_source = {"train", "test"} <= set(splits) <= {"train", "validation", "test"}
     for path in files:
         split = [f'split="{path.name.partition(".")[0]}"'] if by_source else []
-        table.sources.append(
-            f"{kind}({', '.join([json.dumps(path.relative_to(root).as_posix()), *arguments, *split])})"
-        )
+        table.sources.append(f"{kind}({', '.join([_quoted(path.relative_to(root).as_posix()), *arguments, *split])})")
     if by_source:
         table.splits = ""
     return table
@@ -189,7 +193,7 @@ def _rows(kind: str, path: Path) -> Any:
     if kind == "Parquet":
         return parquet_rows(path, _ROWS)
     if kind == "Csv":
-        return evenly(csv_rows(path, _separator(path)), _ROWS)
+        return evenly((row for row in csv_rows(path, _separator(path), multiline=True) if UNREAD not in row), _ROWS)
     return evenly((_object(line, path) for line in lines(path) if line.strip()), _ROWS)
 
 
@@ -217,7 +221,7 @@ def _lines(root: Path, files: Sequence[Path]) -> Table:
     endings = [path.name.removesuffix(".gz").rpartition(".")[2] for path in files]
     labels = stems if len(set(stems)) == len(files) else endings
     sources = [
-        f'Lines({json.dumps(path.relative_to(root).as_posix())}, column="text", label={json.dumps(label)})'
+        f'Lines({_quoted(path.relative_to(root).as_posix())}, column="text", label={_quoted(label)})'
         for path, label in zip(files, labels, strict=True)
     ]
     text = Column(name="text", field="text", role="text", optional=False)
@@ -225,14 +229,15 @@ def _lines(root: Path, files: Sequence[Path]) -> Table:
 
 
 def _label(columns: dict[str, list[Any]]) -> str:
-    """A column with a label's name; else the last one with few values; else the last."""
+    """A column with a label's name; else the last, if it has numbers or few values; else the last that has few."""
     lowered = {name.lower(): name for name in columns}
     for wanted in _LABEL_NAMES:
         for low, name in lowered.items():
             if low == wanted or low.endswith((f"_{wanted}", f" {wanted}")):
                 return name
     few = [name for name, values in columns.items() if 1 < len({str(value) for value in values}) <= 20]
-    return few[-1] if few else list(columns)[-1]
+    last = list(columns)[-1]
+    return last if not few or all(_is_number(value) for value in columns[last]) else few[-1]
 
 
 def _as_label(value: Any) -> str:
@@ -251,10 +256,10 @@ def _unique(columns: dict[str, list[Any]], label: str) -> str | None:
 
 
 def _time(columns: dict[str, list[Any]], label: str) -> str | None:
-    from deeplambda.sources import moment
+    from deeplambda.splits import moment
 
     for name, values in columns.items():
-        if name == label or not name.lower().endswith(_TIME_NAMES):
+        if name == label or not _TIME_NAME.fullmatch(name):
             continue
         try:
             for value in values:
@@ -302,7 +307,9 @@ def _is_number(value: Any) -> bool:
 
 def _field_name(column: str, number: int) -> str:
     """The column's name where it can be a field's; `event_id` and the lake's own columns cannot."""
-    plain = re.sub(r"\W+", "_", column).strip("_") or f"column_{number}"
+    letters = unicodedata.normalize("NFKC", column)  # as Python itself reads a name
+    plain = re.sub(r"_+", "_", "".join(c if f"_{c}".isidentifier() else "_" for c in letters)).strip("_")
+    plain = plain or f"column_{number}"
     if plain[0].isdigit():
         plain = f"column_{plain}"
     if keyword.iskeyword(plain) or plain in (*RESERVED, "event_id", "occurred_at") or hasattr(Event, plain):
@@ -319,10 +326,14 @@ def _of_table(name: str, table: Table) -> tuple[str, str]:
     if not (numbers or categories or texts):
         raise BadInput("no column of the sample can be a feature", "give a sample with numbers, categories or texts")
     objective, outputs, metrics, judged = _objective(table)
+    result, label_constants = "self.layers(torch.cat(parts, dim=1))", ""
+    if outputs == 1:
+        values = [float(value) for value in table.labels]
+        label_constants = f"MEAN, SPREAD = {fmean(values):.4g}, {pstdev(values):.4g}  # of the sample's labels\n"
+        result = f"MEAN + SPREAD * {result}"
     places = {
-        "numbers": _tuple([json.dumps(each.field) for each in numbers], indent=4),
-        "categories": _tuple([json.dumps(each.field) for each in categories], indent=4),
-        "texts": _tuple([json.dumps(each.field) for each in texts], indent=4),
+        kind: _tuple([_quoted(each.field) for each in columns], indent=4)
+        for kind, columns in (("numbers", numbers), ("categories", categories), ("texts", texts))
     }
     kinds = [kind for kind, there in (("numbers", numbers), ("categories", categories), ("texts", texts)) if there]
     needs = {"numbers": "Standardization", "categories": "Categories", "texts": "Vocabulary"}
@@ -344,6 +355,8 @@ def _of_table(name: str, table: Table) -> tuple[str, str]:
         metrics=metrics,
         judged=judged,
         outputs=outputs,
+        result=result,
+        label_constants=label_constants,
         arguments=", ".join(kinds),
         **{place: "".join(blocks[kind].format(**places) for kind in kinds) for place, blocks in BLOCKS.items()},
     )
@@ -368,8 +381,13 @@ def _objective(table: Table) -> tuple[str, int, str, str]:
             f"the label is taken to be {table.label!r}, which has {len(distinct)} values in the sample",
             "name the column that is the label 'label', and give a sample with 2 to 50 classes, or numbers",
         )
-    classes = _tuple([json.dumps(value, ensure_ascii=False) for value in distinct])
+    classes = _tuple([_quoted(value) for value in distinct])
     return f"Classification({classes})", len(distinct), '("accuracy", "log_loss")', "the first decides"
+
+
+def _quoted(value: Any) -> str:
+    """Source text of a text, or of texts by name."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _title(name: str) -> str:

@@ -74,7 +74,7 @@ from deeplambda.learned import {learned_imports}
 from deeplambda.objective import {objective_class}
 from deeplambda.sources import {imports}
 
-{constants}
+{constants}{label_constants}
 
 class {title}Event(Event):
     # DECIDE: bound what you can, as Annotated[float, Field(ge=0)]: what the schema refuses, no model has to answer.
@@ -119,7 +119,7 @@ class {title}(Application):
 
             def forward(self, {arguments}):
                 parts = []
-{forward}                return self.layers(torch.cat(parts, dim=1))
+{forward}                return {result}
 
         return Net()
 

@@ -2,19 +2,23 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from deeplambda.application import Application
 from deeplambda.errors import DeepLambdaError
 from deeplambda.features import SINGLE, Features, call, chosen, row_count
 from deeplambda.metrics import check_metrics, measured
+from deeplambda.state.card import TrainerHyperparameters
 from deeplambda.state.onnx_export import exported
 from deeplambda.state.weights import encoded_weights, load_weights
+from deeplambda.testing.findings import Broken
 from deeplambda.testing.labels import labels_for
 from deeplambda.testing.work import Work, hyperparameters, tried_rows
 
@@ -25,9 +29,8 @@ _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
 
 
 def check_model(work: Work) -> str:
-    """Forward, backward, alone as among others, a batch learned by heart, metrics."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    """Forward, backward, alone as among others, a batch learned by heart with the hooks of training, metrics."""
+    with _repeatable(seed=0):
         model = _built(work)
         labels = _labels(work)
         outputs = _outputs(work, model.eval())
@@ -43,8 +46,7 @@ def check_model(work: Work) -> str:
 
 def check_artefacts(work: Work) -> str:
     """Weights and ONNX, written and read again."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+    with _repeatable(seed=1):
         model, other = _built(work).eval(), _built(work)
         content = encoded_weights(model)
         try:
@@ -228,89 +230,200 @@ def _check_metrics(work: Work, labels: NDArray[Any], outputs: NDArray[np.float32
 
 
 def _check_learning_by_heart(work: Work, labels: NDArray[Any]) -> str:
-    """A model that is wired rightly learns a few rows by heart, whatever they are."""
+    """A model that is wired rightly learns a few rows by heart, whatever they are, with the application's own hooks."""
+    given = dict(work.application.hyperparameters)
+    try:
+        settings = given | TrainerHyperparameters.model_validate({"seed": 0} | given).model_dump()
+    except ValidationError:
+        return "not trained, for its hyperparameters are to be corrected"
     rows = _distinct(work.features)[:HEART_ROWS]
     features, targets = _tensors(chosen(work.features, rows)), torch.tensor(labels[rows])
-    given = dict(work.application.hyperparameters).get("learning_rate", 1e-3)
-    deadline = time.monotonic() + HEART_S
+    _check_augment(work, features, targets)
+    deadline_s = time.process_time() + HEART_S
     first = best = math.inf
-    for learning_rate in (given, 1e-2, 1e-1):
-        first, best = _fit_by_heart(work, features, targets, learning_rate, deadline)
+    for learning_rate in (settings["learning_rate"], 1e-2, 1e-1):
+        first, best = _fit_by_heart(work, features, targets, settings | {"learning_rate": learning_rate}, deadline_s)
         if best < HEART_FRACTION * first or len(rows) < 2:
             return f"{len(rows)} rows learned by heart: loss {first:.3g} to {best:.3g}"
     work.find(
         "model",
         f"the model does not learn {len(rows)} rows by heart: the loss goes from {first:.3g} to {best:.3g}",
-        "look at what its forward does with the features, and at the loss",
+        "look at what its forward does with the features, at the loss and at the optimizer",
         "build_model",
     )
     return ""
 
 
 def _fit_by_heart(
-    work: Work, features: Mapping[str, torch.Tensor], targets: torch.Tensor, learning_rate: float, deadline: float
+    work: Work,
+    features: dict[str, torch.Tensor],
+    targets: torch.Tensor,
+    settings: Mapping[str, Any],
+    deadline_s: float,
 ) -> tuple[float, float]:
+    """The first and the lowest loss. deadline_s: in time of the processor, which a busy machine does not shorten."""
     torch.manual_seed(0)
     model = _built(work).train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise work.stop("model", "the model has no parameter to train", "let build_model give some", "build_model")
-    optimizer = torch.optim.AdamW(trained, lr=float(learning_rate))
+    optimizer = _optimizer(work, model, settings)
     first = best = math.inf
     for step in range(HEART_STEPS):
         loss = _loss(work, model, features, targets)
         value = loss.item()
         if not math.isfinite(value):
             if step == 0:
-                raise work.stop(
-                    "model",
-                    f"the loss of a small batch is {value}",
-                    "look for logarithms and divisions in it",
-                    "loss",
-                    "objective",
-                )
+                raise _not_finite(work, f"the loss of a small batch is {value}")
             break
         first = value if step == 0 else first
         best = min(best, value)
-        if best < HEART_FRACTION * first or (step > 5 and time.monotonic() > deadline):
+        if best < HEART_FRACTION * first or (step > 5 and time.process_time() > deadline_s):
             break
         optimizer.zero_grad()
-        try:
-            loss.backward()  # type: ignore[no-untyped-call]
-        except RuntimeError as exc:
-            raise work.stop(
-                "model",
-                f"no gradient reaches the model: {_first(exc)}",
-                "let forward detach nothing, and the loss be of tensors",
-                "forward",
-                "build_model",
-            ) from exc
-        optimizer.step()
+        loss.backward()  # type: ignore[no-untyped-call]
+        _step(work, model, optimizer, first=step == 0)
     return first, best
 
 
-def _loss(
-    work: Work, model: torch.nn.Module, features: Mapping[str, torch.Tensor], targets: torch.Tensor
-) -> torch.Tensor:
+def _optimizer(work: Work, model: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """As the trainer makes it: of an iterator over all parameters, with all hyperparameters."""
+    try:
+        optimizer = work.application.optimizer(model.parameters(), settings)
+    except Exception as exc:  # a user's code
+        raise work.stop(
+            "model",
+            f"optimizer raised {type(exc).__name__}: {_first(exc)}",
+            f"make it of the parameters, once, and of the hyperparameters, which are {', '.join(settings)}",
+            "optimizer",
+        ) from exc
+    if not isinstance(optimizer, torch.optim.Optimizer) or not all("lr" in each for each in optimizer.param_groups):
+        raise work.stop(
+            "model",
+            f"optimizer gives {type(optimizer).__name__}",
+            "return a torch.optim.Optimizer, each of whose groups has a learning rate `lr`",
+            "optimizer",
+        )
+    return optimizer
+
+
+def _step(work: Work, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, first: bool) -> None:
+    """One step; the first has to be possible, and to change the model."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if first and not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        raise _not_finite(work, "the gradient of the loss is NaN or infinite")
+    before = [parameter.detach().clone() for parameter in model.parameters()] if first else []
+    try:
+        optimizer.step()
+    except Exception as exc:  # one that wants what the trainer does not give, as a closure
+        raise work.stop(
+            "model",
+            f"a step of {type(optimizer).__name__} raised {type(exc).__name__}: {_first(exc)}",
+            "return an optimizer whose step() takes no argument, such as AdamW or SGD",
+            "optimizer",
+        ) from exc
+    moving = any(bool(gradient.any()) for gradient in gradients)
+    if first and moving and all(map(torch.equal, before, model.parameters())):
+        raise work.stop(
+            "model",
+            f"a step of {type(optimizer).__name__} changes nothing in the model",
+            "make it of the parameters that optimizer is given, with a learning rate above 0",
+            "optimizer",
+        )
+
+
+def _not_finite(work: Work, problem: str) -> Broken:
+    return work.stop("model", problem, "look for logarithms, square roots and divisions in it", "loss", "objective")
+
+
+def _check_augment(work: Work, features: dict[str, torch.Tensor], targets: torch.Tensor) -> None:
+    """A training batch changed at random: as many rows of the same shape and dtype, on which the loss is finite."""
+    if type(work.application).augment is Application.augment:
+        return
+    copies = {name: tensor.clone() for name, tensor in features.items()}
+    try:
+        given = work.application.augment(_as_taken(copies))
+    except Exception as exc:  # a user's code
+        raise work.stop(
+            "model",
+            f"augment raised {type(exc).__name__}: {_first(exc)}",
+            "let it take a batch of features, as tensors, and give a batch back",
+            "augment",
+        ) from exc
+    found = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
+    wanted, told = ({name: _described(tensor) for name, tensor in each.items()} for each in (features, found))
+    if wanted != told:
+        raise work.stop(
+            "model",
+            f"augment gives {_pairs(told)} for {_pairs(wanted)}",
+            "give the same tensors back, of the same shape and dtype",
+            "augment",
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
+        raise work.stop("model", "augment gives NaN or infinite features", "keep them finite", "augment")
+    loss = _loss(work, _built(work).train(), found, targets)
+    if not math.isfinite(loss.item()):
+        raise _not_finite(work, f"the loss of a batch that augment changed is {loss.item()}")
+
+
+def _described(given: Any) -> str:
+    if not isinstance(given, torch.Tensor):
+        return type(given).__name__
+    return f"{str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
+
+
+def _pairs(told: Mapping[str, str]) -> str:
+    return ", ".join(f"{name!r} {each}" for name, each in told.items())
+
+
+def _loss(work: Work, model: torch.nn.Module, features: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """The loss of a training batch, from which gradients reach the model."""
     arrays = {name: tensor.numpy() for name, tensor in features.items()}
     outputs = _forward(work, model, arrays, "a training batch").float()
     try:
-        return _own_loss(work.application, outputs, targets, features)
+        loss = work.application.loss(outputs, targets, _as_taken(features))
     except Exception as exc:  # a user's code
         raise work.stop(
             "model",
             f"the loss raised {type(exc).__name__}: {_first(exc)}",
-            "let loss take the model's outputs and the labels",
+            "let loss take the model's outputs, the labels and the features",
             "loss",
             "objective",
         ) from exc
+    if not (isinstance(loss, torch.Tensor) and loss.ndim == 0):
+        raise work.stop(
+            "model", f"the loss is {_described(loss)}", "let loss return one number, as a tensor", "loss", "objective"
+        )
+    if not outputs.requires_grad:
+        raise work.stop(
+            "model", "no gradient reaches the model", "let forward detach nothing", "forward", "build_model"
+        )
+    if not loss.requires_grad:
+        raise work.stop(
+            "model",
+            "the loss has no gradient, so nothing would be learned",
+            "compute it from the outputs with torch's functions alone, without item(), detach() or argmax()",
+            "loss",
+            "objective",
+        )
+    return loss
 
 
-def _own_loss(
-    application: Application, outputs: torch.Tensor, targets: torch.Tensor, features: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    single = set(features) == {SINGLE}
-    return application.loss(outputs, targets, features[SINGLE] if single else features)
+def _as_taken(features: dict[str, torch.Tensor]) -> Any:
+    """As hooks take them: the one tensor, or all by name."""
+    return features[SINGLE] if set(features) == {SINGLE} else features
+
+
+@contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Own random numbers, and one thread: for so few rows, several wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _distinct(features: Features) -> list[int]:

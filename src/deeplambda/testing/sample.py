@@ -1,6 +1,7 @@
 """A sample of an application's labelled rows, read from a folder in this process: what ingest does, without Spark.
 
-A large object is sampled evenly, for rows are often sorted by time or by label.
+A large object is sampled evenly, for rows are often sorted by time or by label; of a rare label more rows are taken
+than its share, for some metrics need each.
 """
 
 import csv
@@ -10,35 +11,32 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from deeplambda.application import Application, Event, payload_fields, payload_row, payload_schema
 from deeplambda.errors import BadInput
-from deeplambda.sources import (
-    BySource,
-    Csv,
-    Images,
-    JsonLines,
-    Lines,
-    Parquet,
-    Source,
-    Table,
-    content_id,
-    matched,
-    moment,
-    split_names,
-)
+from deeplambda.sources import Csv, Images, JsonLines, Lines, Parquet, Source, Table, content_id, matched, split_names
+from deeplambda.splits import BySource, moment
 
 LIMIT_ROWS = 2000
 READ_BYTES = 64 << 20
 """Of one text, at most so much is read."""
+UNREAD = "\0unread"
+"""In place of its columns, what was found of a row that is no row of its table."""
+_SCANNED = 20
+"""Times as many rows as are taken, `examples` is asked for."""
+_MOST_LABELS = 50
+"""With more, labels are numbers or the like, and none is rare."""
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 T = TypeVar("T")
+L = TypeVar("L")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +94,17 @@ def read_sample(application: Application, folder: Path, limit_rows: int = LIMIT_
 
 def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str, Any], label: str | None) -> Row:
     schema = application.event
+    if UNREAD in raw:
+        raise ValueError(
+            "it has more or fewer cells than the header"
+            + ("" if source.multiline else "; where a cell has line breaks, give Csv multiline=True")
+        )
     columns = getattr(source, "columns", {})
     given: dict[str, Any] = {
         name: raw[columns.get(name, name)] for name in payload_fields(schema) if columns.get(name, name) in raw
     }
+    if isinstance(source, Table):  # as Spark's readers: UTC where a time names no zone
+        given |= {name: moment(given[name]) for name in _times(schema) & set(given) if given[name] not in (None, "")}
     given |= {name: raw[name] for name in ("event_id", "occurred_at") if name in raw and isinstance(source, Source)}
     for name in ("event_id", "occurred_at"):
         if (column := getattr(source, name, None)) is not None:
@@ -107,7 +112,7 @@ def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str,
     own_id = "event_id" in given
     event = _validated(schema, {"event_id": "unnamed", "occurred_at": _NOW, **given}, source)
     if not own_id:
-        event = event.model_copy(update={"event_id": content_id(_plain(payload_row(event)), label)})
+        event = event.model_copy(update={"event_id": content_id(payload_row(event), label)})
     split = getattr(source, "split", None)
     if split is None:
         column = rule.column
@@ -119,23 +124,17 @@ def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str,
 def _validated(schema: type[Event], given: Mapping[str, Any], source: Any) -> Event:
     """As strict as what the source holds allows: text has no types, JSON has few."""
     if isinstance(source, Csv):
-        text = {name: str(value) for name, value in given.items() if value != "" or _is_text(schema, name)}
-        text["occurred_at"] = str(given["occurred_at"])
+        text = {name: str(value) for name, value in given.items() if value != ""}  # Spark reads an empty cell as none
         return schema.model_validate_strings(text, strict=False)
     if isinstance(source, JsonLines):
         return schema.model_validate_json(json.dumps(dict(given), default=str))
     return schema.model_validate(dict(given), strict=False if isinstance(source, Parquet) else None)
 
 
-def _is_text(schema: type[Event], name: str) -> bool:
-    return schema.model_fields[name].annotation is str
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, bytes) else json.loads(json.dumps(value, default=str))
-        for name, value in row.items()
-    }
+@lru_cache(maxsize=8)
+def _times(schema: type[Event]) -> frozenset[str]:
+    """The payload's fields that are moments."""
+    return frozenset(column.name for column in payload_schema(schema) if pa.types.is_timestamp(column.type))
 
 
 def _label_fits(application: Application, label: str) -> bool:
@@ -152,42 +151,41 @@ def _rows(
     """Raw rows of one source with their labels, at most about `limit`."""
     if isinstance(source, Source):
         raw = {name: (folder / name).read_bytes() for name in objects}
-        for row in islice(application.examples(source, raw), limit):
-            label = row.get("label")
-            yield row, None if label is None else str(label)
+        found = islice(application.examples(source, raw), _SCANNED * limit)
+        yield from sampled(((row, _label(row.get("label"))) for row in found), limit)
         return
-    share = max(1, limit // max(1, len(objects)))
     if isinstance(source, Images):
         name = source.column or next(
             field.name for field in payload_schema(application.event) if str(field.type) == "binary"
         )
-        for path in evenly(objects, limit):
-            yield {name: (folder / path).read_bytes()}, source.label_of(path)
+        for path, label in sampled(((path, source.label_of(path)) for path in objects), limit):
+            yield {name: (folder / path).read_bytes()}, label
         return
+    share = max(1, limit // max(1, len(objects)))
     for path in objects:
         if isinstance(source, Lines):
             for line in evenly((text.rstrip("\n") for text in lines(folder / path) if text.strip()), share):
                 yield {source.column: line}, source.label
+        elif isinstance(source, Parquet):
+            for row in parquet_rows(folder / path, share, source.label):
+                yield row, _label(row.get(source.label or ""))
         elif isinstance(source, Table):
-            for row in _table_rows(source, folder / path, share):
-                label = row.get(source.label) if source.label else None
-                yield (
-                    row,
-                    None
-                    if label is None or label == ""
-                    else str(label).lower()
-                    if isinstance(label, bool)
-                    else str(label),
-                )
+            yield from sampled(
+                ((row, _label(row.get(source.label or ""))) for row in _text_rows(source, folder / path)), share
+            )
 
 
-def _table_rows(source: Any, path: Path, limit: int) -> Iterator[dict[str, Any]]:
-    if isinstance(source, Parquet):
-        yield from parquet_rows(path, limit)
-    elif isinstance(source, JsonLines):
-        yield from map(json.loads, evenly((line for line in lines(path) if line.strip()), limit))
-    else:
-        yield from evenly(csv_rows(path, source.separator, header=source.header), limit)
+def _label(value: Any) -> str | None:
+    """A label as text; a boolean as JSON writes it."""
+    if value is None or value == "":
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _text_rows(source: Table, path: Path) -> Iterator[dict[str, Any]]:
+    if isinstance(source, Csv):
+        return csv_rows(path, source.separator, header=source.header, multiline=source.multiline)
+    return map(json.loads, (line for line in lines(path) if line.strip()))
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -195,7 +193,7 @@ def lines(path: Path) -> Iterator[str]:
     read = 0
     with (
         gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened,
-        TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="") as text,
+        TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="") as text,
     ):
         for line in text:
             yield line.replace("\r\n", "\n")
@@ -204,36 +202,85 @@ def lines(path: Path) -> Iterator[str]:
                 return
 
 
-def csv_rows(path: Path, separator: str = ",", *, header: bool = True) -> Iterator[dict[str, Any]]:
-    """Rows of a table as text, with the columns `_c0`, `_c1`, … where no header names them."""
-    rows = csv.reader(lines(path), delimiter=separator)
-    names = next(rows, []) if header else None
+def csv_rows(
+    path: Path, separator: str = ",", *, header: bool = True, multiline: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rows of a table as text, with the columns `_c0`, `_c1`, … where no header names them.
+
+    A row of more or fewer cells than the first has the key UNREAD alone.
+    """
+    if multiline:
+        rows: Iterator[list[str]] = csv.reader(lines(path), delimiter=separator)
+    else:
+        rows = (row for line in lines(path) for row in csv.reader([line.rstrip("\n")], delimiter=separator))
+    names: list[str] | None = None
     for row in rows:
-        if row:
-            yield dict(zip(names or [f"_c{n}" for n in range(len(row))], row, strict=False))
+        if not row:
+            continue
+        if names is None:
+            names = row if header else [f"_c{n}" for n in range(len(row))]
+            if header:
+                continue
+        yield dict(zip(names, row, strict=True)) if len(row) == len(names) else {UNREAD: separator.join(row)}
 
 
-def parquet_rows(path: Path, limit: int) -> Iterator[dict[str, Any]]:
-    """Rows of up to eight row groups that lie evenly in the file."""
+def parquet_rows(path: Path, limit: int, label: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of up to eight row groups that lie evenly in the file; times in UTC, as Spark reads them."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
     groups = list(evenly(range(file.num_row_groups), 8))
     for group in groups:
         table = file.read_row_group(group)
-        wanted = list(evenly(range(table.num_rows), max(1, limit // len(groups))))
-        yield from table.take(wanted).to_pylist()
+        labels = table[label].to_pylist() if label in table.column_names else [None] * table.num_rows
+        wanted = [number for number, _ in sampled(enumerate(labels), max(1, limit // len(groups)))]
+        table = table.take(wanted)
+        for number, column in enumerate(table.schema):
+            if pa.types.is_timestamp(column.type):
+                in_utc = table[number].cast(pa.timestamp("us", tz="UTC"), safe=False)
+                table = table.set_column(number, column.name, in_utc)
+        yield from table.to_pylist()
 
 
-def evenly(items: Iterable[T], limit: int) -> Iterator[T]:
-    """At most `limit` of the items, at even distances; of a stream whose length is not known beforehand."""
-    kept: list[T] = []
-    stride = 1
-    for number, item in enumerate(items):
-        if number % stride:
-            continue
-        kept.append(item)
-        if len(kept) == 2 * limit:
-            kept, stride = kept[::2], 2 * stride
-    step = max(1.0, len(kept) / limit)
-    return iter([kept[int(n * step)] for n in range(min(limit, len(kept)))])
+def sampled(labelled: Iterable[tuple[T, L]], limit: int) -> list[tuple[T, L]]:
+    """About `limit` of the items with their labels, at even distances; more of a label that would be rare."""
+    whole: _Evenly[tuple[int, T, L]] = _Evenly(limit)
+    by_label: dict[L, _Evenly[tuple[int, T, L]]] = {}
+    for number, (item, label) in enumerate(labelled):
+        whole.add((number, item, label))
+        if len(by_label) <= _MOST_LABELS:
+            by_label.setdefault(label, _Evenly(max(1, limit // 4))).add((number, item, label))
+    found = {each[0]: each[1:] for each in whole.kept()}
+    if len(by_label) <= _MOST_LABELS:
+        for of_label in by_label.values():
+            found |= {each[0]: each[1:] for each in evenly(of_label.kept(), max(1, limit // (4 * len(by_label))))}
+    return [found[number] for number in sorted(found)]
+
+
+def evenly(items: Iterable[T], limit: int) -> list[T]:
+    """At most `limit` of the items, at even distances."""
+    chosen: _Evenly[T] = _Evenly(limit)
+    for item in items:
+        chosen.add(item)
+    return chosen.kept()
+
+
+class _Evenly(Generic[T]):
+    """Of a stream whose length is not known beforehand, items at even distances."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._stride, self._seen = limit, 1, 0
+        self._items: list[T] = []
+
+    def add(self, item: T) -> None:
+        """The stream's next item."""
+        if self._seen % self._stride == 0:
+            self._items.append(item)
+            if len(self._items) == 2 * self._limit:
+                self._items, self._stride = self._items[::2], 2 * self._stride
+        self._seen += 1
+
+    def kept(self) -> list[T]:
+        """At most `limit` of those so far."""
+        step = max(1.0, len(self._items) / self._limit)
+        return [self._items[int(n * step)] for n in range(min(self._limit, len(self._items)))]

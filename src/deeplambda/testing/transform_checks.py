@@ -69,7 +69,7 @@ def check_transform(work: Work) -> str:
     row_s = (time.monotonic() - started) / whole.num_rows
     work.batch, work.features = whole, features
     if not finite_rows(features, whole.num_rows).all():
-        work.find(
+        raise work.stop(
             "transform",
             "a feature is NaN or infinite: events like that are refused",
             "let transform fill what is missing, or let the schema refuse it",

@@ -1,6 +1,8 @@
 """What one check leaves to the next."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ from deeplambda.records.featurizer import Featurizer
 from deeplambda.state.card import model_arguments
 from deeplambda.testing.findings import Broken, Finding, Report, of_error
 from deeplambda.testing.places import Places
-from deeplambda.testing.sample import Row, Sample
+from deeplambda.testing.sample import Row, Sample, evenly
 
 TRIED_ROWS = 48
 
@@ -54,9 +56,18 @@ def hyperparameters(application: Application) -> dict[str, Any]:
 
 
 def tried_rows(work: Work) -> list[Row]:
-    """Some of the rows, at even distances: those that transform and model are tried on."""
-    step = max(1, len(work.rows) // TRIED_ROWS)
-    return work.rows[::step][:TRIED_ROWS]
+    """Those that transform and model are tried on: of each label as many, in turn, and within it at even distances."""
+    by_label: dict[str | None, list[Row]] = defaultdict(list)
+    for row in work.rows:
+        by_label[row.label].append(row)
+    if len(by_label) > TRIED_ROWS // 2:  # numbers, or the like
+        return evenly(work.rows, TRIED_ROWS)
+    chosen: list[list[Row]] = []
+    room, left = TRIED_ROWS, len(by_label)
+    for rows in sorted(by_label.values(), key=len):  # what rare labels leave is for the others
+        chosen.append(evenly(rows, room // left))
+        room, left = room - len(chosen[-1]), left - 1
+    return [row for turn in zip_longest(*chosen) for row in turn if row is not None]
 
 
 def batch_of(application: Application, rows: list[Row]) -> pa.RecordBatch:

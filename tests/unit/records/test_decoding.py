@@ -85,6 +85,18 @@ def test_a_bad_event_is_refused_with_its_reason(value: bytes | None, reason: Rea
     assert refusal.value.remedy
 
 
+def test_a_jpeg_gives_its_pixels_and_raw_bytes_that_begin_as_one_stay_what_they_are() -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (28, 28), (120, 120, 120)).save(buffer, "JPEG")
+    found = decode(to_json(GOOD | {"image": b64encode(buffer.getvalue()).decode()})).image
+    assert set(found) == {120}
+    assert len(found) == 784
+    raw = b"\xff\xd8\xff" + bytes(781)
+    assert decode(to_json(GOOD | {"image": b64encode(raw).decode()})).image == raw
+    with pytest.raises(RefusedEvent, match="broken JPEG"):
+        decode(to_json(GOOD | {"image": b64encode(buffer.getvalue()[:300]).decode()}))
+
+
 def test_a_truncated_png_is_refused() -> None:
     whole = BytesIO()
     Image.effect_noise((28, 28), 80).save(whole, "PNG")

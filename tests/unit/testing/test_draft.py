@@ -1,5 +1,6 @@
 """`deeplambda new`: what is drafted after a sample runs, and keeps the contract on that sample."""
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -50,6 +51,21 @@ def _csv(folder: Path) -> Path:
     return folder / "engines.csv"
 
 
+def _wild_csv(folder: Path) -> Path:
+    """As spreadsheets write it: cells of several lines, gaps, dates, names that are none in Python, three classes."""
+    draw = random.Random(3)
+    with (folder / "tickets.csv").open("w", encoding="utf-8-sig", newline="") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(["Ticket Id", "Größe (m²)", "n°", "n", "created_at", "due", "body", "sentiment"])
+        for number in range(ROWS):
+            size = "" if number % 7 == 0 else round(draw.uniform(1, 90), 2)
+            day = f"2024-02-{number % 28 + 1:02}"
+            body = " ".join(draw.choices(["late", "broken", "fine", "thanks"], k=6)) + '\n"quoted", second line'
+            label = draw.choice(["good", "bad", "so-so"])
+            rows.writerow([number, size, draw.randint(0, 9), draw.random(), f"{day} 10:00:00", day, body, label])
+    return folder / "tickets.csv"
+
+
 def _json_lines(folder: Path) -> Path:
     rows = [{key: None if value == "" else value for key, value in row.items()} for row in _table()]
     (folder / "engines.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -78,11 +94,15 @@ def _images(folder: Path) -> Path:
         (folder / label).mkdir()
         for number in range(20):
             pixel = tuple(min(255, value + draw.randint(0, 40)) for value in colour)
-            Image.new("RGB", (40, 30), pixel).save(folder / label / f"{number}.{'png' if number % 2 else 'jpg'}")
+            image = Image.new("RGB", (draw.randint(20, 90), draw.randint(20, 90)), pixel)
+            kind, mode = (
+                ("jpg", ("RGB", "L", "CMYK")[number % 3]) if number % 2 else ("png", ("RGBA", "P")[number % 4 // 2])
+            )
+            image.convert(mode).save(folder / label / f"{number}.{kind}")
     return folder
 
 
-@pytest.mark.parametrize("sample_of", [_csv, _json_lines, _parquet, _text, _images])
+@pytest.mark.parametrize("sample_of", [_csv, _wild_csv, _json_lines, _parquet, _text, _images])
 def test_what_is_drafted_after_a_sample_keeps_the_contract(sample_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "rows").mkdir()
     draft = write_draft("engines", sample_of(tmp_path / "rows"), tmp_path / "applications")
@@ -90,6 +110,24 @@ def test_what_is_drafted_after_a_sample_keeps_the_contract(sample_of, tmp_path: 
     report = check_application(draft.file.parent, tmp_path / "rows")
     assert not report.findings, [str(finding) for finding in report.findings]
     assert {"rows", "transform", "model", "artefacts"} <= set(report.passed)
+
+
+def test_cells_of_several_lines_and_names_that_are_none_in_python_are_taken(tmp_path: Path) -> None:
+    draft = write_draft("tickets", _wild_csv(tmp_path), tmp_path / "applications")
+    written = draft.file.read_text()
+    assert "multiline=True" in written
+    assert '"Größe_m2": "Größe (m²)"' in written
+    assert "n_2: float" in written, "two columns do not fill one field"
+    assert 'event_id="Ticket Id", occurred_at="created_at"' in written
+    assert 'Classification(("bad", "good", "so-so"))' in written
+
+
+def test_a_number_is_predicted_from_where_the_labels_lie(tmp_path: Path) -> None:
+    rows = [{"area": float(n), "city": "ab"[n % 2], "price": 3e5 + 1e3 * n} for n in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "houses.parquet")
+    written = write_draft("houses", tmp_path, tmp_path / "applications").file.read_text()
+    assert 'label="price"' in written
+    assert "MEAN, SPREAD = 3.295e+05, 1.732e+04" in written
 
 
 def test_the_command_writes_says_what_is_next_and_does_not_overwrite(

@@ -87,6 +87,11 @@ def learning(
     )
 
 
+def hook(name: str, arguments: str, body: str) -> tuple[tuple[str, str], ...]:
+    """Changes that give the application a hook of training."""
+    return (("    def build_model", f"    def {name}(self, {arguments}):\n        {body}\n\n    def build_model"),)
+
+
 @dataclass(frozen=True)
 class Mistake:
     """changes: what is exchanged in SOUND. check: where it is found. words: that the finding has. rows: of rows.csv.
@@ -108,7 +113,7 @@ MISTAKES = [
         "two applications",
         (("class Small(", "class Second(Application):\n    pass\n\n\nclass Small("),),
         "source",
-        ("2 applications", "exactly one"),
+        ("2 applications, Second, Small", "exactly one"),
     ),
     Mistake(
         "no Python",
@@ -160,6 +165,7 @@ MISTAKES = [
         (('("accuracy",)', '("acuracy",)'),),
         "source",
         ("'acuracy'", "accuracy"),
+        line="metrics =",
     ),
     Mistake("a list", ((FEATURES, FEATURES + ".tolist()"),), "transform", ("as list", "NumPy")),
     Mistake("rows are missing", ((FEATURES, FEATURES + "[:-1]"),), "transform", ("one row for each event",)),
@@ -281,6 +287,87 @@ MISTAKES = [
     ),
     Mistake("detached", ((MODEL, net("return self.last(features).detach()")),), "model", ("no gradient",)),
     Mistake(
+        "a loss of each row",
+        hook("loss", "outputs, labels_N, features", "return outputs.mean(dim=1)"),
+        "model",
+        ("the loss is float32 (16,)", "one number"),
+        line="def loss",
+    ),
+    Mistake(
+        "a loss without a gradient",
+        hook("loss", "outputs, labels_N, features", "return (outputs.argmax(1) != labels_N).float().mean()"),
+        "model",
+        ("no gradient", "argmax()"),
+        line="def loss",
+    ),
+    Mistake(
+        "a loss with a gradient that is not finite",
+        hook("loss", "outputs, labels_N, features", "return (outputs * 0).pow(2).sum().sqrt()"),
+        "model",
+        ("gradient of the loss is NaN", "square roots"),
+        line="def loss",
+    ),
+    Mistake(
+        "a hyperparameter that is not there",
+        hook("optimizer", "parameters, hyperparameters", "return hyperparameters['momentum']"),
+        "model",
+        ("optimizer raised KeyError", "'momentum'", "learning_rate"),
+        line="def optimizer",
+    ),
+    Mistake(
+        "no optimizer",
+        hook("optimizer", "parameters, hyperparameters", "return 'adam'"),
+        "model",
+        ("optimizer gives str", "torch.optim.Optimizer"),
+        line="def optimizer",
+    ),
+    Mistake(
+        "an optimizer that wants a closure",
+        hook("optimizer", "parameters, hyperparameters", "import torch\n        return torch.optim.LBFGS(parameters)"),
+        "model",
+        ("a step of LBFGS raised", "no argument"),
+        line="def optimizer",
+    ),
+    Mistake(
+        "an optimizer of other parameters",
+        hook(
+            "optimizer",
+            "parameters, hyperparameters",
+            "import torch\n        return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)",
+        ),
+        "model",
+        ("a step of SGD changes nothing", "learning rate"),
+        line="def optimizer",
+    ),
+    Mistake(
+        "augmented to other rows",
+        hook("augment", "features", "return features[:3]"),
+        "model",
+        ("augment gives 'features' float32 (3, 3)", "(16, 3)", "same shape and dtype"),
+        line="def augment",
+    ),
+    Mistake(
+        "augmented to another dtype",
+        hook("augment", "features", "return features.double()"),
+        "model",
+        ("augment gives 'features' float64", "same shape and dtype"),
+        line="def augment",
+    ),
+    Mistake(
+        "augmented to nothing",
+        hook("augment", "features", "features.mul_(2)"),
+        "model",
+        ("augment gives 'features' NoneType",),
+        line="def augment",
+    ),
+    Mistake(
+        "augmented by dividing by zero",
+        hook("augment", "features", "return features / 0"),
+        "model",
+        ("augment gives NaN",),
+        line="def augment",
+    ),
+    Mistake(
         "not exportable",
         ((MODEL, net("return self.last(features) if features.sum().item() >= 0 else -self.last(features)")),),
         "artefacts",
@@ -345,6 +432,16 @@ def test_a_planted_mistake_is_found_in_words_that_lead_to_it(mistake: Mistake, t
     if mistake.line is not None:
         source = (folder / "application.py").read_text().splitlines()
         assert any(mistake.line in source[each.line - 1] for each in report.findings if each.line is not None)
+
+
+def test_hooks_that_keep_the_contract_are_used_and_found_right(tmp_path: Path) -> None:
+    changes = (
+        *hook("augment", "features", "return features + 0.01 * features.std()"),
+        *hook("loss", "outputs, labels_N, features", "return self.objective.loss(outputs, labels_N) + 1e-6"),
+        *hook("optimizer", "parameters, given", "from torch.optim import SGD; return SGD(parameters, 0.1)"),
+    )
+    report = check_application(written(tmp_path / "small", changes))
+    assert not report.findings, [str(each) for each in report.findings]
 
 
 def test_a_sound_application_keeps_the_contract(tmp_path: Path) -> None:
