@@ -31,7 +31,7 @@ from deeplambda.errors import BadInput
 from deeplambda.learned import decode_state, encode_state
 from deeplambda.loading import pack_application
 from deeplambda.records.featurizer import Featurizer
-from deeplambda.sources import BySource, Lines, Parquet, content_id
+from deeplambda.sources import ByHash, BySource, Lines, Parquet, content_id
 from examples.data import data_folder
 from examples.published import PUBLISHED
 
@@ -99,6 +99,15 @@ def featurized(application: Application, splits: dict[str, Split]) -> dict[str, 
         pieces = [featurizer.features(batch) for batch in batches]
         found[split] = Rows.of({name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}, labels)
     return found
+
+
+def folded(splits: dict[str, Split], folds: int) -> Iterator[dict[str, Split]]:
+    """All rows together, divided `folds` times into test, each row once, and train: how Kim (2014) judges."""
+    table, labels = pa.concat_tables(of for of, _ in splits.values()), np.concatenate([of for _, of in splits.values()])
+    fold_N = np.random.default_rng(0).permutation(len(labels)) % folds
+    for fold in range(folds):
+        chosen = {"train": fold_N != fold, "test": fold_N == fold}
+        yield {split: (table.filter(pa.array(rows_N)), labels[rows_N]) for split, rows_N in chosen.items()}
 
 
 def trained(application: Application, rows: dict[str, Rows], overrides: dict[str, Any]) -> Trainer:
@@ -170,23 +179,28 @@ class Line:
     figures: tuple[float, ...]
 
 
-def measured(name: str, seeds: int, overrides: Mapping[str, Any], split: str) -> Iterator[Line]:
-    """An example's figures on `split`, one for each seed. It prints each training's as they come."""
+def measured(name: str, seeds: int, overrides: Mapping[str, Any], split: str, folds: int = 0) -> Iterator[Line]:
+    """An example's figures on `split`, one for each seed or fold. It prints each training's as they come."""
     application = pack_application(name, load_settings()).load()
     folder, origin = data_folder(name)
     print(f"{name}: {origin}")
     splits = read(application, folder)
     if split not in splits:
         raise BadInput(f"{name} has no split {split!r}", f"choose from {', '.join(splits)}")
-    rows = featurized(application, splits)
-    print(", ".join(f"{split} {len(of)} rows" for split, of in rows.items()), flush=True)
+    if folds and split != "test":
+        raise BadInput(f"--split {split} with --folds", "leave one out: each fold is the test rows once")
+    if folds and not isinstance(application.splits, ByHash):
+        raise BadInput(f"{name} cannot be judged by folds", "leave --folds out: its splits are not drawn by chance")
+    print(", ".join(f"{split} {len(labels)} rows" for split, (_, labels) in splits.items()), flush=True)
+    whole = None if folds else featurized(application, splits)
     choice = application.search_space.get("architecture")
     for architecture in choice.values if choice and "architecture" not in overrides else (None,):
         chosen = dict(overrides) | ({"architecture": architecture} if architecture else {})
         named = chosen.get("architecture")
         label = f"{name} {named}" if named else name
         figures: dict[tuple[str, str], list[float]] = {}
-        for seed in range(seeds):
+        for seed, division in enumerate(folded(splits, folds) if folds else [splits] * seeds):
+            rows = whole or featurized(application, division)
             started, cpu_started = time.monotonic(), time.process_time()
             trainer = trained(application, rows, chosen | {"seed": seed})
             found = {label: trainer.evaluate(rows[split])}
@@ -213,8 +227,11 @@ def interval(figures: Sequence[float]) -> str:
     return f"{mean:.4f} ± {half:.4f}"
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The lines beside the nearest published figure, and below them whose figures these are; 80 columns wide."""
+def table(lines: Sequence[Line], over: str = "seeds") -> str:
+    """The lines beside the nearest published figure, and below them whose figures these are; 80 columns wide.
+
+    over: what each line's figures are of.
+    """
     form = "{:<17} {:>10}  {:<18} {:<17} {:>9}"
     shown = [form.format("application", "parameters", "metric", "measured", "published")]
     notes = []
@@ -223,8 +240,8 @@ def table(lines: Sequence[Line]) -> str:
         nearest = f"{known[0].figure:.4g}" if known else ""
         shown.append(form.format(line.label, f"{line.parameters:,}", line.metric, interval(line.figures), nearest))
         notes += [f"{line.label}, {line.metric}: {each.figure:.4g} {each.by}" for each in known]
-    seeds = max(len(line.figures) for line in lines)
-    means = f"Measured: mean and 95 % interval over {seeds} seeds." if seeds > 1 else "Measured: of one seed."
+    count = max(len(line.figures) for line in lines)
+    means = f"Measured: mean and 95 % interval over {count} {over}." if count > 1 else "Measured: of one seed."
     return "\n".join([*map(str.rstrip, shown), "", means, *(["Published:"] if notes else []), *map(_note, notes)])
 
 
@@ -248,12 +265,13 @@ def main(
     seeds: Annotated[int, typer.Option(help="how many trainings, with the seeds 0, 1, …", min=1)] = 3,
     set_: Annotated[list[str] | None, typer.Option("--set", help="a hyperparameter: name=value")] = None,
     split: Annotated[str, typer.Option(help="what the model is judged by")] = "test",
+    folds: Annotated[int, typer.Option(help="where splits are by hash: cross-validate on all rows instead")] = 0,
 ) -> None:
     """Train an example, or all of them, with several seeds; print the figures beside published ones."""
     torch.set_num_threads(1)  # so that a seed gives the same figures on any machine of one kind
     names = EXAMPLES if name == "all" else (name,)
-    lines = [line for each in names for line in measured(each, seeds, _overrides(set_ or ()), split)]
-    print(f"\n{table(lines)}")
+    lines = [line for each in names for line in measured(each, seeds, _overrides(set_ or ()), split, folds)]
+    print(f"\n{table(lines, 'folds' if folds else 'seeds')}")
 
 
 if __name__ == "__main__":
