@@ -25,7 +25,7 @@ from scipy.stats import t as student
 
 from batch_layer.compute import best_compute
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
-from deeplambda.application import Application, payload_schema
+from deeplambda.application import Application, Choice, payload_schema
 from deeplambda.config import load_settings
 from deeplambda.errors import BadInput
 from deeplambda.learned import decode_state, encode_state
@@ -194,7 +194,8 @@ def measured(name: str, seeds: int, overrides: Mapping[str, Any], split: str, fo
     print(", ".join(f"{split} {len(labels)} rows" for split, (_, labels) in splits.items()), flush=True)
     whole = None if folds else featurized(application, splits)
     choice = application.search_space.get("architecture")
-    for architecture in choice.values if choice and "architecture" not in overrides else (None,):
+    several = choice.values if isinstance(choice, Choice) and "architecture" not in overrides else (None,)
+    for architecture in several:
         chosen = dict(overrides) | ({"architecture": architecture} if architecture else {})
         named = chosen.get("architecture")
         label = f"{name} {named}" if named else name
