@@ -1,4 +1,5 @@
-"""How good an application is, in one process and without a stack: `python -m examples.measure turbofan --seeds 3`.
+"""How good the examples are, in one process and without a stack: `python -m examples.measure`, or of one alone
+`python -m examples.measure digits --seeds 3`, which trains each of its four architectures.
 
 It reads the application's sources as ingest does, with the same event ids and so the same splits, learns what `fit`
 learns, and trains with the platform's own trainer, once for each seed. The figures of docs/applications.md are from it.
@@ -6,8 +7,10 @@ learns, and trains with the platform's own trainer, once for each seed. The figu
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,14 +25,17 @@ from scipy.stats import t as student
 
 from batch_layer.compute import best_compute
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
-from deeplambda.application import Application, payload_schema
+from deeplambda.application import Application, Choice, payload_schema
 from deeplambda.config import load_settings
+from deeplambda.errors import BadInput
 from deeplambda.learned import decode_state, encode_state
 from deeplambda.loading import pack_application
 from deeplambda.records.featurizer import Featurizer
-from deeplambda.sources import BySource, Lines, Parquet, content_id
+from deeplambda.sources import ByHash, BySource, Lines, Parquet, content_id
 from examples.data import data_folder
+from examples.published import PUBLISHED
 
+EXAMPLES = ("digits", "sentiment", "turbofan", "fraud")
 _BATCH_ROWS = 2000
 _DAY_US = 24 * 60 * 60 * 1_000_000
 Split = tuple[pa.Table, NDArray[Any]]
@@ -95,6 +101,15 @@ def featurized(application: Application, splits: dict[str, Split]) -> dict[str, 
     return found
 
 
+def folded(splits: dict[str, Split], folds: int) -> Iterator[dict[str, Split]]:
+    """All rows together, divided `folds` times into test, each row once, and train: how Kim (2014) judges."""
+    table, labels = pa.concat_tables(of for of, _ in splits.values()), np.concatenate([of for _, of in splits.values()])
+    fold_N = np.random.default_rng(0).permutation(len(labels)) % folds
+    for fold in range(folds):
+        chosen = {"train": fold_N != fold, "test": fold_N == fold}
+        yield {split: (table.filter(pa.array(rows_N)), labels[rows_N]) for split, rows_N in chosen.items()}
+
+
 def trained(application: Application, rows: dict[str, Rows], overrides: dict[str, Any]) -> Trainer:
     """A model after the last epoch."""
     hyperparameters = all_hyperparameters(application, overrides)
@@ -143,17 +158,65 @@ def not_yet_known(test: pa.Table, folder: Path) -> NDArray[np.bool_]:
     return kept_N
 
 
-def _as_the_handbook(trainer: Trainer, rows: Rows, test: pa.Table, folder: Path) -> dict[str, float]:
+def _as_the_handbook(trainer: Trainer, rows: Rows, test: pa.Table, folder: Path) -> dict[str, dict[str, float]]:
     """Card precision on all rows, and all metrics on those that the Handbook judges by."""
     (features,) = rows.features.values()
     with torch.inference_mode():
         outputs_NC = trainer.model(features).numpy()
     kept_N = not_yet_known(test, folder)
     metrics = trainer.evaluate(rows.chosen(torch.tensor(np.flatnonzero(kept_N))))
-    metrics["card_precision_top_100"] = card_precision(test.filter(pa.array(kept_N)), outputs_NC[kept_N])
-    return {"card_precision_top_100": card_precision(test, outputs_NC)} | {
-        f"{name} (Handbook's rows)": value for name, value in metrics.items()
-    }
+    metrics["card_precision_100"] = card_precision(test.filter(pa.array(kept_N)), outputs_NC[kept_N])
+    return {"fraud": {"card_precision_100": card_precision(test, outputs_NC)}, "fraud (Handbook)": metrics}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table. label: the application, with its architecture or rows where it has several."""
+
+    label: str
+    parameters: int
+    metric: str
+    figures: tuple[float, ...]
+
+
+def measured(name: str, seeds: int, overrides: Mapping[str, Any], split: str, folds: int = 0) -> Iterator[Line]:
+    """An example's figures on `split`, one for each seed or fold. It prints each training's as they come."""
+    application = pack_application(name, load_settings()).load()
+    folder, origin = data_folder(name)
+    print(f"{name}: {origin}")
+    splits = read(application, folder)
+    if split not in splits:
+        raise BadInput(f"{name} has no split {split!r}", f"choose from {', '.join(splits)}")
+    if folds and split != "test":
+        raise BadInput(f"--split {split} with --folds", "leave one out: each fold is the test rows once")
+    if folds and not isinstance(application.splits, ByHash):
+        raise BadInput(f"{name} cannot be judged by folds", "leave --folds out: its splits are not drawn by chance")
+    print(", ".join(f"{split} {len(labels)} rows" for split, (_, labels) in splits.items()), flush=True)
+    whole = None if folds else featurized(application, splits)
+    choice = application.search_space.get("architecture")
+    several = choice.values if isinstance(choice, Choice) and "architecture" not in overrides else (None,)
+    for architecture in several:
+        chosen = dict(overrides) | ({"architecture": architecture} if architecture else {})
+        named = chosen.get("architecture")
+        label = f"{name} {named}" if named else name
+        figures: dict[tuple[str, str], list[float]] = {}
+        for seed, division in enumerate(folded(splits, folds) if folds else [splits] * seeds):
+            rows = whole or featurized(application, division)
+            started, cpu_started = time.monotonic(), time.process_time()
+            trainer = trained(application, rows, chosen | {"seed": seed})
+            found = {label: trainer.evaluate(rows[split])}
+            took = f"{time.monotonic() - started:.0f} s, {time.process_time() - cpu_started:.0f} s of CPU"
+            if name == "fraud":
+                for rows_of, metrics in _as_the_handbook(trainer, rows[split], splits[split][0], folder).items():
+                    found[rows_of] = found.get(rows_of, {}) | metrics
+            for of, metrics in found.items():
+                text = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+                print(f"{of}, seed {seed}: {text} ({took})", flush=True)
+                for metric, value in metrics.items():
+                    figures.setdefault((of, metric), []).append(value)
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        for (of, metric), values in figures.items():
+            yield Line(of, parameters, metric, tuple(values))
 
 
 def interval(figures: Sequence[float]) -> str:
@@ -163,6 +226,28 @@ def interval(figures: Sequence[float]) -> str:
         return f"{mean:.4f}"
     half = student.ppf(0.975, len(figures) - 1) * statistics.stdev(figures) / len(figures) ** 0.5
     return f"{mean:.4f} ± {half:.4f}"
+
+
+def table(lines: Sequence[Line], over: str = "seeds") -> str:
+    """The lines beside the nearest published figure, and below them whose figures these are; 80 columns wide.
+
+    over: what each line's figures are of.
+    """
+    form = "{:<17} {:>10}  {:<18} {:<17} {:>9}"
+    shown = [form.format("application", "parameters", "metric", "measured", "published")]
+    notes = []
+    for line in lines:
+        known = PUBLISHED.get((line.label, line.metric), ())
+        nearest = f"{known[0].figure:.4g}" if known else ""
+        shown.append(form.format(line.label, f"{line.parameters:,}", line.metric, interval(line.figures), nearest))
+        notes += [f"{line.label}, {line.metric}: {each.figure:.4g} {each.by}" for each in known]
+    count = max(len(line.figures) for line in lines)
+    means = f"Measured: mean and 95 % interval over {count} {over}." if count > 1 else "Measured: of one seed."
+    return "\n".join([*map(str.rstrip, shown), "", means, *(["Published:"] if notes else []), *map(_note, notes)])
+
+
+def _note(text: str) -> str:
+    return fill(text, 80, initial_indent="  ", subsequent_indent="    ")
 
 
 def _overrides(given: Sequence[str]) -> dict[str, Any]:
@@ -177,32 +262,17 @@ def _overrides(given: Sequence[str]) -> dict[str, Any]:
 
 
 def main(
-    name: str,
-    seeds: Annotated[int, typer.Option(help="how many trainings, with the seeds 0, 1, …")] = 3,
+    name: Annotated[str, typer.Argument(help="an example, or all")] = "all",
+    seeds: Annotated[int, typer.Option(help="how many trainings, with the seeds 0, 1, …", min=1)] = 3,
     set_: Annotated[list[str] | None, typer.Option("--set", help="a hyperparameter: name=value")] = None,
     split: Annotated[str, typer.Option(help="what the model is judged by")] = "test",
+    folds: Annotated[int, typer.Option(help="where splits are by hash: cross-validate on all rows instead")] = 0,
 ) -> None:
-    """Train an example with several seeds and print its metrics."""
+    """Train an example, or all of them, with several seeds; print the figures beside published ones."""
     torch.set_num_threads(1)  # so that a seed gives the same figures on any machine of one kind
-    application = pack_application(name, load_settings()).load()
-    folder, origin = data_folder(name)
-    print(f"{name}: {origin}")
-    splits = read(application, folder)
-    rows = featurized(application, splits)
-    print(", ".join(f"{split} {len(of)} rows" for split, of in rows.items()), flush=True)
-    figures: dict[str, list[float]] = {}
-    for seed in range(seeds):
-        started = time.monotonic()
-        overrides = _overrides(set_ or ()) | {"seed": seed}
-        trainer = trained(application, rows, overrides)
-        metrics = trainer.evaluate(rows[split])
-        if name == "fraud":
-            metrics |= _as_the_handbook(trainer, rows[split], splits[split][0], folder)
-        print(f"seed {seed}: {metrics} in {time.monotonic() - started:.0f} s", flush=True)
-        for metric, value in metrics.items():
-            figures.setdefault(metric, []).append(value)
-    for metric, values in figures.items():
-        print(f"{metric}: {interval(values)}")
+    names = EXAMPLES if name == "all" else (name,)
+    lines = [line for each in names for line in measured(each, seeds, _overrides(set_ or ()), split, folds)]
+    print(f"\n{table(lines, 'folds' if folds else 'seeds')}")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ import pyarrow as pa
 import pytest
 
 from deeplambda.errors import BadInput
-from deeplambda.learned import Categories, Standardization, Vocabulary, decode_state, encode_state
+from deeplambda.learned import Categories, NaiveBayes, Standardization, Vocabulary, decode_state, encode_state
 
 
 def fit_vocabulary(batches: Iterator[pa.RecordBatch]) -> Vocabulary: ...  # type: ignore[empty-body]
+
+
+def fit_naive_bayes(batches: Iterator[pa.RecordBatch]) -> NaiveBayes: ...  # type: ignore[empty-body]
 
 
 def fit_anything(batches: Iterator[pa.RecordBatch]) -> Any: ...
@@ -53,6 +56,43 @@ def test_a_vocabulary_gives_ids_to_the_commonest_words() -> None:
     ids = vocabulary.padded(pa.array(["The CAT the the", "", None]), 3)
     np.testing.assert_array_equal(ids, [[2, 1, 2], [0, 0, 0], [0, 0, 0]])
     assert ids.dtype == np.int64
+
+
+def test_evidence_is_the_sum_of_log_count_ratios() -> None:
+    # Counted by hand: "good" 2 for and 0 against, "film" 1 and 1, "bad" 0 and 1; with 1 added, 3 to 1, 2 to 2, 1 to 2.
+    learned = NaiveBayes.of(["Good good film", "good", "bad film"], [True, True, False], lengths=(1, 1))
+    for_all, against_all = 3 + 2 + 1, 1 + 2 + 2
+    expected = np.log([3 / 1, 2 / 2, 1 / 2]) - np.log(for_all / against_all)
+    found = learned.evidence(pa.array(["good", "film", "bad", "good BAD good", "never seen", "", None]))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [*expected, expected[0] + expected[2], 0, 0, 0], atol=2e-4)
+
+
+def test_neighbouring_words_are_evidence_as_well() -> None:
+    texts, holds = ["not good", "good", "not bad", "bad"], [False, True, True, False]
+    words, pairs = (NaiveBayes.of(texts, holds, lengths=(1, longest)) for longest in (1, 2))
+    np.testing.assert_allclose(words.evidence(texts), 0, atol=1e-6)
+    np.testing.assert_array_equal(pairs.evidence(["not good", "not bad"]) > 0, [False, True])
+
+
+def test_characters_are_evidence_across_forms_of_a_word() -> None:
+    learned = NaiveBayes.of(["charming!", "dulled"], [True, False], unit="characters", lengths=(4, 6))
+    np.testing.assert_array_equal(np.sign(learned.evidence(["CHARMED", "dull", "odd"])), [1, -1, 0])
+    assert " char" in learned.ratios
+    assert all(4 <= len(run) <= 6 for run in learned.ratios)
+
+
+def test_naive_bayes_keeps_the_commonest_runs_and_comes_back_as_it_was() -> None:
+    learned = NaiveBayes.of(["a b", "a c", "a b"], [True, False, True], size=2)
+    assert set(learned.ratios) == {"a", "a b"}
+    assert again(fit_naive_bayes, learned) == learned
+
+
+def test_naive_bayes_of_no_row_or_of_one_class_says_something_finite() -> None:
+    assert NaiveBayes.of([], []).evidence(["good"]) == 0
+    assert np.isfinite(NaiveBayes.of(["good", "film"], [True, True]).evidence(["good film"])).all()
+    with pytest.raises(ValueError, match="shorter"):
+        NaiveBayes.of(["good", "film"], [True])
 
 
 def test_standardization_in_batches_is_that_of_all_rows() -> None:
