@@ -6,6 +6,7 @@ SHELL := bash
 export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
 BIN := .venv/bin
 READY := .venv/ready
+WITH_STACK := tests/e2e tests/faults tests/integration
 
 .PHONY: help demo up down status test test-all test-compose unit lint bench clean constraints
 
@@ -24,17 +25,17 @@ down: $(READY) ## Stop it
 status: $(READY) ## How each part is
 	$(BIN)/deeplambda status
 
-test: lint ## All checks: lint, types, and the tests, against a stack of their own
-	$(BIN)/python -m pytest --ignore tests/compose -m 'not long' --durations=20
+test: lint unit ## All checks: lint, types, and the tests, against a stack of their own
+	$(BIN)/python -m pytest $(WITH_STACK) -m 'not long' --durations=20
 
-test-all: lint ## The same, with the tests that are long by nature
-	$(BIN)/python -m pytest --ignore tests/compose --durations=20
+test-all: lint unit ## The same, with the tests that are long by nature
+	$(BIN)/python -m pytest $(WITH_STACK) --durations=20
 
 test-compose: $(READY) ## The stack of docker compose; skipped, with the reason, where there is no engine
 	$(BIN)/python -m pytest tests/compose -s
 
 unit: $(READY) ## The tests that need no service
-	$(BIN)/python -m pytest tests/unit tests/contract -q
+	$(BIN)/python -m pytest tests/unit tests/contract -q -n auto --dist loadfile
 
 lint: $(READY) ## ruff, mypy and the rules of who may import whom
 	$(BIN)/ruff check

@@ -27,6 +27,7 @@ from deeplambda.loading import PackedApplication, pack_application
 from tests.integration.blobs import SeenBars
 
 _APPLICATION = """
+from datetime import datetime
 from typing import Annotated
 
 import numpy as np
@@ -189,6 +190,20 @@ def test_preparing_again_after_a_crash_makes_only_the_shards_that_are_missing(
     assert {key: s3.head_object(Bucket=bucket, Key=key)["LastModified"] for key in before} == before
     assert bench.store.digest(shard_key(*place)) is not None
     assert prepare(bench.spark, bench.settings, bench.packed, dataset) == again
+
+
+def test_cells_of_several_lines_and_times_are_read_and_known_again_by_their_content(bench: Bench) -> None:
+    bench.write(
+        "text: str\n    at: datetime",
+        'sources = (Csv("notes.csv", label="above", multiline=True),)\n    splits = ByHash(train=0.5, test=0.5)',
+    )
+    notes = "".join(f'"first {n}\nsecond, ""{n}""",2026-01-02 03:04:{n:02},yes\n' for n in range(20))
+    bench.put(notes__csv="text,at,above\n" + notes)
+    first = bench.ingest()
+    assert sum(first.added.values()) == 20, bench.quarantined()
+    assert {row["text"] for row in bench.rows()} == {f'first {n}\nsecond, "{n}"' for n in range(20)}
+    assert bench.rows()[0]["at"].strftime("%Y-%m-%d %H:%M") == "2026-01-02 03:04"
+    assert bench.ingest().added == {}
 
 
 def test_a_line_that_is_not_utf_8_is_quarantined_and_its_file_is_not(bench: Bench) -> None:
