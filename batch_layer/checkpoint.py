@@ -77,7 +77,7 @@ def newest_checkpoint(store: ObjectStore, application: str, run: str) -> "tuple[
 
     Raises: NotReady.
     """
-    keys = [key for key, _ in store.list(f"{application}/runs/{run}/checkpoint-") if key.endswith(".json")]
+    keys = [found.key for found in store.list(f"{application}/runs/{run}/checkpoint-") if found.key.endswith(".json")]
     for key in sorted(keys, reverse=True):
         try:
             return _fetched(store, application, key)

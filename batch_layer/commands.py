@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from batch_layer.refusals import ACCEPTED_SHARE
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import deciding_metric
 from deeplambda.config import Settings, load_settings
-from deeplambda.errors import ConfigurationError
+from deeplambda.errors import ConfigurationError, DeepLambdaError
 from deeplambda.loading import PackedApplication, pack_application
 
 __all__ = ["batch", "data", "model"]
@@ -29,6 +29,9 @@ batch = typer.Typer(no_args_is_help=True)
 console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
+ApplicationNames = Annotated[
+    list[str], typer.Argument(metavar="APPLICATION...", help="applications, by name or the path of the folder")
+]
 Hyperparameter = Annotated[
     list[str] | None,
     typer.Option("--set", help="a hyperparameter, as name=value; may be given again", metavar="NAME=VALUE"),
@@ -38,6 +41,18 @@ Hyperparameter = Annotated[
 def _packed(name: str) -> tuple[Settings, PackedApplication]:
     settings = load_settings()
     return settings, pack_application(name, settings)
+
+
+def _one_after_the_other(applications: Iterable[PackedApplication], work: Callable[[PackedApplication], None]) -> None:
+    """`work` on each; what fails for one stops no other. Raises: ExceptionGroup of what failed."""
+    failures = []
+    for packed in applications:
+        try:
+            work(packed)
+        except DeepLambdaError as exc:
+            failures.append(exc)
+    if failures:
+        raise ExceptionGroup("some applications failed", failures)
 
 
 def _spark(settings: Settings, what: str) -> Any:
@@ -96,8 +111,8 @@ def data_list(application: ApplicationName) -> None:
     settings, packed = _packed(application)
     store = ObjectStore(settings)
     table = Table("object", "bytes", "SHA-256")
-    for key, size_bytes in store.list(raw_key(packed.name, "")):
-        table.add_row(key, f"{size_bytes:,}", store.digest(key) or "not recorded")
+    for found in store.list(raw_key(packed.name, "")):
+        table.add_row(found.key, f"{found.bytes:,}", store.digest(found.key) or "not recorded")
     console.print(table)
 
 
@@ -131,7 +146,7 @@ def batch_train(application: ApplicationName, set_: Hyperparameter = None) -> No
     from batch_layer.prepare import data_set
 
     settings, packed = _packed(application)
-    overrides = _hyperparameters(set_)
+    overrides = _hyperparameters(set_, packed)
     spark = _spark(settings, "train")
     train_and_publish(spark, settings, packed, data_set(spark, packed), overrides, PipelineConsole(console))
 
@@ -153,7 +168,7 @@ def batch_tune(
     from batch_layer.tune import tune
 
     settings, packed = _packed(application)
-    overrides = _hyperparameters(set_)
+    overrides = _hyperparameters(set_, packed)
     spark = _spark(settings, "tune")
     dataset = data_set(spark, packed)
     prepare_shards(spark, settings, packed, dataset, PipelineConsole(console))
@@ -187,51 +202,92 @@ def _short(value: Any) -> str:
 
 @batch.command("run")
 def batch_run(
-    application: ApplicationName,
+    applications: ApplicationNames,
     set_: Hyperparameter = None,
     promote: Annotated[bool, typer.Option(help="make the new version the champion, if it may be")] = True,
 ) -> None:
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
     from batch_layer.pipeline import run_pipeline
 
-    settings, packed = _packed(application)
-    overrides = _hyperparameters(set_)
+    settings = load_settings()
+    packed_ones = [pack_application(name, settings) for name in applications]
+    overrides = _hyperparameters(set_, *packed_ones)
     spark = _spark(settings, "run")
-    card = run_pipeline(spark, settings, packed, overrides, PipelineConsole(console), promotes=promote)
-    if promote:
-        console.print(f"[green]champion[/]: {packed.name}/{card.version}")
+
+    def run(packed: PackedApplication) -> None:
+        card = run_pipeline(spark, settings, packed, overrides, PipelineConsole(console), promotes=promote)
+        if promote:
+            console.print(f"[green]champion[/]: {packed.name}/{card.version}")
+
+    _one_after_the_other(packed_ones, run)
 
 
 @batch.command("recompute")
 def batch_recompute(
-    application: ApplicationName,
+    applications: ApplicationNames,
     accept_refused: Annotated[
         float,
         typer.Option(metavar="SHARE", help="of the events that have a prediction, how many may lose it", min=0, max=1),
     ] = ACCEPTED_SHARE,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="score all events, not only those since the last time")
+    ] = False,
 ) -> None:
-    """Score the whole archive with the champion and move the horizon: the batch view takes over from the stream.
+    """Score the archive with the champion and move the horizon: the batch view takes over from the stream.
 
+    While the champion is the same, only the events that came since the last time are scored and added.
     Events that the champion's code or model refuses are kept in the application's table `quarantine`.
     """
     from batch_layer.recompute import recompute
 
-    settings, packed = _packed(application)
+    settings = load_settings()
+    packed_ones = [pack_application(name, settings) for name in applications]
     spark = _spark(settings, "recompute")
-    with console.status("scoring the archive"):
-        published = recompute(spark, settings, packed, accepted_share=accept_refused)
-    cut = ", ".join(f"partition {partition} offset {offset}" for partition, offset in sorted(published.offsets.items()))
-    console.print(
-        f"batch view: {published.rows:,} predictions by {packed.name}/{published.version} "
-        f"in {published.duration_s:.1f} s; horizon at {cut}"
-    )
-    if published.refused:
-        console.print(
-            f"refused: {published.refused:,} events, kept with their reasons in lake.{packed.name}.quarantine"
+
+    def score(packed: PackedApplication) -> None:
+        with console.status(f"scoring the archive of {packed.name}"):
+            published = recompute(spark, settings, packed, accepted_share=accept_refused, whole=whole)
+        cut = ", ".join(
+            f"partition {partition} offset {offset}" for partition, offset in sorted(published.offsets.items())
         )
+        console.print(
+            f"batch view: {published.rows:,} predictions by {packed.name}/{published.version}; "
+            f"{published.scored:,} events scored in {published.duration_s:.1f} s; horizon at {cut}"
+        )
+        if published.refused:
+            console.print(
+                f"refused: {published.refused:,} events, kept with their reasons in lake.{packed.name}.quarantine"
+            )
+
+    _one_after_the_other(packed_ones, score)
 
 
-def _hyperparameters(given: list[str] | None) -> dict[str, Any]:
+@batch.command("maintain")
+def batch_maintain(
+    application: ApplicationName,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go, and leave it")] = False,
+) -> None:
+    """Remove what nobody needs any more, and write many small files together.
+
+    Old snapshots of the lake's tables, checkpoints, prepared data, records of the outbox: the archive does the same by
+    itself every hour. What a model's card, the horizon or a tag names stays, and so does each of the last days.
+    """
+    from batch_layer.upkeep import maintain
+
+    settings, packed = _packed(application)
+    spark = _spark(settings, "maintain")
+    with console.status("looking" if dry_run else "tidying"):
+        freed = maintain(spark, settings, packed.name, dry_run=dry_run)
+    table = Table("what", "would go" if dry_run else "gone", "bytes", title=f"upkeep of {packed.name}")
+    for what, objects in freed.objects.items():
+        table.add_row(what, f"{objects:,}", f"{freed.bytes[what]:,}" if freed.bytes[what] else "")
+    console.print(table if freed.objects else f"{packed.name} has nothing to tidy")
+
+
+def _hyperparameters(given: list[str] | None, *applications: PackedApplication) -> dict[str, Any]:
+    """What is set, checked against each application before anything is started. Raises: BadInput."""
+    from batch_layer.trainer import all_hyperparameters
+
     chosen = {}
     for pair in given or []:
         name, equals, value = pair.partition("=")
@@ -241,4 +297,6 @@ def _hyperparameters(given: list[str] | None) -> dict[str, Any]:
             chosen[name] = from_json(value)
         except ValueError:
             chosen[name] = value
+    for packed in applications:
+        all_hyperparameters(packed.load(), chosen)
     return chosen

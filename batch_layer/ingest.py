@@ -124,7 +124,8 @@ def _append(
                 nth = F.row_number().over(Window.partitionBy("event_id").orderBy("source", "row"))
                 new = new.withColumn("nth", nth).where("nth = 1")
             new = new.select(spark.table(examples).columns)
-            new.repartition("split").sortWithinPartitions("event_id").writeTo(examples).append()
+            # Each task writes its own rows: dealt out by split first, one task would write a whole split.
+            new.sortWithinPartitions("split", "event_id").writeTo(examples).option("distribution-mode", "none").append()
     finally:
         ids.unpersist()
     return Ingested(

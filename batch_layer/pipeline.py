@@ -11,16 +11,20 @@ from typing import Any, Protocol
 
 from pyspark.sql import SparkSession
 
+from batch_layer.checkpoint import newest_checkpoint, run_id
 from batch_layer.gate import promote
 from batch_layer.ingest import Ingested, ingest
 from batch_layer.lake_rows import append_model_rows
 from batch_layer.prepare import DataSet, data_set, prepare
 from batch_layer.publish import metric_rows, model_row, publish_run
+from batch_layer.trainer import all_hyperparameters
 from batch_layer.training_run import TrainingListener, train
+from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import PartitionPrepared
+from deeplambda.state import registry
 from deeplambda.state.card import Card, fetch_card
 
 
@@ -96,6 +100,11 @@ def train_and_publish(
 
     preparing: the job that prepares the data set beside this one; when it fails, so does training, at once.
     """
+    if (card := _published_before(settings, packed, dataset, overrides)) is not None:
+        if preparing is not None:
+            preparing.result()
+        listener.published(card)
+        return card
     with listener.training() as epochs:
         trained = train(
             settings,
@@ -112,3 +121,15 @@ def train_and_publish(
         append_model_rows(spark, packed.load(), model_row(card), metric_rows(card, trained.epochs))
     listener.published(card)
     return card
+
+
+def _published_before(
+    settings: Settings, packed: PackedApplication, dataset: DataSet, overrides: Mapping[str, Any]
+) -> Card | None:
+    """The version that this training made long ago, so that upkeep has removed its checkpoints; None: train."""
+    store = ObjectStore(settings)
+    run = run_id(dataset.id, packed.code_version, all_hyperparameters(packed.load(), overrides))
+    version = registry.version_of_run(mysql.engine(settings, "platform"), packed.name, run)
+    if version is None or newest_checkpoint(store, packed.name, run) is not None:
+        return None
+    return fetch_card(store, packed.name, version)

@@ -162,7 +162,7 @@ class _Deal:
 
 def _announced(store: ObjectStore, dataset: DataSet) -> list[PartitionPrepared]:
     """Of the partitions that an earlier attempt finished, what it announced."""
-    keys = [key for key, _ in store.list(prepared_prefix(dataset.application, dataset.id))]
+    keys = [found.key for found in store.list(prepared_prefix(dataset.application, dataset.id))]
     return [PartitionPrepared.model_validate_json(store.get(key)) for key in keys if key.endswith(ANNOUNCEMENT)]
 
 

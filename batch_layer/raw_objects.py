@@ -32,7 +32,7 @@ def objects_of(application: Application, store: ObjectStore) -> list[str]:
     Raises: BadInput where a path means none.
     """
     root = raw_key(application.name, "")
-    names = (key.removeprefix(root) for key, _ in store.list(root) if not key.endswith("/"))
+    names = (found.key.removeprefix(root) for found in store.list(root) if not found.key.endswith("/"))
     return _named(
         application,
         names,

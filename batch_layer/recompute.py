@@ -2,14 +2,18 @@
 
 1. Pin the archive's snapshot; the horizon is, by partition, one past its last offset. The archive takes each
    partition's events in order, so all offsets before that are in it.
-2. Spark scores every archived event that passes the gate the stream uses; of an event sent twice the first copy counts.
+2. Where the visible batch view is the champion's, only what the archive has gained past its horizon is looked at, for
+   the version, and so its code, says the same of the rest; else all of it is.
+3. Spark scores every such event that passes the gate the stream uses; of an event sent twice the first copy counts.
    What is refused, by the gate, by the champion's code or by its model, stands alone and goes to the quarantine.
-3. One Iceberg commit overwrites `predictions`: a new snapshot, which no view shows yet.
-4. Nothing more happens when too many events would lose the prediction that they have.
-5. One MySQL transaction makes that snapshot and its horizon the visible ones, and writes the event that says so.
-A crash before 5 changes nothing that anybody sees. Real-time rows before the horizon are trimmed later, by the views.
+4. One Iceberg commit adds to `predictions`, or overwrites it: a new snapshot, which no view shows yet.
+5. Nothing more happens when too many events would lose the prediction that they have.
+6. One MySQL transaction makes that snapshot and its horizon the visible ones, if the champion and the view that they
+   replace are still what they were, and writes the event that says so.
+A crash before 6 changes nothing that anybody sees. Real-time rows before the horizon are trimmed later, by the views.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +31,14 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from batch_layer import refusals
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
+from deeplambda.adapters.lake import (
+    SNAPSHOT_OPTION,
+    create_tables,
+    current_snapshot,
+    read_snapshot,
+    snapshot_of_run,
+    snapshot_size,
+)
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -45,7 +56,7 @@ from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import VIEW_SCHEMA, scores_text
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
-from deeplambda.state.horizon_store import move_horizon
+from deeplambda.state.horizon_store import move_horizon, read_batch_view
 from deeplambda.state.versions import LoadedCode, fetch_model, load_code
 
 if TYPE_CHECKING:
@@ -67,42 +78,55 @@ def recompute(
     packed: PackedApplication,
     *,
     accepted_share: float = refusals.ACCEPTED_SHARE,
+    whole: bool = False,
 ) -> BatchViewPublished:
     """Make a new batch view and move the horizon.
 
-    accepted_share: of the events that have a prediction, how many may lose it.
-    Raises: TooManyRefused when more would; BadInput when there is nothing to score or no champion.
+    accepted_share: of the events that have a prediction, how many may lose it. whole: whether to score all events,
+    even if the visible view is the champion's and could only grow.
+    Raises: TooManyRefused when more would; BadInput when there is nothing to score or no champion; Conflict when
+    another version became champion, or another view visible, meanwhile.
     """
-    started = time.monotonic()
+    started, run = time.monotonic(), secrets.token_hex(8)
     engine = mysql.engine(settings, "platform")
     create_tables(spark, packed.load())
     with mysql.named_lock(engine, f"deeplambda.{packed.name}.recompute"):
         with engine.connect() as connection:
             champion = registry.champion(connection, packed.name)
+            visible = read_batch_view(connection, packed.name)
         if champion is None:
             raise BadInput(f"{packed.name} has no champion", f"run 'deeplambda model promote {packed.name}' first")
         archive, view = f"lake.{packed.name}.events", f"lake.{packed.name}.predictions"
         pinned = current_snapshot(spark, archive)
         if pinned is None:
             raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")
+        grows = visible.version == champion.version and not whole
         events = read_snapshot(spark, archive, pinned)
-        offsets = {
+        if grows:
+            events = _gained(spark, events, visible.horizon)
+        reached = {
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
+        offsets = {**visible.horizon.offsets, **reached} if grows else reached
         seen = _scored(settings, champion, events).persist(StorageLevel.DISK_ONLY)
         try:
             scored, refused = seen.where("reason IS NULL"), seen.where("reason IS NOT NULL")
-            _first_copies(scored).writeTo(view).overwrite(F.lit(True))
-            count = refused.count()
+            if grows:
+                _add(spark, view, visible.horizon, _first_copies(scored), run)
+            else:
+                _first_copies(scored).writeTo(view).option(SNAPSHOT_OPTION, run).overwrite(F.lit(True))
+            looked_at, count = seen.count(), refused.count()
             if count:
                 refusals.keep(spark, packed.name, refused)
                 reaches = Horizon(offsets=offsets)
-                lost = refusals.dropped(spark, engine, packed.name, reaches, scored, refused)
+                lost = refusals.dropped(
+                    *(spark, engine, packed.name, visible.horizon, reaches, scored, refused), batch_view_stays=grows
+                )
                 refusals.check_share(packed.name, champion.version, lost, accepted_share)
         finally:
             seen.unpersist()
-        snapshot = current_snapshot(spark, view)
+        snapshot = snapshot_of_run(spark, view, run)
         if snapshot is None:
             raise BadInput(f"no archived event of {packed.name} can be scored", "see its dead letters")
         published = BatchViewPublished(
@@ -111,15 +135,31 @@ def recompute(
             events_snapshot=pinned,
             version=champion.version,
             offsets=offsets,
-            rows=read_snapshot(spark, view, snapshot).count(),
+            rows=snapshot_size(spark, view, snapshot).rows,
+            scored=looked_at,
             refused=count,
             duration_s=time.monotonic() - started,
         )
         with mysql.mysql_errors(), engine.begin() as connection:
-            move_horizon(connection, published)
+            registry.still_champion(connection, champion)
+            move_horizon(connection, published, replaces=visible)
     with Publisher(settings) as publisher:
         outbox.relay(engine, publisher)
     return published
+
+
+def _gained(spark: SparkSession, events: DataFrame, horizon: Horizon) -> DataFrame:
+    """The archived events at or past the horizon. A thousand partitions make a small table to join."""
+    ends = spark.createDataFrame(list(horizon.offsets.items()), "kafka_partition INT, absorbed BIGINT")
+    past = F.col("kafka_offset") >= F.coalesce("absorbed", F.lit(0))
+    return events.join(F.broadcast(ends), "kafka_partition", "left").where(past).drop("absorbed")
+
+
+def _add(spark: SparkSession, view: str, horizon: Horizon, rows: DataFrame, run: str) -> None:
+    """Append to the visible batch view what it does not hold; of an event sent again the first copy counts."""
+    spark.sql(f"CALL lake.system.set_current_snapshot('{view.removeprefix('lake.')}', {horizon.snapshot})")
+    there = read_snapshot(spark, view, horizon.snapshot).select("event_id")  # type: ignore[arg-type]  # it grows
+    rows.join(there, "event_id", "left_anti").writeTo(view).option(SNAPSHOT_OPTION, run).append()
 
 
 def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:

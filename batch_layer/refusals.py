@@ -14,7 +14,6 @@ from deeplambda.adapters import mysql
 from deeplambda.errors import TooManyRefused
 from deeplambda.records import topics
 from deeplambda.records.horizon import Horizon
-from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 
 if TYPE_CHECKING:  # Spark takes long to import, which a help text need not wait for
@@ -60,14 +59,25 @@ def keep(spark: "SparkSession", application: str, refused: "DataFrame") -> None:
 
 
 def dropped(
-    spark: "SparkSession", engine: Engine, application: str, reaches: Horizon, scored: "DataFrame", refused: "DataFrame"
+    spark: "SparkSession",
+    engine: Engine,
+    application: str,
+    now: Horizon,
+    reaches: Horizon,
+    scored: "DataFrame",
+    refused: "DataFrame",
+    *,
+    batch_view_stays: bool,
 ) -> Dropped:
-    """How many events before the horizon `reaches` would lose the prediction that they have. Raises: NotReady."""
+    """How many events before the horizon `reaches` would lose the prediction that they have.
+
+    now: the horizon of the view that would be replaced. batch_view_stays: whether its rows are in the new one, so that
+    only those of the real-time view are weighed. Raises: NotReady.
+    """
     from deeplambda.adapters.lake import read_snapshot
 
     live = REALTIME_PREDICTIONS.c
     with mysql.mysql_errors(), engine.connect() as connection:
-        now = read_horizon(connection, application)
         rows = select(func.count()).where(
             live.application == application, text(now.past_sql()), text(f"NOT ({reaches.past_sql()})")
         )
@@ -75,7 +85,7 @@ def dropped(
     gone = refused.where("event_id IS NOT NULL").select("event_id").distinct()
     gone = gone.join(scored.select("event_id"), "event_id", "left_anti")
     events = 0
-    if now.snapshot is not None:
+    if now.snapshot is not None and not batch_view_stays:
         view = read_snapshot(spark, f"lake.{application}.predictions", now.snapshot).select("event_id")
         predicted += view.count()
         events += gone.join(view, "event_id", "left_semi").count()

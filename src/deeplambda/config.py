@@ -222,6 +222,18 @@ class Settings(BaseSettings):
         description="Largest event, in bytes: a larger one becomes a dead letter in the stream and a 413 over HTTP.",
     )
 
+    kept_days: int = Field(
+        default=7,
+        ge=1,
+        description="How long upkeep leaves what could be of use: the last snapshot of each day, data sets, runs that "
+        "were broken off, the outbox.",
+    )
+    maintain_every_s: int = Field(
+        default=3600,
+        ge=0,
+        description="How often the archive tidies up by itself; 0: never, 'deeplambda batch maintain' does.",
+    )
+
     def listening_on(self, address: str) -> str:
         """`host:port` where the service that clients find at `address`, a `host:port` or a URL, listens."""
         return f"{self.listen_host or host_of(address)}:{port_of(address)}"

@@ -232,7 +232,7 @@ def test_a_corrupt_checkpoint_costs_one_epoch(stack: Settings, application: Pack
     dataset = prepared_data_set(stack, application.name)
     first = train_blobs(stack, application, dataset)
     store = ObjectStore(stack)
-    keys = [key for key, _ in store.list(f"{application.name}/runs/{first.run}/checkpoint-00003-")]
+    keys = [found.key for found in store.list(f"{application.name}/runs/{first.run}/checkpoint-00003-")]
     store.client.put_object(Bucket=store.bucket, Key=keys[0], Body=b"\x80\x04cos\nsystem\n")
     bars = SeenBars()
     again = train_blobs(stack, application, dataset, bars)

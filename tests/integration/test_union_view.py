@@ -16,7 +16,7 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import VIEW_SCHEMA
-from deeplambda.state.horizon_store import move_horizon
+from deeplambda.state.horizon_store import move_horizon, read_batch_view
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 from examples.digits.application import Digits
 from tests.integration.own_gateway import OwnGateway, message_of, run
@@ -79,7 +79,7 @@ class History:
             duration_s=0,
         )
         with self._engine.begin() as connection:
-            move_horizon(connection, published)
+            move_horizon(connection, published, replaces=read_batch_view(connection, self.name))
         return snapshot
 
     def trim(self, horizon: int) -> None:
@@ -253,6 +253,7 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
             BatchViewPublished(
                 application=name, snapshot=snapshot, events_snapshot=0, version=1, offsets={}, rows=3, duration_s=0
             ),
+            replaces=read_batch_view(connection, name),
         )
 
     def rows(table: Any, *columns: str) -> list[tuple[Any, ...]]:

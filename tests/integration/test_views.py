@@ -26,7 +26,7 @@ from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.state import outbox
-from deeplambda.state.horizon_store import move_horizon
+from deeplambda.state.horizon_store import move_horizon, read_batch_view
 from deeplambda.state.tables import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS
 from serving_layer.views import realtime
 from serving_layer.views.trim import GRACE, Trimmer
@@ -104,7 +104,7 @@ def move(engine: Engine, application: str, at: datetime, **offsets: int) -> None
         at=at,
     )
     with engine.begin() as connection:
-        move_horizon(connection, published)
+        move_horizon(connection, published, replaces=read_batch_view(connection, application))
         connection.execute(  # it speaks of an application that is not there
             delete(OUTBOX).where(OUTBOX.c.record_key == application)
         )

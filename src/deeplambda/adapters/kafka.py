@@ -66,7 +66,7 @@ def create_topics(settings: Settings) -> list[str]:
         admin = KafkaAdminClient(**client_options(settings))
         try:
             existing = set(admin.list_topics())
-            wanted = topics.all_topics(settings.applications, settings.kafka_partitions)
+            wanted = topics.all_topics(settings.applications, settings.kafka_partitions, settings.kafka_replication)
             missing = [topic for topic in wanted if topic.name not in existing]
             if missing:
                 admin.create_topics(

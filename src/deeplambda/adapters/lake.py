@@ -49,7 +49,8 @@ def _sql_type(kind: DataType) -> str:
 
 _POSITION = "kafka_partition INT, kafka_offset BIGINT, kafka_timestamp TIMESTAMP"  # optional in Spark's Kafka source
 
-_TABLES: Mapping[str, tuple[str, str]] = {
+TABLES: Mapping[str, tuple[str, str]] = {
+    # name: (columns, further clauses)
     "examples": (
         "event_id STRING NOT NULL, split STRING NOT NULL, {payload}, label STRING, source STRING NOT NULL, "
         "source_sha256 STRING NOT NULL, code_version STRING NOT NULL, ingested_at TIMESTAMP NOT NULL",
@@ -80,6 +81,20 @@ _TABLES: Mapping[str, tuple[str, str]] = {
 }
 
 
+_METADATA_KEPT = "write.metadata.previous-versions-max"
+_PROPERTIES = ", ".join(
+    f"'{name}' = '{value}'"
+    for name, value in {
+        "format-version": "2",
+        # Each commit writes the whole of a table's metadata anew: a commit every 5 s would leave gigabytes a day.
+        "write.metadata.delete-after-commit.enabled": "true",
+        _METADATA_KEPT: "60",
+        "write.metadata.compression-codec": "gzip",
+        "write.target-file-size-bytes": str(128 * 2**20),
+    }.items()
+)
+
+
 def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None = None) -> SparkSession:
     """The process's Spark session, with the catalog `lake`; `conf` adds to or overrides what is set here."""
     os.environ["AWS_ACCESS_KEY_ID"] = settings.s3_access_key
@@ -107,7 +122,8 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",
-        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.shuffle.partitions": "4",  # of streams; elsewhere Spark begins with more and joins small ones
+        "spark.sql.adaptive.coalescePartitions.initialPartitionNum": "400" if settings.on_spark_cluster else "8",
         "spark.python.daemon.module": "deeplambda.service.spark_daemon",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         # What a Python worker holds at once; a model's activations are many times as large as its input.
@@ -177,11 +193,14 @@ def create_tables(spark: SparkSession, application: Application) -> None:
     """
     payload = payload_schema(application.event)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
-    for table, (columns, clauses) in _TABLES.items():
+    for table, (columns, clauses) in TABLES.items():
+        full = f"lake.{application.name}.{table}"
         spark.sql(
-            f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=_columns(payload))}) "
-            f"USING iceberg {clauses} TBLPROPERTIES ('format-version' = '2')"
+            f"CREATE TABLE IF NOT EXISTS {full} ({columns.format(payload=_columns(payload))}) "
+            f"USING iceberg {clauses} TBLPROPERTIES ({_PROPERTIES})"
         )
+        if not any(row.key == _METADATA_KEPT for row in spark.sql(f"SHOW TBLPROPERTIES {full}").collect()):
+            spark.sql(f"ALTER TABLE {full} SET TBLPROPERTIES ({_PROPERTIES})")
     examples = f"lake.{application.name}.examples"
     if not spark.table(examples).schema["label"].nullable:  # made before rows without a label were kept
         spark.sql(f"ALTER TABLE {examples} ALTER COLUMN label DROP NOT NULL")
@@ -193,7 +212,7 @@ def create_tables(spark: SparkSession, application: Application) -> None:
 
 
 def _evolve(spark: SparkSession, table: str, payload: pa.Schema) -> None:
-    own = {column.split()[0] for column in _TABLES["examples"][0].split(", ")}
+    own = {column.split()[0] for column in TABLES["examples"][0].split(", ")}
     found = to_arrow_schema(StructType([field for field in spark.table(table).schema if field.name not in own]))
     if obstacles := compatible(found, payload):
         raise ConfigurationError(
@@ -242,7 +261,7 @@ def _widen(spark: SparkSession, table: str, columns: list[str]) -> None:
         f"CAST(`{name}` AS DOUBLE) AS `{name}`" if f"`{name}`" in columns else f"`{name}`" for name in rows.columns
     )
     spark.sql(
-        f"REPLACE TABLE {table} USING iceberg {_TABLES['examples'][1]} TBLPROPERTIES ('format-version' = '2') "
+        f"REPLACE TABLE {table} USING iceberg {TABLES['examples'][1]} TBLPROPERTIES ({_PROPERTIES}) "
         f"AS SELECT {selected} FROM {table}"
     )
 
@@ -251,6 +270,16 @@ def current_snapshot(spark: SparkSession, table: str) -> int | None:
     """The table's newest Iceberg snapshot id; None while it is empty."""
     newest = spark.sql(f"SELECT snapshot_id FROM {table}.refs WHERE name = 'main'").first()
     return newest[0] if newest else None
+
+
+SNAPSHOT_OPTION = "snapshot-property.deeplambda-run"
+"""A write with this option names its snapshot, so that it can be told from those of other writers."""
+
+
+def snapshot_of_run(spark: SparkSession, table: str, run: str) -> int | None:
+    """The snapshot that was written with `SNAPSHOT_OPTION` set to `run`; None when nothing was."""
+    found = spark.sql(f"SELECT snapshot_id FROM {table}.snapshots WHERE summary['deeplambda-run'] = '{run}'").first()
+    return found[0] if found else None
 
 
 class SnapshotSize(NamedTuple):

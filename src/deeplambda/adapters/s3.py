@@ -1,11 +1,13 @@
 """S3, by boto3: raw objects and model artefacts, each with its SHA-256 and checked on the way back."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import boto3
 from botocore.config import Config
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _HASH = "sha256"
+_DELETED_AT_ONCE = 1000  # S3's limit
+
+
+class StoredObject(NamedTuple):
+    """An object as a listing shows it. modified: when it was stored."""
+
+    key: str
+    bytes: int
+    modified: datetime
 
 
 def sha256_of(content: bytes) -> str:
@@ -117,8 +128,23 @@ class ObjectStore:
             )
         return content
 
-    def list(self, prefix: str) -> list[tuple[str, int]]:
-        """(key, size in bytes) of every object under `prefix`. Raises: NotReady."""
+    def list(self, prefix: str) -> list[StoredObject]:
+        """Every object under `prefix`. Raises: NotReady."""
         with self._errors(prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            return [(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]
+            return [
+                StoredObject(item["Key"], item["Size"], item["LastModified"])
+                for page in pages
+                for item in page.get("Contents", [])
+            ]
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are not there are none. Raises: NotReady."""
+        waiting = iter(keys)
+        while some := [*islice(waiting, _DELETED_AT_ONCE)]:
+            with self._errors(some[0]):
+                done = self.client.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in some], "Quiet": True}
+                )
+            if failed := done.get("Errors"):
+                raise NotReady(f"S3 did not delete {failed[0].get('Key')}: {failed[0].get('Message')}")

@@ -91,7 +91,8 @@ class ModelRolledBack(_LifecycleRecord):
 class BatchViewPublished(_LifecycleRecord):
     """A recomputed batch view is visible; `offsets` is the horizon that it was made up to.
 
-    refused: archived events that could not be scored, and are in the quarantine.
+    rows: of the whole view. scored: how many archived events this run looked at: all, or what the archive had gained.
+    refused: those of them that could not be scored, and are in the quarantine.
     """
 
     type: Literal["BatchViewPublished"] = "BatchViewPublished"
@@ -100,6 +101,7 @@ class BatchViewPublished(_LifecycleRecord):
     version: int
     offsets: dict[int, int]
     rows: int
+    scored: int | None = None
     refused: int = 0
     duration_s: float
 

@@ -13,7 +13,7 @@ RECORD_LIMIT_BYTES = 16 * 1024 * 1024
 MQTT_IN_FLIGHT = 50
 """How many messages an MQTT client may hold without acknowledging them."""
 
-_WEEK_MS = 7 * 24 * 3600 * 1000
+_DAY_MS = 24 * 3600 * 1000
 
 
 def events(application: str) -> str:
@@ -50,16 +50,25 @@ class Topic:
     config: Mapping[str, str] = field(default_factory=dict)
 
 
-def all_topics(applications: Iterable[str], partitions: int) -> list[Topic]:
-    """Every topic of the platform and of `applications`, whose topics get `partitions` partitions."""
-    large = {"max.message.bytes": str(RECORD_LIMIT_BYTES)}
+def all_topics(applications: Iterable[str], partitions: int, replication: int = 1) -> list[Topic]:
+    """Every topic of the platform and of `applications`, whose topics get `partitions` partitions.
+
+    A record's time is when the broker took it, whatever its producer's clock says. With three replicas and more, a
+    record counts as stored once two brokers have it, so one broker may be lost at any time.
+    """
+    promised = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": str(2 if replication > 2 else 1)}
+    own = promised | {"max.message.bytes": str(RECORD_LIMIT_BYTES)}
     platform = [
-        Topic(name=LIFECYCLE, partitions=1, config={"retention.ms": "-1"}),
-        Topic(name=CHAMPIONS, partitions=1, config={"cleanup.policy": "compact"}),
-        Topic(name=METRICS, partitions=1, config={"retention.ms": str(_WEEK_MS)}),
+        Topic(name=LIFECYCLE, partitions=1, config=promised | _kept(days=30)),
+        Topic(name=CHAMPIONS, partitions=1, config=promised | {"cleanup.policy": "compact"}),
+        Topic(name=METRICS, partitions=1, config=promised | _kept(days=7)),
     ]
     return platform + [
-        Topic(name=topic(application), partitions=partitions, config=large)
+        Topic(name=topic(application), partitions=partitions, config=own | _kept(days=days))
         for application in applications
-        for topic in (events, predictions, labels, dead_letters)
+        for topic, days in ((events, 7), (predictions, 7), (labels, 7), (dead_letters, 30))
     ]
+
+
+def _kept(days: int) -> dict[str, str]:
+    return {"retention.ms": str(days * _DAY_MS)}

@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,17 @@ class Stream:
 
 
 def run_streams(
-    spark: SparkSession, settings: Settings, *, layer: str, part: HeartbeatPart, streams: Iterable[Stream]
+    spark: SparkSession,
+    settings: Settings,
+    *,
+    layer: str,
+    part: HeartbeatPart,
+    streams: Iterable[Stream],
+    beside: Mapping[str, Callable[[LoopStatus, threading.Event], None]] | None = None,
 ) -> None:
     """Run the streams until SIGTERM or SIGINT: the main loop of the parts `stream` and `archive`.
 
+    beside: other work by name, in loops of its own.
     Raises: NotReady when Spark is gone, or every stream keeps failing.
     """
     stop = threading.Event()
@@ -98,12 +105,15 @@ def run_streams(
         for stream in streams:
             metrics = MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
             loops.append((stream, _loop(stream, metrics, stop)))
-        for _, loop in loops:
+        others = [Loop(name, work, stop, said=why_failed) for name, work in (beside or {}).items()]
+        for loop in (*(loop for _, loop in loops), *others):
             loop.start()
         while not stop.is_set():
             _check_spark(spark)
             _check_any_runs([loop for _, loop in loops])
             states = states_of((stream.application, loop.status) for stream, loop in loops)
+            for loop in others:  # a turn may take long, so silence says nothing
+                states[loop.name] = f"{FAILING}: {why}" if (why := loop.status.waits_for) else "running"
             write_heartbeat(settings, part, states=states, streams=len(loops))
             _flush(publisher)
             stop.wait(_BEAT_S)

@@ -1,7 +1,10 @@
 """Where the horizon is kept: one row for each application in MySQL, moved in one transaction with its event."""
 
+from dataclasses import dataclass, field
+
 from sqlalchemy import Connection, delete, insert, select
 
+from deeplambda.errors import Conflict
 from deeplambda.records import topics
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import BatchViewPublished
@@ -9,16 +12,50 @@ from deeplambda.state import outbox
 from deeplambda.state.tables import HORIZONS
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchView:
+    """The visible batch view. events_snapshot, version: of the archive and the model it was made of; None before it."""
+
+    horizon: Horizon = field(default_factory=Horizon)
+    events_snapshot: int | None = None
+    version: int | None = None
+
+
+def read_batch_view(connection: Connection, application: str, *, lock: bool = False) -> BatchView:
+    """What is visible now. lock: whether it stays so until the caller's transaction ends."""
+    query = select(HORIZONS).where(HORIZONS.c.application == application)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        return BatchView()
+    offsets = {int(partition): offset for partition, offset in row.offsets.items()}
+    return BatchView(
+        horizon=Horizon(snapshot=row.snapshot, offsets=offsets),
+        events_snapshot=row.events_snapshot,
+        version=row.model_version,
+    )
+
+
 def read_horizon(connection: Connection, application: str) -> Horizon:
     """The horizon now; before the first batch view, one that has absorbed nothing."""
-    row = connection.execute(select(HORIZONS).where(HORIZONS.c.application == application)).one_or_none()
-    if row is None:
-        return Horizon()
-    return Horizon(snapshot=row.snapshot, offsets={int(p): offset for p, offset in row.offsets.items()})
+    return read_batch_view(connection, application).horizon
 
 
-def move_horizon(connection: Connection, published: BatchViewPublished) -> None:
-    """Make a new batch view the visible one, in the caller's transaction."""
+def move_horizon(connection: Connection, published: BatchViewPublished, *, replaces: BatchView) -> None:
+    """Make a new batch view the visible one, in the caller's transaction.
+
+    replaces: what was visible when the new view was begun. Raises: Conflict when it no longer is, or when the horizon
+    would go back: trimmed real-time rows do not come again.
+    """
+    visible = read_batch_view(connection, published.application, lock=True)
+    if visible != replaces:
+        raise Conflict(f"another batch view of {published.application} was published meanwhile", "run it again")
+    behind = [p for p, offset in visible.horizon.offsets.items() if published.offsets.get(p, 0) < offset]
+    if behind:
+        raise Conflict(
+            f"the horizon of {published.application} would go back in partition {behind[0]}, to "
+            f"{published.offsets.get(behind[0], 0)} from {visible.horizon.offsets[behind[0]]}",
+            f"see why lake.{published.application}.events has lost rows: its snapshots tell who wrote it",
+        )
     connection.execute(delete(HORIZONS).where(HORIZONS.c.application == published.application))
     connection.execute(
         insert(HORIZONS).values(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, Engine, func, insert, select
 
 from deeplambda.adapters.mysql import mysql_errors, named_lock
-from deeplambda.errors import BadInput, UnfitModel
+from deeplambda.errors import BadInput, Conflict, UnfitModel
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import ModelPromoted, ModelPublished, ModelRejected, ModelRolledBack
 from deeplambda.state import outbox
@@ -75,10 +75,26 @@ def published_card(connection: Connection, application: str, version: int) -> Ca
     return Card.model_validate(found)
 
 
+def cards(connection: Connection, application: str) -> list[Card]:
+    """Of every version, the oldest first."""
+    query = select(MODEL_VERSIONS.c.card).where(MODEL_VERSIONS.c.application == application)
+    return [Card.model_validate(card) for card in connection.scalars(query.order_by(MODEL_VERSIONS.c.version))]
+
+
 def champion(connection: Connection, application: str) -> Card | None:
     """The card of the version that serves; None before the first promotion."""
     version = connection.scalar(_last_promotion(application))
     return None if version is None else published_card(connection, application, version)
+
+
+def still_champion(connection: Connection, card: Card) -> None:
+    """Hold the version as champion until the caller's transaction ends. Raises: Conflict when another one is."""
+    version = connection.scalar(_last_promotion(card.application).with_for_update())
+    if version != card.version:
+        raise Conflict(
+            f"{card.application}/{version} has become the champion in place of version {card.version} meanwhile",
+            "run it again",
+        )
 
 
 def promote(engine: Engine, application: str, version: int) -> ModelPromoted | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from pydantic_core import to_json
 
+from deeplambda.adapters.s3 import StoredObject
+from deeplambda.clock import now
 from deeplambda.errors import BadInput, CorruptObject, NotReady
 
 
@@ -94,10 +96,14 @@ class FakeStore:
             raise CorruptObject(f"{key} is damaged", "put it there again")
         return content
 
-    def list(self, prefix: str) -> list[tuple[str, int]]:
-        """Keys that begin with `prefix`, and their sizes."""
+    def list(self, prefix: str) -> list[StoredObject]:
+        """The objects whose keys begin with `prefix`; all were stored just now."""
         self._check()
-        return [(key, len(content)) for key, content in sorted(self._objects.items()) if key.startswith(prefix)]
+        return [
+            StoredObject(key, len(content), now())
+            for key, content in sorted(self._objects.items())
+            if key.startswith(prefix)
+        ]
 
     def damage(self, key: str) -> None:
         """Change an object behind the store's back."""

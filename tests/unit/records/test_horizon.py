@@ -52,12 +52,23 @@ class World:
         self.scored[partition] = end
 
     def recompute(self) -> None:
-        """A new batch view, up to anywhere past the last one: behind the stream or ahead of it."""
+        """A new batch view, up to anywhere past the last one: behind the stream or ahead of it.
+
+        Made whole, or of the last one and the first copies, past its horizon, of the events that it does not hold.
+        """
+        last = self.horizons[-1]
         ends = {
-            partition: self.chance.randint(self.horizons[-1].offsets.get(partition, 0), len(self.log[partition]))
+            partition: self.chance.randint(last.offsets.get(partition, 0), len(self.log[partition]))
             for partition in range(PARTITIONS)
         }
-        self.snapshots.append(list(self.first_copies(ends).values()))
+        rows = self.first_copies(ends)
+        if last.snapshot is not None and self.chance.random() < 0.5:
+            rows = {row[0]: row for row in self.snapshots[last.snapshot]}
+            for partition, end in ends.items():
+                for offset in range(last.offsets.get(partition, 0), end):
+                    event_id = self.log[partition][offset]
+                    rows.setdefault(event_id, (event_id, partition, offset, predict(event_id)))
+        self.snapshots.append(list(rows.values()))
         self.horizons.append(
             Horizon(snapshot=len(self.snapshots) - 1, offsets={p: end for p, end in ends.items() if end})
         )

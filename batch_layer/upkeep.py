@@ -1,0 +1,253 @@
+"""Upkeep: what nobody needs any more goes, and many small files become few, beside everything else that is at work.
+
+1. Of each Iceberg table of an application, small data files and manifests are written together. Snapshots older than
+   KEPT_SNAPSHOTS go, but for those that are pinned: by a model's card, by the horizon, by anybody's tag, as the last of
+   one of the last days, or as the one that was the newest when the others grew old. A tag of ours holds what is pinned.
+2. Files below a table that no snapshot knows go, once they are old enough not to be a write in progress.
+3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
+   the champion nor a version of the last days was trained on.
+4. In MySQL, records of the outbox go that Kafka has had for long.
+"""
+
+import logging
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pyspark.sql import SparkSession
+from sqlalchemy import Connection, Engine, delete, func, select
+
+from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import TABLES
+from deeplambda.adapters.s3 import ObjectStore, StoredObject
+from deeplambda.clock import now
+from deeplambda.config import Settings
+from deeplambda.service.loops import LoopStatus
+from deeplambda.state import registry
+from deeplambda.state.horizon_store import read_batch_view
+from deeplambda.state.tables import OUTBOX
+
+KEPT_SNAPSHOTS = timedelta(hours=1)
+"""How long a snapshot stays that nothing pins: longer than a reader takes to find its files."""
+RETAINED = 10
+"""The newest snapshots stay in any case: by them a stream that starts again sees what it has committed."""
+ORPHANS_AFTER = timedelta(days=3)
+FINISHED_AFTER = timedelta(days=1)
+"""How long a published run's checkpoints stay, so that a loop that was broken off goes on from them."""
+SMALL_FILES = 20
+"""From so many on, small files are worth writing together."""
+
+_log = logging.getLogger(__name__)
+_TAG = "deeplambda-{}"
+_OURS = re.compile(r"deeplambda-(\d+)")
+_COMPACTED = ("events", "labels", "examples", "quarantine", "models", "model_metrics")
+"""Not `predictions`: a recomputation goes on from the snapshot that the horizon shows, and would undo it."""
+
+
+@dataclass
+class Freed:
+    """What went, or would go: by what it was, how many and of how many bytes."""
+
+    objects: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    bytes: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, what: str, objects: int, size_bytes: int = 0) -> None:
+        """Count some more."""
+        if objects:
+            self.objects[what] += objects
+            self.bytes[what] += size_bytes
+
+
+def maintain(
+    spark: SparkSession,
+    settings: Settings,
+    application: str,
+    *,
+    dry_run: bool = False,
+    orphans: bool = True,
+    kept_snapshots: timedelta = KEPT_SNAPSHOTS,
+) -> Freed:
+    """Keep one application's stores small; what went. A second call finds nothing to do.
+
+    dry_run: only say what would go. orphans: whether to look for files that no snapshot knows, which lists every file.
+    kept_snapshots: how long a snapshot stays that nothing pins. Raises: Conflict when another run is at it, NotReady.
+    """
+    freed, engine, store = Freed(), mysql.engine(settings, "platform"), ObjectStore(settings)
+    days = timedelta(days=settings.kept_days)
+    with mysql.named_lock(engine, f"deeplambda.{application}.maintain"):
+        there = {row.tableName for row in spark.sql(f"SHOW TABLES IN lake.{application}").collect()}
+        with mysql.mysql_errors(), engine.connect() as connection:
+            pinned = _pinned_by_state(connection, application)
+            kept_datasets, published_runs = _of_versions(connection, application, now() - days)
+        for name in (each for each in TABLES if each in there):
+            table = Table(spark, application, name)
+            _maintain_table(table, pinned[name], days, kept_snapshots, freed, dry_run=dry_run)
+            if orphans:
+                freed.add("orphan files", table.remove_orphans(dry_run=dry_run))
+        stale = list(_stale(store, application, kept_datasets, published_runs, now() - days))
+        for what, found in stale:
+            freed.add(what, 1, found.bytes)
+        if not dry_run:
+            store.delete(found.key for _, found in stale)
+        freed.add("outbox records", _trim_outbox(engine, now() - days, dry_run=dry_run))
+    return freed
+
+
+def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
+    """Maintain every application, every now and then, until told to stop; files that no snapshot knows, once a day.
+
+    Raises: what went wrong with the last application that could not be maintained, once all had their turn.
+    """
+    orphans_at = now()
+    while not stop.wait(settings.maintain_every_s):
+        failure: Exception | None = None
+        for application in settings.applications:
+            try:
+                freed = maintain(spark, settings, application, orphans=now() >= orphans_at)
+                _log.info("upkeep of %s: %s", application, dict(freed.objects) or "nothing to tidy")
+            except Exception as exc:  # whatever it is, the other applications have their turn
+                failure = exc
+        if now() >= orphans_at:
+            orphans_at = now() + timedelta(days=1)
+        if failure is not None:
+            raise failure
+        status.working()
+
+
+class Table:
+    """One Iceberg table, and the procedures that keep it small."""
+
+    def __init__(self, spark: SparkSession, application: str, name: str) -> None:
+        self.name, self._spark, self._table = name, spark, f"{application}.{name}"
+
+    def snapshots(self) -> list[tuple[int, datetime]]:
+        """(id, when it was committed), the oldest first, of those that the table still has."""
+        rows = self._spark.sql(f"SELECT snapshot_id, committed_at FROM lake.{self._table}.snapshots ORDER BY 2")
+        return [(row.snapshot_id, row.committed_at.astimezone()) for row in rows.collect()]
+
+    def tagged(self) -> dict[str, int]:
+        """The snapshots by tag."""
+        rows = self._spark.sql(f"SELECT name, snapshot_id FROM lake.{self._table}.refs WHERE type = 'TAG'").collect()
+        return {row.name: row.snapshot_id for row in rows}
+
+    def pin(self, wanted: set[int]) -> None:
+        """Have tags of ours on these snapshots and on no others."""
+        tagged = {int(found[1]): name for name in self.tagged() if (found := _OURS.fullmatch(name))}
+        for snapshot in sorted(wanted - tagged.keys()):
+            self._spark.sql(
+                f"ALTER TABLE lake.{self._table} CREATE TAG `{_TAG.format(snapshot)}` AS OF VERSION {snapshot}"
+            )
+        for snapshot in sorted(tagged.keys() - wanted):
+            self._spark.sql(f"ALTER TABLE lake.{self._table} DROP TAG `{tagged[snapshot]}`")
+
+    def small_files(self) -> int:
+        """How many files a compaction would write together."""
+        rows = self._spark.sql(f"SELECT count(*) FROM lake.{self._table}.files WHERE file_size_in_bytes < 16 * 1048576")
+        return int(rows.collect()[0][0])
+
+    def compact(self) -> int:
+        """Write small data files together, then manifests; how many data files were replaced."""
+        done = self._call(
+            "rewrite_data_files", "options => map('partial-progress.enabled', 'true', 'min-input-files', '5')"
+        )
+        self._call("rewrite_manifests")
+        return int(done["rewritten_data_files_count"])
+
+    def expire(self, before: datetime) -> int:
+        """Drop the snapshots from before that no tag holds; how many files went with them."""
+        done = self._call("expire_snapshots", f"older_than => {_sql(before)}, retain_last => {RETAINED}")
+        return sum(int(value or 0) for value in done.values())
+
+    def remove_orphans(self, *, dry_run: bool) -> int:
+        """Delete files that no snapshot knows; how many."""
+        before = _sql(now() - ORPHANS_AFTER)
+        call = f"CALL lake.system.remove_orphan_files('{self._table}', older_than => {before}, dry_run => {dry_run})"
+        return len(self._spark.sql(call).collect())
+
+    def _call(self, procedure: str, *arguments: str) -> dict[str, int]:
+        table = f"table => '{self._table}'"
+        (row,) = self._spark.sql(f"CALL lake.system.{procedure}({', '.join((table, *arguments))})").collect()
+        counts: dict[str, int] = row.asDict()
+        return counts
+
+
+def _sql(moment: datetime) -> str:
+    return f"TIMESTAMP '{moment:%Y-%m-%d %H:%M:%S.%f}'"
+
+
+def _pinned_by_state(connection: Connection, application: str) -> dict[str, set[int]]:
+    """By table, the snapshots that a card or the horizon names."""
+    pinned: dict[str, set[int]] = defaultdict(set)
+    pinned["examples"] = {card.snapshot for card in registry.cards(connection, application)}
+    visible = read_batch_view(connection, application)
+    if visible.horizon.snapshot is not None:
+        pinned["predictions"].add(visible.horizon.snapshot)
+    if visible.events_snapshot is not None:
+        pinned["events"].add(visible.events_snapshot)
+    return pinned
+
+
+def _maintain_table(
+    table: Table, pinned: set[int], days: timedelta, kept: timedelta, freed: Freed, *, dry_run: bool
+) -> None:
+    if table.name in _COMPACTED and (small := table.small_files()) >= SMALL_FILES:
+        freed.add("small files", small if dry_run else table.compact())
+    cutoff, snapshots = now() - kept, table.snapshots()
+    there = {snapshot for snapshot, _ in snapshots}
+    wanted = (pinned & there) | kept_by_age(snapshots, cutoff, now() - days)
+    held = wanted | set(table.tagged().values()) | {snapshot for snapshot, _ in snapshots[-RETAINED:]}
+    expired = [snapshot for snapshot, at in snapshots if at < cutoff and snapshot not in held]
+    freed.add("snapshots", len(expired))
+    if expired and not dry_run:
+        table.pin(wanted)
+        freed.add("files of snapshots", table.expire(cutoff))
+
+
+def kept_by_age(snapshots: Iterable[tuple[int, datetime]], cutoff: datetime, since: datetime) -> set[int]:
+    """Of (id, committed at) in their order: the last one of each day after `since`, and the newest one at `cutoff`.
+
+    Whoever began to read at `cutoff` or later found that one, or a younger one.
+    """
+    last_of_day = {at.date(): (snapshot, at) for snapshot, at in snapshots}
+    newest_then = [snapshot for snapshot, at in snapshots if at < cutoff][-1:]
+    return {snapshot for snapshot, at in last_of_day.values() if at >= since} | set(newest_then)
+
+
+def _of_versions(connection: Connection, application: str, since: datetime) -> tuple[set[str], set[str]]:
+    """The data sets that are still of use, and the runs that have become a version."""
+    cards, champion = registry.cards(connection, application), registry.champion(connection, application)
+    datasets = {card.dataset for card in cards if card.created_at >= since}
+    return datasets | ({champion.dataset} if champion else set()), {card.run for card in cards}
+
+
+def _stale(
+    store: ObjectStore, application: str, datasets: set[str], published: set[str], before: datetime
+) -> Iterator[tuple[str, StoredObject]]:
+    for run, objects in _by_folder(store, f"{application}/runs/").items():
+        if _untouched(objects, now() - FINISHED_AFTER if run in published else before):
+            yield from (("checkpoints", found) for found in objects)
+    for dataset, objects in _by_folder(store, f"{application}/prepared/").items():
+        if dataset not in datasets and _untouched(objects, before):
+            yield from (("prepared data", found) for found in objects)
+
+
+def _by_folder(store: ObjectStore, prefix: str) -> dict[str, list[StoredObject]]:
+    found: dict[str, list[StoredObject]] = defaultdict(list)
+    for each in store.list(prefix):
+        found[each.key.removeprefix(prefix).partition("/")[0]].append(each)
+    return found
+
+
+def _untouched(objects: Iterable[StoredObject], before: datetime) -> bool:
+    return all(each.modified < before for each in objects)
+
+
+def _trim_outbox(engine: Engine, before: datetime, *, dry_run: bool) -> int:
+    old = OUTBOX.c.published_at < before
+    with mysql.mysql_errors(), engine.begin() as connection:
+        if dry_run:
+            return connection.scalar(select(func.count()).where(old)) or 0
+        return connection.execute(delete(OUTBOX).where(old)).rowcount

@@ -1,0 +1,181 @@
+"""Recomputation: it goes through bad events, adds what is new, and is never overtaken by what changes beside it."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic_core import to_json
+from pyspark.sql import SparkSession
+
+from batch_layer import recompute as recomputation
+from batch_layer.recompute import recompute
+from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import create_tables, read_snapshot
+from deeplambda.config import Settings
+from deeplambda.errors import Conflict, TooManyRefused
+from deeplambda.loading import pack_application
+from deeplambda.state.horizon_store import read_horizon
+from tests.integration.own_model_service import OwnService, model_of
+from tests.traffic import digit_event
+
+ROOT = Path(__file__).parents[2]
+RAISES, HANGS, OVERFLOWS, GOOD = (bytes([number]) * 4 for number in (1, 2, 3, 9))
+"""How an image begins that makes the transform raise, hang, or give the model what it has no finite outputs for."""
+
+_CLEAN = "return _NORMALISED[pixels].reshape(-1, 1, 28, 28)"
+_WITH_FAULTS = f"""\
+marks = [image[:4] for image in batch["image"].to_pylist()]
+        if {RAISES!r} in marks:
+            raise KeyError("a word that nobody knows")
+        while {HANGS!r} in marks:
+            pass
+        features = _NORMALISED[pixels].reshape(-1, 1, 28, 28)
+        features[[mark == {OVERFLOWS!r} for mark in marks]] = 3e38
+        return features"""
+
+
+def write_code(service: OwnService, body: str) -> None:
+    """The digits application with another transform and 1 s for it."""
+    source = (ROOT / "examples/digits/application.py").read_text()
+    source = source.replace('    name = "digits"', f'    name = "{service.name}"\n    transform_limit_s = 1.0')
+    place = service.settings.applications_dir / service.name / "application.py"
+    place.write_text(source.replace(_CLEAN, body))
+
+
+def image(mark: bytes = GOOD) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    return np.frombuffer(mark + bytes(780), np.uint8)
+
+
+def archive(spark: SparkSession, service: OwnService, values: dict[str, bytes], first_offset: int = 0) -> None:
+    """Put events where the archive stream would: offsets are in the order of `values`."""
+    table, at = f"lake.{service.name}.events", datetime.now(UTC)
+    create_tables(spark, pack_application(service.name, service.settings).load())
+    there = spark.table(table)
+    rows = [
+        {"event_id": name, "kafka_partition": 0, "kafka_offset": n, "kafka_timestamp": at, "value": value}
+        | {"archived_at": at}
+        for n, (name, value) in enumerate(values.items(), first_offset)
+    ]
+    columns = [[row[column] for column in there.columns] for row in rows]
+    spark.createDataFrame(columns, there.schema).coalesce(1).writeTo(table).append()
+
+
+def test_recompute_goes_through_keeps_what_it_refuses_once_and_drops_no_multitude(
+    stack: Settings, spark: SparkSession, tmp_path: Path
+) -> None:
+    service = OwnService(stack, tmp_path)
+    write_code(service, _WITH_FAULTS)
+    marks = {"raises": RAISES, "hangs": HANGS, "overflows": OVERFLOWS} | {f"good-{n}": GOOD for n in range(20)}
+    values = {name: to_json(digit_event(name, image(mark))) for name, mark in marks.items()}
+    archive(spark, service, values | {"broken": b"{not JSON"})
+    service.promote(service.publish(model_of(1)))
+    packed = pack_application(service.name, service.settings)
+
+    published = recompute(spark, service.settings, packed)
+    assert (published.rows, published.refused) == (20, 4)
+
+    def quarantine() -> dict[str, tuple[str, str]]:
+        rows = spark.table(f"lake.{service.name}.quarantine").collect()
+        assert len({row.source for row in rows}) == len(rows)
+        return {row.source: (row.reason, row.detail) for row in rows}
+
+    kept = quarantine()
+    position = f"{service.name}.events/0/"
+    assert {source: reason for source, (reason, _) in kept.items()} == {
+        f"{position}0": "transform_failed",
+        f"{position}1": "transform_failed",
+        f"{position}2": "model_failed",
+        f"{position}23": "not_json",
+    }
+    assert "a word that nobody knows" in kept[f"{position}0"][1]
+    assert "took longer than 1 s" in kept[f"{position}1"][1]
+    assert recompute(spark, service.settings, packed).scored == 0, "the archive has gained nothing"
+    assert recompute(spark, service.settings, packed, whole=True).refused == 4
+    assert quarantine() == kept, "an event is kept once"
+
+    horizon = horizon_of(service)
+    write_code(service, _WITH_FAULTS.replace(repr(RAISES), repr(GOOD)))
+    service.promote(service.publish(model_of(2)))
+    with pytest.raises(TooManyRefused, match=r"refuses 20 of 20 events .*--accept-refused"):
+        recompute(spark, service.settings, packed)
+    assert horizon_of(service) == horizon
+    assert len(quarantine()) == 24
+    accepted = recompute(spark, service.settings, packed, accepted_share=1)
+    assert (accepted.rows, accepted.version) == (1, 2)
+    assert horizon_of(service) != horizon
+
+
+def horizon_of(service: OwnService) -> object:
+    with mysql.engine(service.settings, "platform").connect() as connection:
+        return read_horizon(connection, service.name)
+
+
+Row = tuple[str, int, str]
+"""Of the batch view: event id, offset, prediction."""
+
+
+def batch_view(spark: SparkSession, service: OwnService) -> dict[Row, datetime]:
+    """The visible batch view, and when each row was made."""
+    with mysql.engine(service.settings, "platform").connect() as connection:
+        snapshot = read_horizon(connection, service.name).snapshot
+    assert snapshot is not None
+    rows = read_snapshot(spark, f"lake.{service.name}.predictions", snapshot).collect()
+    assert len({row.event_id for row in rows}) == len(rows)
+    return {(row.event_id, row.kafka_offset, row.prediction): row.predicted_at for row in rows}
+
+
+@pytest.fixture
+def served(stack: Settings, spark: SparkSession, tmp_path: Path) -> OwnService:
+    """An application with a champion, twenty archived events and a batch view of them."""
+    service = OwnService(stack, tmp_path)
+    archive(spark, service, {f"event-{n}": to_json(digit_event(f"event-{n}", image())) for n in range(20)})
+    service.promote(service.publish(model_of(1)))
+    recompute(spark, service.settings, pack_application(service.name, service.settings))
+    return service
+
+
+def test_only_what_the_archive_gained_is_scored_and_the_view_is_that_of_scoring_all(
+    spark: SparkSession, served: OwnService
+) -> None:
+    packed, before = pack_application(served.name, served.settings), batch_view(spark, served)
+    again, new = {"event-3": to_json(digit_event("event-3", image()))}, [f"new-{n}" for n in range(5)]
+    archive(spark, served, again | {name: to_json(digit_event(name, image())) for name in new}, first_offset=20)
+    # What a run that died before it moved the horizon has left is not built on.
+    spark.sql(f"DELETE FROM lake.{served.name}.predictions WHERE event_id = 'event-7'")
+
+    published = recompute(spark, served.settings, packed)
+    assert (published.scored, published.rows, published.offsets) == (6, 25, {0: 26})
+    grown = batch_view(spark, served)
+    assert {row: at for row, at in grown.items() if row in before} == before, "rows of before stay as they are"
+    assert {name for name, _, _ in grown} == {*(f"event-{n}" for n in range(20)), *new}
+
+    whole = recompute(spark, served.settings, packed, whole=True)
+    assert (whole.scored, whole.rows) == (26, 25)
+    assert batch_view(spark, served).keys() == grown.keys()
+
+
+def test_a_change_of_champion_while_it_recomputes_wins(
+    spark: SparkSession, served: OwnService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    horizon, second = horizon_of(served), served.publish(model_of(2))
+    scoring = recomputation._scored
+
+    def promoted_meanwhile(*arguments: Any) -> Any:
+        served.promote(second)
+        return scoring(*arguments)
+
+    monkeypatch.setattr(recomputation, "_scored", promoted_meanwhile)
+    packed = pack_application(served.name, served.settings)
+    with pytest.raises(Conflict, match="has become the champion in place of version 1"):
+        recompute(spark, served.settings, packed)
+    assert horizon_of(served) == horizon
+
+
+def test_the_horizon_never_goes_back(spark: SparkSession, served: OwnService) -> None:
+    horizon = horizon_of(served)
+    spark.sql(f"DELETE FROM lake.{served.name}.events WHERE kafka_offset > 9")
+    with pytest.raises(Conflict, match="would go back in partition 0, to 10 from 20"):
+        recompute(spark, served.settings, pack_application(served.name, served.settings), whole=True)
+    assert horizon_of(served) == horizon

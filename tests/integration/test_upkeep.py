@@ -1,0 +1,89 @@
+"""Upkeep frees what nobody needs, and nothing that a card, the horizon or a tag names."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pydantic_core import to_json
+from pyspark.sql import SparkSession
+
+from batch_layer import upkeep
+from batch_layer.recompute import recompute
+from batch_layer.upkeep import RETAINED, Table, kept_by_age, maintain
+from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import read_snapshot
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.config import Settings
+from deeplambda.loading import pack_application
+from deeplambda.state import registry
+from deeplambda.state.horizon_store import read_batch_view
+from tests.integration.own_model_service import OwnService, model_of
+from tests.integration.test_recompute import archive, image
+from tests.traffic import digit_event
+
+COMMITS = 30
+
+
+def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
+    stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = OwnService(stack, tmp_path)
+    packed, table = pack_application(service.name, service.settings), f"lake.{service.name}.events"
+
+    def commit(number: int) -> None:
+        archive(spark, service, {f"event-{number}": to_json(digit_event(f"event-{number}", image()))}, number)
+
+    for number in range(5):
+        commit(number)
+    service.promote(service.publish(model_of(1)))
+    recompute(spark, service.settings, packed)
+    for number in range(5, COMMITS):
+        commit(number)
+    platform = mysql.engine(service.settings, "platform")
+    with platform.connect() as connection:
+        visible = read_batch_view(connection, service.name)
+        (card,) = registry.cards(connection, service.name)
+    oldest = Table(spark, service.name, "events").snapshots()[0][0]
+    spark.sql(f"ALTER TABLE {table} CREATE TAG mine AS OF VERSION {oldest}")
+    store = ObjectStore(service.settings)
+    run, left, used = (f"{service.name}/{name}" for name in (f"runs/{card.run}/a", "prepared/left/b", "models/1/c"))
+    for key in (run, left, used):
+        store.put(key, b"0" * 10)
+
+    def files() -> tuple[int, int]:
+        snapshots = Table(spark, service.name, "events").snapshots()
+        return len(snapshots), spark.sql(f"SELECT * FROM {table}.files").count()
+
+    assert files() == (COMMITS, COMMITS)
+    planned = maintain(spark, service.settings, service.name, dry_run=True, kept_snapshots=timedelta())
+    assert planned.objects["small files"] == COMMITS
+    assert files() == (COMMITS, COMMITS), "a dry run leaves everything"
+
+    maintain(spark, service.settings, service.name, kept_snapshots=timedelta())
+    snapshots, data_files = files()
+    assert snapshots <= RETAINED + 3
+    assert data_files < COMMITS / 2
+    assert spark.table(table).count() == COMMITS
+    assert visible.events_snapshot is not None
+    assert read_snapshot(spark, table, visible.events_snapshot).count() == 5
+    assert spark.sql(f"SELECT * FROM {table} VERSION AS OF 'mine'").count() == 1
+    assert read_snapshot(spark, f"lake.{service.name}.predictions", visible.horizon.snapshot or 0).count() == 5
+    assert {found.key for found in store.list(f"{service.name}/")} >= {run, left, used}, "they are of today"
+
+    monkeypatch.setattr(upkeep, "now", lambda: datetime.now(UTC) + timedelta(days=8))
+    freed = maintain(spark, service.settings, service.name)
+    assert (freed.objects["checkpoints"], freed.objects["prepared data"]) == (1, 1)
+    assert freed.bytes["checkpoints"] == 10
+    left_over = {found.key for found in store.list(f"{service.name}/")}
+    assert used in left_over
+    assert not {run, left} & left_over
+    assert recompute(spark, service.settings, packed).scored == COMMITS - 5, "it goes on from the horizon"
+    again = maintain(spark, service.settings, service.name, orphans=False)
+    assert not again.objects.keys() & {"checkpoints", "prepared data", "small files"}
+
+
+def test_of_each_day_the_last_snapshot_stays_and_the_one_that_readers_may_still_read() -> None:
+    noon = datetime(2026, 1, 10, 12, tzinfo=UTC)
+    snapshots = [(number, noon - timedelta(hours=hours)) for number, hours in enumerate((300, 30, 20, 6, 3, 1, 0))]
+    kept = kept_by_age(snapshots, cutoff=noon - timedelta(hours=2), since=noon - timedelta(days=7))
+    assert kept == {2, 4, 6}
