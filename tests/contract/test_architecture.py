@@ -141,7 +141,7 @@ def test_mysql_tables_are_those_of_the_schema() -> None:
 
 def test_iceberg_tables_are_those_that_are_created() -> None:
     named = {row[0].strip("`") for row in rows(section("### Iceberg tables"))}
-    assert named == {f"lake.<application>.{table}" for table in lake._TABLES}
+    assert named == {f"lake.<application>.{table}" for table in lake.TABLES}
 
 
 def test_prefixes_on_s3_are_those_that_are_written(tmp_path: Path) -> None:

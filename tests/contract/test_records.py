@@ -79,6 +79,7 @@ WRITTEN = [
         "version": 2,
         "offsets": {"0": 5012, "1": 4988},
         "rows": 10000,
+        "scored": 120,
         "refused": 3,
         "duration_s": 8.25,
     },

@@ -11,7 +11,7 @@ import yaml
 from sqlalchemy.engine import make_url
 from sqlglot import exp
 
-from deeplambda.adapters.lake import _TABLES as LAKE
+from deeplambda.adapters.lake import TABLES as LAKE
 from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.stack.containers.secrets import READERS
 from deeplambda.state.tables import SCHEMA

@@ -17,6 +17,7 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.state.horizon_store import read_horizon
+from tests.conftest import DIGITS_RUN
 from tests.traffic import eventually, new_run, realtime_ids, send_digits
 
 Command = Callable[..., "CompletedProcess[str]"]
@@ -48,7 +49,7 @@ def test_a_second_run_adds_no_row_and_trains_nothing(
     stack: Settings, hive_engine: Engine, champion: int, deeplambda: Command
 ) -> None:
     before = scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples")
-    added = re.findall(r"([\d,]+) of them new", deeplambda("batch", "run", "digits").stdout)
+    added = re.findall(r"([\d,]+) of them new", deeplambda(*DIGITS_RUN).stdout)
     assert added == ["0", "0"], "neither of the train nor of the test split"
     assert scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples") == before
     with mysql.engine(stack, "platform").connect() as connection:

@@ -51,7 +51,8 @@ def image(mark: bytes = GOOD) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
 def archive(spark: SparkSession, service: OwnService, values: dict[str, bytes], first_offset: int = 0) -> None:
     """Put events where the archive stream would: offsets are in the order of `values`."""
     table, at = f"lake.{service.name}.events", datetime.now(UTC)
-    create_tables(spark, pack_application(service.name, service.settings).load())
+    if not spark.catalog.tableExists(table):
+        create_tables(spark, pack_application(service.name, service.settings).load())
     there = spark.table(table)
     rows = [
         {"event_id": name, "kafka_partition": 0, "kafka_offset": n, "kafka_timestamp": at, "value": value}

@@ -194,14 +194,14 @@ def create_tables(spark: SparkSession, application: Application) -> None:
     payload = payload_schema(application.event)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
     for table, (columns, clauses) in TABLES.items():
-        full = f"lake.{application.name}.{table}"
         spark.sql(
-            f"CREATE TABLE IF NOT EXISTS {full} ({columns.format(payload=_columns(payload))}) "
+            f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=_columns(payload))}) "
             f"USING iceberg {clauses} TBLPROPERTIES ({_PROPERTIES})"
         )
-        if not any(row.key == _METADATA_KEPT for row in spark.sql(f"SHOW TBLPROPERTIES {full}").collect()):
-            spark.sql(f"ALTER TABLE {full} SET TBLPROPERTIES ({_PROPERTIES})")
     examples = f"lake.{application.name}.examples"
+    if not any(row.key == _METADATA_KEPT for row in spark.sql(f"SHOW TBLPROPERTIES {examples}").collect()):
+        for table in TABLES:  # they were made before these settings were
+            spark.sql(f"ALTER TABLE lake.{application.name}.{table} SET TBLPROPERTIES ({_PROPERTIES})")
     if not spark.table(examples).schema["label"].nullable:  # made before rows without a label were kept
         spark.sql(f"ALTER TABLE {examples} ALTER COLUMN label DROP NOT NULL")
     predictions = f"lake.{application.name}.predictions"
