@@ -1,5 +1,6 @@
 """The batch layer's commands: `deeplambda data`, `deeplambda batch`, `deeplambda model`."""
 
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +20,16 @@ from batch_layer.refusals import ACCEPTED_SHARE
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import deciding_metric
 from deeplambda.config import Settings, load_settings
-from deeplambda.errors import ConfigurationError, DeepLambdaError
+from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.service.loops import in_one_line
 
 __all__ = ["batch", "data", "model"]
 
 data = typer.Typer(no_args_is_help=True)
 batch = typer.Typer(no_args_is_help=True)
 console = Console()
+_log = logging.getLogger(__name__)
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
 ApplicationNames = Annotated[
@@ -45,12 +48,15 @@ def _packed(name: str) -> tuple[Settings, PackedApplication]:
 
 def _one_after_the_other(applications: Iterable[PackedApplication], work: Callable[[PackedApplication], None]) -> None:
     """`work` on each; what fails for one stops no other. Raises: ExceptionGroup of what failed."""
-    failures = []
+    failures: list[DeepLambdaError] = []
     for packed in applications:
         try:
             work(packed)
         except DeepLambdaError as exc:
             failures.append(exc)
+        except Exception as exc:  # of a user's code, or Spark's
+            _log.exception("%s failed", packed.name)
+            failures.append(BadInput(f"{packed.name} failed: {in_one_line(exc)}", "see the traceback above"))
     if failures:
         raise ExceptionGroup("some applications failed", failures)
 

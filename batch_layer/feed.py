@@ -163,7 +163,9 @@ class ShardFeed:
                     polled = reader.poll(timeout_ms=_POLL_MS)
                 for record in (record for records in polled.values() for record in records):
                     announcement = partition_prepared(record.value)
-                    if announcement is not None and self.announcements.take(announcement):
+                    if announcement is None or not self._is_there(announcement):
+                        continue
+                    if self.announcements.take(announcement):
                         yield announcement
                         last_new_s = time.monotonic()
                 if ended:
@@ -176,6 +178,11 @@ class ShardFeed:
                     )
         finally:
             reader.close()
+
+    def _is_there(self, announcement: PartitionPrepared) -> bool:
+        """Whether a shard of this data set is on S3: upkeep may have removed it since it was announced long ago."""
+        ours = announcement.dataset == self.announcements.dataset
+        return ours and self._store.digest(announcement.key) == announcement.sha256
 
     def _preparation_ended(self) -> bool:
         if self._preparing is None or not self._preparing.done():

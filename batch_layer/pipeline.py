@@ -103,6 +103,7 @@ def train_and_publish(
     if (card := _published_before(settings, packed, dataset, overrides)) is not None:
         if preparing is not None:
             preparing.result()
+        append_model_rows(spark, packed.load(), model_row(card), metric_rows(card, []))
         listener.published(card)
         return card
     with listener.training() as epochs:

@@ -127,6 +127,10 @@ def prepare(
         .mapInArrow(_preparation(settings, packed, deal, state), from_arrow_schema(_ANNOUNCEMENTS))
     )
     made += [PartitionPrepared.model_validate_json(row["announcement"]) for row in announced.collect()]
+    there = {(each.split, each.partition) for each in made}
+    for task, partition in enumerate(deal.partitions):
+        if partition not in there:  # Spark starts no task when it finds out that no row is left
+            made.append(_prepared(settings, packed, deal, state, task, iter(())))
     _check_refused(packed.name, made)
     store.put(manifest, to_json(made))
     return made
@@ -162,8 +166,9 @@ class _Deal:
 
 def _announced(store: ObjectStore, dataset: DataSet) -> list[PartitionPrepared]:
     """Of the partitions that an earlier attempt finished, what it announced."""
-    keys = [found.key for found in store.list(prepared_prefix(dataset.application, dataset.id))]
-    return [PartitionPrepared.model_validate_json(store.get(key)) for key in keys if key.endswith(ANNOUNCEMENT)]
+    keys = {found.key for found in store.list(prepared_prefix(dataset.application, dataset.id))}
+    told = [PartitionPrepared.model_validate_json(store.get(key)) for key in sorted(keys) if key.endswith(ANNOUNCEMENT)]
+    return [announcement for announcement in told if announcement.key in keys]
 
 
 def learned_state(
@@ -238,49 +243,61 @@ def _preparation(
     settings: Settings, packed: PackedApplication, deal: _Deal, state: EncodedState | None
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def prepare_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        started, dataset = time.monotonic(), deal.dataset
         context = TaskContext.get()
         task = context.partitionId() if context else 0
-        if task in deal.done:
-            return
-        split, partition = deal.partitions[task]
-        featurizer, store = featurizer_of(packed, state), ObjectStore(settings)
-        payload = payload_schema(featurizer.application.event)
-        pieces: list[Features] = []
-        labels: list[Any] = []
-        refusals: list[str] = []
-        kept: list[pa.RecordBatch] = []
-        for batch in batches:
-            found = featurizer.isolated(batch.select(payload.names))
-            passed = pa.array(found.rows_N, pa.int64())
-            pieces.append(found.features)
-            labels.extend(batch["label"].take(passed).to_pylist())
-            refusals += [str(refusal) for refusal in found.refused.values()]
-            if split == TEST:
-                kept.append(batch.select(payload.names).take(passed))
-        features = concatenated([piece for piece in pieces if piece])
-        shard = write_shard(features, labels_of(featurizer.application.objective, labels))
-        place = (dataset.application, dataset.id, split, partition)
-        store.put(shard_key(*place), shard)
-        if kept:
-            store.put(payload_key(*place), encode_payload(pa.Table.from_batches(kept).cast(payload)))
-        announcement = PartitionPrepared(
-            application=dataset.application,
-            dataset=dataset.id,
-            split=split,
-            partition=partition,
-            partitions=dataset.shards[split],
-            key=shard_key(*place),
-            sha256=sha256_of(shard),
-            rows=len(labels),
-            refused=len(refusals),
-            first_refusal=refusals[0] if refusals else None,
-            size_bytes=len(shard),
-            duration_s=time.monotonic() - started,
-        )
-        with Publisher(settings) as publisher:
-            publisher.send(topics.LIFECYCLE, dataset.application, announcement)
-        store.put(announcement_key(*place), to_json(announcement))
-        yield pa.RecordBatch.from_pylist([{"announcement": announcement.model_dump_json()}], schema=_ANNOUNCEMENTS)
+        if task not in deal.done:
+            announcement = _prepared(settings, packed, deal, state, task, batches)
+            yield pa.RecordBatch.from_pylist([{"announcement": announcement.model_dump_json()}], schema=_ANNOUNCEMENTS)
 
     return prepare_partition
+
+
+def _prepared(
+    settings: Settings,
+    packed: PackedApplication,
+    deal: _Deal,
+    state: EncodedState | None,
+    task: int,
+    batches: Iterator[pa.RecordBatch],
+) -> PartitionPrepared:
+    """Make the shard of one task's rows, and announce it."""
+    started, dataset = time.monotonic(), deal.dataset
+    split, partition = deal.partitions[task]
+    featurizer, store = featurizer_of(packed, state), ObjectStore(settings)
+    payload = payload_schema(featurizer.application.event)
+    pieces: list[Features] = []
+    labels: list[Any] = []
+    refusals: list[str] = []
+    kept: list[pa.RecordBatch] = []
+    for batch in batches:
+        found = featurizer.isolated(batch.select(payload.names))
+        passed = pa.array(found.rows_N, pa.int64())
+        pieces.append(found.features)
+        labels.extend(batch["label"].take(passed).to_pylist())
+        refusals += [str(refusal) for refusal in found.refused.values()]
+        if split == TEST:
+            kept.append(batch.select(payload.names).take(passed))
+    features = concatenated([piece for piece in pieces if piece])
+    shard = write_shard(features, labels_of(featurizer.application.objective, labels))
+    place = (dataset.application, dataset.id, split, partition)
+    store.put(shard_key(*place), shard)
+    if kept:
+        store.put(payload_key(*place), encode_payload(pa.Table.from_batches(kept).cast(payload)))
+    announcement = PartitionPrepared(
+        application=dataset.application,
+        dataset=dataset.id,
+        split=split,
+        partition=partition,
+        partitions=dataset.shards[split],
+        key=shard_key(*place),
+        sha256=sha256_of(shard),
+        rows=len(labels),
+        refused=len(refusals),
+        first_refusal=refusals[0] if refusals else None,
+        size_bytes=len(shard),
+        duration_s=time.monotonic() - started,
+    )
+    with Publisher(settings) as publisher:
+        publisher.send(topics.LIFECYCLE, dataset.application, announcement)
+    store.put(announcement_key(*place), to_json(announcement))
+    return announcement

@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
 import torch
 from pydantic_core import to_json
 
 from batch_layer.prepare import featurizer_of, fetch_state
-from batch_layer.shard_format import payload_key
+from batch_layer.shard_format import PAYLOAD, prepared_prefix
 from batch_layer.training_run import TrainedRun
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.clock import now
 from deeplambda.config import Settings
+from deeplambda.errors import BadInput
 from deeplambda.features import call
 from deeplambda.loading import PackedApplication
 from deeplambda.records.featurizer import Featurizer
@@ -75,12 +77,23 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
 
 def _kept_rows(store: ObjectStore, featurizer: Featurizer, trained: TrainedRun) -> KeptRows:
     """The first rows of the data set's test split, with the features and the outputs that this run gives them."""
-    rows = store.get(payload_key(featurizer.application.name, trained.dataset, TEST, 0))
-    payload = decode_payload(rows).slice(0, LIMIT_ROWS)
+    payload = _first_payloads(store, featurizer.application.name, trained.dataset)
     features = featurizer.features(payload)
     with torch.inference_mode():
         outputs = call(trained.model, {name: torch.from_numpy(array) for name, array in features.items()})
     return KeptRows(payload=payload, features=features, outputs=outputs.float().numpy())
+
+
+def _first_payloads(store: ObjectStore, application: str, dataset: str) -> pa.RecordBatch:
+    """Up to LIMIT_ROWS rows of the test split. Raises: BadInput when it has none."""
+    pieces: list[pa.RecordBatch] = []
+    for found in store.list(f"{prepared_prefix(application, dataset)}{TEST}-"):
+        if found.key.endswith(PAYLOAD) and sum(map(len, pieces)) < LIMIT_ROWS:
+            pieces.append(decode_payload(store.get(found.key)))
+    if not any(map(len, pieces)):
+        raise BadInput(f"data set {dataset} of {application} has no test rows", "see what was ingested")
+    (payload,) = pa.Table.from_batches(pieces).slice(0, LIMIT_ROWS).combine_chunks().to_batches()
+    return payload
 
 
 def model_row(card: Card) -> dict[str, Any]:

@@ -16,6 +16,7 @@ A crash before 6 changes nothing that anybody sees. Real-time rows before the ho
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,14 +36,15 @@ from deeplambda.adapters.lake import (
     SNAPSHOT_OPTION,
     create_tables,
     current_snapshot,
+    held,
     read_snapshot,
-    snapshot_of_run,
     snapshot_size,
+    written_by,
 )
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.errors import BadInput, Conflict, InvalidEvent
 from deeplambda.features import Features, call, chosen, row_count
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import Objective
@@ -69,6 +71,8 @@ SEEN = pa.schema(
 """An archived event: a row of the batch view, or why it is refused and its bytes."""
 
 _DETAIL_CHARACTERS = 2_000
+_MANY_FILES = 200
+"""Each run adds some to the batch view; from so many on they are written together."""
 _SEEN_VALUES = "send values like those that the model was trained on"
 
 
@@ -90,7 +94,7 @@ def recompute(
     started, run = time.monotonic(), secrets.token_hex(8)
     engine = mysql.engine(settings, "platform")
     create_tables(spark, packed.load())
-    with mysql.named_lock(engine, f"deeplambda.{packed.name}.recompute"):
+    with mysql.named_lock(engine, f"deeplambda.{packed.name}.recompute"), ExitStack() as reading:
         with engine.connect() as connection:
             champion = registry.champion(connection, packed.name)
             visible = read_batch_view(connection, packed.name)
@@ -100,6 +104,7 @@ def recompute(
         pinned = current_snapshot(spark, archive)
         if pinned is None:
             raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")
+        reading.enter_context(held(spark, archive, pinned, settings.kept_days))
         grows = visible.version == champion.version and not whole
         events = read_snapshot(spark, archive, pinned)
         if grows:
@@ -112,8 +117,9 @@ def recompute(
         seen = _scored(settings, champion, events).persist(StorageLevel.DISK_ONLY)
         try:
             scored, refused = seen.where("reason IS NULL"), seen.where("reason IS NOT NULL")
+            base = None
             if grows:
-                _add(spark, view, visible.horizon, _first_copies(scored), run)
+                base = _add(spark, view, visible.horizon, _first_copies(scored), run)
             else:
                 _first_copies(scored).writeTo(view).option(SNAPSHOT_OPTION, run).overwrite(F.lit(True))
             looked_at, count = seen.count(), refused.count()
@@ -126,16 +132,18 @@ def recompute(
                 refusals.check_share(packed.name, champion.version, lost, accepted_share)
         finally:
             seen.unpersist()
-        snapshot = snapshot_of_run(spark, view, run)
-        if snapshot is None:
+        written = written_by(spark, view, run)
+        if written is None:
             raise BadInput(f"no archived event of {packed.name} can be scored", "see its dead letters")
+        if grows and written.parent != base:
+            raise Conflict(f"another run wrote to {view} at the same time", "run it again")
         published = BatchViewPublished(
             application=packed.name,
-            snapshot=snapshot,
+            snapshot=written.snapshot,
             events_snapshot=pinned,
             version=champion.version,
             offsets=offsets,
-            rows=snapshot_size(spark, view, snapshot).rows,
+            rows=snapshot_size(spark, view, written.snapshot).rows,
             scored=looked_at,
             refused=count,
             duration_s=time.monotonic() - started,
@@ -155,11 +163,19 @@ def _gained(spark: SparkSession, events: DataFrame, horizon: Horizon) -> DataFra
     return events.join(F.broadcast(ends), "kafka_partition", "left").where(past).drop("absorbed")
 
 
-def _add(spark: SparkSession, view: str, horizon: Horizon, rows: DataFrame, run: str) -> None:
-    """Append to the visible batch view what it does not hold; of an event sent again the first copy counts."""
-    spark.sql(f"CALL lake.system.set_current_snapshot('{view.removeprefix('lake.')}', {horizon.snapshot})")
+def _add(spark: SparkSession, view: str, horizon: Horizon, rows: DataFrame, run: str) -> int | None:
+    """Append to the visible batch view what it does not hold, for of an event sent again the first copy counts.
+
+    The snapshot that was appended to.
+    """
+    table = view.removeprefix("lake.")
+    spark.sql(f"CALL lake.system.set_current_snapshot('{table}', {horizon.snapshot})")
+    if snapshot_size(spark, view, horizon.snapshot).files > _MANY_FILES:  # type: ignore[arg-type]  # it grows
+        spark.sql(f"CALL lake.system.rewrite_data_files(table => '{table}')")
     there = read_snapshot(spark, view, horizon.snapshot).select("event_id")  # type: ignore[arg-type]  # it grows
+    base = current_snapshot(spark, view)
     rows.join(there, "event_id", "left_anti").writeTo(view).option(SNAPSHOT_OPTION, run).append()
+    return base
 
 
 def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:

@@ -29,6 +29,9 @@ from deeplambda.state.versions import fetch_model, load_code
 _UNKNOWN_CLASS = -50.0
 """A logit below the row's others: a class that the champion does not know is one that it never predicts."""
 
+_AT_ONCE = 500
+"""Rows that a transform gets in one call, as in preparation: it has a time limit for each."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -66,10 +69,14 @@ def _test_rows(store: ObjectStore, card: Card, other: Featurizer | None) -> tupl
         rows = Rows.of(*read_shard(store.get(shard.key, sha256=shard.sha256), shard.key))
         if other is not None and len(rows):
             payload = decode_payload(store.get(payload_key(card.application, card.dataset, TEST, shard.partition)))
-            found = other.isolated(as_payload_of(other, payload))
-            rows = rows.chosen(torch.tensor(found.rows_N, dtype=torch.int64))
-            others.append(Rows.of(found.features, rows.labels_N.numpy()))
-        own.append(rows)
+            for first in range(0, len(rows), _AT_ONCE):
+                some = as_payload_of(other, payload.slice(first, _AT_ONCE))
+                found = other.isolated(some)
+                passed = rows.chosen(first + torch.tensor(found.rows_N, dtype=torch.int64))
+                own.append(passed)
+                others.append(Rows.of(found.features, passed.labels_N.numpy()))
+        else:
+            own.append(rows)
     joined = Rows.joined(own)
     if not len(joined):
         raise BadInput(f"data set {card.dataset} of {card.application} has no test rows that both take")

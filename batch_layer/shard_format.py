@@ -23,13 +23,18 @@ MANIFEST = TypeAdapter(list[PartitionPrepared])
 """What the manifest of a data set holds, as JSON."""
 
 
-ANNOUNCEMENT = ".announcement.json"
-"""How the keys of announcements end."""
+ANNOUNCEMENT, PAYLOAD = ".announcement.json", ".arrow"
+"""How the keys of announcements and payloads end."""
 
 
 def prepared_prefix(application: str, dataset: str) -> str:
     """What the keys of all that is kept of a data set begin with."""
     return f"{application}/prepared/{dataset}/"
+
+
+def in_use_key(application: str, dataset: str) -> str:
+    """What training puts anew in each epoch, so that upkeep sees that the data set is needed."""
+    return f"{prepared_prefix(application, dataset)}in-use"
 
 
 def shard_key(application: str, dataset: str, split: str, partition: int) -> str:
@@ -55,7 +60,7 @@ def state_key(application: str, dataset: str) -> str:
 def payload_key(application: str, dataset: str, split: str, partition: int) -> str:
     """Where the payloads of a shard's rows are kept, as Arrow: of the test split, for other versions are judged by
     the same rows."""
-    return f"{prepared_prefix(application, dataset)}{split}-{partition:05}.arrow"
+    return f"{prepared_prefix(application, dataset)}{split}-{partition:05}{PAYLOAD}"
 
 
 def write_shard(features: Features, labels_N: NDArray[Any]) -> bytes:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from batch_layer.checkpoint import Checkpoint, encode, fetch_checkpoint, newest_checkpoint, run_id, save_checkpoint
 from batch_layer.compute import best_compute
 from batch_layer.feed import Shard, ShardFeed
+from batch_layer.shard_format import in_use_key
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -132,7 +133,13 @@ class _Run:
         self._publisher = publisher
         self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
 
+    def _say_in_use(self) -> None:
+        """Upkeep removes data sets and runs that nobody touches for days."""
+        self._store.put(in_use_key(self._application.name, self._dataset), b"")
+        self._store.put(f"{self._application.name}/runs/{self._id}/in-use", b"")
+
     def trained(self, snapshot: int, preparing: "Future[Any] | None") -> TrainedRun:
+        self._say_in_use()
         checkpoint = self._resumed()
         if checkpoint is None or not self._ended(checkpoint):
             feed = ShardFeed(self._settings, self._application, self._dataset, preparing=preparing)
@@ -252,6 +259,7 @@ class _Run:
             features=rows.features,
             tensors_sha256=sha256_of(encoded),
         )
+        self._say_in_use()
         save_checkpoint(self._store, self._application.name, checkpoint, encoded)
         self._publisher.send(topics.LIFECYCLE, self._application.name, trained)
         self._metrics.publish("epoch_duration", training_s, "s")

@@ -21,18 +21,18 @@ from pyspark.sql import SparkSession
 from sqlalchemy import Connection, Engine, delete, func, select
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import TABLES
+from deeplambda.adapters.lake import TABLES, change_tag
 from deeplambda.adapters.s3 import ObjectStore, StoredObject
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.service.loops import LoopStatus
+from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_batch_view
 from deeplambda.state.tables import OUTBOX
 
 KEPT_SNAPSHOTS = timedelta(hours=1)
-"""How long a snapshot stays that nothing pins: longer than a reader takes to find its files."""
-RETAINED = 10
+"""How long a snapshot stays that nothing pins. Who reads one for longer holds a tag on it meanwhile: `lake.held`."""
+RETAINED = 100
 """The newest snapshots stay in any case: by them a stream that starts again sees what it has committed."""
 ORPHANS_AFTER = timedelta(days=3)
 FINISHED_AFTER = timedelta(days=1)
@@ -43,8 +43,10 @@ SMALL_FILES = 20
 _log = logging.getLogger(__name__)
 _TAG = "deeplambda-{}"
 _OURS = re.compile(r"deeplambda-(\d+)")
-_COMPACTED = ("events", "labels", "examples", "quarantine", "models", "model_metrics")
-"""Not `predictions`: a recomputation goes on from the snapshot that the horizon shows, and would undo it."""
+_OFTEN_COMMITTED = ("events", "labels")
+_COMPACTED = ("events", "labels", "quarantine", "models", "model_metrics")
+"""Not `examples`, whose snapshot tells one data set from another, nor `predictions`: a recomputation goes on from the
+snapshot that the horizon shows, and writes its files together itself."""
 
 
 @dataclass
@@ -78,15 +80,17 @@ def maintain(
     freed, engine, store = Freed(), mysql.engine(settings, "platform"), ObjectStore(settings)
     days = timedelta(days=settings.kept_days)
     with mysql.named_lock(engine, f"deeplambda.{application}.maintain"):
-        there = {row.tableName for row in spark.sql(f"SHOW TABLES IN lake.{application}").collect()}
-        with mysql.mysql_errors(), engine.connect() as connection:
-            pinned = _pinned_by_state(connection, application)
-            kept_datasets, published_runs = _of_versions(connection, application, now() - days)
+        known = spark.sql(f"SHOW NAMESPACES IN lake LIKE '{application}'").collect()
+        tables = spark.sql(f"SHOW TABLES IN lake.{application}").collect() if known else []
+        there = {row.tableName for row in tables}
         for name in (each for each in TABLES if each in there):
             table = Table(spark, application, name)
-            _maintain_table(table, pinned[name], days, kept_snapshots, freed, dry_run=dry_run)
+            kept = kept_snapshots if name in _OFTEN_COMMITTED else max(days, kept_snapshots)
+            _maintain_table(table, engine, application, days, kept, freed, dry_run=dry_run)
             if orphans:
                 freed.add("orphan files", table.remove_orphans(dry_run=dry_run))
+        with mysql.mysql_errors(), engine.connect() as connection:
+            kept_datasets, published_runs = _of_versions(connection, application, now() - days)
         stale = list(_stale(store, application, kept_datasets, published_runs, now() - days))
         for what, found in stale:
             freed.add(what, 1, found.bytes)
@@ -97,10 +101,7 @@ def maintain(
 
 
 def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
-    """Maintain every application, every now and then, until told to stop; files that no snapshot knows, once a day.
-
-    Raises: what went wrong with the last application that could not be maintained, once all had their turn.
-    """
+    """Maintain every application, every now and then, until told to stop; files that no snapshot knows, once a day."""
     orphans_at = now()
     while not stop.wait(settings.maintain_every_s):
         failure: Exception | None = None
@@ -112,9 +113,10 @@ def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: t
                 failure = exc
         if now() >= orphans_at:
             orphans_at = now() + timedelta(days=1)
-        if failure is not None:
-            raise failure
-        status.working()
+        if failure is None:
+            status.working()
+        else:
+            status.waiting(in_one_line(failure))
 
 
 class Table:
@@ -135,13 +137,12 @@ class Table:
 
     def pin(self, wanted: set[int]) -> None:
         """Have tags of ours on these snapshots and on no others."""
+        table = f"lake.{self._table}"
         tagged = {int(found[1]): name for name in self.tagged() if (found := _OURS.fullmatch(name))}
         for snapshot in sorted(wanted - tagged.keys()):
-            self._spark.sql(
-                f"ALTER TABLE lake.{self._table} CREATE TAG `{_TAG.format(snapshot)}` AS OF VERSION {snapshot}"
-            )
+            change_tag(self._spark, table, f"CREATE OR REPLACE TAG `{_TAG.format(snapshot)}` AS OF VERSION {snapshot}")
         for snapshot in sorted(tagged.keys() - wanted):
-            self._spark.sql(f"ALTER TABLE lake.{self._table} DROP TAG `{tagged[snapshot]}`")
+            change_tag(self._spark, table, f"DROP TAG IF EXISTS `{tagged[snapshot]}`")
 
     def small_files(self) -> int:
         """How many files a compaction would write together."""
@@ -191,10 +192,12 @@ def _pinned_by_state(connection: Connection, application: str) -> dict[str, set[
 
 
 def _maintain_table(
-    table: Table, pinned: set[int], days: timedelta, kept: timedelta, freed: Freed, *, dry_run: bool
+    table: Table, engine: Engine, application: str, days: timedelta, kept: timedelta, freed: Freed, *, dry_run: bool
 ) -> None:
     if table.name in _COMPACTED and (small := table.small_files()) >= SMALL_FILES:
         freed.add("small files", small if dry_run else table.compact())
+    with mysql.mysql_errors(), engine.connect() as connection:  # now, for compaction may have taken long
+        pinned = _pinned_by_state(connection, application)[table.name]
     cutoff, snapshots = now() - kept, table.snapshots()
     there = {snapshot for snapshot, _ in snapshots}
     wanted = (pinned & there) | kept_by_age(snapshots, cutoff, now() - days)

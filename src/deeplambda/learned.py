@@ -109,6 +109,20 @@ class Vocabulary(BaseModel):
         return padded(rows, length)
 
 
+_COUNTED = 20
+"""Of the runs of units that are kept, how many times as many are counted at once."""
+
+
+def _forget_rare(counts: Sequence[Counter[str]]) -> None:
+    """Drop the runs with the least count, and those with more until half are left."""
+    every, least = sum(map(len, counts)), 1
+    while sum(map(len, counts)) > every // 2:
+        for of in counts:
+            for run in [run for run, count in of.items() if count <= least]:
+                del of[run]
+        least += 1
+
+
 class NaiveBayes(BaseModel):
     """What runs of neighbouring words, or of characters, say for one of two classes: their log-count ratios.
 
@@ -139,11 +153,13 @@ class NaiveBayes(BaseModel):
         """holds: for each text, whether it is of the class. lengths: the shortest and the longest run, in units.
 
         size: how many runs are kept at most, the commonest. A run counts once for each text that has it, and once more
-        for either class.
+        for either class. While 20 times as many are counted, those seen least are forgotten, so memory has a bound.
         """
         counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         for text, held in zip(texts, holds, strict=True):
             counts[held].update(_runs(text, unit, lengths))
+            if sum(map(len, counts)) > _COUNTED * size:
+                _forget_rare(counts)
         against, towards = counts
         both = against + towards
         kept = sorted(both, key=lambda run: (-both[run], run))[:size]

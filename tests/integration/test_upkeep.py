@@ -9,7 +9,7 @@ from pyspark.sql import SparkSession
 
 from batch_layer import upkeep
 from batch_layer.recompute import recompute
-from batch_layer.upkeep import RETAINED, Table, kept_by_age, maintain
+from batch_layer.upkeep import Table, kept_by_age, maintain
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
@@ -27,6 +27,7 @@ COMMITS = 24
 def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(upkeep, "RETAINED", 5)
     service = OwnService(stack, tmp_path)
     packed, table = pack_application(service.name, service.settings), f"lake.{service.name}.events"
 
@@ -61,7 +62,7 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
 
     maintain(spark, service.settings, service.name, kept_snapshots=timedelta())
     snapshots, data_files = files()
-    assert snapshots <= RETAINED + 3
+    assert snapshots <= 5 + 3
     assert data_files < COMMITS / 2
     assert spark.table(table).count() == COMMITS
     assert visible.events_snapshot is not None

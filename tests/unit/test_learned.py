@@ -83,6 +83,8 @@ def test_characters_are_evidence_across_forms_of_a_word() -> None:
 
 
 def test_naive_bayes_keeps_the_commonest_runs_and_comes_back_as_it_was() -> None:
+    learned = NaiveBayes.of((f"a b{n}" for n in range(1000)), (n % 2 == 0 for n in range(1000)), size=2, lengths=(1, 1))
+    assert "a" in learned.ratios, "the common ones are never forgotten"
     learned = NaiveBayes.of(["a b", "a c", "a b"], [True, False, True], size=2)
     assert set(learned.ratios) == {"a", "a b"}
     assert again(fit_naive_bayes, learned) == learned

@@ -4,13 +4,16 @@ Every session has the catalog `lake`. Credentials reach the JVM by its environme
 """
 
 import os
+import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-from pyspark.errors import AnalysisException
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type, to_arrow_schema
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
@@ -276,23 +279,55 @@ SNAPSHOT_OPTION = "snapshot-property.deeplambda-run"
 """A write with this option names its snapshot, so that it can be told from those of other writers."""
 
 
-def snapshot_of_run(spark: SparkSession, table: str, run: str) -> int | None:
-    """The snapshot that was written with `SNAPSHOT_OPTION` set to `run`; None when nothing was."""
-    found = spark.sql(f"SELECT snapshot_id FROM {table}.snapshots WHERE summary['deeplambda-run'] = '{run}'").first()
-    return found[0] if found else None
+class Written(NamedTuple):
+    """The snapshot that a write made, and the one that it built on."""
+
+    snapshot: int
+    parent: int | None
+
+
+def written_by(spark: SparkSession, table: str, run: str) -> Written | None:
+    """What the write with `SNAPSHOT_OPTION` set to `run` made; None when it wrote nothing."""
+    of_run = f"summary['deeplambda-run'] = '{run}'"
+    found = spark.sql(f"SELECT snapshot_id, parent_id FROM {table}.snapshots WHERE {of_run}").first()
+    return Written(*found) if found else None
 
 
 class SnapshotSize(NamedTuple):
-    """What a table holds. bytes: of its files, which are compressed."""
+    """What a table holds. bytes: of its data files, which are compressed."""
 
     rows: int
+    files: int
     bytes: int
 
 
 def snapshot_size(spark: SparkSession, table: str, snapshot: int) -> SnapshotSize:
     """By the totals that Iceberg keeps with each snapshot: no file is read."""
     summary = spark.sql(f"SELECT summary FROM {table}.snapshots WHERE snapshot_id = {snapshot}").collect()[0][0]
-    return SnapshotSize(rows=int(summary["total-records"]), bytes=int(summary["total-files-size"]))
+    totals = (int(summary[f"total-{what}"]) for what in ("records", "data-files", "files-size"))
+    return SnapshotSize(*totals)
+
+
+@contextmanager
+def held(spark: SparkSession, table: str, snapshot: int, days: int) -> Iterator[None]:
+    """Keep a snapshot's files while they are read, however long that takes: by a tag, which ages after a crash."""
+    tag = f"read-{secrets.token_hex(4)}"
+    change_tag(spark, table, f"CREATE OR REPLACE TAG `{tag}` AS OF VERSION {snapshot} RETAIN {days} DAYS")
+    try:
+        yield
+    finally:
+        change_tag(spark, table, f"DROP TAG IF EXISTS `{tag}`")
+
+
+@retry(  # Iceberg does not try a change of tags again that another writer's commit has overtaken
+    retry=retry_if_exception_type((PySparkException, Py4JJavaError)),
+    stop=stop_after_attempt(8),
+    wait=wait_random_exponential(max=2),
+    reraise=True,
+)
+def change_tag(spark: SparkSession, table: str, clause: str) -> None:
+    """Create or drop a tag. clause: of ALTER TABLE; it may be carried out twice."""
+    spark.sql(f"ALTER TABLE {table} {clause}")
 
 
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:

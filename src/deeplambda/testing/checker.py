@@ -168,7 +168,7 @@ def _check_event(work: Work) -> str:
         raise work.stop(
             "event", f"{event.__name__} has no field of its own", "add the payload's fields", event.__name__
         )
-    for name in sorted(set(RESERVED) & set(schema.names)):
+    for name in sorted(name for name in schema.names if name.lower() in RESERVED):  # Spark does not tell cases apart
         work.find(
             "event",
             f"the field {name!r} has the name of a column that the lake's examples have already",

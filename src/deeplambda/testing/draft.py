@@ -93,8 +93,12 @@ def write_draft(name: str, sample: Path, applications_dir: Path) -> Draft:
     if file.exists():
         raise ConfigurationError(f"{file} is there already", "choose another name, or remove it")
     text, summary = _drafted(name, sample)
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as exc:
+        raise BadInput("a file's name is no UTF-8", "rename it") from exc
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_bytes(content)
     return Draft(file=file, summary=summary, decisions=text.count("# DECIDE"))
 
 
@@ -301,7 +305,7 @@ def _column(name: str, values: list[Any], number: int) -> Column | None:
 def _is_number(value: Any) -> bool:
     try:
         return abs(float(value)) < float("inf") and not isinstance(value, bool)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -312,7 +316,7 @@ def _field_name(column: str, number: int) -> str:
     plain = plain or f"column_{number}"
     if plain[0].isdigit():
         plain = f"column_{plain}"
-    if keyword.iskeyword(plain) or plain in (*RESERVED, "event_id", "occurred_at") or hasattr(Event, plain):
+    if keyword.iskeyword(plain) or plain.lower() in (*RESERVED, "event_id", "occurred_at") or hasattr(Event, plain):
         return f"{plain}_value" if plain == plain.lower() else f"{plain.lower()}_value"
     return plain
 
@@ -337,9 +341,8 @@ def _of_table(name: str, table: Table) -> tuple[str, str]:
     }
     kinds = [kind for kind, there in (("numbers", numbers), ("categories", categories), ("texts", texts)) if there]
     needs = {"numbers": "Standardization", "categories": "Categories", "texts": "Vocabulary"}
-    dropped = (
-        f"    # DECIDE: left out, for their type takes thought: {', '.join(table.dropped)}\n" if table.dropped else ""
-    )
+    names = ", ".join(map(_quoted, table.dropped))  # quoted: what is in a name must not become code
+    dropped = f"    # DECIDE: left out, for their type takes thought: {names}\n" if names else ""
     text = TABLE.format(
         title=_title(name),
         name=name,
@@ -349,7 +352,7 @@ def _of_table(name: str, table: Table) -> tuple[str, str]:
         splits=f"    # {_SPLIT_DECISION}\n    splits = {table.splits}\n" if table.splits else "",
         imports=", ".join(sorted([*table.readers, *(["ByHash"] if table.splits else [])])),
         learned_imports=", ".join(sorted(needs[kind] for kind in kinds)),
-        label=table.label,
+        label=_quoted(table.label),
         objective=objective,
         objective_class=objective.partition("(")[0],
         metrics=metrics,
@@ -362,7 +365,7 @@ def _of_table(name: str, table: Table) -> tuple[str, str]:
     )
     seen = Counter(column.role for column in table.columns)
     described = ", ".join(f"{count} {role}" for role, count in seen.items())
-    return text, f"fields: {described}; the label is taken to be {table.label}"
+    return text, f"fields: {described}; the label is taken to be {_quoted(table.label)}"
 
 
 def _field(column: Column) -> str:
@@ -391,7 +394,15 @@ def _quoted(value: Any) -> str:
 
 
 def _title(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
+    """The name as a class has it; one that Python or the draft itself uses gets a word behind it."""
+    title = "".join(word.capitalize() for word in name.split("_"))
+    taken = keyword.iskeyword(title) or title in _NAMES_IN_DRAFTS
+    return f"{title}Application" if taken else title
+
+
+_NAMES_IN_DRAFTS = frozenset(re.findall(r"\b[A-Z]\w*", TABLE + IMAGES)) | {
+    *("Standardization", "Categories", "Vocabulary", "ByHash", "Csv", "JsonLines", "Parquet", "Lines")
+}
 
 
 def _tuple(items: Sequence[str], indent: int = 8) -> str:

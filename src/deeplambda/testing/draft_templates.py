@@ -145,17 +145,20 @@ from deeplambda.objective import Classification
 from deeplambda.sources import {imports}
 
 SIDE = 32  # DECIDE: pixels that an image is brought to; more show more and take longer
+LARGEST = 16_000_000  # pixels of an image: a small file can hold very many
 
 
 def picture(content: bytes) -> bytes:
-    """Refuses what is no image, before a model has to answer for it."""
+    """Refuses what is no whole image, or one of very many pixels, before a model has to answer for it."""
     from PIL import Image
 
     try:
         with Image.open(BytesIO(content), formats=["PNG", "JPEG"]) as image:
-            image.verify()
+            if image.width * image.height > LARGEST:
+                raise ValueError(f"{{image.width}} × {{image.height}} pixels")
+            image.load()
     except Exception as exc:
-        raise ValueError(f"neither PNG nor JPEG: {{exc}}") from exc
+        raise ValueError(f"no PNG or JPEG that can be taken: {{exc}}") from exc
     return content
 
 

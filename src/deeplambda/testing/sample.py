@@ -207,8 +207,16 @@ def csv_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a table as text, with the columns `_c0`, `_c1`, … where no header names them.
 
-    A row of more or fewer cells than the first has the key UNREAD alone.
+    A row of more or fewer cells than the first has the key UNREAD alone. Raises: BadInput.
     """
+    try:
+        yield from _csv_rows(path, separator, header=header, multiline=multiline)
+    except csv.Error as exc:
+        raise BadInput(f"{path.name} cannot be read as a table: {exc}", "see whether a quote is left open") from exc
+
+
+def _csv_rows(path: Path, separator: str, *, header: bool, multiline: bool) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(READ_BYTES)
     if multiline:
         rows: Iterator[list[str]] = csv.reader(lines(path), delimiter=separator)
     else:

@@ -122,6 +122,25 @@ def test_cells_of_several_lines_and_names_that_are_none_in_python_are_taken(tmp_
     assert 'Classification(("bad", "good", "so-so"))' in written
 
 
+def test_what_is_in_a_column_s_name_never_becomes_code(tmp_path: Path) -> None:
+    harmful = "x\nimport os; os.abort()  #"
+    rows = [{"a": n, harmful: {"deep": n}, "label": "ab"[n % 2]} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    written = write_draft("mine", tmp_path / "rows.jsonl", tmp_path / "applications").file.read_text()
+    assert not [line for line in written.splitlines() if line.startswith("import os")]
+    rows = [{"a": n, harmful: "ab"[n % 2]} for n in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    written = write_draft("yours", tmp_path / "rows.parquet", tmp_path / "applications").file.read_text()
+    assert not [line for line in written.splitlines() if line.startswith("import os")]
+
+
+@pytest.mark.parametrize("name", ["none", "learned", "vocabulary"])
+def test_a_name_that_python_or_the_draft_uses_is_not_the_class_s(name: str, tmp_path: Path) -> None:
+    written = write_draft(name, _text(tmp_path), tmp_path / "applications").file.read_text()
+    compile(written, name, "exec")
+    assert f"class {name.title()}Application(Application)" in written
+
+
 def test_a_number_is_predicted_from_where_the_labels_lie(tmp_path: Path) -> None:
     rows = [{"area": float(n), "city": "ab"[n % 2], "price": 3e5 + 1e3 * n} for n in range(60)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "houses.parquet")
@@ -159,6 +178,7 @@ def test_the_command_writes_says_what_is_next_and_does_not_overwrite(
         ("Bad Name", "a,label\n1,x\n2,y\n", "cannot be an application's name"),
         ("fine", "", "no rows"),
         ("fine", "a,label\n1,x\n2,x\n", "1 values"),
+        ("fine", 'a,label\n"' + "1,x\n" * 50_000, "no rows|1 values|cannot be read"),
     ],
 )
 def test_a_sample_that_nothing_can_be_made_of_is_refused(name: str, content: str, problem: str, tmp_path: Path) -> None:

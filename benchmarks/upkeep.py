@@ -1,0 +1,89 @@
+"""A day of the archive on fast forward: what a table of many commits costs with upkeep on, late against early.
+
+Each commit appends one row, as the archive does every five seconds; upkeep runs after every 50 and keeps snapshots for
+20 s. Measured are the bytes and the number of the metadata files, and the seconds of counting the rows, which reads no
+data. The ratio is the worst of the three.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from batch_layer.upkeep import maintain
+from benchmarks.ratio import Ratio
+from deeplambda.adapters.lake import create_tables, spark_session
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.config import load_settings
+from deeplambda.loading import pack_application
+
+NAME = "metadata of the archive"
+AIM = 1.5
+EARLY, LATE = 100, 1_000
+_UPKEEP_EVERY, _KEPT = 50, timedelta(seconds=20)
+_TABLE = "lake.digits.labels"  # nothing is sent to it while this runs
+
+
+class Cost(NamedTuple):
+    """Of one table: its metadata files, and a count query."""
+
+    bytes: int
+    files: int
+    count_s: float
+
+
+def measure() -> Ratio:
+    """After `LATE` commits, against after `EARLY`."""
+    settings = load_settings()
+    spark, store = spark_session(settings, "benchmark"), ObjectStore(settings)
+    create_tables(spark, pack_application("digits", settings).load())
+    columns = spark.table(_TABLE).columns
+    costs = {}
+    for commit in range(1, LATE + 1):
+        at = F.current_timestamp()
+        row = spark.range(1).select(
+            F.lit(f"event-{commit}").alias("event_id"),
+            F.lit("7").alias("label"),
+            F.lit(0).alias("kafka_partition"),
+            F.lit(commit).cast("bigint").alias("kafka_offset"),
+            at.alias("kafka_timestamp"),
+            at.alias("archived_at"),
+        )
+        row.select(columns).writeTo(_TABLE).append()
+        if commit % _UPKEEP_EVERY == 0:
+            maintain(spark, settings, "digits", orphans=False, kept_snapshots=_KEPT)
+        if commit in (EARLY, LATE):
+            costs[commit] = _cost(spark, store)
+    spark.stop()
+    early, late = costs[EARLY], costs[LATE]
+    worst = max(Cost._fields, key=lambda name: getattr(late, name) / getattr(early, name))
+    return Ratio(
+        name=f"{NAME} after {LATE:,} commits: {worst}",
+        value=getattr(late, worst) / getattr(early, worst),
+        baseline_name=f"after {EARLY:,} ({early.bytes:,} bytes, {early.files} files, {early.count_s:.2f} s to count)",
+        baseline=getattr(early, worst),
+        measured=getattr(late, worst),
+        unit=f"({late.bytes:,} bytes, {late.files} files, {late.count_s:.2f} s to count)",
+        aim=AIM,
+        higher_is_better=False,
+    )
+
+
+def _cost(spark: SparkSession, store: ObjectStore) -> Cost:
+    kept = store.list("warehouse/digits.db/labels/metadata/")
+    seconds = [_timed(lambda: spark.table(_TABLE).count()) for _ in range(5)]
+    return Cost(sum(found.bytes for found in kept), len(kept), statistics.median(seconds))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    print(measure())
