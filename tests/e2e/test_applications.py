@@ -40,6 +40,7 @@ Said = dict[str, Answer]
 
 EXAMPLES = ("digits", "sentiment", "turbofan", "fraud")
 EVENTS = 40
+"""Of each application, at most."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def together(deeplambda: Command) -> Iterator[Settings]:
         environment.setenv("DEEPLAMBDA_DATA_DIR", str(folder / ".deeplambda"))
         environment.setenv("DEEPLAMBDA_APPLICATIONS_DIR", str(Path("examples").resolve()))
         environment.setenv("DEEPLAMBDA_APPLICATIONS", json.dumps(EXAMPLES))
-        deeplambda("up", "--free-ports")
+        deeplambda("up", "--free-ports", "kafka", "s3", "mysql", "metastore")
         load_settings.cache_clear()
         try:
             for name in EXAMPLES:
@@ -62,6 +63,7 @@ def together(deeplambda: Command) -> Iterator[Settings]:
                 digits = executor.submit(deeplambda, "batch", "run", "digits", *perceptron)
                 deeplambda("batch", "run", *EXAMPLES[1:], "--set", "epochs=1")
                 digits.result()
+            deeplambda("up")  # now, for twelve streams that wait take most of a core from training
             yield load_settings()
         finally:
             deeplambda("down")
@@ -108,7 +110,7 @@ def test_every_example_goes_from_its_files_to_equal_predictions_by_stream_and_ba
 ) -> None:
     run = new_run("four")
     sent = {name: send_test_rows(together, hive, name, run) for name in EXAMPLES}
-    assert {name: len(ids) for name, ids in sent.items()} == dict.fromkeys(EXAMPLES, EVENTS)
+    assert all(sent.values()), "each example has test rows"
 
     def by_stream(name: str) -> Said:
         with mysql.engine(together, "analyst").connect() as connection:
@@ -119,7 +121,7 @@ def test_every_example_goes_from_its_files_to_equal_predictions_by_stream_and_ba
             return connection.scalar(text(f"SELECT count(*) FROM lake.{name}.events"))
 
     def scored_and_archived() -> bool:
-        return all(by_stream(name).keys() == ids and archived(name) == EVENTS for name, ids in sent.items())
+        return all(by_stream(name).keys() == ids and archived(name) == len(ids) for name, ids in sent.items())
 
     assert eventually(scored_and_archived), {name: (len(by_stream(name)), archived(name)) for name in sent}
     streams = {name: by_stream(name) for name in sent}  # now, for rows are trimmed once a batch view has them
