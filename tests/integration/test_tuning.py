@@ -131,5 +131,6 @@ def test_the_last_line_is_the_command_that_trains_with_the_best(
     said = deeplambda("batch", "tune", "digits", "--trials", "1", "--set", "epochs=1").stdout
     learning_rate = r"--set learning_rate=0\.0\d+"
     assert re.fullmatch(
-        rf"deeplambda batch train digits --set epochs=1 {learning_rate} --set batch_size=\d+", said.splitlines()[-1]
+        rf"deeplambda batch train digits --set epochs=1 {learning_rate} --set batch_size=\d+ --set architecture=[\w-]+",
+        said.splitlines()[-1],
     )
