@@ -66,6 +66,11 @@ def decode(raw: bytes, name: str) -> "dict[str, Tensor]":
     return tensors
 
 
+def run_prefix(application: str, run: str) -> str:
+    """What the keys of all that is kept of a run begin with."""
+    return f"{application}/runs/{run}/"
+
+
 def save_checkpoint(store: ObjectStore, application: str, checkpoint: Checkpoint, encoded: bytes) -> None:
     """Store the tensors first, then the description that names them. Raises: NotReady."""
     store.put(_tensors_key(application, checkpoint), encoded)
@@ -77,8 +82,8 @@ def newest_checkpoint(store: ObjectStore, application: str, run: str) -> "tuple[
 
     Raises: NotReady.
     """
-    keys = [found.key for found in store.list(f"{application}/runs/{run}/checkpoint-") if found.key.endswith(".json")]
-    for key in sorted(keys, reverse=True):
+    stored = store.list(f"{run_prefix(application, run)}checkpoint-")
+    for key in sorted((each.key for each in stored if each.key.endswith(".json")), reverse=True):
         try:
             return _fetched(store, application, key)
         except (BadInput, ValidationError) as exc:  # BadInput: the tensors are gone, or CorruptObject
@@ -100,9 +105,9 @@ def _fetched(store: ObjectStore, application: str, key: str) -> "tuple[Checkpoin
 
 
 def _description_key(application: str, run: str, epoch: int) -> str:
-    return f"{application}/runs/{run}/checkpoint-{epoch:05}.json"
+    return f"{run_prefix(application, run)}checkpoint-{epoch:05}.json"
 
 
 def _tensors_key(application: str, checkpoint: Checkpoint) -> str:
     name = f"checkpoint-{checkpoint.epoch:05}-{checkpoint.tensors_sha256[:12]}.safetensors"
-    return f"{application}/runs/{checkpoint.run}/{name}"
+    return f"{run_prefix(application, checkpoint.run)}{name}"

@@ -42,8 +42,13 @@ Hyperparameter = Annotated[
 
 
 def _packed(name: str) -> tuple[Settings, PackedApplication]:
+    settings, (packed,) = _all_packed([name])
+    return settings, packed
+
+
+def _all_packed(names: Iterable[str]) -> tuple[Settings, list[PackedApplication]]:
     settings = load_settings()
-    return settings, pack_application(name, settings)
+    return settings, [pack_application(name, settings) for name in names]
 
 
 def _one_after_the_other(applications: Iterable[PackedApplication], work: Callable[[PackedApplication], None]) -> None:
@@ -215,8 +220,7 @@ def batch_run(
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
     from batch_layer.pipeline import run_pipeline
 
-    settings = load_settings()
-    packed_ones = [pack_application(name, settings) for name in applications]
+    settings, packed_ones = _all_packed(applications)
     overrides = _hyperparameters(set_, *packed_ones)
     spark = _spark(settings, "run")
 
@@ -246,8 +250,7 @@ def batch_recompute(
     """
     from batch_layer.recompute import recompute
 
-    settings = load_settings()
-    packed_ones = [pack_application(name, settings) for name in applications]
+    settings, packed_ones = _all_packed(applications)
     spark = _spark(settings, "recompute")
 
     def score(packed: PackedApplication) -> None:

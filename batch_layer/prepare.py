@@ -43,7 +43,7 @@ from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import learns, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
-from deeplambda.features import Features, concatenated, declared, row_size_bytes
+from deeplambda.features import Features, concatenated, declared, row_bytes, zero_features
 from deeplambda.learned import EncodedState, decode_state, encode_state
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import labels_of
@@ -100,8 +100,8 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
 def _shard_rows(spark: SparkSession, packed: PackedApplication, snapshot: int) -> int:
     features = declared(packed.load().features)
     of_lake = snapshot_size(spark, f"lake.{packed.name}.examples", snapshot)
-    row_bytes = max(1, math.ceil(of_lake.bytes / max(1, of_lake.rows)), row_size_bytes(features or {}))
-    rows = max(1, SHARD_BYTES // row_bytes)
+    largest = max(1, math.ceil(of_lake.bytes / max(1, of_lake.rows)), row_bytes(zero_features(features or {})))
+    rows = max(1, SHARD_BYTES // largest)
     return rows if features else min(rows, UNDECLARED_ROWS)
 
 
@@ -117,11 +117,12 @@ def prepare(
     state = learned_state(spark, settings, packed, dataset)
     made = _announced(store, dataset)
     deal = _Deal(dataset, {(each.split, each.partition) for each in made})
+    done = [task for task, partition in enumerate(deal.partitions) if partition in deal.made]
     announced = (
         read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
         .where("label IS NOT NULL")
         .select("event_id", *payload_schema(packed.load().event).names, "label", deal.column().alias(_DEALT))
-        .where(~F.col(_DEALT).isin(deal.done))
+        .where(~F.col(_DEALT).isin(done))
         .repartitionById(len(deal.partitions), _DEALT)
         .sortWithinPartitions("event_id")
         .mapInArrow(_preparation(settings, packed, deal, state), from_arrow_schema(_ANNOUNCEMENTS))
@@ -149,17 +150,11 @@ class _Deal:
         splits = sorted(self.dataset.shards, key=lambda split: (split != TRAIN, split))
         return [(split, partition) for split in splits for partition in range(self.dataset.shards[split])]
 
-    @property
-    def done(self) -> list[int]:
-        """The tasks with nothing to do."""
-        return [task for task, partition in enumerate(self.partitions) if partition in self.made]
-
     def column(self) -> Column:
         """The task that a row belongs to."""
-        task = F.lit(None).cast("int")
+        task, dealt = F.lit(None).cast("int"), self.partitions
         for split, partitions in self.dataset.shards.items():
-            first = self.partitions.index((split, 0))
-            of_split = F.pmod(F.xxhash64("event_id"), F.lit(partitions)).cast("int") + first
+            of_split = F.pmod(F.xxhash64("event_id"), F.lit(partitions)).cast("int") + dealt.index((split, 0))
             task = F.when(F.col("split") == split, of_split).otherwise(task)
         return task
 
@@ -245,7 +240,7 @@ def _preparation(
     def prepare_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         task = context.partitionId() if context else 0
-        if task not in deal.done:
+        if deal.partitions[task] not in deal.made:
             announcement = _prepared(settings, packed, deal, state, task, batches)
             yield pa.RecordBatch.from_pylist([{"announcement": announcement.model_dump_json()}], schema=_ANNOUNCEMENTS)
 

@@ -32,11 +32,6 @@ def prepared_prefix(application: str, dataset: str) -> str:
     return f"{application}/prepared/{dataset}/"
 
 
-def in_use_key(application: str, dataset: str) -> str:
-    """What training puts anew in each epoch, so that upkeep sees that the data set is needed."""
-    return f"{prepared_prefix(application, dataset)}in-use"
-
-
 def shard_key(application: str, dataset: str, split: str, partition: int) -> str:
     """Where a shard is kept."""
     return f"{prepared_prefix(application, dataset)}{split}-{partition:05}.safetensors"

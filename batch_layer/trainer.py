@@ -19,7 +19,7 @@ from torch import Tensor
 from batch_layer.compute import Compute, as_model_input, channels_last_rows
 from deeplambda.application import Application
 from deeplambda.errors import BadInput, DeepLambdaError, UnfitModel
-from deeplambda.features import SINGLE, Features, call, row_count
+from deeplambda.features import Features, as_taken, by_name, call, row_count
 from deeplambda.metrics import measured
 from deeplambda.records.featurizer import said
 from deeplambda.state.card import TrainerHyperparameters, model_arguments
@@ -166,7 +166,7 @@ class Trainer:
         with self._compute.autocast():
             outputs = call(self.model, features)
         with _own_code(self._application, "loss"):
-            loss = self._application.loss(outputs.float(), labels_B, _as_taken(features))
+            loss = self._application.loss(outputs.float(), labels_B, as_taken(features))
             if not (isinstance(loss, Tensor) and loss.ndim == 0):
                 raise BadInput("what it gives is not a scalar tensor")
         self._optimizer.zero_grad()
@@ -180,8 +180,8 @@ class Trainer:
         if type(self._application).augment is Application.augment:
             return features
         with _own_code(self._application, "augment"):
-            given = self._application.augment(_as_taken(features))
-            found = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
+            given = self._application.augment(as_taken(features))
+            found = by_name(given)
             if found.keys() != features.keys() or row_count(found) != rows:
                 raise BadInput(
                     f"it gives {row_count(found)} rows of {', '.join(found)} for {rows} of {', '.join(features)}"
@@ -271,11 +271,6 @@ def outputs_of(model: torch.nn.Module, rows: Rows, device: torch.device) -> NDAr
             ]
         )
     return outputs.numpy()
-
-
-def _as_taken(features: dict[str, Tensor]) -> Any:
-    """As the model takes them: the one tensor, or tensors by name."""
-    return features[SINGLE] if set(features) == {SINGLE} else features
 
 
 @contextmanager

@@ -17,10 +17,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from batch_layer.checkpoint import Checkpoint, encode, fetch_checkpoint, newest_checkpoint, run_id, save_checkpoint
+from batch_layer.checkpoint import (
+    Checkpoint,
+    encode,
+    fetch_checkpoint,
+    newest_checkpoint,
+    run_id,
+    run_prefix,
+    save_checkpoint,
+)
 from batch_layer.compute import best_compute
 from batch_layer.feed import Shard, ShardFeed
-from batch_layer.shard_format import in_use_key
+from batch_layer.shard_format import prepared_prefix
 from batch_layer.trainer import Rows, Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -135,8 +143,9 @@ class _Run:
 
     def _say_in_use(self) -> None:
         """Upkeep removes data sets and runs that nobody touches for days."""
-        self._store.put(in_use_key(self._application.name, self._dataset), b"")
-        self._store.put(f"{self._application.name}/runs/{self._id}/in-use", b"")
+        name = self._application.name
+        for prefix in (prepared_prefix(name, self._dataset), run_prefix(name, self._id)):
+            self._store.put(f"{prefix}in-use", b"")
 
     def trained(self, snapshot: int, preparing: "Future[Any] | None") -> TrainedRun:
         self._say_in_use()

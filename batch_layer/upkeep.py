@@ -179,16 +179,13 @@ def _sql(moment: datetime) -> str:
     return f"TIMESTAMP '{moment:%Y-%m-%d %H:%M:%S.%f}'"
 
 
-def _pinned_by_state(connection: Connection, application: str) -> dict[str, set[int]]:
-    """By table, the snapshots that a card or the horizon names."""
-    pinned: dict[str, set[int]] = defaultdict(set)
-    pinned["examples"] = {card.snapshot for card in registry.cards(connection, application)}
+def _pinned_by_state(connection: Connection, application: str, table: str) -> set[int]:
+    """The table's snapshots that a card or the horizon names."""
+    if table == "examples":
+        return {card.snapshot for card in registry.cards(connection, application)}
     visible = read_batch_view(connection, application)
-    if visible.horizon.snapshot is not None:
-        pinned["predictions"].add(visible.horizon.snapshot)
-    if visible.events_snapshot is not None:
-        pinned["events"].add(visible.events_snapshot)
-    return pinned
+    named = {"predictions": visible.horizon.snapshot, "events": visible.events_snapshot}.get(table)
+    return set() if named is None else {named}
 
 
 def _maintain_table(
@@ -197,7 +194,7 @@ def _maintain_table(
     if table.name in _COMPACTED and (small := table.small_files()) >= SMALL_FILES:
         freed.add("small files", small if dry_run else table.compact())
     with mysql.mysql_errors(), engine.connect() as connection:  # now, for compaction may have taken long
-        pinned = _pinned_by_state(connection, application)[table.name]
+        pinned = _pinned_by_state(connection, application, table.name)
     cutoff, snapshots = now() - kept, table.snapshots()
     there = {snapshot for snapshot, _ in snapshots}
     wanted = (pinned & there) | kept_by_age(snapshots, cutoff, now() - days)

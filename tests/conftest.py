@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,19 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
     load_settings.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def hive_engine(stack: Settings) -> Iterator[Engine]:
+@contextmanager
+def hive_of(settings: Settings) -> Iterator[Engine]:
     """Hive as an analyst connects to it: by SQLAlchemy and the address alone."""
-    password = stack.analyst_password.get_secret_value()
-    engine = create_engine(f"hive://analyst:{password}@{stack.hive_address}/default?auth=CUSTOM")
+    password = settings.analyst_password.get_secret_value()
+    engine = create_engine(f"hive://analyst:{password}@{settings.hive_address}/default?auth=CUSTOM")
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def hive_engine(stack: Settings) -> Iterator[Engine]:
+    with hive_of(stack) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

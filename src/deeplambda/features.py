@@ -3,7 +3,6 @@
 An application whose transform returns a bare array has one tensor, named `features`. Legend: N rows, … one row's shape.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -46,11 +45,6 @@ def declared(features: Tensor | Specification | None) -> Specification | None:
     return {SINGLE: features} if isinstance(features, Tensor) else features
 
 
-def row_size_bytes(features: Specification) -> int:
-    """What one row takes in memory."""
-    return sum(np.dtype(tensor.dtype).itemsize * math.prod(tensor.shape) for tensor in features.values())
-
-
 def specification(features: Features) -> dict[str, Tensor]:
     """The tensors that these arrays are of. Raises: BadFeatures for a dtype that no model takes."""
     for name, array in features.items():
@@ -66,7 +60,7 @@ def checked(given: Any, rows: int, wanted: Specification | None) -> Features:
 
     Raises: BadFeatures.
     """
-    arrays = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
+    arrays = by_name(given)
     if not (arrays and all(isinstance(name, str) and name for name in arrays)):
         raise BadFeatures(f"the transform gives the tensors {list(arrays)}", "give at least one, named by text")
     for name, array in arrays.items():
@@ -118,6 +112,16 @@ def row_count(features: Mapping[str, Any]) -> int:
 def row_bytes(features: Features) -> int:
     """Bytes of one row of all tensors."""
     return sum(array.nbytes // max(1, len(array)) for array in features.values())
+
+
+def by_name(given: Any) -> dict[str, Any]:
+    """What an application's method gives: arrays or tensors by name, or a bare one."""
+    return dict(given) if isinstance(given, Mapping) else {SINGLE: given}
+
+
+def as_taken(tensors: Mapping[str, T]) -> T | Mapping[str, T]:
+    """As an application's hooks take features: the one tensor, or tensors by name."""
+    return tensors[SINGLE] if set(tensors) == {SINGLE} else tensors
 
 
 def call(model: Callable[..., T], tensors: Mapping[str, Any]) -> T:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from pydantic_core import from_json, to_json
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from sqlalchemy.engine import Connection
 
 from deeplambda.adapters import mysql
@@ -22,6 +22,7 @@ from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
 from deeplambda.records import topics
 from examples.data import data_folder
+from tests.conftest import hive_of
 from tests.traffic import eventually, new_run, producer
 
 Command = Callable[..., "CompletedProcess[str]"]
@@ -73,10 +74,8 @@ def together(deeplambda: Command) -> Iterator[Settings]:
 
 @pytest.fixture(scope="module")
 def hive(together: Settings) -> Iterator[Engine]:
-    password = together.analyst_password.get_secret_value()
-    engine = create_engine(f"hive://analyst:{password}@{together.hive_address}/default?auth=CUSTOM")
-    yield engine
-    engine.dispose()
+    with hive_of(together) as engine:
+        yield engine
 
 
 def send_test_rows(settings: Settings, hive: Engine, name: str, run: str) -> set[str]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from deeplambda.application import Application
 from deeplambda.errors import DeepLambdaError
-from deeplambda.features import SINGLE, Features, call, chosen, row_count
+from deeplambda.features import SINGLE, Features, as_taken, by_name, call, chosen, row_count
 from deeplambda.metrics import check_metrics, measured
 from deeplambda.state.card import TrainerHyperparameters
 from deeplambda.state.onnx_export import exported
@@ -341,7 +341,7 @@ def _check_augment(work: Work, features: dict[str, torch.Tensor], targets: torch
         return
     copies = {name: tensor.clone() for name, tensor in features.items()}
     try:
-        given = work.application.augment(_as_taken(copies))
+        given = work.application.augment(as_taken(copies))
     except Exception as exc:  # a user's code
         raise work.stop(
             "model",
@@ -349,7 +349,7 @@ def _check_augment(work: Work, features: dict[str, torch.Tensor], targets: torch
             "let it take a batch of features, as tensors, and give a batch back",
             "augment",
         ) from exc
-    found = dict(given) if isinstance(given, Mapping) else {SINGLE: given}
+    found = by_name(given)
     wanted, told = ({name: _described(tensor) for name, tensor in each.items()} for each in (features, found))
     if wanted != told:
         raise work.stop(
@@ -380,7 +380,7 @@ def _loss(work: Work, model: torch.nn.Module, features: dict[str, torch.Tensor],
     arrays = {name: tensor.numpy() for name, tensor in features.items()}
     outputs = _forward(work, model, arrays, "a training batch").float()
     try:
-        loss = work.application.loss(outputs, targets, _as_taken(features))
+        loss = work.application.loss(outputs, targets, as_taken(features))
     except Exception as exc:  # a user's code
         raise work.stop(
             "model",
@@ -406,11 +406,6 @@ def _loss(work: Work, model: torch.nn.Module, features: dict[str, torch.Tensor],
             "objective",
         )
     return loss
-
-
-def _as_taken(features: dict[str, torch.Tensor]) -> Any:
-    """As hooks take them: the one tensor, or all by name."""
-    return features[SINGLE] if set(features) == {SINGLE} else features
 
 
 @contextmanager
