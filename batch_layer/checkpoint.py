@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 class Checkpoint(BaseModel):
     """A run after a whole epoch. epochs: the records so far; the last one is of this checkpoint's epoch.
 
-    train_shards: partitions in the order in which the first epoch saw them; rows keep that order when a run is resumed.
     features: what the model takes.
     """
 
@@ -35,7 +34,6 @@ class Checkpoint(BaseModel):
 
     run: str
     epochs: list[EpochTrained]
-    train_shards: list[int]
     features: dict[str, FeatureTensor]
     tensors_sha256: str
 
@@ -77,18 +75,24 @@ def save_checkpoint(store: ObjectStore, application: str, checkpoint: Checkpoint
     store.put(_description_key(application, checkpoint.run, checkpoint.epoch), to_json(checkpoint))
 
 
-def newest_checkpoint(store: ObjectStore, application: str, run: str) -> "tuple[Checkpoint, dict[str, Tensor]] | None":
-    """The last whole one; None when there is none. One that is corrupt is named in the log and the one before it taken.
+def newest_epoch(store: ObjectStore, application: str, run: str) -> int:
+    """The last epoch with a whole checkpoint; 0 when there is none. One that is corrupt is named in the log and the one
+    before it taken.
 
     Raises: NotReady.
     """
-    stored = store.list(f"{run_prefix(application, run)}checkpoint-")
-    for key in sorted((each.key for each in stored if each.key.endswith(".json")), reverse=True):
+    for key in reversed(_descriptions(store, application, run)):
         try:
-            return _fetched(store, application, key)
+            return _fetched(store, application, key)[0].epoch
         except (BadInput, ValidationError) as exc:  # BadInput: the tensors are gone, or CorruptObject
             _log.warning("checkpoint %s of %s is not whole (%s); its epoch is trained again", key, application, exc)
-    return None
+    return 0
+
+
+def epochs_trained(store: ObjectStore, application: str, run: str) -> list[EpochTrained]:
+    """What the newest description tells, whether its tensors are whole or not. Raises: NotReady."""
+    keys = _descriptions(store, application, run)
+    return Checkpoint.model_validate_json(store.get(keys[-1])).epochs if keys else []
 
 
 def fetch_checkpoint(
@@ -96,6 +100,11 @@ def fetch_checkpoint(
 ) -> "tuple[Checkpoint, dict[str, Tensor]]":
     """That of one epoch. Raises: CorruptObject, BadInput when it is gone, NotReady."""
     return _fetched(store, application, _description_key(application, run, epoch))
+
+
+def _descriptions(store: ObjectStore, application: str, run: str) -> list[str]:
+    stored = store.list(f"{run_prefix(application, run)}checkpoint-")
+    return sorted(each.key for each in stored if each.key.endswith(".json"))
 
 
 def _fetched(store: ObjectStore, application: str, key: str) -> "tuple[Checkpoint, dict[str, Tensor]]":

@@ -39,6 +39,12 @@ Hyperparameter = Annotated[
     list[str] | None,
     typer.Option("--set", help="a hyperparameter, as name=value; may be given again", metavar="NAME=VALUE"),
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        help="processes that train one model together: on this machine, or as tasks of Spark's executors", min=1
+    ),
+]
 
 
 def _packed(name: str) -> tuple[Settings, PackedApplication]:
@@ -151,7 +157,7 @@ def batch_prepare(
 
 
 @batch.command("train")
-def batch_train(application: ApplicationName, set_: Hyperparameter = None) -> None:
+def batch_train(application: ApplicationName, set_: Hyperparameter = None, workers: Workers = 1) -> None:
     """Train on the newest snapshot's data set and publish the model; goes on where a killed run was."""
     from batch_layer.pipeline import train_and_publish
     from batch_layer.prepare import data_set
@@ -159,7 +165,8 @@ def batch_train(application: ApplicationName, set_: Hyperparameter = None) -> No
     settings, packed = _packed(application)
     overrides = _hyperparameters(set_, packed)
     spark = _spark(settings, "train")
-    train_and_publish(spark, settings, packed, data_set(spark, packed), overrides, PipelineConsole(console))
+    dataset = data_set(spark, packed)
+    train_and_publish(spark, settings, packed, dataset, overrides, PipelineConsole(console), workers=workers)
 
 
 @batch.command("tune")
@@ -216,6 +223,7 @@ def batch_run(
     applications: ApplicationNames,
     set_: Hyperparameter = None,
     promote: Annotated[bool, typer.Option(help="make the new version the champion, if it may be")] = True,
+    workers: Workers = 1,
 ) -> None:
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
     from batch_layer.pipeline import run_pipeline
@@ -225,7 +233,9 @@ def batch_run(
     spark = _spark(settings, "run")
 
     def run(packed: PackedApplication) -> None:
-        card = run_pipeline(spark, settings, packed, overrides, PipelineConsole(console), promotes=promote)
+        card = run_pipeline(
+            spark, settings, packed, overrides, PipelineConsole(console), promotes=promote, workers=workers
+        )
         if promote:
             console.print(f"[green]champion[/]: {packed.name}/{card.version}")
 

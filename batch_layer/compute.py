@@ -12,27 +12,40 @@ from dataclasses import dataclass
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+_SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device, and bf16 autocast where it helps: elsewhere a CPU emulates bf16 and is slower than in fp32."""
+    """A device, the numbers of the forward pass, and which of the run's workers this process is.
+
+    numbers: float32, or what autocast uses where it helps. Elsewhere a CPU emulates bf16 and is slower than in fp32.
+    rank: from 0.
+    """
 
     device: torch.device
-    bf16: bool
+    numbers: torch.dtype
+    rank: int = 0
+    workers: int = 1
 
     @property
     def name(self) -> str:
-        """For cards and events: `cpu, bf16` or `NVIDIA H100, bf16`."""
-        cuda = self.device.type == "cuda"
-        return (torch.cuda.get_device_name(self.device) if cuda else "cpu") + (", bf16" if self.bf16 else ", fp32")
+        """For cards and events: `cpu, bf16`, `NVIDIA H100, bf16` or `4 × NVIDIA H100, bf16`."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return (f"{self.workers} × " if self.workers > 1 else "") + f"{device}, {_SHORT[self.numbers]}"
 
     def autocast(self) -> AbstractContextManager[object]:
         """What the forward pass runs in."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        if self.numbers is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.numbers)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps gradients of fp16 from vanishing; does nothing for other numbers, whose exponents reach far enough."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.numbers is torch.float16)
 
     def place(self, model: nn.Module) -> nn.Module:
         """`model` on the device, its convolutions in channels_last: oneDNN's and cuDNN's own layout."""
@@ -41,20 +54,21 @@ class Compute:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return model.to(self.device)
 
-    def batch(self, rows: Tensor, chosen_B: Tensor) -> Tensor:
-        """Those rows on the device; the copy to a GPU runs beside its work."""
-        batch = rows.index_select(0, chosen_B)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        return batch
+    def room_bytes(self) -> int:
+        """What rows may take of a GPU's memory: half of what is free. 0 on the CPU, where they are already."""
+        return torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
 
 
 def best_compute() -> Compute:
-    """CUDA where there is one, else the CPU."""
+    """CUDA where there is one, else the CPU; one of several workers where `torch.distributed` says so."""
+    rank, workers = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     if torch.cuda.is_available():
-        return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False))
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return Compute(device, torch.bfloat16 if bf16 else torch.float16, rank, workers)
     capabilities = torch.cpu.get_capabilities()
-    return Compute(torch.device("cpu"), any(capabilities.get(name, False) for name in _BF16_INSTRUCTIONS))
+    bf16 = any(capabilities.get(name, False) for name in _BF16_INSTRUCTIONS)
+    return Compute(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, rank, workers)
 
 
 def channels_last_rows(features: Tensor) -> Tensor:

@@ -32,11 +32,13 @@ class EpochBars:
             console=console,
         )
         self._bar: TaskID | None = None
+        self._bars: dict[int, TaskID] = {}
 
     def begin(self, epoch: int, epochs: int, rows: float) -> None:
         """rows: as many as the epoch is expected to have; 0 while no shard has come."""
         metrics = "" if rows else "waiting for the first shard"
         self._bar = self._progress.add_task(f"epoch {epoch}/{epochs}", total=round(rows) or None, metrics=metrics)
+        self._bars[epoch] = self._bar
 
     def expect(self, rows: float) -> None:
         """The epoch turned out to have another number of rows."""
@@ -52,10 +54,10 @@ class EpochBars:
 
     def done(self, trained: EpochTrained) -> None:
         """Leave the finished epoch's metrics beside its bar."""
-        if self._bar is not None:
+        if (bar := self._bars.get(trained.epoch)) is not None:
             quality = ", ".join(f"{name} {value:.4f}" for name, value in trained.metrics.items())
             metrics = f"{trained.rows / trained.duration_s:,.0f} rows/s, loss {trained.loss:.4f}; test: {quality}"
-            self._progress.update(self._bar, total=trained.rows, completed=trained.rows, metrics=metrics)
+            self._progress.update(bar, total=trained.rows, completed=trained.rows, metrics=metrics)
 
     def __enter__(self) -> "EpochBars":
         self._progress.start()

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread
 from typing import Any
 
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from deeplambda.sources import split_names
 
 _REMEDY = "run 'deeplambda batch prepare', and see how far it got"
 _POLL_MS = 250
+_READ_AHEAD = 2
+"""Shards that wait, fetched, for whoever trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,15 @@ class Shard:
     announcement: PartitionPrepared
     features: Features
     labels_N: NDArray[Any]
+
+
+def fetch_shard(store: ObjectStore, announcement: PartitionPrepared) -> Shard:
+    """What was announced. Raises: CorruptObject, which names the object; BadInput when it is gone; NotReady."""
+    name = f"s3://{store.bucket}/{announcement.key}"
+    features, labels_N = read_shard(store.get(announcement.key, sha256=announcement.sha256), name)
+    if len(labels_N) != announcement.rows:
+        raise CorruptObject(f"{name} holds {len(labels_N)} rows, {announcement.rows} were announced", _REMEDY)
+    return Shard(announcement=announcement, features=features, labels_N=labels_N)
 
 
 class Announcements:
@@ -80,7 +91,7 @@ class Announcements:
 
 
 class ShardFeed:
-    """Iterate it once: every shard of every split that the application's sources make, fetched ahead in a thread.
+    """Iterate it once: every shard of every split that the application's sources make, a few fetched ahead in a thread.
 
     preparing: the job that prepares the data set in this process, where there is one; its failure ends the feed.
     patience_s: without such a job, how long to wait for the next announcement.
@@ -102,6 +113,7 @@ class ShardFeed:
         self._patience_s = patience_s
         self._store = ObjectStore(settings)
         self._stopped = Event()
+        self._room = Semaphore(_READ_AHEAD)
         self._manifest = manifest_key(application.name, dataset)
         self.announcements = Announcements(
             application.name, dataset, split_names(application.sources, application.splits)
@@ -115,34 +127,39 @@ class ShardFeed:
             while (item := fetched.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
+                self._room.release()
                 yield item
         finally:
             self._stopped.set()
+            self._room.release()
             thread.join()
 
     def _fetch_all(self, fetched: "SimpleQueue[Shard | Exception | None]") -> None:
         try:
             for announcement in self._announced():
-                fetched.put(self._fetch(announcement))
+                self._room.acquire()
+                if self._stopped.is_set():
+                    return
+                fetched.put(fetch_shard(self._store, announcement))
             fetched.put(None)
         except Exception as exc:  # raised again where the feed is read
             fetched.put(exc)
 
-    def _fetch(self, announcement: PartitionPrepared) -> Shard:
-        name = f"s3://{self._store.bucket}/{announcement.key}"
-        features, labels_N = read_shard(self._store.get(announcement.key, sha256=announcement.sha256), name)
-        if len(labels_N) != announcement.rows:
-            raise CorruptObject(f"{name} holds {len(labels_N)} rows, {announcement.rows} were announced", _REMEDY)
-        return Shard(announcement=announcement, features=features, labels_N=labels_N)
-
     def _announced(self) -> Iterator[PartitionPrepared]:
-        if self._store.digest(self._manifest) is None:
+        if not self.prepared():
             yield from self._followed()
         if not (self.announcements.complete or self._stopped.is_set()):
-            yield from self._listed()
+            yield from self.listed()
 
-    def _listed(self) -> Iterator[PartitionPrepared]:
-        """What the manifest names. A split of which it names nothing has no rows."""
+    def prepared(self) -> bool:
+        """Whether the data set is whole, so that its manifest lists it."""
+        return self._store.digest(self._manifest) is not None
+
+    def listed(self) -> Iterator[PartitionPrepared]:
+        """What the manifest names and was not announced yet. A split of which it names nothing has no rows.
+
+        Raises: CorruptObject when it lacks one, BadInput when there is no manifest, NotReady.
+        """
         name = f"s3://{self._store.bucket}/{self._manifest}"
         try:
             listed = MANIFEST.validate_json(self._store.get(self._manifest))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pyspark.sql import SparkSession
 
-from batch_layer.checkpoint import newest_checkpoint, run_id
+from batch_layer.checkpoint import newest_epoch, run_id
 from batch_layer.gate import promote
 from batch_layer.ingest import Ingested, ingest
 from batch_layer.lake_rows import append_model_rows
@@ -19,6 +19,7 @@ from batch_layer.prepare import DataSet, data_set, prepare
 from batch_layer.publish import metric_rows, model_row, publish_run
 from batch_layer.trainer import all_hyperparameters
 from batch_layer.training_run import TrainingListener, train
+from batch_layer.training_workers import train_on_workers
 from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
@@ -55,17 +56,19 @@ def run_pipeline(
     listener: PipelineListener,
     *,
     promotes: bool = True,
+    workers: int = 1,
 ) -> Card:
     """The whole loop; the card of the version that it published. Training begins while shards are still prepared.
 
-    overrides: of the application's hyperparameters. promotes: whether the version is offered to the gate.
+    overrides: of the application's hyperparameters. promotes: whether the version is offered to the gate. workers: that
+    train; several begin when all shards are prepared.
     Raises: what the steps raise; UnfitModel when the gate refuses the version.
     """
     ingest_examples(spark, settings, packed, listener)
     dataset = data_set(spark, packed)
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as executor:
         preparing = executor.submit(prepare_shards, spark, settings, packed, dataset, listener)
-        card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing)
+        card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing, workers)
     if promotes:
         promote(settings, packed, card.version)
     return card
@@ -95,6 +98,7 @@ def train_and_publish(
     overrides: Mapping[str, Any],
     listener: PipelineListener,
     preparing: "Future[None] | None" = None,
+    workers: int = 1,
 ) -> Card:
     """Train on the data set, publish the run as a version, and record it in Hive; its card.
 
@@ -106,16 +110,14 @@ def train_and_publish(
         append_model_rows(spark, packed.load(), model_row(card), metric_rows(card, []))
         listener.published(card)
         return card
+    if workers > 1 and preparing is not None:
+        preparing.result()
+    given: Any = {"dataset": dataset.id, "snapshot": dataset.snapshot, "overrides": overrides}
     with listener.training() as epochs:
-        trained = train(
-            settings,
-            packed,
-            dataset=dataset.id,
-            snapshot=dataset.snapshot,
-            overrides=overrides,
-            listener=epochs,
-            preparing=preparing,
-        )
+        if workers > 1:
+            trained = train_on_workers(spark, settings, packed, workers=workers, listener=epochs, **given)
+        else:
+            trained = train(settings, packed, listener=epochs, preparing=preparing, **given)
     with listener.working("publishing: weights, ONNX, card"):
         version = publish_run(settings, packed, trained)
         card = fetch_card(ObjectStore(settings), packed.name, version)
@@ -131,6 +133,6 @@ def _published_before(
     store = ObjectStore(settings)
     run = run_id(dataset.id, packed.code_version, all_hyperparameters(packed.load(), overrides))
     version = registry.version_of_run(mysql.engine(settings, "platform"), packed.name, run)
-    if version is None or newest_checkpoint(store, packed.name, run) is not None:
+    if version is None or newest_epoch(store, packed.name, run):
         return None
     return fetch_card(store, packed.name, version)

@@ -46,7 +46,7 @@ from deeplambda.errors import BadInput
 from deeplambda.features import Features, concatenated, declared, row_bytes, zero_features
 from deeplambda.learned import EncodedState, decode_state, encode_state
 from deeplambda.loading import PackedApplication
-from deeplambda.objective import labels_of
+from deeplambda.objective import labels_of, statistics_of
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
@@ -273,7 +273,8 @@ def _prepared(
         if split == TEST:
             kept.append(batch.select(payload.names).take(passed))
     features = concatenated([piece for piece in pieces if piece])
-    shard = write_shard(features, labels_of(featurizer.application.objective, labels))
+    labels_N = labels_of(featurizer.application.objective, labels)
+    shard = write_shard(features, labels_N)
     place = (dataset.application, dataset.id, split, partition)
     store.put(shard_key(*place), shard)
     if kept:
@@ -290,6 +291,7 @@ def _prepared(
         refused=len(refusals),
         first_refusal=refusals[0] if refusals else None,
         size_bytes=len(shard),
+        label_statistics=statistics_of(featurizer.application.objective, labels_N),
         duration_s=time.monotonic() - started,
     )
     with Publisher(settings) as publisher:

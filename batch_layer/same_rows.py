@@ -5,6 +5,7 @@ payloads that lie beside them; what either has no features for, neither is judge
 """
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from batch_layer.compute import best_compute
+from batch_layer.rows import Rows
 from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_shard
-from batch_layer.trainer import Rows, outputs_of
+from batch_layer.trainer import outputs_of
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_schema
 from deeplambda.config import Settings
@@ -43,44 +45,47 @@ def on_same_rows(settings: Settings, candidate: Card, champion: Card, metric: st
     """
     store, compute = ObjectStore(settings), best_compute()
     try:
-        ours, theirs = (load_code(store, settings, card) for card in (candidate, champion))
-        objective = ours.application.objective
-        other = theirs.featurizer if theirs.featurizer.id != ours.featurizer.id else None
-        rows, rows_of_champion = _test_rows(store, candidate, other)
-        found = []
-        for code, card, features in ((ours, candidate, rows), (theirs, champion, rows_of_champion)):
-            model = compute.place(fetch_model(store, code.application, card))
-            outputs = in_order(outputs_of(model, features, compute.device), code.application.objective, objective)
-            found.append(measured(ours.application, rows.labels_N.numpy(), outputs)[metric])
+        codes = [load_code(store, settings, card) for card in (candidate, champion)]
+        ours, theirs = (code.featurizer for code in codes)
+        cards = zip(codes, (candidate, champion), strict=True)
+        models = [compute.place(fetch_model(store, code.application, card)) for code, card in cards]
+        application, labels = codes[0].application, []
+        outputs: tuple[list[NDArray[np.float32]], ...] = ([], [])
+        for of_split in _test_rows(store, candidate, theirs if theirs.id != ours.id else None):
+            labels.append(of_split[0].labels_N.numpy())
+            for found, code, model, rows in zip(outputs, codes, models, of_split, strict=True):
+                made = outputs_of(model, rows, compute.device)
+                found.append(in_order(made, code.application.objective, application.objective))
+        if not labels:
+            raise BadInput(f"data set {candidate.dataset} of {candidate.application} has no test rows that both take")
+        ours_N, theirs_N = (
+            measured(application, np.concatenate(labels), np.concatenate(found))[metric] for found in outputs
+        )
     except (BadInput, UnfitModel) as exc:
         _log.warning(
             "%s/%d and %d were not measured on the same rows: %s",
             *(candidate.application, candidate.version, champion.version, exc),
         )
         return None
-    return found[0], found[1]
+    return ours_N, theirs_N
 
 
-def _test_rows(store: ObjectStore, card: Card, other: Featurizer | None) -> tuple[Rows, Rows]:
-    """The version's test rows with its own features, and the same ones as `other` makes them; None: alike."""
+def _test_rows(store: ObjectStore, card: Card, other: Featurizer | None) -> Iterator[tuple[Rows, Rows]]:
+    """The version's test rows, in pieces, with its own features and with those that `other` makes; None: alike."""
     shards = MANIFEST.validate_json(store.get(manifest_key(card.application, card.dataset)))
-    own, others = [], []
     for shard in sorted((each for each in shards if each.split == TEST), key=lambda each: each.partition):
         rows = Rows.of(*read_shard(store.get(shard.key, sha256=shard.sha256), shard.key))
-        if other is not None and len(rows):
+        if not len(rows):
+            continue
+        if other is None:
+            yield rows, rows
+        else:
             payload = decode_payload(store.get(payload_key(card.application, card.dataset, TEST, shard.partition)))
             for first in range(0, len(rows), _AT_ONCE):
-                some = as_payload_of(other, payload.slice(first, _AT_ONCE))
-                found = other.isolated(some)
-                passed = rows.chosen(first + torch.tensor(found.rows_N, dtype=torch.int64))
-                own.append(passed)
-                others.append(Rows.of(found.features, passed.labels_N.numpy()))
-        else:
-            own.append(rows)
-    joined = Rows.joined(own)
-    if not len(joined):
-        raise BadInput(f"data set {card.dataset} of {card.application} has no test rows that both take")
-    return joined, joined if other is None else Rows.joined(others)
+                found = other.isolated(as_payload_of(other, payload.slice(first, _AT_ONCE)))
+                if found.rows_N:
+                    passed = rows.chosen(first + torch.tensor(found.rows_N, dtype=torch.int64))
+                    yield passed, Rows.of(found.features, passed.labels_N.numpy())
 
 
 def as_payload_of(featurizer: Featurizer, payload: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,25 +1,31 @@
 """The trainer: a model, its optimiser and its schedule. It knows nothing of where rows come from.
 
-Legend: N rows, B rows of a batch, … the shape of one row's features.
+Several workers train one model: each takes its rows of every batch, and `DistributedDataParallel` adds up their
+gradients, so that the model is the one that a single worker would have trained, but for the order of sums. Batch
+normalisation and dropout see a worker's own rows.
+Source: Li et al., PyTorch Distributed: Experiences on Accelerating Data Parallel Training (2020).
+
+Legend: N rows, B rows of a batch.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 
-from batch_layer.compute import Compute, as_model_input, channels_last_rows
+from batch_layer.compute import Compute, as_model_input
+from batch_layer.rows import Rows, Window, batches
 from deeplambda.application import Application
 from deeplambda.errors import BadInput, DeepLambdaError, UnfitModel
-from deeplambda.features import Features, as_taken, by_name, call, row_count
+from deeplambda.features import as_taken, by_name, call, row_count
 from deeplambda.metrics import measured
 from deeplambda.records.featurizer import said
 from deeplambda.state.card import TrainerHyperparameters, model_arguments
@@ -27,6 +33,8 @@ from deeplambda.state.card import TrainerHyperparameters, model_arguments
 WARM_UP = 0.2
 """Share of the run during which the learning rate rises."""
 _CHECK_EVERY = 16
+_NEXT_WORKER = 7_919
+"""Between the seeds of two workers, whose dropout must not be alike."""
 _EVALUATION_ROWS = 1000
 
 Advanced = Callable[[int, float], None]
@@ -62,45 +70,12 @@ def learning_rate_factor(progress: float) -> float:
     return (1 + math.cos(math.pi * fallen)) / 2
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows in memory: features by name, as `channels_last_rows` keeps them, and labels (N,)."""
-
-    features: dict[str, Tensor]
-    labels_N: Tensor
-
-    @classmethod
-    def of(cls, features: Features, labels_N: NDArray[Any]) -> "Rows":
-        """A copy that torch owns. features: arrays (N, …)."""
-        return cls(
-            {name: channels_last_rows(torch.tensor(array)) for name, array in features.items()}, torch.tensor(labels_N)
-        )
-
-    @classmethod
-    def joined(cls, shards: "list[Rows]") -> "Rows":
-        """All rows of the shards, in their order."""
-        shards = [rows for rows in shards if len(rows)]
-        names = shards[0].features if shards else ()
-        return cls(
-            {name: torch.cat([rows.features[name] for rows in shards]) for name in names},
-            torch.cat([rows.labels_N for rows in shards]) if shards else torch.zeros(0),
-        )
-
-    def chosen(self, rows_B: Tensor) -> "Rows":
-        """Some of the rows."""
-        return Rows({name: tensor[rows_B] for name, tensor in self.features.items()}, self.labels_N[rows_B])
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-
 class Trainer:
     """One run's model on its way. hyperparameters: from `all_hyperparameters`. Equal seeds give equal runs."""
 
     def __init__(self, application: Application, hyperparameters: Mapping[str, Any], compute: Compute) -> None:
         self._application = copy.copy(application)  # its objective is replaced by one that knows the labels
         self._objective = application.objective
-        self._labels: list[Tensor] = []
         self._settings = TrainerHyperparameters.model_validate(hyperparameters)
         self._compute = compute
         self._epoch = self._done_rows = 0
@@ -118,63 +93,83 @@ class Trainer:
                 "return a torch.optim.Optimizer",
             )
         self._top_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._scaler = compute.scaler()
+        self._shared = DistributedDataParallel(self.model, find_unused_parameters=True) if compute.workers > 1 else None
+        self._spare: Rows | None = None
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Epochs count from 1. Randomness depends on seed and epoch alone, so a resumed run repeats no other's."""
-        self._epoch = epoch
-        self._done_rows = 0
-        self._labels = []
-        self._loss_sum = torch.zeros((), device=self._compute.device)
-        torch.manual_seed(self._settings.seed * 1_000_003 + epoch)
-        self.model.train()
+    def know_labels(self, statistics: Sequence[float]) -> None:
+        """Tell the objective about the train split, if it asks. statistics: see `Objective.label_statistics`."""
+        fitted_to = getattr(self._objective, "fitted_to", None)
+        if fitted_to is not None and len(statistics):
+            vars(self._application)["objective"] = fitted_to(statistics)  # of this copy alone, not of the class
 
-    def train_on(self, rows: Rows, epoch_rows: float, advanced: Advanced = lambda rows, loss: None) -> None:
-        """One pass over `rows`, shuffled. epoch_rows: how many the epoch will have in all; it sets the schedule.
+    def train_epoch(
+        self,
+        epoch: int,
+        windows: Iterable[Window],
+        rows: Callable[[], float],
+        advanced: Advanced = lambda rows, loss: None,
+    ) -> None:
+        """One pass over the windows, each shuffled. epoch: from 1; randomness depends on seed and epoch alone, so a
+        resumed run repeats no other's. rows: how many the epoch will have in all, as far as is known; the schedule
+        follows it.
 
         Raises: UnfitModel when the loss is not finite.
         """
-        if not len(rows):
-            return
-        self._fit_objective(rows.labels_N)
-        batches = torch.randperm(len(rows)).tensor_split(max(1, round(len(rows) / self._settings.batch_size)))
-        unreported = 0
-        for i, chosen_B in enumerate(batches, start=1):
-            self._step(
-                {name: as_model_input(self._compute.batch(tensor, chosen_B)) for name, tensor in rows.features.items()},
-                self._compute.batch(rows.labels_N, chosen_B),
-                (self._epoch - 1 + min(self._done_rows / epoch_rows, 1.0)) / self._settings.epochs,
-            )
-            self._done_rows += len(chosen_B)
-            unreported += len(chosen_B)
-            if i % _CHECK_EVERY == 0 or i == len(batches):
+        self._epoch = epoch
+        self._done_rows = unreported = 0
+        self._loss_sum = torch.zeros((), device=self._compute.device)
+        seed = self._settings.seed * 1_000_003 + epoch
+        torch.manual_seed(seed + self._compute.rank * _NEXT_WORKER)
+        self.model.train()
+        order = torch.Generator().manual_seed(seed)
+        for step, batch in enumerate(batches(windows, self._settings.batch_size, order), start=1):
+            self._step(batch, (epoch - 1 + min(self._done_rows / rows(), 1.0)) / self._settings.epochs)
+            self._done_rows += len(batch)
+            unreported += len(batch)
+            if step % _CHECK_EVERY == 1:
                 advanced(unreported, self.mean_loss())
                 unreported = 0
+        advanced(unreported, self.mean_loss())
 
-    def _fit_objective(self, labels_N: Tensor) -> None:
-        """Tell the objective the labels of the epoch so far, if it asks: in the first epoch shards come one by one."""
-        fitted_to = getattr(self._objective, "fitted_to", None)
-        if fitted_to is not None:
-            self._labels.append(labels_N)
-            fitted = fitted_to(torch.cat(self._labels).numpy())
-            vars(self._application)["objective"] = fitted  # of this copy alone, not of the class
-
-    def _step(self, features: dict[str, Tensor], labels_B: Tensor, progress: float) -> None:
+    def _step(self, batch: Window, progress: float) -> None:
         factor = learning_rate_factor(progress)
         for group, top_rate in zip(self._optimizer.param_groups, self._top_rates, strict=True):
             group["lr"] = top_rate * factor
-        features = self._augmented(features, len(labels_B))
+        rows = self._rows_here(batch)
+        features = self._augmented(
+            {name: as_model_input(tensor) for name, tensor in rows.features.items()}, len(rows.labels_N)
+        )
         with self._compute.autocast():
-            outputs = call(self.model, features)
+            outputs = call(self._shared or self.model, features)
         with _own_code(self._application, "loss"):
-            loss = self._application.loss(outputs.float(), labels_B, as_taken(features))
+            loss = self._application.loss(outputs.float(), rows.labels_N, as_taken(features))
             if not (isinstance(loss, Tensor) and loss.ndim == 0):
                 raise BadInput("what it gives is not a scalar tensor")
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Workers' gradients are averaged: each counts as many rows of the batch as it has.
+        share = len(batch.rows) * self._compute.workers / len(batch)
+        weighed = self._scaler.scale(loss if self._shared is None else loss * share)
+        weighed.backward()  # type: ignore[no-untyped-call]
         if self._settings.gradient_clip:
+            self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.gradient_clip)
-        self._optimizer.step()
-        self._loss_sum += loss.detach() * len(labels_B)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._loss_sum += loss.detach() * len(batch.rows)
+
+    def _rows_here(self, batch: Window) -> Rows:
+        """The batch's rows on the device. A worker that has none of a small batch takes one that counts nothing."""
+        rows = batch.rows
+        if self._compute.device.type == "cuda" and rows.labels_N.device.type == "cpu":
+            rows = rows.pinned().to(self._compute.device)
+        if self._shared is None:
+            return rows
+        if len(rows):
+            self._spare = rows.part(slice(1))
+        elif self._spare is None:
+            raise BadInput(f"worker {self._compute.rank} has no rows of a first batch", "train with fewer workers")
+        return rows if len(rows) else self._spare
 
     def _augmented(self, features: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
         if type(self._application).augment is Application.augment:
@@ -189,8 +184,15 @@ class Trainer:
         return found
 
     def mean_loss(self) -> float:
-        """Mean loss of the epoch so far. Raises: UnfitModel when it is not finite."""
-        loss = self._loss_sum.item() / max(self._done_rows, 1)
+        """Mean loss of the epoch so far, over the rows of all workers; all of them have to ask for it at once.
+
+        Raises: UnfitModel when it is not finite.
+        """
+        loss_sum = self._loss_sum
+        if self._shared is not None:
+            loss_sum = loss_sum.clone()
+            distributed.all_reduce(loss_sum)
+        loss = loss_sum.item() / max(self._done_rows, 1)
         if not math.isfinite(loss):
             raise UnfitModel(
                 f"the loss became {loss} in epoch {self._epoch} of {self._application.name}",
@@ -199,36 +201,34 @@ class Trainer:
             )
         return loss
 
-    def evaluate(self, rows: Rows) -> dict[str, float]:
-        """The application's metrics, in fp32 as the model will serve. Raises: UnfitModel when one is not finite."""
-        metrics = judged(self._application, self.model, rows, self._compute.device)
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise UnfitModel(
-                    f"{name} of {self._application.name} is {value} after epoch {self._epoch}",
-                    "train with a smaller learning rate",
-                )
-        return metrics
+    def evaluate(self, pieces: Iterable[Rows]) -> dict[str, float]:
+        """The application's metrics, as `finite_metrics` has them."""
+        return finite_metrics(self._application, self.model, pieces, self._compute.device)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next epoch depends on, on the CPU: `model.…` and `optimizer.<parameter>.…`."""
+        """Everything that the next epoch depends on, on the CPU: `model.…`, `optimizer.<parameter>.…`, `scaler.0.…`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for parameter, moments in self._optimizer.state_dict()["state"].items():
             for name, moment in moments.items():
                 if moment is not None:  # SGD without momentum keeps a place for it
                     tensors[f"optimizer.{parameter}.{name}"] = torch.as_tensor(moment)
+        for name, value in self._scaler.state_dict().items():
+            tensors[f"scaler.0.{name}"] = torch.as_tensor(value)
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up where `state()` was called. Raises: BadInput when it is another model's."""
         moments: dict[int, dict[str, Tensor]] = {}
         model: dict[str, Tensor] = {}
+        scaler: dict[str, Any] = {}
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
+            parameter, _, moment = name.partition(".")
             if kind == "model":
                 model[name] = tensor
+            elif kind == "scaler":
+                scaler[moment] = tensor.item()
             else:
-                parameter, _, moment = name.partition(".")
                 moments.setdefault(int(parameter), {})[moment] = tensor
         groups = self._optimizer.state_dict()["param_groups"]
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
@@ -240,16 +240,28 @@ class Trainer:
                     if tensor.ndim and tensor.shape == parameters[index].shape:
                         of_parameter[moment] = torch.empty_like(parameters[index]).copy_(tensor)
             self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            if scaler and self._scaler.is_enabled():
+                self._scaler.load_state_dict(scaler)
         except (RuntimeError, ValueError, IndexError) as exc:
             raise BadInput(f"the checkpoint does not fit {self._application.name}'s model: {exc}") from exc
 
 
-def judged(application: Application, model: torch.nn.Module, rows: Rows, device: torch.device) -> dict[str, float]:
-    """The application's metrics of a model on these rows, as `outputs_of` has them.
+def finite_metrics(
+    application: Application, model: torch.nn.Module, pieces: Iterable[Rows], device: torch.device
+) -> dict[str, float]:
+    """The application's metrics of a model, in fp32 as it will serve. pieces: the rows, of which few are held at once.
 
-    Raises: BadInput for a metric that these rows do not determine.
+    Raises: UnfitModel when a metric is not finite, BadInput for one that these rows do not determine.
     """
-    return measured(application, rows.labels_N.numpy(), outputs_of(model, rows, device))
+    outputs, labels = [], []
+    for rows in filter(len, pieces):
+        outputs.append(outputs_of(model, rows, device))
+        labels.append(rows.labels_N.numpy())
+    metrics = measured(application, np.concatenate(labels), np.concatenate(outputs))
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UnfitModel(f"{name} of {application.name} became {value}", "train with a smaller learning rate")
+    return metrics
 
 
 def outputs_of(model: torch.nn.Module, rows: Rows, device: torch.device) -> NDArray[np.float32]:

@@ -1,56 +1,61 @@
 """Train: a prepared data set → a trained model, a checkpoint and an `EpochTrained` for each epoch.
 
 1. The run's id follows from data set, code and hyperparameters; its newest whole checkpoint is where it goes on.
-2. The first epoch trains on each shard as it is announced, while later ones are still being prepared.
-3. Every later epoch shuffles all rows, which are in memory by then.
-4. After each epoch: metrics of the test split and, where there is one, of the validation split, then the checkpoint on
-   S3, then `EpochTrained` on Kafka.
-5. With `patience`, training ends when the validation split's first metric has not become better for so many epochs, and
-   the run's model is that of the best epoch.
+2. Each epoch trains on the windows that `training_data` reads; the first one already while shards are still prepared.
+3. Beside the next epoch: metrics of the test split and, where there is one, of the validation split, then the
+   checkpoint on S3, then `EpochTrained` on Kafka.
+4. With `patience`, each epoch waits for that, for training ends when the validation split's first metric has not become
+   better for so many epochs. The run's model is that of the best epoch.
 A run killed between checkpoint and event publishes that event when it goes on; a finished run trains nothing.
+Of several workers (`train_on_workers`) the first does step 3, and what it finds there decides for all.
 """
 
+import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from torch import distributed
 
 from batch_layer.checkpoint import (
     Checkpoint,
     encode,
     fetch_checkpoint,
-    newest_checkpoint,
+    newest_epoch,
     run_id,
     run_prefix,
     save_checkpoint,
 )
 from batch_layer.compute import best_compute
-from batch_layer.feed import Shard, ShardFeed
+from batch_layer.rows import Window
 from batch_layer.shard_format import prepared_prefix
-from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+from batch_layer.trainer import Trainer, all_hyperparameters, finite_metrics
+from batch_layer.training_data import TrainingData
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.errors import ConfigurationError
 from deeplambda.features import Tensor as FeatureTensor
-from deeplambda.features import listed, specification
 from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.sources import split_names
-from deeplambda.splits import TEST, TRAIN, VALIDATION
+from deeplambda.splits import TEST, VALIDATION
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 class TrainingListener(Protocol):
-    """Told how training goes on, in the thread that trains."""
+    """Told how training goes on."""
 
     def begin(self, epoch: int, epochs: int, rows: float) -> None:
         """An epoch begins. epoch: from 1. rows: as many as it is expected to have; 0 while no shard has come."""
@@ -62,7 +67,7 @@ class TrainingListener(Protocol):
         """rows: trained on since the last call. loss: mean of the epoch so far."""
 
     def done(self, trained: EpochTrained) -> None:
-        """The epoch's checkpoint and event are safe."""
+        """The epoch's checkpoint and event are safe. Called beside the epoch that follows, from a thread of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +103,12 @@ def train(
     Raises: BadInput, CorruptObject, UnfitModel (the loss is not finite), NotReady.
     """
     with Publisher(settings) as publisher:
-        return _Run(settings, packed, dataset, overrides, listener, publisher).trained(snapshot, preparing)
+        return Run(settings, packed, dataset, overrides, listener, publisher).trained(snapshot, preparing)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _DataSet:
-    train: Rows
-    test: Rows
-    validation: Rows | None
-    train_shards: list[int]
-    features: dict[str, FeatureTensor]
+class Run:
+    """One worker's part in a training run; for a worker that is alone, the whole."""
 
-
-class _Run:
     def __init__(
         self,
         settings: Settings,
@@ -140,6 +138,7 @@ class _Run:
         self._listener = listener
         self._publisher = publisher
         self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
+        self._waited_s = 0.0
 
     def _say_in_use(self) -> None:
         """Upkeep removes data sets and runs that nobody touches for days."""
@@ -148,19 +147,7 @@ class _Run:
             self._store.put(f"{prefix}in-use", b"")
 
     def trained(self, snapshot: int, preparing: "Future[Any] | None") -> TrainedRun:
-        self._say_in_use()
-        checkpoint = self._resumed()
-        if checkpoint is None or not self._ended(checkpoint):
-            feed = ShardFeed(self._settings, self._application, self._dataset, preparing=preparing)
-            if checkpoint is None:
-                rows, training_s = self._first_epoch(feed)
-                checkpoint = self._finish_epoch(None, rows, training_s)
-            else:
-                rows = self._gathered(feed, checkpoint.train_shards)
-            while not self._ended(checkpoint):
-                training_s = self._epoch(checkpoint.epoch + 1, rows.train)
-                checkpoint = self._finish_epoch(checkpoint, rows, training_s)
-        checkpoint = self._best(checkpoint)
+        checkpoint = self._best(self.to_the_end(preparing))
         return TrainedRun(
             run=self._id,
             dataset=self._dataset,
@@ -170,6 +157,41 @@ class _Run:
             epochs=checkpoint.epochs,
             features=checkpoint.features,
         )
+
+    def to_the_end(self, preparing: "Future[Any] | None" = None) -> Checkpoint:
+        """Every epoch that is not done yet; the last one's checkpoint, for the first worker."""
+        self._say_in_use()
+        checkpoint = self._resumed()
+        if checkpoint is not None and self._ended(checkpoint):
+            return checkpoint
+        data = TrainingData(
+            *(self._settings, self._application, self._dataset, self._compute),
+            seed=self._hyperparameters["seed"],
+            preparing=preparing,
+        )
+        if checkpoint is not None:
+            data.wait()
+        finishing: Future[Checkpoint] = Future()
+        finishing.set_result(checkpoint)  # type: ignore[arg-type]  # None: no epoch is done
+        with ThreadPoolExecutor(1, thread_name_prefix="epoch-end") as beside:
+            for epoch in range(checkpoint.epoch + 1 if checkpoint else 1, self._epochs + 1):
+                ended = self._epoch(epoch, data)
+                if self._compute.rank == 0:
+                    finishing = beside.submit(self._finish, finishing.result(), ended, data)
+                if self._patience and self._first_says(partial(self._ended_by, finishing)):
+                    break
+            return finishing.result()
+
+    def _first_says(self, find: Callable[[], T]) -> T:
+        """What the first worker finds, for all of them."""
+        if self._compute.workers == 1:
+            return find()
+        found: list[Any] = [find() if self._compute.rank == 0 else None]
+        distributed.broadcast_object_list(found)
+        return found[0]  # type: ignore[no-any-return]
+
+    def _ended_by(self, finishing: "Future[Checkpoint]") -> bool:
+        return self._ended(finishing.result())
 
     def _ended(self, checkpoint: Checkpoint) -> bool:
         if checkpoint.epoch >= self._epochs:
@@ -191,128 +213,88 @@ class _Run:
         return earlier
 
     def _resumed(self) -> Checkpoint | None:
-        found = newest_checkpoint(self._store, self._application.name, self._id)
-        if found is None:
+        name = self._application.name
+        epoch = self._first_says(lambda: newest_epoch(self._store, name, self._id))
+        if not epoch:
             return None
-        checkpoint, tensors = found
+        checkpoint, tensors = fetch_checkpoint(self._store, name, self._id, epoch)
         self._trainer.load_state(tensors)
-        self._publisher.send(topics.LIFECYCLE, self._application.name, checkpoint.epochs[-1])
-        self._publisher.flush()
+        if self._compute.rank == 0:
+            self._publisher.send(topics.LIFECYCLE, name, checkpoint.epochs[-1])
+            self._publisher.flush()
         return checkpoint
 
-    def _first_epoch(self, feed: ShardFeed) -> tuple[_DataSet, float]:
-        self._listener.begin(1, self._epochs, 0)
-        self._trainer.begin_epoch(1)
-        arrived = _Arrived(self._splits)
-        training_s = 0.0
-        began_s = time.monotonic()
-        with closing(iter(feed)) as shards:
-            for shard in shards:
-                rows = arrived.add(shard)
-                if shard.announcement.split == TRAIN:
-                    expected_rows = arrived.train_rows / len(arrived.order) * shard.announcement.partitions
-                    self._listener.expect(expected_rows)
-                    started_s = time.monotonic()
-                    self._trainer.train_on(rows, expected_rows, self._listener.advance)
-                    training_s += time.monotonic() - started_s
-        self._metrics.publish("shard_wait", time.monotonic() - began_s - training_s, "s")
-        return self._whole(arrived, arrived.order), training_s
-
-    def _gathered(self, feed: ShardFeed, train_shards: list[int]) -> _DataSet:
-        arrived = _Arrived(self._splits)
-        for shard in feed:
-            arrived.add(shard)
-        return self._whole(arrived, train_shards)
-
-    def _whole(self, arrived: "_Arrived", train_shards: list[int]) -> _DataSet:
-        for split, of_split in arrived.of.items():
-            if not any(map(len, of_split.values())):
-                raise BadInput(
-                    f"data set {self._dataset} of {self._application.name} has no rows in the split {split!r}",
-                    "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
-                )
-        return _DataSet(
-            train=Rows.joined([arrived.of[TRAIN][partition] for partition in train_shards]),
-            test=arrived.joined(TEST),
-            validation=arrived.joined(VALIDATION) if VALIDATION in arrived.of else None,
-            train_shards=train_shards,
-            features=arrived.features,
+    def _epoch(self, epoch: int, data: TrainingData) -> "_EpochEnd":
+        self._listener.begin(epoch, self._epochs, data.train_rows)
+        self._waited_s, started_s = 0.0, time.monotonic()
+        self._trainer.train_epoch(epoch, self._windows(epoch, data), lambda: data.train_rows, self._listener.advance)
+        self._metrics.publish("shard_wait", self._waited_s, "s")
+        return _EpochEnd(
+            epoch=epoch,
+            loss=self._trainer.mean_loss(),
+            duration_s=time.monotonic() - started_s - self._waited_s,
+            model=copy.deepcopy(self._trainer.model),
+            state=self._trainer.state(),
         )
 
-    def _epoch(self, epoch: int, train_rows: Rows) -> float:
-        self._listener.begin(epoch, self._epochs, len(train_rows))
-        self._trainer.begin_epoch(epoch)
-        started_s = time.monotonic()
-        self._trainer.train_on(train_rows, len(train_rows), self._listener.advance)
-        return time.monotonic() - started_s
+    def _windows(self, epoch: int, data: TrainingData) -> Iterator[Window]:
+        asked_s = time.monotonic()
+        for window in data.epoch(epoch):
+            self._waited_s += time.monotonic() - asked_s
+            self._trainer.know_labels(data.label_statistics)
+            self._listener.expect(data.train_rows)
+            yield window
+            asked_s = time.monotonic()
 
-    def _finish_epoch(self, before: Checkpoint | None, rows: _DataSet, training_s: float) -> Checkpoint:
-        earlier = before.epochs if before else []
+    def _finish(self, before: Checkpoint | None, ended: "_EpochEnd", data: TrainingData) -> Checkpoint:
+        """Judge the epoch's model and make the epoch safe, beside the next one."""
+        judged = {split: self._judged(ended, data, split) for split in (TEST, VALIDATION) if split in self._splits}
         trained = EpochTrained(
             application=self._application.name,
             run=self._id,
-            epoch=len(earlier) + 1,
+            epoch=ended.epoch,
             epochs=self._epochs,
-            loss=self._trainer.mean_loss(),
-            metrics=self._trainer.evaluate(rows.test),
-            validation_metrics=self._trainer.evaluate(rows.validation) if rows.validation else {},
-            rows=len(rows.train),
-            duration_s=training_s,
+            loss=ended.loss,
+            metrics=judged[TEST],
+            validation_metrics=judged.get(VALIDATION, {}),
+            rows=round(data.train_rows),
+            duration_s=ended.duration_s,
             device=self._compute.name,
         )
-        encoded = encode(self._trainer.state())
+        encoded = encode(ended.state)
         checkpoint = Checkpoint(
             run=self._id,
-            epochs=[*earlier, trained],
-            train_shards=rows.train_shards,
-            features=rows.features,
+            epochs=[*(before.epochs if before else []), trained],
+            features=data.features,
             tensors_sha256=sha256_of(encoded),
         )
         self._say_in_use()
         save_checkpoint(self._store, self._application.name, checkpoint, encoded)
         self._publisher.send(topics.LIFECYCLE, self._application.name, trained)
-        self._metrics.publish("epoch_duration", training_s, "s")
-        self._metrics.publish("training_rate", trained.rows / training_s, "rows/s")
+        self._metrics.publish("epoch_duration", trained.duration_s, "s")
+        self._metrics.publish("training_rate", trained.rows / trained.duration_s, "rows/s")
         self._metrics.publish("loss", trained.loss, "1")
-        for name, value in trained.metrics.items():
-            self._metrics.publish(f"test_{name}", value, "1")
-        for name, value in trained.validation_metrics.items():
-            self._metrics.publish(f"validation_{name}", value, "1")
+        for split, metrics in judged.items():
+            for name, value in metrics.items():
+                self._metrics.publish(f"{split}_{name}", value, "1")
         self._publisher.flush()
         self._listener.done(trained)
         return checkpoint
 
+    def _judged(self, ended: "_EpochEnd", data: TrainingData, split: str) -> dict[str, float]:
+        return finite_metrics(self._application, ended.model, data.split(split), self._compute.device)
 
-class _Arrived:
-    """Shards as they come, by split and partition; `order` is that of the train shards."""
 
-    def __init__(self, splits: Iterable[str]) -> None:
-        self.of: dict[str, dict[int, Rows]] = {split: {} for split in splits}
-        self.order: list[int] = []
-        self.train_rows = 0
-        self.features: dict[str, FeatureTensor] = {}
+@dataclass(frozen=True, kw_only=True)
+class _EpochEnd:
+    """An epoch that has been trained. duration_s: without waiting for rows. model: as it was then, on the device.
+    state: the trainer's."""
 
-    def add(self, shard: Shard) -> Rows:
-        rows = Rows.of(shard.features, shard.labels_N)
-        if len(rows):
-            found = specification(shard.features)
-            self.features = self.features or found
-            if found != self.features:
-                raise BadInput(
-                    f"the transform gives {listed(found)} in one shard and {listed(self.features)} in another",
-                    "declare the application's `features`, and let it give those, whatever the batch",
-                )
-        if shard.announcement.split in self.of:
-            self.of[shard.announcement.split][shard.announcement.partition] = rows
-        if shard.announcement.split == TRAIN:
-            self.order.append(shard.announcement.partition)
-            self.train_rows += len(rows)
-        return rows
-
-    def joined(self, split: str) -> Rows:
-        """All rows of a split in the order of its partitions; none of a split that is not asked for."""
-        of_split = self.of.get(split, {})
-        return Rows.joined([of_split[partition] for partition in sorted(of_split)])
+    epoch: int
+    loss: float
+    duration_s: float
+    model: "nn.Module"
+    state: "dict[str, Tensor]"
 
 
 def best_epoch(values: Sequence[float], *, lower: bool) -> int:

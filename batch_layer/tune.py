@@ -42,13 +42,15 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from batch_layer.compute import best_compute
 from batch_layer.feed import ShardFeed
-from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+from batch_layer.rows import Rows, Window
+from batch_layer.trainer import Trainer, all_hyperparameters
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
+from deeplambda.objective import statistics_of
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.splits import TRAIN, VALIDATION
 
@@ -60,6 +62,7 @@ WORKER_BYTES = 512 << 20
 _Arrays = tuple[dict[str, NDArray[Any]], NDArray[Any]]
 """Features and labels of `Rows`, as Ray shares them without copies."""
 _METRIC, _FAILURE = "validation", "failure"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +152,19 @@ def _some(values: Choice | LogUniform) -> Any:
 
 
 def _rows_of_trials(settings: Settings, application: Application, dataset: str) -> tuple[Rows, Rows]:
-    """What trials train on, and what they are compared on."""
+    """What trials train on, and what they are compared on: as many shards of each split as fit the trainer's memory."""
     shards: dict[str, dict[int, Rows]] = {TRAIN: {}, VALIDATION: {}}
+    room_bytes, left_out = settings.trainer_memory_mb * 2**20, 0
     for shard in ShardFeed(settings, application, dataset):
-        if shard.announcement.split in shards:
-            rows = Rows.of(shard.features, shard.labels_N)
-            shards[shard.announcement.split][shard.announcement.partition] = rows
-    training, validation = (Rows.joined([of[partition] for partition in sorted(of)]) for of in shards.values())
+        announcement = shard.announcement
+        if announcement.split in shards and announcement.size_bytes <= room_bytes:
+            room_bytes -= announcement.size_bytes
+            shards[announcement.split][announcement.partition] = Rows.of(shard.features, shard.labels_N)
+        elif announcement.split in shards:
+            left_out += 1
+    if left_out:
+        _log.warning("trials do without %d shards, which DEEPLAMBDA_TRAINER_MEMORY_MB has no room for", left_out)
+    training, validation = (_joined([of[partition] for partition in sorted(of)]) for of in shards.values())
     if len(training) and len(validation):
         return training, validation
     if len(training) * VALIDATION_SHARE < 1:
@@ -163,6 +172,10 @@ def _rows_of_trials(settings: Settings, application: Application, dataset: str) 
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
         )
     return _set_aside(training)
+
+
+def _joined(shards: list[Rows]) -> Rows:
+    return Rows.joined(shards, sum(map(len, shards)))
 
 
 def _set_aside(rows: Rows) -> tuple[Rows, Rows]:
@@ -246,13 +259,13 @@ def _trial(
     application = packed.load()
     training_rows, validation_rows = _rows(training), _rows(validation)
     trainer = Trainer(application, all_hyperparameters(application, fixed | drawn), best_compute())
+    trainer.know_labels(statistics_of(application.objective, training_rows.labels_N.numpy()))
     metric = deciding_metric(application)
     worst = _worst(lower_is_better(application, metric))
     for epoch in range(1, fixed["epochs"] + 1):
         try:
-            trainer.begin_epoch(epoch)
-            trainer.train_on(training_rows, len(training_rows))
-            ray_tune.report({_METRIC: trainer.evaluate(validation_rows)[metric]})
+            trainer.train_epoch(epoch, [Window.whole(training_rows)], lambda: len(training_rows))
+            ray_tune.report({_METRIC: trainer.evaluate([validation_rows])[metric]})
         except UnfitModel as exc:
             ray_tune.report({_METRIC: worst, _FAILURE: exc.message})
             return

@@ -108,15 +108,15 @@ def _plain() -> Callable[[], None]:
 @cache
 def _ours() -> Callable[[], None]:
     from batch_layer.compute import best_compute
-    from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+    from batch_layer.rows import Rows, Window
+    from batch_layer.trainer import Trainer, all_hyperparameters
 
     application = Digits()
     trainer = Trainer(application, all_hyperparameters(application, {}), best_compute())
     rows = Rows.of(*_rows())
 
     def epoch() -> None:
-        trainer.begin_epoch(1)
-        trainer.train_on(rows, len(rows))
+        trainer.train_epoch(1, [Window.whole(rows)], lambda: ROWS)
 
     return epoch
 

@@ -24,12 +24,14 @@ from pydantic_core import from_json
 from scipy.stats import t as student
 
 from batch_layer.compute import best_compute
-from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+from batch_layer.rows import Rows, Window
+from batch_layer.trainer import Trainer, all_hyperparameters
 from deeplambda.application import Application, Choice, payload_schema
 from deeplambda.config import load_settings
 from deeplambda.errors import BadInput
 from deeplambda.learned import decode_state, encode_state
 from deeplambda.loading import pack_application
+from deeplambda.objective import statistics_of
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.sources import ByHash, BySource, Lines, Parquet, content_id
 from examples.data import data_folder
@@ -114,9 +116,9 @@ def trained(application: Application, rows: dict[str, Rows], overrides: dict[str
     """A model after the last epoch."""
     hyperparameters = all_hyperparameters(application, overrides)
     trainer = Trainer(application, hyperparameters, best_compute())
+    trainer.know_labels(statistics_of(application.objective, rows["train"].labels_N.numpy()))
     for epoch in range(1, hyperparameters["epochs"] + 1):
-        trainer.begin_epoch(epoch)
-        trainer.train_on(rows["train"], len(rows["train"]))
+        trainer.train_epoch(epoch, [Window.whole(rows["train"])], lambda: len(rows["train"]))
     return trainer
 
 
@@ -164,7 +166,7 @@ def _as_the_handbook(trainer: Trainer, rows: Rows, test: pa.Table, folder: Path)
     with torch.inference_mode():
         outputs_NC = trainer.model(features).numpy()
     kept_N = not_yet_known(test, folder)
-    metrics = trainer.evaluate(rows.chosen(torch.tensor(np.flatnonzero(kept_N))))
+    metrics = trainer.evaluate([rows.chosen(torch.tensor(np.flatnonzero(kept_N)))])
     metrics["card_precision_100"] = card_precision(test.filter(pa.array(kept_N)), outputs_NC[kept_N])
     return {"fraud": {"card_precision_100": card_precision(test, outputs_NC)}, "fraud (Handbook)": metrics}
 
@@ -204,7 +206,7 @@ def measured(name: str, seeds: int, overrides: Mapping[str, Any], split: str, fo
             rows = whole or featurized(application, division)
             started, cpu_started = time.monotonic(), time.process_time()
             trainer = trained(application, rows, chosen | {"seed": seed})
-            found = {label: trainer.evaluate(rows[split])}
+            found = {label: trainer.evaluate([rows[split]])}
             took = f"{time.monotonic() - started:.0f} s, {time.process_time() - cpu_started:.0f} s of CPU"
             if name == "fraud":
                 for rows_of, metrics in _as_the_handbook(trainer, rows[split], splits[split][0], folder).items():

@@ -222,6 +222,12 @@ class Settings(BaseSettings):
         description="Largest event, in bytes: a larger one becomes a dead letter in the stream and a 413 over HTTP.",
     )
 
+    trainer_memory_mb: int = Field(
+        default=2048,
+        ge=64,
+        description="Memory, in MiB, that the workers of a training run may fill with rows together: a data set that "
+        "is larger is read from S3 in every epoch, and shuffled in windows of half as much.",
+    )
     kept_days: int = Field(
         default=7,
         ge=1,

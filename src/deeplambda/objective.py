@@ -51,8 +51,9 @@ class Predictions:
 class Objective(Protocol):
     """What the platform asks of an objective.
 
-    Two more methods are used where they are: `label_text(label)`, the text under which a label is kept in the lake, and
-    `fitted_to(labels_N)`, an objective that knows all labels of the train split.
+    Three more methods are used where they are: `label_text(label)`, the text under which a label is kept in the lake;
+    `label_statistics(labels_N)`, numbers that add up over the train split, such as rows by class, at most a thousand or
+    so; and `fitted_to(statistics)`, an objective that knows their sum.
     """
 
     output_size: int
@@ -101,15 +102,18 @@ class Classification:
         self._index = {name: i for i, name in enumerate(self.classes)}
         self._counts_C: NDArray[np.int64] | None = None
 
-    def fitted_to(self, labels_N: NDArray[Any]) -> Self:
-        """An objective whose balanced weights are those of these labels. The trainer calls it with the train split's.
+    def label_statistics(self, labels_N: NDArray[Any]) -> list[float]:
+        """Rows by class where weights are to be balanced, else nothing."""
+        return self._counted(labels_N).astype(float).tolist() if self.weights == "balanced" else []
 
-        In the first epoch, which trains on shards as they come, these are the labels that have come.
+    def fitted_to(self, statistics: Sequence[float]) -> Self:
+        """An objective whose balanced weights are those of so many rows by class. The trainer calls it with the sum
+        over the train split; while that is still being prepared, over its shards so far.
         """
         if self.weights != "balanced":
             return self
         fitted = type(self).__new__(type(self))
-        fitted.__dict__ |= self.__dict__ | {"_counts_C": self._counted(labels_N)}
+        fitted.__dict__ |= self.__dict__ | {"_counts_C": np.asarray(statistics).astype(np.int64)}
         return fitted
 
     def loss(self, outputs: "torch.Tensor", labels_N: "torch.Tensor") -> "torch.Tensor":
@@ -315,6 +319,12 @@ def labels_of(objective: Objective, labels: Sequence[Any]) -> NDArray[Any]:
             "labels; it has to give numbers, a row for each label"
         )
     return array
+
+
+def statistics_of(objective: Objective, labels_N: NDArray[Any]) -> list[float]:
+    """The objective's statistics of N labels; none where it asks for none."""
+    of = getattr(objective, "label_statistics", None)
+    return [float(each) for each in of(labels_N)] if of else []
 
 
 def shortened(names: Iterable[str]) -> str:

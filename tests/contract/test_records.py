@@ -26,6 +26,7 @@ WRITTEN = [
         "refused": 1,
         "first_refusal": "a feature is NaN or infinite",
         "size_bytes": 23580000,
+        "label_statistics": [5923.0, 1577.0],
         "duration_s": 1.5,
     },
     {

@@ -190,15 +190,21 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(
 ) -> None:
     dataset = prepared_data_set(stack, application.name)
     victim = textwrap.dedent(f"""
-        import os, signal
+        import os, signal, threading
         from pathlib import Path
         from deeplambda.config import load_settings
         from deeplambda.loading import PackedApplication
         from tests.integration.blobs import SeenBars, train_blobs
 
         class KilledInTheThirdEpoch(SeenBars):
+            second_is_safe = threading.Event()
+
+            def done(self, trained):
+                if trained.epoch == 2:
+                    self.second_is_safe.set()
+
             def advance(self, rows, loss):
-                if self._bar == 2:
+                if self._bar == 2 and self.second_is_safe.wait(60):
                     os.kill(os.getpid(), signal.SIGKILL)
 
         packed = PackedApplication(

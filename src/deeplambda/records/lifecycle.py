@@ -18,7 +18,8 @@ class _LifecycleRecord(BaseModel):
 
 
 class PartitionPrepared(_LifecycleRecord):
-    """One partition of a prepared data set has been stored on S3. refused: rows left out, by the transform."""
+    """One partition of a prepared data set has been stored on S3. refused: rows left out, by the transform.
+    label_statistics: of its labels, what the application's objective asks for."""
 
     type: Literal["PartitionPrepared"] = "PartitionPrepared"
     dataset: str
@@ -31,6 +32,7 @@ class PartitionPrepared(_LifecycleRecord):
     refused: int = 0
     first_refusal: str | None = None
     size_bytes: int
+    label_statistics: list[float] = []
     duration_s: float
 
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from batch_layer.compute import Compute, as_model_input, best_compute, channels_last_rows
-from batch_layer.trainer import Rows, Trainer, all_hyperparameters, learning_rate_factor
+from batch_layer.rows import Rows, Window
+from batch_layer.trainer import Trainer, all_hyperparameters, learning_rate_factor
 from deeplambda.errors import BadInput, UnfitModel
 from examples.digits.application import Digits
 
-CPU = Compute(torch.device("cpu"), bf16=False)
+CPU = Compute(torch.device("cpu"), torch.float32)
 RANDOMNESS = np.random.default_rng(3)
 LABELS_N = RANDOMNESS.integers(0, 10, 100)
 IMAGES = (RANDOMNESS.normal(0, 0.3, (100, 1, 28, 28)) + LABELS_N[:, None, None, None] / 3).astype(np.float32)
@@ -23,8 +24,7 @@ def trainer(compute: Compute = CPU, **overrides: Any) -> Trainer:
 
 def after(made: Trainer, epochs: range) -> Trainer:
     for epoch in epochs:
-        made.begin_epoch(epoch)
-        made.train_on(ROWS, len(ROWS))
+        made.train_epoch(epoch, [Window.whole(ROWS)], lambda: len(ROWS))
     return made
 
 
@@ -40,7 +40,7 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_bf16_trains_to_about_the_same_loss() -> None:
-    bf16 = after(trainer(Compute(torch.device("cpu"), bf16=True)), range(1, 5))
+    bf16 = after(trainer(Compute(torch.device("cpu"), torch.bfloat16)), range(1, 5))
     assert bf16.mean_loss() == pytest.approx(after(trainer(), range(1, 5)).mean_loss(), abs=0.1)
 
 
@@ -57,6 +57,17 @@ def test_a_run_taken_up_from_its_state_ends_as_if_it_had_gone_through() -> None:
     assert same(after(taken_up, range(3, 5)), after(trainer(), range(1, 5)))
 
 
+def test_fp16_trains_with_a_scaler_that_is_part_of_the_state() -> None:
+    fp16 = Compute(torch.device("cpu"), torch.float16)
+    stopped = after(trainer(fp16), range(1, 3))
+    assert stopped.state()["scaler.0.scale"] > 1
+    taken_up = trainer(fp16)
+    taken_up.load_state(stopped.state())
+    made = after(taken_up, range(3, 5))
+    assert same(made, after(trainer(fp16), range(1, 5)))
+    assert made.mean_loss() == pytest.approx(after(trainer(), range(1, 5)).mean_loss(), abs=0.1)
+
+
 def test_the_state_of_another_model_is_refused() -> None:
     with pytest.raises(BadInput, match="does not fit digits"):
         trainer(hidden=10).load_state(after(trainer(hidden=20), range(1, 2)).state())
@@ -64,7 +75,7 @@ def test_the_state_of_another_model_is_refused() -> None:
 
 def test_evaluation_gives_every_metric_of_the_application() -> None:
     made = after(trainer(), range(1, 3))
-    metrics = made.evaluate(ROWS)
+    metrics = made.evaluate([ROWS])
     assert metrics.keys() == Digits.metrics.keys()
     assert 0 <= metrics["accuracy"] <= 1
 
@@ -77,17 +88,15 @@ def test_a_loss_that_is_not_finite_names_the_epoch_and_the_remedy() -> None:
 
 def test_rows_are_reported_as_they_are_trained_on_and_each_once() -> None:
     seen: list[int] = []
-    made = trainer(batch_size=3)
-    made.begin_epoch(1)
-    made.train_on(ROWS, len(ROWS), lambda rows, loss: seen.append(rows))
+    made = trainer(batch_size=4)
+    made.train_epoch(1, [Window.whole(ROWS)], lambda: len(ROWS), lambda rows, loss: seen.append(rows))
     assert sum(seen) == len(ROWS)
     assert len(seen) > 1
 
 
 def test_no_rows_are_no_step() -> None:
     made, untouched = trainer(), trainer()
-    made.begin_epoch(1)
-    made.train_on(ROWS.chosen(torch.arange(0)), 1.0)
+    made.train_epoch(1, [Window.whole(ROWS.chosen(torch.arange(0)))], lambda: 0)
     assert same(made, untouched)
 
 
@@ -122,7 +131,7 @@ def test_the_learning_rate_rises_and_falls_once() -> None:
 
 def test_a_batch_is_channels_last_without_a_copy() -> None:
     images_NCHW = torch.randn(5, 3, 4, 6)
-    batch = as_model_input(CPU.batch(channels_last_rows(images_NCHW), torch.tensor([4, 1])))
+    batch = as_model_input(channels_last_rows(images_NCHW).index_select(0, torch.tensor([4, 1])))
     assert torch.equal(batch, images_NCHW[[4, 1]])
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
@@ -137,9 +146,12 @@ def test_the_device_that_is_found_can_be_trained_on() -> None:
     assert made.mean_loss() == pytest.approx(after(trainer(), range(1, 2)).mean_loss(), abs=0.1)
 
 
-@pytest.mark.parametrize(("bf16", "name"), [(False, "cpu, fp32"), (True, "cpu, bf16")])
-def test_a_device_is_named_with_the_numbers_it_computes_in(bf16: bool, name: str) -> None:
-    assert Compute(torch.device("cpu"), bf16=bf16).name == name
+@pytest.mark.parametrize(
+    ("numbers", "workers", "name"),
+    [(torch.float32, 1, "cpu, fp32"), (torch.bfloat16, 1, "cpu, bf16"), (torch.float16, 2, "2 × cpu, fp16")],
+)
+def test_a_device_is_named_with_the_numbers_it_computes_in(numbers: torch.dtype, workers: int, name: str) -> None:
+    assert Compute(torch.device("cpu"), numbers, workers=workers).name == name
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 from batch_layer.compute import Compute
-from batch_layer.trainer import Rows, Trainer, all_hyperparameters
+from batch_layer.rows import Rows, Window
+from batch_layer.trainer import Trainer, all_hyperparameters
 from batch_layer.training_run import best_epoch
 from deeplambda.application import Application
 from deeplambda.errors import BadInput
 from deeplambda.features import SINGLE
-from deeplambda.objective import Classification, MultiLabel, Regression
+from deeplambda.objective import Classification, MultiLabel, Regression, statistics_of
 from deeplambda.state.card import TrainerHyperparameters
 from examples.digits.application import Digits
 
-CPU = Compute(torch.device("cpu"), bf16=False)
+CPU = Compute(torch.device("cpu"), torch.float32)
 RANDOMNESS = np.random.default_rng(5)
 POINTS = RANDOMNESS.normal(size=(120, 4)).astype(np.float32)
 CLASSES = (POINTS[:, 0] > 0.8).astype(np.int64)
@@ -42,9 +43,9 @@ def rows(labels: Any = CLASSES) -> Rows:
 
 def trained(application: Application, labels: Any = CLASSES, **overrides: Any) -> Trainer:
     made = Trainer(application, all_hyperparameters(application, overrides), CPU)
+    made.know_labels(statistics_of(application.objective, np.asarray(labels)))
     for epoch in range(1, 4):
-        made.begin_epoch(epoch)
-        made.train_on(rows(labels), len(POINTS))
+        made.train_epoch(epoch, [Window.whole(rows(labels))], lambda: len(POINTS))
     return made
 
 
@@ -95,13 +96,11 @@ def test_a_run_with_another_optimiser_is_taken_up_where_it_stopped(optimizer: Ca
 
     through = trained(Own())
     stopped = Trainer(Own(), all_hyperparameters(Own(), {}), CPU)
-    stopped.begin_epoch(1)
-    stopped.train_on(rows(), len(POINTS))
+    stopped.train_epoch(1, [Window.whole(rows())], lambda: len(POINTS))
     taken_up = Trainer(Own(), all_hyperparameters(Own(), {}), CPU)
     taken_up.load_state(stopped.state())
     for epoch in (2, 3):
-        taken_up.begin_epoch(epoch)
-        taken_up.train_on(rows(), len(POINTS))
+        taken_up.train_epoch(epoch, [Window.whole(rows())], lambda: len(POINTS))
     assert same(taken_up, through)
 
 
@@ -127,7 +126,7 @@ def test_only_training_batches_are_augmented() -> None:
 
     made = trained(Noisy())
     assert sum(seen) == 3 * len(POINTS)
-    made.evaluate(rows())
+    made.evaluate([rows()])
     assert sum(seen) == 3 * len(POINTS)
     assert same(made, trained(Noisy())), "equal seeds draw equal noise"
     assert not same(made, trained(Points()))
@@ -150,7 +149,7 @@ def test_what_is_wrong_with_a_hook_is_named(method: str, body: Any, why: str) ->
         trained(own())
 
 
-def test_balanced_weights_come_from_the_labels_of_all_shards_so_far() -> None:
+def test_balanced_weights_are_those_of_the_train_split() -> None:
     class Balanced(Points):
         objective = Classification(classes="ab", weights="balanced")
 
@@ -162,12 +161,6 @@ def test_balanced_weights_come_from_the_labels_of_all_shards_so_far() -> None:
     assert same(trained(Balanced()), trained(Given()))
     assert not same(trained(Balanced()), trained(Points()))
     assert Balanced.objective._counts_C is None, "the class's objective is not changed"
-
-    in_shards = Trainer(Balanced(), all_hyperparameters(Balanced(), {}), CPU)
-    in_shards.begin_epoch(1)
-    for half in (torch.arange(60), torch.arange(60, 120)):
-        in_shards.train_on(rows().chosen(half), len(POINTS))
-    assert in_shards._application.objective._counts_C.tolist() == counts_C.tolist()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -184,11 +177,10 @@ def test_other_objectives_are_trained_and_judged(objective_: Any, metrics_: tupl
         metrics = metrics_
 
     made = Trainer(Other(), all_hyperparameters(Other(), {"epochs": 20}), CPU)
-    before = made.evaluate(rows(labels))
+    before = made.evaluate([rows(labels)])
     for epoch in range(1, 21):
-        made.begin_epoch(epoch)
-        made.train_on(rows(labels), len(POINTS))
-    after = made.evaluate(rows(labels))
+        made.train_epoch(epoch, [Window.whole(rows(labels))], lambda: len(POINTS))
+    after = made.evaluate([rows(labels)])
     assert after.keys() == set(metrics_)
     assert after[metrics_[1]] > before[metrics_[1]]
 

@@ -1,0 +1,153 @@
+"""Train on several workers: one run, data-parallel, started by Spark's `TorchDistributor`.
+
+On one machine the workers are processes of it, a GPU each where there are some; on a cluster they are tasks of Spark's
+executors, all of which have to be free at once. They talk by gloo, between GPUs by NCCL. The code comes from S3, and so
+does the checkpoint that a run goes on from: a worker that dies costs the epoch that it died in.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from rich.console import Console
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
+from torch import distributed
+
+from batch_layer.checkpoint import epochs_trained, run_id
+from batch_layer.console import EpochBars
+from batch_layer.shard_format import MANIFEST, manifest_key
+from batch_layer.trainer import all_hyperparameters
+from batch_layer.training_run import Run, TrainedRun, TrainingListener, train
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.s3 import ObjectStore, sha256_of
+from deeplambda.config import Settings
+from deeplambda.errors import DeepLambdaError, NotReady
+from deeplambda.loading import PackedApplication, unpack_application
+from deeplambda.splits import TRAIN
+from deeplambda.state.card import code_key
+
+_ATTEMPTS = 3
+_POLL_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+def train_on_workers(
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    *,
+    workers: int,
+    dataset: str,
+    snapshot: int,
+    overrides: Mapping[str, Any],
+    listener: TrainingListener,
+) -> TrainedRun:
+    """As `train`, for a data set that is wholly prepared.
+
+    Raises: what `train` does; NotReady when workers died again and again.
+    """
+    from pyspark.ml.torch.distributor import TorchDistributor  # a second, which a run with one worker need not wait
+
+    hyperparameters = all_hyperparameters(packed.load(), overrides)
+    run = run_id(dataset, packed.code_version, hyperparameters)
+    store, code = ObjectStore(settings), packed.zip_file.read_bytes()
+    store.put(code_key(packed.name, packed.code_version), code)
+    again = Retrying(
+        retry=retry_if_exception_type((RuntimeError, PySparkException, Py4JError)),
+        stop=stop_after_attempt(_ATTEMPTS),
+        before_sleep=before_sleep_log(_log, logging.WARNING),
+        reraise=True,
+    )
+    distributor = TorchDistributor(
+        num_processes=workers,
+        local_mode=not settings.on_spark_cluster,
+        use_gpu=spark.conf.get("spark.task.resource.gpu.amount", "0") != "0",
+    )
+    with _followed(store, packed.name, dataset, run, hyperparameters["epochs"], listener), _sharing(settings, workers):
+        try:
+            refused = again(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides))
+        except (RuntimeError, PySparkException, Py4JError) as exc:
+            raise NotReady(
+                f"training {packed.name} on {workers} workers broke off {_ATTEMPTS} times: {str(exc).splitlines()[-1]}",
+                "see what the workers printed above; its checkpoints are kept, run it again",
+            ) from exc
+    if refused is not None:
+        raise refused
+    return train(settings, packed, dataset=dataset, snapshot=snapshot, overrides=overrides, listener=listener)
+
+
+def _work(
+    settings: Settings, packed: PackedApplication, code_sha256: str, dataset: str, overrides: Mapping[str, Any]
+) -> DeepLambdaError | None:
+    """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again."""
+    store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        here = unpack_application(
+            packed.name, packed.code_version, code_sha256, settings, lambda: store.get(key, sha256=code_sha256)
+        )
+        with Publisher(settings) as publisher:
+            Run(settings, here, dataset, overrides, EpochBars(Console(quiet=True)), publisher).to_the_end()
+    except DeepLambdaError as exc:
+        _log.error("worker %d: %s", distributed.get_rank(), exc)
+        return exc
+    finally:
+        distributed.destroy_process_group()
+    return None
+
+
+@contextmanager
+def _sharing(settings: Settings, workers: int) -> Iterator[None]:
+    """On one machine, workers share its cores and talk over loopback."""
+    if settings.on_spark_cluster:
+        yield
+        return
+    own = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each says that no parameter of the model is unused
+    }
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _followed(
+    store: ObjectStore, application: str, dataset: str, run: str, epochs: int, listener: TrainingListener
+) -> Iterator[None]:
+    """The listener is told of each epoch whose checkpoint the workers have stored."""
+    shards = MANIFEST.validate_json(store.get(manifest_key(application, dataset)))
+    rows, ended = sum(shard.rows for shard in shards if shard.split == TRAIN), Event()
+
+    def follow() -> None:
+        told = len(epochs_trained(store, application, run))
+        listener.begin(told + 1, epochs, rows)
+        while not ended.wait(_POLL_S):
+            for trained in epochs_trained(store, application, run)[told:]:
+                listener.done(trained)
+                told = trained.epoch
+                if told < epochs:
+                    listener.begin(told + 1, epochs, rows)
+
+    thread = Thread(target=follow, name="epochs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
