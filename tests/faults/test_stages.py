@@ -1,0 +1,86 @@
+"""kill -9 of a stage of the batch layer."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from pyspark.sql import SparkSession
+
+from deeplambda.config import Settings
+from tests.conftest import ROOT
+from tests.faults.points import STAGES, Left, Points
+from tests.faults.s3_gate import Moment, s3_gate
+
+KILLS = {
+    "ingest": {
+        "while it writes examples": Moment("^PUT .*/examples/data/", nth=2),
+        "before it commits them": Moment(r"^PUT .*/examples/metadata/00001-.*metadata\.json"),
+        "before it writes the quarantine": Moment("^PUT .*/quarantine/data/"),
+    },
+    "prepare": {
+        "once a shard is stored": Moment(r"^PUT .*/train-\d+\.safetensors", stored=True),
+        "once a shard is announced": Moment(r"^PUT .*/prepared/.*\.announcement\.json", nth=2, stored=True),
+        "before the manifest": Moment(r"^PUT .*/manifest\.json"),
+    },
+    "train": {
+        "within the first checkpoint": Moment(r"^PUT .*/checkpoint-00001\.json"),
+        "once the second checkpoint is stored": Moment(r"^PUT .*/checkpoint-00002\.json", stored=True),
+        "once a version's weights are stored": Moment(r"^PUT .*/models/1/weights\.safetensors", stored=True),
+        "before the version is in the registry": Moment(r"^PUT .*/models/1/card\.json", stored=True),
+        "before its metrics are in Hive": Moment("^PUT .*/model_metrics/data/"),
+        "before it is in Hive itself": Moment("^PUT .*/models/data/"),
+    },
+    "recompute": {
+        "while it writes the batch view": Moment("^PUT .*/predictions/data/"),
+        "before it commits the batch view": Moment(r"^PUT .*/predictions/metadata/00001-.*metadata\.json"),
+        "before it moves the horizon": Moment("^PUT .*/quarantine/data/"),
+    },
+    "maintain": {
+        "while it writes small files together": Moment("^PUT .*/events/data/"),
+        "before it commits them": Moment(r"^PUT .*/events/metadata/.*metadata\.json"),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """What the stages leave behind when nothing ends them."""
+    points = Points(spark, stack, tmp_path_factory.mktemp("undisturbed"))
+    for stage in STAGES:
+        points.finish(stage)
+    return points.left()
+
+
+@pytest.mark.parametrize("each", [pytest.param(1, id="first"), pytest.param(None, id="all", marks=pytest.mark.long)])
+def test_a_killed_stage_run_again_leaves_what_an_undisturbed_one_does(
+    each: int | None, undisturbed: Left, spark: SparkSession, stack: Settings, tmp_path: Path
+) -> None:
+    points = Points(spark, stack, tmp_path)
+    for stage in STAGES:
+        for name, moment in list(KILLS[stage].items())[:each]:
+            kill(points, stage, moment, name)
+        points.finish(stage)
+    left = points.left()
+    for part in Left.__dataclass_fields__:
+        assert getattr(left, part) == getattr(undisturbed, part), part
+
+
+def kill(points: Points, stage: str, moment: Moment, name: str) -> None:
+    """Run a stage as a process of its own, until a moment of its work: kill -9 to it, its JVM and its workers."""
+    victim: subprocess.Popen[bytes]
+
+    def end() -> None:
+        family = [psutil.Process(victim.pid), *psutil.Process(victim.pid).children(recursive=True)]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(family[1:], timeout=10)
+
+    log = points.home.parent / f"{stage}.log"
+    with s3_gate(points.settings.s3_endpoint or "", moment, end) as gate, log.open("wb") as output:
+        environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
+        victim = subprocess.Popen(points.command(stage), cwd=ROOT, env=environment, stdout=output, stderr=output)
+        status = victim.wait(timeout=240)
+    assert status == -signal.SIGKILL, f"{stage} was not ended {name}:\n{log.read_text()}"
