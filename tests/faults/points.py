@@ -150,6 +150,18 @@ class Points:
         found = self.spark.table(name) if snapshot is None else read_snapshot(self.spark, name, snapshot)
         return sorted((tuple(row) for row in found.select(*columns).collect()), key=repr)
 
+    def visible(self) -> tuple[Any, ...]:
+        """What anybody sees of the stages so far: rows by table, whole data sets, versions, the batch view."""
+        self.refresh()
+        tables = [table for table in TABLES if table != "predictions"]  # seen as of the horizon's snapshot
+        there = [table for table in tables if self.spark.catalog.tableExists(f"lake.{self.name}.{table}")]
+        manifests = [found.key for found in self.store.list(f"{self.name}/prepared/") if "manifest" in found.key]
+        with mysql.engine(self.settings, "platform").connect() as connection:
+            versions = [card.version for card in registry.cards(connection, self.name)]
+            view = read_batch_view(connection, self.name)
+        counts = {table: rows for table in there if (rows := self.spark.table(f"lake.{self.name}.{table}").count())}
+        return counts, manifests, versions, view
+
     def left(self) -> Left:
         """What is there now."""
         self.refresh()

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from deeplambda.config import Settings
 from tests.conftest import ROOT
 from tests.faults.points import STAGES, Left, Points
 from tests.faults.s3_gate import Moment, s3_gate
+from tests.faults.small_disk import can_mount, small_s3, with_small_disk
 
 KILLS = {
     "ingest": {
@@ -43,6 +45,9 @@ KILLS = {
         "before it commits them": Moment(r"^PUT .*/events/metadata/.*metadata\.json"),
     },
 }
+
+LEFT_BYTES = {"ingest": 100_000, "prepare": 200_000, "train": 8_000, "recompute": 8_000, "maintain": 4_000}
+"""Of the disk of S3, so that a stage gets through some of its work."""
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +89,50 @@ def kill(points: Points, stage: str, moment: Moment, name: str) -> None:
         victim = subprocess.Popen(points.command(stage), cwd=ROOT, env=environment, stdout=output, stderr=output)
         status = victim.wait(timeout=240)
     assert status == -signal.SIGKILL, f"{stage} was not ended {name}:\n{log.read_text()}"
+
+
+needs_small_disks = pytest.mark.skipif(
+    not can_mount(), reason="this user may mount no tmpfs in a namespace of their own"
+)
+
+
+@needs_small_disks
+@pytest.mark.long
+def test_a_stage_without_room_for_spark_says_so_and_leaves_nothing_half_done(
+    undisturbed: Left, spark: SparkSession, stack: Settings, tmp_path: Path
+) -> None:
+    points, scratch = Points(spark, stack, tmp_path), stack.data_dir / "spark"
+    for stage in STAGES:
+        before = points.visible()
+        told = failed(with_small_disk(scratch, "200k", points.command(stage)))
+        assert f"MB are free at {scratch}" in told, stage
+        assert points.visible() == before, stage
+        points.finish(stage)
+    assert points.left() == undisturbed
+
+
+@needs_small_disks
+@pytest.mark.long
+def test_a_stage_that_fills_the_disk_of_s3_says_so_and_leaves_nothing_half_done(
+    undisturbed: Left, spark: SparkSession, stack: Settings, tmp_path: Path
+) -> None:
+    with small_s3(stack, "16m") as disk:
+        points = Points(disk.session(spark), disk.settings, tmp_path)
+        for stage, left_bytes in LEFT_BYTES.items():
+            before = points.visible()
+            with disk.full(but_bytes=left_bytes):
+                told = failed(disk.seeing(points.command(stage)), disk.environment())
+            assert f"MB are free at {stack.data_dir}/s3" in told, stage
+            assert points.visible() == before, stage
+            points.finish(stage)
+        assert points.left() == undisturbed
+
+
+def failed(command: list[str], environment: Mapping[str, str] = os.environ) -> str:
+    """Run a stage that fails; what it tells people, which is no traceback."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=400, check=False)
+    told = done.stdout + done.stderr
+    assert done.returncode == 1, told
+    assert "no space is left on a disk" in told, told
+    assert "Traceback" not in told, told
+    return told
