@@ -133,6 +133,8 @@ def prepare(
         if partition not in there:  # Spark starts no task when it finds out that no row is left
             made.append(_prepared(settings, packed, deal, state, task, iter(())))
     _check_refused(packed.name, made)
+    order = {place: task for task, place in enumerate(deal.partitions)}
+    made.sort(key=lambda each: order[each.split, each.partition])  # training follows it: as without a crash
     store.put(manifest, to_json(made))
     return made
 

@@ -1,4 +1,4 @@
-"""A disk that ran full, told from the failures that it makes: Spark's, S3's, MySQL's and Python's own say it in many ways."""
+"""A disk that ran full, told from the failures that it makes: Spark, S3, MySQL and Python each say it otherwise."""
 
 import errno
 import re
@@ -34,7 +34,7 @@ def full_disk(error: BaseException, settings: Settings) -> DiskFull | None:
             why = said[0] if said else str(cause)
             return DiskFull(
                 f"no space is left on a disk{where} ({' '.join(why.split())[:200]})",
-                "free some there, or mount a larger disk (DEEPLAMBDA_DATA_DIR names the data folder); then run it again",
+                "free some, or mount a larger disk there (the data folder is DEEPLAMBDA_DATA_DIR); then run it again",
             )
     return None
 
