@@ -1,10 +1,11 @@
 """A small application of a test's own, the stages of its batch layer, and all that they leave behind."""
 
 import io
+import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -79,6 +80,10 @@ class Left:
     predictions: list[tuple[Any, ...]]
     horizon: Mapping[int, int]
     events: list[tuple[Any, ...]]
+
+    def differs(self, other: "Left") -> list[str]:
+        """What is not the same; rows would be too many to show."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
 
 class Points:
@@ -161,6 +166,22 @@ class Points:
             view = read_batch_view(connection, self.name)
         counts = {table: rows for table in there if (rows := self.spark.table(f"lake.{self.name}.{table}").count())}
         return counts, manifests, versions, view
+
+    def unknown_files(self) -> set[str]:
+        """Data files of the lake that no snapshot knows."""
+        self.refresh()
+        below, known = f"warehouse/{self.name}.db/", set[str]()
+        for table in TABLES:
+            rows = self.spark.sql(f"SELECT DISTINCT file_path FROM lake.{self.name}.{table}.all_files").collect()
+            known |= {row.file_path.partition(below)[2] for row in rows}
+        stored = {found.key.removeprefix(below) for found in self.store.list(below)}
+        return {key for key in stored if "/data/" in key} - known
+
+    def age(self, days: int) -> None:
+        """Have the local S3 show what is in the lake as stored so long ago."""
+        then = (datetime.now(UTC) - timedelta(days=days)).timestamp()
+        for path in (self.settings.data_dir / f"s3/data/{self.store.bucket}/warehouse/{self.name}.db").rglob("*"):
+            os.utime(path, (then, then))
 
     def left(self) -> Left:
         """What is there now."""
