@@ -73,7 +73,10 @@ def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.T
     return points.left()
 
 
-@pytest.mark.parametrize("each", [pytest.param(1, id="first"), pytest.param(None, id="all", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "each",
+    [pytest.param(1, id="first"), pytest.param(None, id="all", marks=[pytest.mark.long, pytest.mark.timeout(2400)])],
+)
 def test_a_killed_stage_run_again_leaves_what_an_undisturbed_one_does(
     each: int | None, undisturbed: Left, spark: SparkSession, stack: Settings, tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ needs_small_disks = pytest.mark.skipif(
 
 @needs_small_disks
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 def test_a_stage_without_room_for_spark_says_so_and_leaves_nothing_half_done(
     undisturbed: Left, spark: SparkSession, stack: Settings, tmp_path: Path
 ) -> None:
@@ -130,6 +134,7 @@ def test_a_stage_without_room_for_spark_says_so_and_leaves_nothing_half_done(
 
 @needs_small_disks
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 def test_a_stage_that_fills_the_disk_of_s3_says_so_and_leaves_nothing_half_done(
     undisturbed: Left, spark: SparkSession, stack: Settings, tmp_path: Path
 ) -> None:
