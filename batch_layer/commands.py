@@ -22,6 +22,7 @@ from deeplambda.application import deciding_metric
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.service.full_disk import full_disk
 from deeplambda.service.loops import in_one_line
 
 __all__ = ["batch", "data", "model"]
@@ -63,9 +64,10 @@ def _one_after_the_other(applications: Iterable[PackedApplication], work: Callab
     for packed in applications:
         try:
             work(packed)
-        except DeepLambdaError as exc:
-            failures.append(exc)
         except Exception as exc:  # of a user's code, or Spark's
+            if isinstance(known := full_disk(exc, load_settings()) or exc, DeepLambdaError):
+                failures.append(known)
+                continue
             _log.exception("%s failed", packed.name)
             failures.append(BadInput(f"{packed.name} failed: {in_one_line(exc)}", "see the traceback above"))
     if failures:

@@ -133,6 +133,7 @@ def prepare(
         if partition not in there:  # Spark starts no task when it finds out that no row is left
             made.append(_prepared(settings, packed, deal, state, task, iter(())))
     _check_refused(packed.name, made)
+    made.sort(key=lambda each: (each.split, each.partition))  # as without a crash
     store.put(manifest, to_json(made))
     return made
 

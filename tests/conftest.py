@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import urllib3
 from numpy.typing import NDArray
+from pyspark.sql import SparkSession
 from sqlalchemy import Engine, create_engine
 
 from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.idx import read_idx
 from deeplambda.state import registry
@@ -71,6 +73,17 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
                 deeplambda("down")
                 shutil.rmtree(folder)
     load_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def spark(stack: Settings) -> Iterator[SparkSession]:
+    """A session that writes to the lake; the process can have one only, so all files share it."""
+    before = dict(os.environ)  # a session finds its credentials and its Python in the environment
+    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
+    yield session
+    session.stop()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @contextmanager

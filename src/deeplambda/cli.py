@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from deeplambda.config import load_settings
 from deeplambda.errors import ConfigurationError, DeepLambdaError
+from deeplambda.service.full_disk import full_disk
 from deeplambda.stack import commands as stack
 
 _HELP = {
@@ -37,6 +39,10 @@ def main() -> None:
             build(sys.argv[1:])()
         except ModuleNotFoundError as exc:
             raise _missing_library(exc) from exc
+        except Exception as exc:  # Spark's or S3's, or of our own making
+            if (full := full_disk(exc, load_settings())) is None:
+                raise
+            raise full from exc
     except* DeepLambdaError as group:
         if os.environ.get("DEEPLAMBDA_DEBUG") == "1":
             raise

@@ -1,13 +1,10 @@
 """What several of these tests share, because it takes long to start."""
 
-import os
 from collections.abc import Iterator
 
 import psutil
 import pytest
-from pyspark.sql import SparkSession
 
-from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication
 from tests.integration.blobs import blobs
@@ -26,17 +23,6 @@ def gateway(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         assert gateway.stop() == 0, "SIGTERM should end it cleanly"
         _, alive = psutil.wait_procs(processes, timeout=5)
         assert not alive, "it should leave no process behind"
-
-
-@pytest.fixture(scope="session")
-def spark(stack: Settings) -> Iterator[SparkSession]:
-    """A session that writes to the lake; the process can have one only, so all files share it."""
-    before = dict(os.environ)  # a session finds its credentials and its Python in the environment
-    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
-    yield session
-    session.stop()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -145,6 +145,8 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
             "software.amazon.awssdk.auth.credentials.EnvironmentVariableCredentialsProvider"
         ),
         "spark.hadoop.fs.s3a.endpoint.region": settings.s3_region,
+        # The SDK has tried these again already; seven times that is minutes until a full disk is told.
+        "spark.hadoop.fs.s3a.retry.http.5xx.errors": "false",
     }
     if settings.s3_endpoint:
         options |= {
