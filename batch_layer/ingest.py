@@ -6,18 +6,20 @@
 3. Every row is checked against the event schema and given its split (`row_checks`).
 4. Before anything is written, the whole is refused when an object is corrupt, when an event id or a declared group
    would be in two splits, or when a split would be empty.
-5. One Iceberg append adds the good rows that are not there yet; another puts the rest in `quarantine` with the reason.
+5. One Iceberg append adds the good rows that are not there yet, and those whose content is another than the newest of
+   their event id: corrections (`newest`). Another append puts the refused rows in `quarantine` with the reason.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
 from batch_layer.raw_objects import fingerprints, objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
 from batch_layer.row_checks import (
@@ -41,11 +43,17 @@ _ORIGINAL = ["source", "source_sha256", "record"]
 """What tells quarantined rows apart from one run to the next; their numbers depend on how Spark divides a file."""
 
 
+_CONTENT, _NTH = "__content", "__nth"  # no field of an event is called so
+_PLACE = ("source", "row", _CONTENT)
+"""What orders rows of one event id; content only where two sources read one object."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
     """What one run found and added, rows by split.
 
-    duplicates: rows whose event id an earlier row of the run has. left_out: rows outside the intervals of `ByTime`.
+    added: of new event ids. corrected: of ids that were there with other content. duplicates: rows whose event id a later
+    row of the run has, by the object's name and the place in it; the last one counts. left_out: rows outside the intervals of `ByTime`.
     unlabelled: good rows without a label. quarantined: rows put there by this run.
     """
 
@@ -53,6 +61,7 @@ class Ingested:
     added: Mapping[str, int]
     quarantined: int
     duration_s: float
+    corrected: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     left_out: int = 0
     unlabelled: int = 0
@@ -102,28 +111,41 @@ def _append(
     spark: SparkSession, application: Application, checked: DataFrame, splits: tuple[str, ...], started: float
 ) -> Ingested:
     examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
-    verdicts = _verdicts(checked)
-    good = checked.where("reason IS NULL")
-    ids = _ids(good, spark.table(examples)).persist()
+    verdicts, columns = _verdicts(checked), spark.table(examples).columns
+    fields = {*payload_schema(application.event).names, "label"}
+    content = content_hash(column for column in spark.table(examples).schema if column.name in fields)
+    good = checked.where("reason IS NULL").withColumn(_CONTENT, content)
+    ids = _ids(good, spark.table(examples).withColumn(_CONTENT, content)).persist()
     try:
         counts = ids.groupBy("split").agg(
             F.count("*").alias("found"),
             F.count_if("is_new").alias("added"),
+            F.count_if("is_correction").alias("corrected"),
             F.sum("rows").alias("rows"),
             F.min(F.when(F.col("split") != F.col("last_split"), F.struct("event_id", "last_split"))).alias("leak"),
-            F.min(F.when(F.col("split") != F.col("kept_split"), F.struct("event_id", "kept_split"))).alias("moved"),
+            F.min(F.when(F.col("split") != F.col("kept.split"), F.struct("event_id", "kept.split"))).alias("moved"),
         )
         by_split = {row["split"]: row for row in counts.collect()}
+        newest = newest_examples(spark, application.name)
         _refuse_leaks(application, list(by_split.values()))
-        _refuse_divided_groups(application, good, spark.table(examples))
-        _refuse_empty(application, verdicts, spark.table(examples), splits)
-        duplicates = sum(row["rows"] - row["found"] for row in by_split.values())
-        if any(row["added"] for row in by_split.values()):
-            new = good.join(ids.where("is_new").select("event_id"), "event_id", "left_semi")
-            if duplicates:
-                nth = F.row_number().over(Window.partitionBy("event_id").orderBy("source", "row"))
-                new = new.withColumn("nth", nth).where("nth = 1")
-            new = new.select(spark.table(examples).columns)
+        _refuse_divided_groups(application, good, newest)
+        _refuse_empty(application, verdicts, newest, splits)
+        found, added, corrected, rows = (
+            sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
+        )
+        if added or corrected:
+            new = good.withColumn("corrects", F.lit(None).cast("timestamp"))
+            if added < rows:
+                facts = ids.where("is_new OR is_correction").select(
+                    "event_id", F.col("kept.ingested_at").alias("corrects")
+                )
+                new = good.join(F.broadcast(facts) if added + corrected <= SENT_TO_ALL else facts, "event_id")
+            if found < rows:
+                last = Window.partitionBy("event_id").orderBy(*(F.desc(name) for name in _PLACE))
+                new = new.withColumn(_NTH, F.row_number().over(last)).where(f"{_NTH} = 1")
+            # Whatever the clocks say, a correction is younger than what it corrects.
+            at = F.expr("greatest(ingested_at, corrects + INTERVAL '0.000001' SECOND)")
+            new = new.withColumn("ingested_at", at).select(columns)
             # Each task writes its own rows: dealt out by split first, one task would write a whole split.
             new.sortWithinPartitions("split", "event_id").writeTo(examples).option("distribution-mode", "none").append()
     finally:
@@ -133,7 +155,8 @@ def _append(
         added={split: row["added"] for split, row in by_split.items() if row["added"]},
         quarantined=_quarantine(spark, quarantine, checked) if _refused(verdicts) else 0,
         duration_s=time.monotonic() - started,
-        duplicates=duplicates,
+        corrected={split: row["corrected"] for split, row in by_split.items() if row["corrected"]},
+        duplicates=rows - found,
         left_out=sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT),
         unlabelled=sum(row["rows"] - row["labelled"] for row in verdicts if row["reason"] is None),
     )
@@ -156,13 +179,19 @@ def _refused(verdicts: list[Row]) -> list[Row]:
 
 
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
-    """Each event id once: its split, the last split it is in, the one it has in the lake, and its rows."""
-    there = examples.groupBy("event_id").agg(F.min("split").alias("kept_split"))
+    """Each event id once: its split, the last split it is in, its rows, and the newest that the lake has of it."""
+    kept = examples.groupBy("event_id").agg(F.max(F.struct("ingested_at", _CONTENT, "split")).alias("kept"))
     return (
         good.groupBy("event_id")
-        .agg(F.min("split").alias("split"), F.max("split").alias("last_split"), F.count("*").alias("rows"))
-        .join(there, "event_id", "left")
-        .withColumn("is_new", F.col("kept_split").isNull())
+        .agg(
+            F.min("split").alias("split"),
+            F.max("split").alias("last_split"),
+            F.count("*").alias("rows"),
+            F.max(F.struct(*_PLACE)).alias("last"),
+        )
+        .join(kept, "event_id", "left")
+        .withColumn("is_new", F.col("kept").isNull())
+        .withColumn("is_correction", F.col(f"kept.{_CONTENT}") != F.col(f"last.{_CONTENT}"))
     )
 
 
@@ -175,7 +204,7 @@ def _refuse_leaks(application: Application, counts: list[Row]) -> None:
     for split, moved in ((row["split"], row["moved"]) for row in counts if row["moved"]):
         raise BadInput(
             f"event {moved['event_id']!r} of {application.name} would be in the split {split!r}, and is in "
-            f"{moved['kept_split']!r} since an earlier ingest",
+            f"{moved['split']!r} since an earlier ingest",
             "leave the application's splits as they were, or give the application another name; nothing was written",
         )
 

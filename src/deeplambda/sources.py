@@ -230,16 +230,25 @@ def split_names(sources: Sequence[AnySource], splits: Splits) -> tuple[str, ...]
 def content_id(payload: Mapping[str, Any], label: str | None, occurred_at: datetime | None = None) -> str:
     """The event id of a row that brings none: 32 hex digits that follow from its content, wherever it came from.
 
-    payload: checked values by field; times and dates count as their text. occurred_at: where a source names a column
-    for it; readings that differ in their time alone are two.
+    payload: checked values by field; times and dates count as their text, and a field that is None does not count, so
+    a further optional field leaves ids as they were. occurred_at: where a source names a column for it; readings that
+    differ in their time alone are two.
     """
     digest = hashlib.sha256()
-    content = {**payload, "\0label": label, "\0occurred_at": occurred_at and occurred_at.isoformat()}
+    content = {**_present(payload), "\0label": label, "\0occurred_at": occurred_at and occurred_at.isoformat()}
     for name in sorted(content):
         value = content[name]
         plain = value if isinstance(value, bytes) else _as_json(value).encode()
         digest.update(f"{name}\0{type(value).__name__}\0{len(plain)}\0".encode() + plain)
     return digest.hexdigest()[:32]
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _present(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def _as_json(value: Any) -> str:
