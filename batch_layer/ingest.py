@@ -1,8 +1,8 @@
 """Ingest: raw objects on S3 → checked rows in the master data set.
 
 1. The sources' paths are looked up on S3.
-2. Rows come of them in parallel: a task for each raw source, which checks the objects' recorded SHA-256 and has the
-   application's `examples` read them; Spark's readers for all others (`readers`).
+2. Rows come of them in parallel: workers fetch the objects of raw sources and images, and check the recorded SHA-256
+   (`whole_objects`); Spark's readers read all others, a part of a file in a task (`readers`).
 3. Every row is checked against the event schema and given its split (`row_checks`).
 4. Before anything is written, the whole is refused when an object is corrupt, when an event id or a declared group
    would be in two splits, or when a split would be empty.
@@ -20,15 +20,17 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
-from batch_layer.raw_objects import fingerprints, objects_of, raw_key
+from batch_layer.raw_objects import objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
-from batch_layer.row_checks import (
+from batch_layer.row_checks import LEFT_OUT, checked_schema, reader_check
+from batch_layer.whole_objects import (
     CORRUPT_OBJECT,
     EXAMPLES_FAILED,
-    LEFT_OUT,
-    checked_schema,
+    TOO_LARGE,
+    image_check,
+    image_names,
     raw_source_check,
-    reader_check,
+    read_together,
 )
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables
@@ -37,7 +39,7 @@ from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.loading import PackedApplication
-from deeplambda.sources import Reader, Source, split_names
+from deeplambda.sources import Images, Reader, Source, split_names
 
 _ORIGINAL = ["source", "source_sha256", "record"]
 """What tells quarantined rows apart from one run to the next; their numbers depend on how Spark divides a file."""
@@ -52,9 +54,9 @@ _PLACE = ("source", "row", _CONTENT)
 class Ingested:
     """What one run found and added, rows by split.
 
-    added: of new event ids. corrected: of ids that were there with other content. duplicates: rows whose event id a later
-    row of the run has, by the object's name and the place in it; the last one counts. left_out: rows outside the intervals of `ByTime`.
-    unlabelled: good rows without a label. quarantined: rows put there by this run.
+    added: of new event ids. corrected: of ids that were there with other content. duplicates: rows whose event id a
+    later row of the run has, by the object's name and the place in it. left_out: rows outside the intervals of
+    `ByTime`. unlabelled: good rows without a label. quarantined: rows put there by this run.
     """
 
     found: Mapping[str, int]
@@ -88,20 +90,21 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -
 
 def _checked(spark: SparkSession, settings: Settings, packed: PackedApplication, root: str) -> DataFrame:
     """Every row of every source, good ones with `reason` NULL."""
-    application, store = packed.load(), ObjectStore(settings)
-    names = objects_of(application, store)
-    recorded = fingerprints(application, names, store)
+    application = packed.load()
+    names = objects_of(application, ObjectStore(settings))
     schema = from_arrow_schema(checked_schema(application))
     spark.sparkContext.addPyFile(str(packed.zip_file))
     found = []
-    raw = [number for number, source in enumerate(application.sources) if isinstance(source, Source)]
-    if raw:
-        numbers = spark.range(0, len(application.sources), 1, len(application.sources)).where(F.col("id").isin(raw))
-        found.append(numbers.mapInArrow(raw_source_check(settings, packed), schema))
+    if any(isinstance(source, Source) for source in application.sources):
+        together = read_together(spark, application, names)
+        found.append(together.mapInArrow(raw_source_check(settings, packed), schema))
     for number, source in enumerate(application.sources):
-        if isinstance(source, Reader):
+        if isinstance(source, Images):
+            images = image_names(spark, source, names)
+            found.append(images.mapInArrow(image_check(settings, packed, number), schema))
+        elif isinstance(source, Reader):
             rows = read_rows(spark, application, source, names, root)
-            found.append(rows.mapInArrow(reader_check(packed, number, root, recorded), schema))
+            found.append(rows.mapInArrow(reader_check(settings, packed, number, root), schema))
     return reduce(DataFrame.unionAll, found).withColumns(
         {"code_version": F.lit(packed.code_version), "ingested_at": F.current_timestamp()}
     )
@@ -169,6 +172,11 @@ def _verdicts(checked: DataFrame) -> list[Row]:
     for row in verdicts:
         if row["reason"] == CORRUPT_OBJECT:
             raise CorruptObject(row["detail"], "upload the original again with 'deeplambda data put', then ingest")
+        if row["reason"] == TOO_LARGE:
+            raise BadInput(
+                f"examples() gets objects whole, and a worker's memory cannot hold {row['detail']}",
+                "divide it into several objects and name them by a glob, or give Spark's workers more memory",
+            )
         if row["reason"] == EXAMPLES_FAILED:
             raise BadInput(f"examples() failed on {row['detail']}", "fix the application's examples()")
     return verdicts

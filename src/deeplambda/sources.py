@@ -40,7 +40,7 @@ missing is kept without one, and training passes it over.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
@@ -55,7 +55,10 @@ from deeplambda.splits import ByTime as ByTime
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Raw objects that are read together: for MNIST, a file of images and the file of their labels."""
+    """Raw objects that are read together: for MNIST, a file of images and the file of their labels.
+
+    A prefix or a glob as the only one stands for a source for each object that it means: `Source(objects=("days/",))`.
+    """
 
     objects: tuple[str, ...]
     split: str | None = None
@@ -64,15 +67,22 @@ class Source:
         _check_split(self.split)
         for name in self.objects:
             _check_path(name)
-            if _is_glob(name) or name.endswith("/"):
+            if len(self.objects) > 1 and _is_many(name):
                 raise ConfigurationError(
-                    f"a Source has the object {name!r}", "name each object; readers take prefixes and globs"
+                    f"a Source has the object {name!r} beside others",
+                    "name each object of those that are read together, or give the prefix or glob alone",
                 )
 
     @property
     def paths(self) -> tuple[str, ...]:
         """What is matched with the names of objects."""
         return self.objects
+
+    def read_together(self, names: Iterable[str]) -> "list[Source]":
+        """The sources that `examples` gets. names: of the raw objects, among which a prefix or glob is looked up."""
+        if not _is_many(self.objects[0]):
+            return [self]
+        return [replace(self, objects=(name,)) for name in matched(self.objects[0], names)]
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,10 @@ def matched(path: str, names: Iterable[str]) -> list[str]:
 
 def _is_glob(path: str) -> bool:
     return any(sign in path for sign in "*?[")
+
+
+def _is_many(path: str) -> bool:
+    return path.endswith("/") or _is_glob(path)
 
 
 def _hidden(name: str) -> bool:

@@ -44,7 +44,6 @@ def test_the_newest_row_of_an_id_counts_and_the_earlier_ones_stay_readable(bench
     first = bench.ingest()
     assert (first.added, first.corrected) == ({"train": 3, "test": 1}, {})
     before = current_snapshot(bench.spark, f"lake.{bench.name}.examples")
-    pinned = data_set(bench.spark, bench.packed)
 
     bench.put(a__csv=points(one=1, two=-2, three=3))
     second = bench.ingest()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from psutil import virtual_memory
 
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, NotReady
@@ -204,10 +205,15 @@ class ObjectStore:
     def get(self, key: str, sha256: str | None = None) -> bytes:
         """The object's bytes, checked against `sha256` or else against the hash recorded with it.
 
-        Raises: CorruptObject, BadInput when there is none, NotReady.
+        Raises: CorruptObject, BadInput when there is none, NotReady; MemoryError before the system ends the process.
         """
         with self._errors(key):
             response = self.client.get_object(Bucket=self.bucket, Key=key)
+            if response["ContentLength"] > (free := virtual_memory().available):
+                response["Body"].close()
+                raise MemoryError(
+                    f"s3://{self.bucket}/{key} has {response['ContentLength']:,} bytes, {free:,} are free"
+                )
             content = response["Body"].read()
         expected = sha256 or response["Metadata"].get(_HASH)
         found = sha256_of(content)
