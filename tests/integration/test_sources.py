@@ -316,6 +316,11 @@ def test_images_are_labelled_by_their_folders(bench: Bench) -> None:
         ("test/yes/1.png", "yes", bytes([9, 9, 9, 9])),
         ("test/2.png", None, bytes([8, 8, 8, 8])),
     }
+    key = raw_key(bench.name, "train/yes/1.png")
+    digest = {"sha256": bench.store.digest(key) or ""}
+    bench.store.client.put_object(Bucket=bench.store.bucket, Key=key, Body=png(bytes(4)), Metadata=digest)
+    with pytest.raises(CorruptObject, match=r"train/yes/1\.png has SHA-256 .* upload the original again"):
+        bench.ingest()
 
 
 def png(grey: bytes) -> bytes:
