@@ -136,21 +136,13 @@ def _append(
         found, added, corrected, rows = (
             sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
         )
-        if added or corrected:
-            new = good.withColumn("corrects", F.lit(None).cast("timestamp"))
+        if changed := added + corrected:
+            facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
             if added < rows:
-                facts = ids.where("is_new OR is_correction").select(
-                    "event_id", F.col("kept.ingested_at").alias("corrects")
-                )
-                new = good.join(F.broadcast(facts) if added + corrected <= SENT_TO_ALL else facts, "event_id")
-            if found < rows:
-                last = Window.partitionBy("event_id").orderBy(*(F.desc(name) for name in _PLACE))
-                new = new.withColumn(_NTH, F.row_number().over(last)).where(f"{_NTH} = 1")
-            # Whatever the clocks say, a correction is younger than what it corrects.
-            at = F.expr("greatest(ingested_at, corrects + INTERVAL '0.000001' SECOND)")
-            new = new.withColumn("ingested_at", at).select(columns)
+                facts = _facts(good, ids, few=changed <= SENT_TO_ALL)
             # Each task writes its own rows: dealt out by split first, one task would write a whole split.
-            new.sortWithinPartitions("split", "event_id").writeTo(examples).option("distribution-mode", "none").append()
+            writer = facts.select(columns).sortWithinPartitions("split", "event_id").writeTo(examples)
+            writer.option("distribution-mode", "none").append()
     finally:
         ids.unpersist()
     return Ingested(
@@ -200,6 +192,19 @@ def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
         .join(kept, "event_id", "left")
         .withColumn("is_new", F.col("kept").isNull())
         .withColumn("is_correction", F.col(f"kept.{_CONTENT}") != F.col(f"last.{_CONTENT}"))
+    )
+
+
+def _facts(good: DataFrame, ids: DataFrame, *, few: bool) -> DataFrame:
+    """The last row of each event id that is new or corrected. few: whether these ids may be sent to every executor."""
+    changed = ids.where("is_new OR is_correction").select("event_id", F.col("kept.ingested_at").alias("corrects"))
+    last = Window.partitionBy("event_id").orderBy(*(F.desc(name) for name in _PLACE))
+    return (
+        good.join(F.broadcast(changed) if few else changed, "event_id")
+        .withColumn(_NTH, F.row_number().over(last))
+        .where(f"{_NTH} = 1")
+        # Whatever the clocks say, a correction is younger than what it corrects.
+        .withColumn("ingested_at", F.expr("greatest(ingested_at, corrects + INTERVAL '0.000001' SECOND)"))
     )
 
 

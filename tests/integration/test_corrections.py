@@ -1,5 +1,6 @@
 """A row whose event id is there with other content is a fact of its own: the newest counts, and both can be read."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,20 @@ def test_the_newest_row_of_an_id_counts_and_the_earlier_ones_stay_readable(bench
     assert bench.ingest().corrected == {"train": 1}, "what it was at first is news again"
     assert newest(bench)["two"] == (2, "no")
     assert len(bench.rows()) == 6
+
+
+def test_the_query_that_the_documentation_gives_selects_the_newest_rows(bench: Bench) -> None:
+    declare(bench)
+    bench.put(a__csv=points(one=1, two=2), test_of_t__csv=points(four=4))
+    for content in (points(one=-1, two=2), points(one=-2, two=-2)):
+        bench.ingest()
+        bench.put(a__csv=content)
+    bench.ingest()
+    page = (Path(__file__).parents[2] / "docs" / "applications.md").read_text()
+    (query,) = re.findall(r"```sql\n(SELECT .*?examples.*?)```", page, re.DOTALL)
+    found = bench.spark.sql(query.replace("lake.fraud.", f"lake.{bench.name}.")).collect()
+    assert sorted(row["y"] for row in found) == [-2, -2, 4]
+    assert len(bench.rows()) == 3 + 3
 
 
 def test_a_data_set_has_the_newest_rows_of_its_snapshot(bench: Bench) -> None:
