@@ -458,7 +458,7 @@ def test_of_copies_of_an_event_in_one_run_the_last_counts_however_often_it_is_in
         'sources = (Parquet("*.parquet", label="above", event_id="id", split="train"), '
         'Csv("t.csv", label="above", split="test"))',
     )
-    rows = 20_000  # of few bytes: numbered from the first byte of their part, they would not be told apart
+    rows = 20_000
     frame = pd.DataFrame({"id": [n % 10 for n in range(rows)], "x": 1.0, "y": range(rows), "above": "yes"})
     raw = io.BytesIO()
     frame.to_parquet(raw, index=False, row_group_size=100)
