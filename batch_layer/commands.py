@@ -5,13 +5,22 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic_core import from_json
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from batch_layer.console import PipelineConsole
@@ -96,10 +105,8 @@ def _stderr_of_children(log: Path) -> Iterator[None]:
             os.close(own)
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-    )
+def _progress(done: ProgressColumn) -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn(), console=console)
 
 
 @data.command("put")
@@ -109,16 +116,18 @@ def data_put(
 ) -> None:
     """Upload the application's raw files as they are, each with its SHA-256.
 
-    What is on S3 already, byte for byte, is not sent again, so an interrupted run is taken up by running it again.
+    What is on S3 already, byte for byte, is not sent again, nor are the parts of a large file that S3 has: an
+    interrupted run is taken up by running it again.
     """
     from batch_layer.raw_objects import files_of, raw_key
 
     settings, packed = _packed(application)
     names = files_of(packed.load(), folder)
     store, sent = ObjectStore(settings), 0
-    with _progress() as progress:
-        for name in progress.track(names, description="upload"):
-            sent += store.put_file(raw_key(packed.name, name), folder / name)
+    with _progress(DownloadColumn()) as progress:
+        bar = progress.add_task("upload", total=sum((folder / name).stat().st_size for name in names))
+        for name in names:
+            sent += store.put_file(raw_key(packed.name, name), folder / name, partial(progress.advance, bar))
     console.print(f"{sent} uploaded, {len(names) - sent} there already: s3://{store.bucket}/{raw_key(packed.name, '')}")
 
 
@@ -193,7 +202,7 @@ def batch_tune(
     dataset = data_set(spark, packed)
     prepare_shards(spark, settings, packed, dataset, PipelineConsole(console))
     spark.stop()  # its executors' cores and memory are free for trials
-    with _progress() as progress:
+    with _progress(MofNCompleteColumn()) as progress:
         bar = progress.add_task(f"trials on {settings.ray_address or 'this machine'}", total=trials)
         found = tune(
             settings,

@@ -80,11 +80,14 @@ class PipelineConsole:
         return self._console.status(description)
 
     def ingested(self, ingested: "Ingested") -> None:
-        """Rows by split, new rows, quarantined rows."""
+        """Rows by split, new rows and corrections, quarantined rows."""
         for split, rows in sorted(ingested.found.items(), reverse=True):
-            self._console.print(f"ingested {split}: {rows:,} rows good, {ingested.added.get(split, 0):,} of them new")
+            corrected = f", {ingested.corrected[split]:,} corrections" if split in ingested.corrected else ""
+            self._console.print(
+                f"ingested {split}: {rows:,} rows good, {ingested.added.get(split, 0):,} of them new{corrected}"
+            )
         for rows, what in (
-            (ingested.duplicates, "duplicates of rows that were kept"),
+            (ingested.duplicates, "duplicates of later rows, which were kept"),
             (ingested.left_out, "outside the intervals of the splits, left out"),
             (ingested.unlabelled, "without a label, which training passes over"),
         ):

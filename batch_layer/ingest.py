@@ -1,32 +1,36 @@
 """Ingest: raw objects on S3 → checked rows in the master data set.
 
 1. The sources' paths are looked up on S3.
-2. Rows come of them in parallel: a task for each raw source, which checks the objects' recorded SHA-256 and has the
-   application's `examples` read them; Spark's readers for all others (`readers`).
+2. Rows come of them in parallel: workers fetch the objects of raw sources and images, and check the recorded SHA-256
+   (`whole_objects`); Spark's readers read all others, a part of a file in a task (`readers`).
 3. Every row is checked against the event schema and given its split (`row_checks`).
 4. Before anything is written, the whole is refused when an object is corrupt, when an event id or a declared group
    would be in two splits, or when a split would be empty.
-5. One Iceberg append adds the good rows that are not there yet; another puts the rest in `quarantine` with the reason.
+5. One Iceberg append adds the good rows that are not there yet, and those whose content is another than the newest of
+   their event id: corrections (`newest`). Another append puts the refused rows in `quarantine` with the reason.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.raw_objects import fingerprints, objects_of, raw_key
+from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
+from batch_layer.raw_objects import objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
-from batch_layer.row_checks import (
+from batch_layer.row_checks import LEFT_OUT, checked_schema, reader_check
+from batch_layer.whole_objects import (
     CORRUPT_OBJECT,
     EXAMPLES_FAILED,
-    LEFT_OUT,
-    checked_schema,
+    TOO_LARGE,
+    image_check,
+    image_names,
     raw_source_check,
-    reader_check,
+    read_together,
 )
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables
@@ -35,24 +39,31 @@ from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.loading import PackedApplication
-from deeplambda.sources import Reader, Source, split_names
+from deeplambda.sources import Images, Reader, Source, split_names
 
 _ORIGINAL = ["source", "source_sha256", "record"]
 """What tells quarantined rows apart from one run to the next; their numbers depend on how Spark divides a file."""
+
+
+_CONTENT, _NTH = "__content", "__nth"  # no field of an event is called so
+_PLACE = ("source", "row", _CONTENT)
+"""What orders rows of one event id; content only where two sources read one object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
     """What one run found and added, rows by split.
 
-    duplicates: rows whose event id an earlier row of the run has. left_out: rows outside the intervals of `ByTime`.
-    unlabelled: good rows without a label. quarantined: rows put there by this run.
+    added: of new event ids. corrected: of ids that were there with other content. duplicates: rows whose event id a
+    later row of the run has, by the object's name and the place in it. left_out: rows outside the intervals of
+    `ByTime`. unlabelled: good rows without a label. quarantined: rows put there by this run.
     """
 
     found: Mapping[str, int]
     added: Mapping[str, int]
     quarantined: int
     duration_s: float
+    corrected: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     left_out: int = 0
     unlabelled: int = 0
@@ -79,20 +90,21 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -
 
 def _checked(spark: SparkSession, settings: Settings, packed: PackedApplication, root: str) -> DataFrame:
     """Every row of every source, good ones with `reason` NULL."""
-    application, store = packed.load(), ObjectStore(settings)
-    names = objects_of(application, store)
-    recorded = fingerprints(application, names, store)
+    application = packed.load()
+    names = objects_of(application, ObjectStore(settings))
     schema = from_arrow_schema(checked_schema(application))
     spark.sparkContext.addPyFile(str(packed.zip_file))
     found = []
-    raw = [number for number, source in enumerate(application.sources) if isinstance(source, Source)]
-    if raw:
-        numbers = spark.range(0, len(application.sources), 1, len(application.sources)).where(F.col("id").isin(raw))
-        found.append(numbers.mapInArrow(raw_source_check(settings, packed), schema))
+    if any(isinstance(source, Source) for source in application.sources):
+        together = read_together(spark, application, names)
+        found.append(together.mapInArrow(raw_source_check(settings, packed), schema))
     for number, source in enumerate(application.sources):
-        if isinstance(source, Reader):
+        if isinstance(source, Images):
+            images = image_names(spark, source, names)
+            found.append(images.mapInArrow(image_check(settings, packed, number), schema))
+        elif isinstance(source, Reader):
             rows = read_rows(spark, application, source, names, root)
-            found.append(rows.mapInArrow(reader_check(packed, number, root, recorded), schema))
+            found.append(rows.mapInArrow(reader_check(settings, packed, number, root), schema))
     return reduce(DataFrame.unionAll, found).withColumns(
         {"code_version": F.lit(packed.code_version), "ingested_at": F.current_timestamp()}
     )
@@ -102,30 +114,35 @@ def _append(
     spark: SparkSession, application: Application, checked: DataFrame, splits: tuple[str, ...], started: float
 ) -> Ingested:
     examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
-    verdicts = _verdicts(checked)
-    good = checked.where("reason IS NULL")
-    ids = _ids(good, spark.table(examples)).persist()
+    verdicts, columns = _verdicts(checked), spark.table(examples).columns
+    fields = {*payload_schema(application.event).names, "label"}
+    content = content_hash(column for column in spark.table(examples).schema if column.name in fields)
+    good = checked.where("reason IS NULL").withColumn(_CONTENT, content)
+    ids = _ids(good, spark.table(examples).withColumn(_CONTENT, content)).persist()
     try:
         counts = ids.groupBy("split").agg(
             F.count("*").alias("found"),
             F.count_if("is_new").alias("added"),
+            F.count_if("is_correction").alias("corrected"),
             F.sum("rows").alias("rows"),
             F.min(F.when(F.col("split") != F.col("last_split"), F.struct("event_id", "last_split"))).alias("leak"),
-            F.min(F.when(F.col("split") != F.col("kept_split"), F.struct("event_id", "kept_split"))).alias("moved"),
+            F.min(F.when(F.col("split") != F.col("kept.split"), F.struct("event_id", "kept.split"))).alias("moved"),
         )
         by_split = {row["split"]: row for row in counts.collect()}
+        newest = newest_examples(spark, application.name)
         _refuse_leaks(application, list(by_split.values()))
-        _refuse_divided_groups(application, good, spark.table(examples))
-        _refuse_empty(application, verdicts, spark.table(examples), splits)
-        duplicates = sum(row["rows"] - row["found"] for row in by_split.values())
-        if any(row["added"] for row in by_split.values()):
-            new = good.join(ids.where("is_new").select("event_id"), "event_id", "left_semi")
-            if duplicates:
-                nth = F.row_number().over(Window.partitionBy("event_id").orderBy("source", "row"))
-                new = new.withColumn("nth", nth).where("nth = 1")
-            new = new.select(spark.table(examples).columns)
+        _refuse_divided_groups(application, good, newest)
+        _refuse_empty(application, verdicts, newest, splits)
+        found, added, corrected, rows = (
+            sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
+        )
+        if changed := added + corrected:
+            facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
+            if added < rows:
+                facts = _facts(good, ids, few=changed <= SENT_TO_ALL)
             # Each task writes its own rows: dealt out by split first, one task would write a whole split.
-            new.sortWithinPartitions("split", "event_id").writeTo(examples).option("distribution-mode", "none").append()
+            writer = facts.select(columns).sortWithinPartitions("split", "event_id").writeTo(examples)
+            writer.option("distribution-mode", "none").append()
     finally:
         ids.unpersist()
     return Ingested(
@@ -133,7 +150,8 @@ def _append(
         added={split: row["added"] for split, row in by_split.items() if row["added"]},
         quarantined=_quarantine(spark, quarantine, checked) if _refused(verdicts) else 0,
         duration_s=time.monotonic() - started,
-        duplicates=duplicates,
+        corrected={split: row["corrected"] for split, row in by_split.items() if row["corrected"]},
+        duplicates=rows - found,
         left_out=sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT),
         unlabelled=sum(row["rows"] - row["labelled"] for row in verdicts if row["reason"] is None),
     )
@@ -146,6 +164,11 @@ def _verdicts(checked: DataFrame) -> list[Row]:
     for row in verdicts:
         if row["reason"] == CORRUPT_OBJECT:
             raise CorruptObject(row["detail"], "upload the original again with 'deeplambda data put', then ingest")
+        if row["reason"] == TOO_LARGE:
+            raise BadInput(
+                f"examples() gets objects whole, and a worker's memory cannot hold {row['detail']}",
+                "divide it into several objects and name them by a glob, or give Spark's workers more memory",
+            )
         if row["reason"] == EXAMPLES_FAILED:
             raise BadInput(f"examples() failed on {row['detail']}", "fix the application's examples()")
     return verdicts
@@ -156,13 +179,32 @@ def _refused(verdicts: list[Row]) -> list[Row]:
 
 
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
-    """Each event id once: its split, the last split it is in, the one it has in the lake, and its rows."""
-    there = examples.groupBy("event_id").agg(F.min("split").alias("kept_split"))
+    """Each event id once: its split, the last split it is in, its rows, and the newest that the lake has of it."""
+    kept = examples.groupBy("event_id").agg(F.max(F.struct("ingested_at", _CONTENT, "split")).alias("kept"))
     return (
         good.groupBy("event_id")
-        .agg(F.min("split").alias("split"), F.max("split").alias("last_split"), F.count("*").alias("rows"))
-        .join(there, "event_id", "left")
-        .withColumn("is_new", F.col("kept_split").isNull())
+        .agg(
+            F.min("split").alias("split"),
+            F.max("split").alias("last_split"),
+            F.count("*").alias("rows"),
+            F.max(F.struct(*_PLACE)).alias("last"),
+        )
+        .join(kept, "event_id", "left")
+        .withColumn("is_new", F.col("kept").isNull())
+        .withColumn("is_correction", F.col(f"kept.{_CONTENT}") != F.col(f"last.{_CONTENT}"))
+    )
+
+
+def _facts(good: DataFrame, ids: DataFrame, *, few: bool) -> DataFrame:
+    """The last row of each event id that is new or corrected. few: whether these ids may be sent to every executor."""
+    changed = ids.where("is_new OR is_correction").select("event_id", F.col("kept.ingested_at").alias("corrects"))
+    last = Window.partitionBy("event_id").orderBy(*(F.desc(name) for name in _PLACE))
+    return (
+        good.join(F.broadcast(changed) if few else changed, "event_id")
+        .withColumn(_NTH, F.row_number().over(last))
+        .where(f"{_NTH} = 1")
+        # Whatever the clocks say, a correction is younger than what it corrects.
+        .withColumn("ingested_at", F.expr("greatest(ingested_at, corrects + INTERVAL '0.000001' SECOND)"))
     )
 
 
@@ -175,7 +217,7 @@ def _refuse_leaks(application: Application, counts: list[Row]) -> None:
     for split, moved in ((row["split"], row["moved"]) for row in counts if row["moved"]):
         raise BadInput(
             f"event {moved['event_id']!r} of {application.name} would be in the split {split!r}, and is in "
-            f"{moved['kept_split']!r} since an earlier ingest",
+            f"{moved['split']!r} since an earlier ingest",
             "leave the application's splits as they were, or give the application another name; nothing was written",
         )
 

@@ -25,6 +25,7 @@ from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_layer.newest import newest_examples
 from batch_layer.shard_format import (
     ANNOUNCEMENT,
     MANIFEST,
@@ -38,7 +39,7 @@ from batch_layer.shard_format import (
     write_shard,
 )
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.lake import current_snapshot, read_snapshot, snapshot_size
+from deeplambda.adapters.lake import current_snapshot, snapshot_size
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import learns, payload_schema
 from deeplambda.config import Settings
@@ -66,8 +67,9 @@ _LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failu
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """A snapshot of the examples, seen through one version of the transform. shards: splits and their partitions.
-    unlabelled: rows that training passes over, for they have no label."""
+    """A snapshot's newest row of each event id, seen through one version of the transform.
+
+    shards: splits and their partitions. unlabelled: rows that training passes over, for they have no label."""
 
     application: str
     id: str
@@ -83,7 +85,7 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
     if pinned is None:
         raise BadInput(f"{table} is empty", f"run 'deeplambda batch ingest {packed.name}' first")
     counted = F.count("label").alias("labelled"), F.count("*").alias("rows")
-    counts = read_snapshot(spark, table, pinned).groupBy("split").agg(*counted).collect()
+    counts = newest_examples(spark, packed.name, pinned).groupBy("split").agg(*counted).collect()
     if not any(row["labelled"] for row in counts):
         raise BadInput(f"no row of {table} has a label", "name the label's column in the application's sources")
     shard_rows = _shard_rows(spark, packed, pinned)
@@ -119,7 +121,7 @@ def prepare(
     deal = _Deal(dataset, {(each.split, each.partition) for each in made})
     done = [task for task, partition in enumerate(deal.partitions) if partition in deal.made]
     announced = (
-        read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
+        newest_examples(spark, dataset.application, dataset.snapshot)
         .where("label IS NOT NULL")
         .select("event_id", *payload_schema(packed.load().event).names, "label", deal.column().alias(_DEALT))
         .where(~F.col(_DEALT).isin(done))
@@ -181,7 +183,7 @@ def learned_state(
     if store.digest(key) is not None:
         return fetch_state(store, dataset.application, dataset.id)
     columns = [*payload_schema(application.event).names, "label"]
-    rows = read_snapshot(spark, f"lake.{dataset.application}.examples", dataset.snapshot)
+    rows = newest_examples(spark, dataset.application, dataset.snapshot)
     labelled = rows.where("split = 'train' AND label IS NOT NULL")
     answer = labelled.select(columns).coalesce(1).mapInArrow(_fitting(packed), from_arrow_schema(_LEARNED)).first()
     if answer is None or answer["failure"] is not None:

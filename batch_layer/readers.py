@@ -1,4 +1,4 @@
-"""Readers: texts, tables and images on S3 as rows of Spark, before any row is checked.
+"""Readers: texts and tables on S3 as rows of Spark, before any row is checked.
 
 Spark's own readers do the work, so files are read in parallel and in parts. What Spark cannot read of a row comes as
 its original in the column `MALFORMED`. Beside the payload's columns, every row has those of `ROW`.
@@ -17,13 +17,14 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput, ConfigurationError, CorruptObject
-from deeplambda.sources import Csv, Images, JsonLines, Lines, Reader, Table, matched
+from deeplambda.sources import Csv, JsonLines, Lines, Parquet, Reader, Table, matched
 
 LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY = "__label", "__event_id", "__occurred_at", "__split_by"
 FILE, BLOCK, MALFORMED = "__file", "__block", "__malformed"
 ROW = (LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY, FILE, BLOCK, MALFORMED)
 """Label and id as text; time as the file has it; what splits are made by, where it is no field of the event; the file's
-address, percent-encoded; the first byte of the part that the row is in; the original of what could not be read."""
+address, percent-encoded; the first byte of the part that the row is in, of Parquet the row's number; the original of
+what could not be read."""
 
 _LISTING_TASKS = 16
 _NANOSECONDS = re.compile(r"int64 (\S+) \(TIMESTAMP\(NANOS")
@@ -43,8 +44,6 @@ def read_rows(
     spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(_LISTING_TASKS))
     if isinstance(reader, Lines):
         return _lines(spark, application, reader, paths, options)
-    if isinstance(reader, Images):
-        return _images(spark, application, reader, paths, options)
     if isinstance(reader, Table):
         return _table(spark, application, reader, paths, options)
     raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
@@ -78,26 +77,10 @@ def _lines(
             f"{', '.join(payload_schema(application.event).names)}",
             "name the event's only field as column, or use another reader",
         )
-    _check_split_column(application, reader, ())
+    check_split_column(application, reader, ())
     # As bytes: a text that is not UTF-8 would break the whole batch on its way to Python.
     text = F.col("value").cast("binary").alias(reader.column)
     return spark.read.options(**options).text(paths).select(text, *_row(label=F.lit(reader.label)))
-
-
-def _images(
-    spark: SparkSession, application: Application, reader: Images, paths: list[str], options: Mapping[str, str]
-) -> DataFrame:
-    schema = from_arrow_schema(payload_schema(application.event))
-    binary = [column.name for column in schema if isinstance(column.dataType, T.BinaryType)]
-    column = reader.column or (binary[0] if len(binary) == 1 else None)
-    if column not in binary:
-        raise ConfigurationError(
-            f"Images({reader.path!r}) fills one field of bytes, the event of {application.name} has {len(binary)}",
-            "name one as column",
-        )
-    _check_split_column(application, reader, ())
-    files = spark.read.format("binaryFile").options(**options).load(paths)
-    return files.select(F.col("content").alias(column), *_row())
 
 
 def _table(
@@ -134,7 +117,7 @@ def _table(
     for column in (reader.label, reader.event_id, reader.occurred_at):
         if column is not None and column not in there:
             raise _lacks(reader, column, there)
-    _check_split_column(application, reader, there)
+    check_split_column(application, reader, there)
 
     def of(column: str | None) -> Column:
         return F.lit(None).cast("string") if column is None else F.col(_quoted(column))
@@ -162,6 +145,8 @@ def _table(
             occurred_at=of(reader.occurred_at),
             split_by=of(by if by in there else None),
             malformed=malformed,
+            # A byte of Parquet may hold many rows, so that those of a part would be numbered into the next one.
+            block="_metadata.row_index" if isinstance(reader, Parquet) else "_metadata.file_block_start",
         ),
     )
 
@@ -226,11 +211,12 @@ def _row(
     occurred_at: Column | None = None,
     split_by: Column | None = None,
     malformed: Column | None = None,
+    block: str = "_metadata.file_block_start",
 ) -> list[Column]:
     none = F.lit(None).cast("string")
     given = (label, event_id, occurred_at, split_by)
     columns = [none if column is None else column for column in given]
-    columns += [F.col("_metadata.file_path"), F.col("_metadata.file_block_start")]
+    columns += [F.col("_metadata.file_path"), F.col(block)]
     columns.append(none if malformed is None else malformed)
     return [column.alias(name) for column, name in zip(columns, ROW, strict=True)]
 
@@ -241,7 +227,8 @@ def _split_column(application: Application) -> str | None:
     return None if column in application.event.model_fields else column
 
 
-def _check_split_column(application: Application, reader: Reader, there: Sequence[str]) -> None:
+def check_split_column(application: Application, reader: Reader, there: Sequence[str]) -> None:
+    """Raises: BadInput where the splits are made by a column that is none of the event's fields nor of `there`."""
     by, pinned = _split_column(application), getattr(reader, "split", None) is not None
     if by is not None and by not in there and (application.splits.grouped or not pinned):
         raise _lacks(reader, by, there or ["only the event's fields"])

@@ -15,21 +15,19 @@ from pydantic import ValidationError
 
 from batch_layer.raw_objects import raw_key
 from batch_layer.readers import BLOCK, EVENT_ID, FILE, LABEL, MALFORMED, OCCURRED_AT, SPLIT_BY
-from deeplambda.adapters.s3 import ObjectStore, sha256_of
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_row, payload_schema, restored
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import CorruptObject
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import label_text
 from deeplambda.records.featurizer import said
-from deeplambda.sources import AnySource, Images, Lines, Source, content_id
+from deeplambda.sources import AnySource, Lines, content_id
 from deeplambda.splits import moment
 
-CORRUPT_OBJECT, EXAMPLES_FAILED, LEFT_OUT = "corrupt_object", "examples_failed", "left_out"
-"""The reasons that are none of a row's: the first two refuse the whole ingest, the third is no fault."""
+LEFT_OUT = "left_out"
+"""The reason that is no fault of the row's."""
 
-_BATCH_ROWS = 4096
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _DETAIL_CHARACTERS = 2000
 
@@ -45,40 +43,23 @@ def checked_schema(application: Application) -> pa.Schema:
     return pa.schema([*text, *payload, *verdict, *refusal])
 
 
-def raw_source_check(settings: Settings, packed: PackedApplication) -> Callable[[Batches], Batches]:
-    """For mapInArrow: positions of raw sources, in the column `id`, to the checked rows of those sources."""
-
-    def check(batches: Batches) -> Batches:
-        application, store = packed.load(), ObjectStore(settings)
-        for number in (number for batch in batches for number in batch["id"].to_pylist()):
-            source = application.sources[number]
-            assert isinstance(source, Source)
-            yield from _raw_rows(application, source, store)
-
-    return check
-
-
-def reader_check(
-    packed: PackedApplication, number: int, root: str, fingerprints: Mapping[str, str]
-) -> Callable[[Batches], Batches]:
+def reader_check(settings: Settings, packed: PackedApplication, number: int, root: str) -> Callable[[Batches], Batches]:
     """For mapInArrow: rows of `read_rows` to checked rows. number: the source's position. root: where objects lie."""
 
     def check(batches: Batches) -> Batches:
-        application = packed.load()
+        application, store = packed.load(), ObjectStore(settings)
         source, schema = application.sources[number], checked_schema(application)
         checks, place = RowChecks(application, source), _Place(root)
+        # A task has the rows of a file one after the other.
+        fingerprint = lru_cache(maxsize=1)(lambda name: store.fingerprint(raw_key(application.name, name)))
         for batch in batches:
             rows = []
             for given in batch.to_pylist():
                 if isinstance(source, Lines) and not given[source.column].strip():
                     continue
                 name, row = place.of(given.pop(FILE), given.pop(BLOCK))
-                origin = {"source": name, "source_sha256": fingerprints.get(name, ""), "row": row}
-                if isinstance(source, Images):
-                    content = next(value for value in given.values() if isinstance(value, bytes))
-                    origin["source_sha256"] = sha256_of(content)
-                    given[LABEL] = source.label_of(name)
-                rows.append(origin | checks.of_reader(given, name))
+                origin = {"source": name, "source_sha256": fingerprint(name), "row": row}
+                rows.append(origin | checks.of_reader(given))
             yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
     return check
@@ -105,18 +86,23 @@ class RowChecks:
         except Exception as exc:  # whatever the row holds, and whatever the application's validators raise
             return _refused(exc, _record(row))
 
-    def of_reader(self, given: dict[str, Any], name: str) -> dict[str, Any]:
-        """Of a row of `read_rows`. name: of its object."""
+    def of_image(self, column: str, content: bytes, label: str | None, record: bytes) -> dict[str, Any]:
+        """Of an image. column: the payload's field for it. record: what stands for it in quarantine."""
+        try:
+            if not content.startswith(_IMAGES):
+                raise ValueError("the file is neither PNG nor JPEG")
+            return self._checked({column: content}, label, {})
+        except Exception as exc:
+            return _refused(exc, record)
+
+    def of_reader(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Of a row of `read_rows`."""
         values = {field: given[field] for field in self._payload if field in given}
         record = given[MALFORMED].encode() if given[MALFORMED] is not None else None
         try:
             if isinstance(self._source, Lines):
                 record = values[self._source.column]
                 values[self._source.column] = record.decode("utf-8-sig")
-            if isinstance(self._source, Images):
-                record = json.dumps({"object": name}).encode()
-                if not any(value.startswith(_IMAGES) for value in values.values()):
-                    raise ValueError("the file is neither PNG nor JPEG")
             if given[MALFORMED] is not None:
                 raise ValueError(self._unread(values))
             extra = {"event_id": given[EVENT_ID], "occurred_at": given[OCCURRED_AT]}
@@ -162,28 +148,6 @@ class _Place:
         self._row = self._row + 1 if self._file == (file, block) else block or 0
         self._file = (file, block)
         return unquote(file).removeprefix(self._root), self._row
-
-
-def _raw_rows(application: Application, source: Source, store: ObjectStore) -> Batches:
-    schema, checks, first = checked_schema(application), RowChecks(application, source), source.objects[0]
-    origin: dict[str, Any] = {"source": first, "source_sha256": ""}
-    rows: list[dict[str, Any]] = []
-    try:
-        raw = {name: store.get(raw_key(application.name, name)) for name in source.objects}
-        origin["source_sha256"] = sha256_of(raw[first])
-        for number, row in enumerate(application.examples(source, raw)):
-            rows.append(origin | {"row": number} | checks.of_raw(row))
-            if len(rows) == _BATCH_ROWS:
-                yield pa.RecordBatch.from_pylist(rows, schema=schema)
-                rows = []
-    except (CorruptObject, ValueError) as exc:  # ValueError: sources of unequal length
-        detail = exc.message if isinstance(exc, CorruptObject) else str(exc)
-        rows = [origin | {"reason": CORRUPT_OBJECT, "detail": f"{first}: {detail}"}]
-    except Exception as exc:
-        # Python hides a generator's StopIteration in an error of its own, which tells no line of the application.
-        own = exc.__cause__ if isinstance(exc.__cause__, StopIteration) else exc
-        rows = [origin | {"reason": EXAMPLES_FAILED, "detail": f"{', '.join(source.objects)}: {said(own)}"}]
-    yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
 def _refused(exc: Exception, record: bytes) -> dict[str, Any]:

@@ -5,7 +5,7 @@
    one of the last days, or as the one that was the newest when the others grew old. A tag of ours holds what is pinned.
 2. Files below a table that no snapshot knows go, once they are old enough not to be a write in progress.
 3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
-   the champion nor a version of the last days was trained on.
+   the champion nor a version of the last days was trained on, and uploads that nobody took up again.
 4. In MySQL, records of the outbox go that Kafka has had for long.
 """
 
@@ -96,6 +96,11 @@ def maintain(
             freed.add(what, 1, found.bytes)
         if not dry_run:
             store.delete(found.key for _, found in stale)
+        for upload in store.unfinished(f"{application}/"):
+            if upload.modified < now() - days:
+                freed.add("unfinished uploads", 1, upload.bytes)
+                if not dry_run:
+                    store.abort(upload)
         freed.add("outbox records", _trim_outbox(engine, now() - days, dry_run=dry_run))
     return freed
 

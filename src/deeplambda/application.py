@@ -87,7 +87,8 @@ class Application(ABC):
     def examples(self, source: Source, raw: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
         """One dict for each row of a `Source`: the payload's fields, `label` and `event_id`; the last two may lack.
 
-        Called for raw sources alone, once for each, in a worker of Spark's. raw: the source's objects by name.
+        Called for raw sources alone, once for each, or once for each object that a source's prefix or glob means, in a
+        worker of Spark's. raw: the source's objects by name.
         Raises: CorruptObject when one cannot be read to its end.
         """
         raise ConfigurationError(f"{self.name} has a Source and no examples()", "write it, or use a reader")

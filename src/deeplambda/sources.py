@@ -34,13 +34,15 @@ up anew at each ingest. Names that end in `.gz` are inflated. An object may serv
 
 Each row is checked against the event's schema. One that cannot be read or breaks the schema goes to
 `lake.<application>.quarantine` with its reason and its original; the rows around it are kept. A row whose label is
-missing is kept without one, and training passes it over.
+missing is kept without one, and training passes it over. A row whose event id was there with other content is a
+correction: both are kept, and the newest counts. Of several rows of one id in one run the last counts, by the object's
+name and the place in it.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
@@ -55,7 +57,10 @@ from deeplambda.splits import ByTime as ByTime
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Raw objects that are read together: for MNIST, a file of images and the file of their labels."""
+    """Raw objects that are read together: for MNIST, a file of images and the file of their labels.
+
+    A prefix or a glob as the only one stands for a source for each object that it means: `Source(objects=("days/",))`.
+    """
 
     objects: tuple[str, ...]
     split: str | None = None
@@ -64,15 +69,22 @@ class Source:
         _check_split(self.split)
         for name in self.objects:
             _check_path(name)
-            if _is_glob(name) or name.endswith("/"):
+            if len(self.objects) > 1 and _is_many(name):
                 raise ConfigurationError(
-                    f"a Source has the object {name!r}", "name each object; readers take prefixes and globs"
+                    f"a Source has the object {name!r} beside others",
+                    "name each object of those that are read together, or give the prefix or glob alone",
                 )
 
     @property
     def paths(self) -> tuple[str, ...]:
         """What is matched with the names of objects."""
         return self.objects
+
+    def read_together(self, names: Iterable[str]) -> "list[Source]":
+        """The sources that `examples` gets. names: of the raw objects, among which a prefix or glob is looked up."""
+        if not _is_many(self.objects[0]):
+            return [self]
+        return [replace(self, objects=(name,)) for name in matched(self.objects[0], names)]
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,10 @@ def _is_glob(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
 
+def _is_many(path: str) -> bool:
+    return path.endswith("/") or _is_glob(path)
+
+
 def _hidden(name: str) -> bool:
     return any(step.startswith((".", "_")) for step in name.split("/"))
 
@@ -230,16 +246,25 @@ def split_names(sources: Sequence[AnySource], splits: Splits) -> tuple[str, ...]
 def content_id(payload: Mapping[str, Any], label: str | None, occurred_at: datetime | None = None) -> str:
     """The event id of a row that brings none: 32 hex digits that follow from its content, wherever it came from.
 
-    payload: checked values by field; times and dates count as their text. occurred_at: where a source names a column
-    for it; readings that differ in their time alone are two.
+    payload: checked values by field; times and dates count as their text, and a field that is None does not count, so
+    a further optional field leaves ids as they were. occurred_at: where a source names a column for it; readings that
+    differ in their time alone are two.
     """
     digest = hashlib.sha256()
-    content = {**payload, "\0label": label, "\0occurred_at": occurred_at and occurred_at.isoformat()}
+    content = {**_present(payload), "\0label": label, "\0occurred_at": occurred_at and occurred_at.isoformat()}
     for name in sorted(content):
         value = content[name]
         plain = value if isinstance(value, bytes) else _as_json(value).encode()
         digest.update(f"{name}\0{type(value).__name__}\0{len(plain)}\0".encode() + plain)
     return digest.hexdigest()[:32]
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _present(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def _as_json(value: Any) -> str:

@@ -316,6 +316,11 @@ def test_images_are_labelled_by_their_folders(bench: Bench) -> None:
         ("test/yes/1.png", "yes", bytes([9, 9, 9, 9])),
         ("test/2.png", None, bytes([8, 8, 8, 8])),
     }
+    key = raw_key(bench.name, "train/yes/1.png")
+    digest = {"sha256": bench.store.digest(key) or ""}
+    bench.store.client.put_object(Bucket=bench.store.bucket, Key=key, Body=png(bytes(4)), Metadata=digest)
+    with pytest.raises(CorruptObject, match=r"train/yes/1\.png has SHA-256 .* upload the original again"):
+        bench.ingest()
 
 
 def png(grey: bytes) -> bytes:
@@ -420,3 +425,51 @@ def test_a_table_of_an_earlier_release_takes_rows_without_a_label(bench: Bench) 
     for _ in range(2):
         create_tables(bench.spark, bench.packed.load())
         assert bench.spark.table(f"lake.{bench.name}.examples").schema["label"].nullable
+
+
+def test_an_object_more_under_a_prefix_of_raw_ones_is_a_call_more_and_adds_its_rows_alone(bench: Bench) -> None:
+    row = '"event_id": f"{source.objects[0]}-{number}", "x": float(len(raw)), "y": 0.0, "label": line.decode()'
+    bench.write(
+        "x: float\n    y: float",
+        raw_sources(row, 'Source(split="train", objects=("days/",))', 'Source(split="test", objects=("t*.txt",))'),
+    )
+    bench.put(days_of_1="yes no", days_of_2="yes", t1__txt="no")
+    version = bench.packed.code_version
+    assert bench.ingest().added == {"train": 3, "test": 1}
+    assert {row["x"] for row in bench.rows()} == {1.0}, "each call has one object"
+    before = bench.rows()
+    bench.put(days_of_3="no no")
+    more = bench.ingest()
+    assert (more.added, more.corrected, bench.packed.code_version) == ({"train": 2}, {}, version)
+    assert [row for row in bench.rows() if row["source"] != "days/3"] == before
+
+
+def test_an_object_that_no_worker_can_hold_is_told_by_name(bench: Bench) -> None:
+    sources = 'Source(split="train", objects=("a",))', 'Source(split="test", objects=("b",))'
+    bench.write("x: float\n    y: float", raw_sources('"x": bytearray(1 << 60)', *sources))
+    bench.put(a="yes", b="no")
+    with pytest.raises(BadInput, match=r"a worker's memory cannot hold [ab]; divide it into several objects"):
+        bench.ingest()
+
+
+def test_of_copies_of_an_event_in_one_run_the_last_counts_however_often_it_is_ingested(bench: Bench) -> None:
+    bench.write(
+        "x: float\n    y: int",
+        'sources = (Parquet("*.parquet", label="above", event_id="id", split="train"), '
+        'Csv("t.csv", label="above", split="test"))',
+    )
+    rows = 20_000
+    frame = pd.DataFrame({"id": [n % 10 for n in range(rows)], "x": 1.0, "y": range(rows), "above": "yes"})
+    raw = io.BytesIO()
+    frame.to_parquet(raw, index=False, row_group_size=100)
+    bench.put(a__parquet=raw.getvalue(), t__csv="x,y,above\n1,1,no\n")
+    bench.spark.conf.set("spark.sql.files.maxPartitionBytes", "20000")
+    try:
+        first = bench.ingest()
+        assert (first.added, first.duplicates) == ({"train": 10, "test": 1}, rows - 10)
+        bench.spark.conf.set("spark.sql.files.maxPartitionBytes", "7000")
+        assert bench.ingest().corrected == {}
+    finally:
+        bench.spark.conf.unset("spark.sql.files.maxPartitionBytes")
+    kept = sorted(row["y"] for row in bench.rows() if row["split"] == "train")
+    assert kept == list(range(rows - 10, rows))

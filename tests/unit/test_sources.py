@@ -65,6 +65,23 @@ def test_equal_rows_have_equal_ids_and_others_others() -> None:
     assert rows[0] == content_id({"stars": 1.0, "text": "good"}, "yes") == "01ad6438c2dd842770d4d15555bfe181"
 
 
+def test_a_field_that_came_later_leaves_the_ids_of_rows_without_it() -> None:
+    old = content_id({"text": "good", "place": {"town": "Ulm"}}, None)
+    assert content_id({"text": "good", "stars": None, "place": {"town": "Ulm", "state": None}}, None) == old
+    assert content_id({"text": "good", "stars": 1.0, "place": {"town": "Ulm"}}, None) != old
+
+
+def test_raw_objects_are_read_together_by_name_and_one_by_one_under_a_prefix_or_glob() -> None:
+    names = ["days/1", "days/2", "images", "labels"]
+    pair = Source(objects=("images", "labels"), split="train")
+    assert pair.read_together(names) == [pair]
+    for path in ("days/", "days/?"):
+        found = Source(objects=(path,), split="test").read_together(names)
+        assert found == [Source(objects=("days/1",), split="test"), Source(objects=("days/2",), split="test")]
+    with pytest.raises(ConfigurationError, match=r"'days/' beside others; .* alone"):
+        Source(objects=("images", "days/"))
+
+
 def test_a_row_with_a_time_has_an_id() -> None:
     at = datetime(2018, 7, 25, tzinfo=UTC)
     assert content_id({"at": at}, None) == content_id({"at": at}, None) != content_id({"at": at.date()}, None)

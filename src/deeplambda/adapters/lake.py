@@ -56,7 +56,8 @@ TABLES: Mapping[str, tuple[str, str]] = {
     # name: (columns, further clauses)
     "examples": (
         "event_id STRING NOT NULL, split STRING NOT NULL, {payload}, label STRING, source STRING NOT NULL, "
-        "source_sha256 STRING NOT NULL, code_version STRING NOT NULL, ingested_at TIMESTAMP NOT NULL",
+        "source_sha256 STRING NOT NULL, code_version STRING NOT NULL, ingested_at TIMESTAMP NOT NULL, "
+        "corrects TIMESTAMP",  # of an earlier row of the same id, when that was ingested
         "PARTITIONED BY (split)",
     ),
     "quarantine": (
@@ -209,6 +210,8 @@ def create_tables(spark: SparkSession, application: Application) -> None:
             spark.sql(f"ALTER TABLE lake.{application.name}.{table} SET TBLPROPERTIES ({_PROPERTIES})")
     if not spark.table(examples).schema["label"].nullable:  # made before rows without a label were kept
         spark.sql(f"ALTER TABLE {examples} ALTER COLUMN label DROP NOT NULL")
+    if "corrects" not in spark.table(examples).columns:  # made before corrections were kept
+        spark.sql(f"ALTER TABLE {examples} ADD COLUMN corrects TIMESTAMP")
     predictions = f"lake.{application.name}.predictions"
     there = set(spark.table(predictions).columns)
     if lacking := [field for field in VIEW_SCHEMA if field.name not in there]:

@@ -1,26 +1,50 @@
 """S3, by boto3: raw objects and model artefacts, each with its SHA-256 and checked on the way back."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from psutil import virtual_memory
 
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, NotReady
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, PartTypeDef
 
 _HASH = "sha256"
 _DELETED_AT_ONCE = 1000  # S3's limit
+PART_BYTES = 64 * 2**20
+"""Of a large file, what is sent and held at once. S3Proxy takes at most 128 MiB in one request."""
+_MOST_PARTS = 10_000  # S3's limit
+
+
+Sent = Callable[[int], None]
+"""What is called with the bytes of each part that S3 has."""
+
+
+def _ignored(size_bytes: int) -> None:
+    pass
+
+
+class UnfinishedUpload(NamedTuple):
+    """An upload in parts that S3 still waits for. bytes: what it has. modified: when it got the last part."""
+
+    key: str
+    id: str
+    bytes: int
+    modified: datetime
 
 
 class StoredObject(NamedTuple):
@@ -85,17 +109,84 @@ class ObjectStore:
     def put(self, key: str, content: bytes) -> str:
         """Store `content` with its SHA-256, which is returned. Raises: NotReady."""
         digest = sha256_of(content)
-        with self._errors(key):
-            self.client.put_object(Bucket=self.bucket, Key=key, Body=content, Metadata={_HASH: digest})
+        self._send(key, BytesIO(content), len(content), digest)
         return digest
 
-    def put_file(self, key: str, path: Path) -> bool:
-        """Store a file with its SHA-256; False when it is there already, byte for byte. Raises: NotReady."""
-        content = path.read_bytes()
-        if self.digest(key) == sha256_of(content):
-            return False
-        self.put(key, content)
+    def put_file(self, key: str, path: Path, sent: Sent = _ignored, part_bytes: int = PART_BYTES) -> bool:
+        """Store a file with its SHA-256, in parts; False when it is there already, byte for byte.
+
+        Parts that S3 has from an upload which was broken off are not sent again. part_bytes: S3 takes at least 5 MiB.
+        Raises: NotReady.
+        """
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, _HASH).hexdigest()
+            size = file.tell()
+            if self.digest(key) == digest:
+                sent(size)
+                return False
+            self._send(key, file, size, digest, sent, part_bytes)
         return True
+
+    def _send(
+        self, key: str, file: BinaryIO, size: int, digest: str, sent: Sent = _ignored, part_bytes: int = PART_BYTES
+    ) -> None:
+        file.seek(0)
+        part_bytes = max(part_bytes, math.ceil(size / _MOST_PARTS))
+        with self._errors(key):
+            if size <= part_bytes:
+                self.client.put_object(Bucket=self.bucket, Key=key, Body=file.read(), Metadata={_HASH: digest})
+                sent(size)
+                return
+            self._send_parts(key, file, digest, sent, part_bytes)
+            if self.digest(key) != digest:  # the upload that was broken off was of other content, and had its hash
+                self._send_parts(key, file, digest, sent, part_bytes)
+
+    def _send_parts(self, key: str, file: BinaryIO, digest: str, sent: Sent, part_bytes: int) -> None:
+        upload = next((found.id for found in self.unfinished(key) if found.key == key), None)
+        upload = (
+            upload
+            or self.client.create_multipart_upload(Bucket=self.bucket, Key=key, Metadata={_HASH: digest})["UploadId"]
+        )
+        there = {part["PartNumber"]: part["ETag"].strip('"') for part in self._parts(key, upload)}
+        file.seek(0)
+        parts: list[CompletedPartTypeDef] = []
+        while content := file.read(part_bytes):
+            number = len(parts) + 1
+            tag = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            if there.get(number) != tag:
+                tag = self.client.upload_part(
+                    Bucket=self.bucket, Key=key, UploadId=upload, PartNumber=number, Body=content
+                )["ETag"]
+            parts.append({"PartNumber": number, "ETag": tag})
+            sent(len(content))
+        self.client.complete_multipart_upload(
+            Bucket=self.bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+        )
+
+    def unfinished(self, prefix: str) -> list[UnfinishedUpload]:
+        """Uploads in parts that have not ended, of keys under `prefix`. Raises: NotReady."""
+        with self._errors(prefix):
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+            found = [upload for page in pages for upload in page.get("Uploads", [])]
+            return [
+                UnfinishedUpload(
+                    upload["Key"],
+                    upload["UploadId"],
+                    sum(part["Size"] for part in parts),
+                    max((part["LastModified"] for part in parts), default=upload["Initiated"]),
+                )
+                for upload in found
+                for parts in [self._parts(upload["Key"], upload["UploadId"])]
+            ]
+
+    def abort(self, upload: UnfinishedUpload) -> None:
+        """Drop an upload and its parts. Raises: NotReady."""
+        with self._errors(upload.key):
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
+
+    def _parts(self, key: str, upload: str) -> "list[PartTypeDef]":
+        pages = self.client.get_paginator("list_parts").paginate(Bucket=self.bucket, Key=key, UploadId=upload)
+        return [part for page in pages for part in page.get("Parts", [])]
 
     def digest(self, key: str) -> str | None:
         """The SHA-256 that was recorded when `key` was stored; None when there is no such object. Raises: NotReady."""
@@ -114,10 +205,15 @@ class ObjectStore:
     def get(self, key: str, sha256: str | None = None) -> bytes:
         """The object's bytes, checked against `sha256` or else against the hash recorded with it.
 
-        Raises: CorruptObject, BadInput when there is none, NotReady.
+        Raises: CorruptObject, BadInput when there is none, NotReady; MemoryError before the system ends the process.
         """
         with self._errors(key):
             response = self.client.get_object(Bucket=self.bucket, Key=key)
+            if response["ContentLength"] > (free := virtual_memory().available):
+                response["Body"].close()
+                raise MemoryError(
+                    f"s3://{self.bucket}/{key} has {response['ContentLength']:,} bytes, {free:,} are free"
+                )
             content = response["Body"].read()
         expected = sha256 or response["Metadata"].get(_HASH)
         found = sha256_of(content)

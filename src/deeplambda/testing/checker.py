@@ -33,7 +33,7 @@ from deeplambda.testing.places import Places
 from deeplambda.testing.sample import Row, Sample, read_sample
 from deeplambda.testing.work import Work
 
-RESERVED = ("label", "split", "source", "source_sha256", "code_version", "ingested_at")
+RESERVED = ("label", "split", "source", "source_sha256", "code_version", "ingested_at", "corrects")
 """Columns of the lake's `examples` beside the payload's."""
 REFUSED_SHARE = 0.05
 SAME_SHARE = 0.01

@@ -150,9 +150,12 @@ def _rows(
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Raw rows of one source with their labels, at most about `limit`."""
     if isinstance(source, Source):
-        raw = {name: (folder / name).read_bytes() for name in objects}
-        found = islice(application.examples(source, raw), _SCANNED * limit)
-        yield from sampled(((row, _label(row.get("label"))) for row in found), limit)
+        calls = source.read_together(objects)
+        share = max(1, limit // len(calls))
+        for together in calls:
+            raw = {name: (folder / name).read_bytes() for name in together.objects}
+            found = islice(application.examples(together, raw), _SCANNED * share)
+            yield from sampled(((row, _label(row.get("label"))) for row in found), share)
         return
     if isinstance(source, Images):
         name = source.column or next(

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pydantic import AwareDatetime
 
 from deeplambda.application import Event
 from deeplambda.objective import Classification
-from deeplambda.sources import Csv, JsonLines, Parquet, Table
+from deeplambda.sources import Csv, JsonLines, Parquet, Source, Table
 from deeplambda.splits import ByHash
 from deeplambda.testing.findings import Report
 from deeplambda.testing.places import Places
@@ -35,7 +36,7 @@ class Payments:
     splits = ByHash(train=0.5, test=0.5)
     objective = Classification(("no", "yes"))
 
-    def __init__(self, source: Table) -> None:
+    def __init__(self, source: Table | Source) -> None:
         self.sources = (source,)
 
 
@@ -126,3 +127,21 @@ def test_a_model_is_tried_on_rows_of_each_label_in_turn(tmp_path: Path) -> None:
     tried = tried_rows(work)
     assert Counter(row.label for row in tried) == {"yes": 5, "no": TRIED_ROWS - 5}
     assert {row.label for row in tried[:2]} == {"yes", "no"}
+
+
+def test_raw_objects_under_a_prefix_are_given_to_examples_one_by_one(tmp_path: Path) -> None:
+    class Said(Event):
+        words: str
+
+    class Sayings(Payments):
+        event = Said  # type: ignore[assignment]
+
+        def examples(self, source: Source, raw: dict[str, bytes]) -> Iterator[dict[str, str]]:
+            (name,) = source.objects
+            yield {"words": f"{name}: {raw[name].decode()}", "label": "no"}
+
+    for name in ("1", "2"):
+        (tmp_path / "days").mkdir(exist_ok=True)
+        (tmp_path / "days" / name).write_text("fine")
+    sample = read_sample(Sayings(Source(objects=("days/",))), tmp_path)  # type: ignore[arg-type]
+    assert [row.event.words for row in sample.rows] == ["days/1: fine", "days/2: fine"]  # type: ignore[attr-defined]
