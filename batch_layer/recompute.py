@@ -34,6 +34,7 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import (
     SNAPSHOT_OPTION,
+    bucketed_joins,
     create_tables,
     current_snapshot,
     held,
@@ -105,6 +106,7 @@ def recompute(
         if pinned is None:
             raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")
         reading.enter_context(held(spark, archive, pinned, settings.kept_days))
+        reading.enter_context(bucketed_joins(spark))  # else each run would shuffle the ids of the whole batch view
         grows = visible.version == champion.version and not whole
         events = read_snapshot(spark, archive, pinned)
         if grows:

@@ -79,7 +79,7 @@ def dropped(
     live = REALTIME_PREDICTIONS.c
     with mysql.mysql_errors(), engine.connect() as connection:
         rows = select(func.count()).where(
-            live.application == application, text(now.past_sql()), text(f"NOT ({reaches.past_sql()})")
+            live.application == application, text(now.past_mysql()), text(f"NOT ({reaches.past_mysql()})")
         )
         predicted = connection.scalar(rows) or 0
     gone = refused.where("event_id IS NOT NULL").select("event_id").distinct()
@@ -94,7 +94,7 @@ def dropped(
     with mysql.mysql_errors(), engine.connect() as connection:
         while some := list(islice(ids, _ASKED_AT_ONCE)):
             found = select(func.count()).where(
-                live.application == application, text(now.past_sql()), live.event_id.in_(some)
+                live.application == application, text(now.past_mysql()), live.event_id.in_(some)
             )
             events += connection.scalar(found) or 0
     return Dropped(events=events, predicted=predicted)

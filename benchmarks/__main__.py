@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.own_stack import own_stack
 from benchmarks.ratio import Ratio
 
-MODULES = ("stream_throughput", "stream_latency", "model_service", "training", "recomputation", "upkeep")
+MODULES = ("stream_throughput", "stream_latency", "model_service", "training", "recomputation", "horizon", "upkeep")
 """Each has NAME, AIM and `measure() -> Ratio`."""
 
 

@@ -8,7 +8,7 @@ from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.service.heartbeat import last_heartbeat
-from deeplambda.state.horizon_store import read_horizon
+from deeplambda.state.horizon_store import read_horizon, shown_horizon
 from deeplambda.state.tables import HORIZONS, OUTBOX, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
 
@@ -18,9 +18,10 @@ def serving_status(settings: Settings, application: str) -> dict[str, str]:
     own: ColumnElement[bool] = live.application == application
     with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
         horizon = read_horizon(connection, application)
+        waits = "" if shown_horizon(connection, application) == horizon else "; the gateway does not show it yet"
         view = connection.execute(select(HORIZONS).where(HORIZONS.c.application == application)).one_or_none()
         rows = connection.scalar(select(func.count()).where(own)) or 0
-        past = connection.scalar(select(func.count()).where(own, text(horizon.past_sql()))) or 0
+        past = connection.scalar(select(func.count()).where(own, text(horizon.past_mysql()))) or 0
         newest = connection.scalar(select(func.max(live.predicted_at)).where(own))
         recent = connection.scalar(select(func.count()).where(RECENT_PREDICTIONS.c.application == application)) or 0
         waiting, oldest = connection.execute(
@@ -29,7 +30,7 @@ def serving_status(settings: Settings, application: str) -> dict[str, str]:
     beat = last_heartbeat(settings, "views")
     details = ", ".join(f"{value} {name}" for name, value in beat.details.items()) if beat else ""
     return {
-        "batch view": f"snapshot {view.snapshot} by {application}/{view.model_version}, {_ago(view.moved_at)}"
+        "batch view": f"snapshot {view.snapshot} by {application}/{view.model_version}, {_ago(view.moved_at)}{waits}"
         if view
         else f"none yet: 'deeplambda batch recompute {application}' makes one",
         "horizon": ", ".join(f"partition {p} at {o:,}" for p, o in sorted(horizon.offsets.items()))

@@ -15,7 +15,7 @@ from pyspark.errors import PySparkException
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
+from deeplambda.errors import Conflict, NotReady
 from deeplambda.loading import pack_application
 from deeplambda.service.loops import Loop, LoopStatus, in_one_line
 from serving_layer.hive_gateway.model_function import add_model_function
@@ -90,7 +90,7 @@ class Gateway:
             add_model_function(self._spark, self._settings, packed)
             self._follow(view, status)
         except Exception:  # a user's code may raise anything; tables that are there are served without it
-            with suppress(NotReady, PySparkException, Py4JJavaError):
+            with suppress(Conflict, NotReady, PySparkException, Py4JJavaError):
                 self._follow_once(view)
             raise
         finally:
@@ -102,7 +102,7 @@ class Gateway:
         """Replace the view when its horizon has moved; it stays as it is while a store does not answer."""
         try:
             self._follow_once(view)
-        except (NotReady, PySparkException) as exc:
+        except (Conflict, NotReady, PySparkException) as exc:
             status.waiting(f"the view stays as it is: {in_one_line(exc)}")
         except Py4JJavaError as exc:  # what Spark has no Python class for, memory that ran out among it
             status.waiting(f"the view stays as it is: {exc.java_exception}")

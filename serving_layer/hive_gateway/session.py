@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from deeplambda.adapters.lake import spark_session
+from deeplambda.adapters.lake import BUCKETED_JOINS, spark_session
 from deeplambda.config import Settings
 from deeplambda.jvm.cds import java_options
 from serving_layer.hive_gateway.jar import gateway_jar
@@ -70,6 +70,7 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "-Dhive.server2.custom.authentication.class=deeplambda.gateway.AnalystLogin",
     )
     return {
+        **BUCKETED_JOINS,  # of the union view: it looks in the whole batch view for each real-time row
         # More slots than cores: one heavy query does not take them all, so others go on.
         "spark.master": "local[8]" if settings.spark_master.startswith("local") else settings.spark_master,
         "spark.scheduler.mode": "FAIR",

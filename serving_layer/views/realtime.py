@@ -30,7 +30,7 @@ from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.predictions import Prediction, scores_text
 from deeplambda.service.loops import LoopStatus, in_one_line
-from deeplambda.state.horizon_store import read_horizon
+from deeplambda.state.horizon_store import shown_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 from serving_layer.views.reporting import ViewReporter
 
@@ -53,9 +53,13 @@ _UPSERT = insert(REALTIME_PREDICTIONS).on_duplicate_key_update(
 
 
 def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
-    """Write predictions in one transaction; returns how many the horizon had not absorbed. Raises: NotReady."""
+    """Write predictions in one transaction; returns how many it took. Raises: NotReady.
+
+    Left out are those that the union view shows from the batch view; one that only a newer horizon has absorbed is not
+    there to be seen until the gateway shows that horizon.
+    """
     with mysql.mysql_errors(), engine.begin() as connection:
-        horizons = {name: read_horizon(connection, name) for name in {each.application for each in predictions}}
+        horizons = {name: shown_horizon(connection, name) for name in {each.application for each in predictions}}
         stored_at = now()
         rows = [
             _row(each, stored_at)

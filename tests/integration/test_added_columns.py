@@ -1,4 +1,4 @@
-"""Stores that an earlier version of this platform made get the columns that were added since; their rows stay."""
+"""Stores that an earlier version of this platform made get the columns and buckets added since; their rows stay."""
 
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -7,7 +7,7 @@ from pyspark.sql import SparkSession
 from sqlalchemy import inspect, text
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import create_tables, current_snapshot, lacking_columns
+from deeplambda.adapters.lake import bucketed_joins, create_tables, current_snapshot, lacking_columns
 from deeplambda.config import Settings
 from deeplambda.records.horizon import Horizon, all_predictions_sql
 from deeplambda.records.predictions import VIEW_SCHEMA
@@ -40,6 +40,7 @@ def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark
     table = f"lake.{Old.name}.predictions"
     create_tables(spark, Old())
     spark.sql(f"ALTER TABLE {table} DROP COLUMNS value, scores")
+    spark.sql(f"ALTER TABLE {table} DROP PARTITION FIELD bucket(8, event_id)")
     at = "TIMESTAMP '2026-01-01'"
     spark.sql(f"INSERT INTO {table} VALUES ('a', 0, 1, {at}, {at}, 1, '7', 0.9D)")
     before = Horizon(snapshot=current_snapshot(spark, table), offsets={0: 2})
@@ -62,7 +63,37 @@ def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark
     assert [(row.event_id, row.value, row.scores) for row in spark.sql(recent).collect()] == [("a", None, None)]
 
     spark.sql(f"INSERT OVERWRITE {table} SELECT * FROM {table}")
+    assert spark.sql(f"SELECT partition FROM {table}.partitions").count() == 1, "it lies in a bucket"
     after = Horizon(snapshot=current_snapshot(spark, table), offsets={0: 2})
     assert lacking_columns(spark, Old.name, after) == frozenset()
     assert spark.sql(all_predictions_sql(Old.name, after, "live_rows")).count() == 1
+    spark.sql(f"DROP TABLE {table}")
+
+
+def test_realtime_rows_are_brought_to_the_buckets_of_the_batch_view_which_stay_where_they_are(
+    spark: SparkSession,
+) -> None:
+    class New(Digits):
+        name = f"new_{uuid4().hex[:8]}"
+
+    table = f"lake.{New.name}.predictions"
+    create_tables(spark, New())
+    rows = (
+        "concat('event-', id) AS event_id, 0 AS kafka_partition, id AS kafka_offset, "
+        "current_timestamp() AS occurred_at, current_timestamp() AS predicted_at, "
+        "1 AS model_version, '7' AS prediction, 0D AS confidence, 0D AS value, '' AS scores"
+    )
+    spark.sql(f"INSERT INTO {table} SELECT {rows} FROM range(200)")
+    spark.sql(f"SELECT {rows}, '{New.name}' AS application FROM range(150, 250)").createOrReplaceTempView("live_rows")
+    horizon = Horizon(snapshot=current_snapshot(spark, table), offsets={0: 190})
+    spark.conf.set("spark.sql.autoBroadcastJoinThreshold", "-1")  # as if the batch view were large
+    try:
+        with bucketed_joins(spark):
+            union = spark.sql(all_predictions_sql(New.name, horizon, "live_rows"))
+            assert sorted(row.kafka_offset for row in union.collect()) == list(range(250))
+            plan = union._jdf.queryExecution().executedPlan().toString()
+    finally:
+        spark.conf.unset("spark.sql.autoBroadcastJoinThreshold")
+    assert "keygroupedpartitioning" in plan
+    assert "hashpartitioning" not in plan
     spark.sql(f"DROP TABLE {table}")

@@ -10,23 +10,33 @@ import pyarrow as pa
 import pytest
 from pyhive import hive
 from pyspark.sql import SparkSession
-from sqlalchemy import delete, insert, text
+from sqlalchemy import delete, insert, select, text, update
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state.horizon_store import move_horizon, read_batch_view
-from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
+from deeplambda.state.tables import (
+    HORIZONS,
+    REALTIME_PREDICTIONS,
+    RECENT_MODEL_METRICS,
+    RECENT_PREDICTIONS,
+    SHOWN_HORIZONS,
+)
 from examples.digits.application import Digits
+from serving_layer.views import realtime
+from serving_layer.views.trim import GRACE, trim
 from tests.integration.own_gateway import OwnGateway, message_of, run
 from tests.integration.own_model_service import fp32_outputs, model_of
+from tests.integration.test_views import prediction
 from tests.traffic import eventually
 
 EVENTS = 2_000
 PARTITIONS = 2
 SENT_AGAIN = 7
 """Every so manieth event was sent again at the end of its partition; its real-time row has that later position."""
+NO_SNAPSHOT = 1
 START = datetime(2026, 11, 20, 23, 59, 59, 123456, tzinfo=UTC)
 
 
@@ -69,18 +79,29 @@ class History:
         self._spark.sql(f"INSERT OVERWRITE {table} SELECT {', '.join(VIEW_SCHEMA.names)} FROM recomputed")
         snapshot = current_snapshot(self._spark, table)
         assert snapshot is not None
+        self.move(snapshot, horizon)
+        return snapshot
+
+    def move(self, snapshot: int, horizon: int) -> None:
         published = BatchViewPublished(
             application=self.name,
             snapshot=snapshot,
             events_snapshot=0,
             version=1,
             offsets=dict.fromkeys(range(PARTITIONS), horizon),
-            rows=len(rows),
+            rows=0,
             duration_s=0,
         )
         with self._engine.begin() as connection:
             move_horizon(connection, published, replaces=read_batch_view(connection, self.name))
-        return snapshot
+
+    def age_what_is_shown(self) -> None:
+        """As if GRACE had gone by."""
+        shown = SHOWN_HORIZONS.c
+        with self._engine.begin() as connection:
+            for at in list(connection.scalars(select(shown.shown_at).where(shown.application == self.name))):
+                own = update(SHOWN_HORIZONS).where(shown.application == self.name, shown.shown_at == at)
+                connection.execute(own.values(shown_at=at - GRACE))
 
     def trim(self, horizon: int) -> None:
         with self._engine.begin() as connection:
@@ -90,7 +111,7 @@ class History:
 
     def forget(self) -> None:
         with self._engine.begin() as connection:
-            for table in (REALTIME_PREDICTIONS, HORIZONS):
+            for table in (REALTIME_PREDICTIONS, HORIZONS, SHOWN_HORIZONS):
                 connection.execute(delete(table).where(table.c.application == self.name))
 
 
@@ -162,6 +183,29 @@ def shows(gateway: OwnGateway, view: str, snapshot: int) -> Callable[[], bool]:
 
 def definition(gateway: OwnGateway, view: str) -> str:
     return str(gateway.rows(f"SHOW CREATE TABLE {view}"))
+
+
+def test_a_gateway_that_cannot_replace_the_view_keeps_every_row(gateway: OwnGateway, history: History) -> None:
+    view, views = f"{history.name}.all_predictions", mysql.engine(gateway.settings, "views")
+    history.score_everything()
+    assert eventually(shows(gateway, view, history.recompute(100)), timeout_s=60, every_s=0.5)
+    log = gateway.log.stat().st_size
+    history.move(NO_SNAPSHOT, 500)
+    assert eventually(lambda: "the view stays as it is" in gateway.log.read_text()[log:], timeout_s=60)
+    history.age_what_is_shown()
+    realtime.store(views, [prediction("late", 499, application=history.name)])
+    assert trim(views, history.name) == len([event for event in range(100 * PARTITIONS) if event % SENT_AGAIN])
+    assert gateway.rows(f"SELECT count(DISTINCT event_id), count(*) FROM {view}") == [(EVENTS + 1, EVENTS + 1)]
+
+
+def test_what_the_gateway_shows_is_trimmed_once_no_query_needs_it(gateway: OwnGateway, history: History) -> None:
+    view, views = f"{history.name}.all_predictions", mysql.engine(gateway.settings, "views")
+    history.score_everything()
+    assert eventually(shows(gateway, view, history.recompute(offset_of(EVENTS))), timeout_s=60, every_s=0.5)
+    assert trim(views, history.name) == 0
+    history.age_what_is_shown()
+    assert trim(views, history.name) == len([event for event in range(EVENTS) if event % SENT_AGAIN])
+    assert gateway.rows(f"SELECT view, count(*) FROM {view} GROUP BY view") == [("batch", EVENTS)]
 
 
 def test_both_halves_say_the_same_of_an_event(gateway: OwnGateway, history: History) -> None:

@@ -2,17 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from sqlalchemy import Engine, delete, insert, select, text
+from sqlalchemy import Engine, delete, func, insert, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from deeplambda.adapters import mysql
@@ -22,14 +23,15 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.state import outbox
-from deeplambda.state.horizon_store import move_horizon, read_batch_view
-from deeplambda.state.tables import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS
+from deeplambda.state.horizon_store import move_horizon, read_batch_view, record_shown
+from deeplambda.state.tables import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS, SHOWN_HORIZONS
 from serving_layer.views import realtime
-from serving_layer.views.trim import GRACE, Trimmer
+from serving_layer.views.trim import GRACE, trim
 from tests.traffic import dead_letters, eventually
 
 LETTERS = 1_000
@@ -55,7 +57,7 @@ def application(stack: Settings) -> Iterator[str]:
     name = f"own_{uuid.uuid4().hex[:8]}"
     yield name
     with mysql.engine(stack, "platform").begin() as connection:
-        for table in (REALTIME_PREDICTIONS, HORIZONS):
+        for table in (REALTIME_PREDICTIONS, HORIZONS, SHOWN_HORIZONS):
             connection.execute(delete(table).where(table.c.application == name))
 
 
@@ -178,34 +180,80 @@ def test_what_is_no_prediction_becomes_one_dead_letter_and_stops_nothing(
     assert len({(letter["partition"], letter["offset"]) for letter in letters}) == len(bad)
 
 
-def test_rows_that_the_horizon_has_absorbed_are_not_inserted(stack: Settings, application: str) -> None:
-    move(mysql.engine(stack, "platform"), application, now(), p0=10, p1=0)
+def test_rows_that_the_shown_horizon_has_absorbed_are_not_inserted(stack: Settings, application: str) -> None:
+    show(mysql.engine(stack, "views"), application, p0=10, p1=0)
+    move(mysql.engine(stack, "platform"), application, now(), p0=15, p1=4)
     batch = [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)]
     batch.append(prediction(f"{application}-other", 3, application=application, kafka_partition=1))
     assert realtime.store(mysql.engine(stack, "views"), batch) == 11
     assert [row.kafka_offset for row in rows(stack, application)] == [*range(10, 20), 3]
 
 
-def test_trim_waits_until_no_query_needs_the_rows(stack: Settings, application: str) -> None:
+def show(engine: Engine, application: str, ago: timedelta = timedelta(), **offsets: int) -> None:
+    """Record, as the gateway does, that the union view shows a horizon; that it has for a while."""
+    horizon = Horizon(snapshot=1, offsets={int(name.removeprefix("p")): offset for name, offset in offsets.items()})
+    shown = SHOWN_HORIZONS.c
+    with engine.begin() as connection:
+        record_shown(connection, application, horizon)
+        newest = connection.scalar(select(func.max(shown.shown_at)).where(shown.application == application))
+        connection.execute(
+            update(SHOWN_HORIZONS)
+            .where(shown.application == application, shown.shown_at == newest)
+            .values(shown_at=newest - ago)
+        )
+
+
+def test_only_rows_of_a_horizon_that_has_been_shown_for_long_are_trimmed(stack: Settings, application: str) -> None:
     views, platform = mysql.engine(stack, "views"), mysql.engine(stack, "platform")
     realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
-    trimmer, moved_at = Trimmer(views, application), now()
-    assert trimmer.trim(moved_at) == 0, "there is no horizon yet"
-    move(platform, application, moved_at, p0=10)
-    assert trimmer.trim(moved_at + GRACE - timedelta(seconds=1)) == 0
-    assert trimmer.trim(moved_at + GRACE) == 10
+    move(platform, application, now() - 10 * GRACE, p0=10)
+    assert trim(views, application) == 0, "the gateway has not shown it"
+    show(views, application, p0=10)
+    assert trim(views, application) == 0, "a query may still need them"
+    show(views, application, GRACE, p0=10)
+    assert trim(views, application) == 10
     assert [row.kafka_offset for row in rows(stack, application)] == list(range(10, 20))
 
 
 def test_a_horizon_that_moves_often_is_trimmed_all_the_same(stack: Settings, application: str) -> None:
-    views, platform = mysql.engine(stack, "views"), mysql.engine(stack, "platform")
+    views = mysql.engine(stack, "views")
     realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
-    trimmer, first = Trimmer(views, application), now()
-    for step in range(4):
-        at = first + step * GRACE / 2
-        move(platform, application, at, p0=5 * (step + 1))
-        trimmer.trim(at)
+    for step in (3, 2, 1, 0):
+        show(views, application, step * GRACE / 2, p0=5 * (4 - step))
+    trim(views, application)
     assert [row.kafka_offset for row in rows(stack, application)] == list(range(10, 20))
+    kept = select(SHOWN_HORIZONS.c.offsets).where(SHOWN_HORIZONS.c.application == application)
+    with views.connect() as connection:
+        assert [offsets["0"] for offsets in connection.scalars(kept)] == [10, 15, 20], "no more than is needed is kept"
+
+
+SKEWED = """
+import sys
+from datetime import timedelta
+from deeplambda import clock
+true = clock.now
+clock.now = lambda: true() + timedelta(hours=int(sys.argv[2]))
+from deeplambda.adapters import mysql
+from deeplambda.config import load_settings
+from serving_layer.views.trim import trim
+print(trim(mysql.engine(load_settings(), "views"), sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_wrong_trims_neither_early_nor_late(stack: Settings, application: str, hours: int) -> None:
+    views = mysql.engine(stack, "views")
+    realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+
+    def trimmed() -> int:
+        command = [sys.executable, "-c", SKEWED, application, str(hours)]
+        environment = os.environ | {"DEEPLAMBDA_DATA_DIR": str(stack.data_dir)}
+        return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+    show(views, application, GRACE, p0=5)
+    show(views, application, GRACE / 2, p0=10)
+    assert trimmed() == 5
+    assert [row.kafka_offset for row in rows(stack, application)] == list(range(5, 20))
 
 
 def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, application: str) -> None:
@@ -249,7 +297,7 @@ def test_mysql_killed_in_the_middle_loses_and_doubles_nothing(
     stack: Settings,
     publisher: Publisher,
     run: str,
-    deeplambda: Callable[..., "CompletedProcess[str]"],
+    deeplambda: Callable[..., "subprocess.CompletedProcess[str]"],
 ) -> None:
     parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)}
     for start in range(0, 3_000, 100):

@@ -52,6 +52,8 @@ def _sql_type(kind: DataType) -> str:
 
 _POSITION = "kafka_partition INT, kafka_offset BIGINT, kafka_timestamp TIMESTAMP"  # optional in Spark's Kafka source
 
+_BUCKETS = "bucket(8, event_id)"  # as many as the gateway has slots; each append makes a file of each
+
 TABLES: Mapping[str, tuple[str, str]] = {
     # name: (columns, further clauses)
     "examples": (
@@ -70,7 +72,7 @@ TABLES: Mapping[str, tuple[str, str]] = {
         "PARTITIONED BY (days(kafka_timestamp))",
     ),
     "labels": (f"event_id STRING, label STRING, {_POSITION}, archived_at TIMESTAMP NOT NULL", ""),
-    "predictions": (_columns(VIEW_SCHEMA), ""),
+    "predictions": (_columns(VIEW_SCHEMA), f"PARTITIONED BY ({_BUCKETS})"),
     "models": (
         "version INT NOT NULL, run STRING NOT NULL, created_at TIMESTAMP NOT NULL, dataset STRING NOT NULL, "
         "snapshot BIGINT NOT NULL, code_version STRING NOT NULL, weights_sha256 STRING NOT NULL, "
@@ -84,6 +86,16 @@ TABLES: Mapping[str, tuple[str, str]] = {
     ),
 }
 
+
+BUCKETED_JOINS: Mapping[str, str] = {
+    "spark.sql.iceberg.planning.preserve-data-grouping": "true",
+    "spark.sql.sources.v2.bucketing.enabled": "true",
+    "spark.sql.sources.v2.bucketing.shuffle.enabled": "true",
+}
+"""Of a session: what is joined with `predictions` by event id is brought to its buckets, which stay where they are.
+
+Not of every session: one task then reads all that a scan finds of a partition, such as a day of `events`.
+"""
 
 _METADATA_KEPT = "write.metadata.previous-versions-max"
 _PROPERTIES = ", ".join(
@@ -188,14 +200,17 @@ def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
     }
 
 
-@retry(  # two processes may create one table at the same moment: the slower one then finds it there
-    retry=retry_if_exception_type(AnalysisException), stop=stop_after_attempt(4), wait=wait_random_exponential(max=2)
+@retry(  # two processes may create or change one table at the same moment: the slower one then finds it done
+    retry=retry_if_exception_type((AnalysisException, Py4JJavaError)),
+    stop=stop_after_attempt(4),
+    wait=wait_random_exponential(max=2),
 )
 def create_tables(spark: SparkSession, application: Application) -> None:
-    """Create the application's Iceberg tables that are missing, and bring those that are there to today's columns.
+    """Create the application's Iceberg tables that are missing, and bring those that are there to today's form.
 
-    `examples` follows the event's schema; `predictions` gets the columns that it lacks. Older snapshots keep the
-    columns that they were written with. Raises: ConfigurationError when rows do not fit the event's schema.
+    `examples` follows the event's schema; `predictions` gets the columns and the buckets that it lacks. Older snapshots
+    keep the columns and files that they were written with. Raises: ConfigurationError when rows do not fit the event's
+    schema.
     """
     payload = payload_schema(application.event)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
@@ -216,6 +231,8 @@ def create_tables(spark: SparkSession, application: Application) -> None:
     there = set(spark.table(predictions).columns)
     if lacking := [field for field in VIEW_SCHEMA if field.name not in there]:
         spark.sql(f"ALTER TABLE {predictions} ADD COLUMNS ({_columns(pa.schema(lacking))})")
+    if not any(row.data_type == _BUCKETS for row in spark.sql(f"DESCRIBE TABLE {predictions}").collect()):
+        spark.sql(f"ALTER TABLE {predictions} ADD PARTITION FIELD {_BUCKETS}")
     _evolve(spark, examples, payload)
 
 
@@ -322,6 +339,18 @@ def held(spark: SparkSession, table: str, snapshot: int, days: int) -> Iterator[
         yield
     finally:
         change_tag(spark, table, f"DROP TAG IF EXISTS `{tag}`")
+
+
+@contextmanager
+def bucketed_joins(spark: SparkSession) -> Iterator[None]:
+    """Have the session join as `BUCKETED_JOINS` says, while this lasts."""
+    for name, value in BUCKETED_JOINS.items():
+        spark.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name in BUCKETED_JOINS:
+            spark.conf.unset(name)
 
 
 @retry(  # Iceberg does not try a change of tags again that another writer's commit has overtaken

@@ -11,7 +11,7 @@ from pymysql.cursors import Cursor
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import ConfigurationError
 
-_VIEWS_WRITE = {"realtime_predictions", "metrics"}
+_VIEWS_WRITE = {"realtime_predictions", "shown_horizons", "metrics"}
 
 # The metastore makes its own tables but for these of its transactions, of which it clears a database that is dropped.
 # Source: Apache Hive 2.3, hive-txn-schema-2.3.0.mysql.sql.

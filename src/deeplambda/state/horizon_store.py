@@ -1,15 +1,21 @@
-"""Where the horizon is kept: one row for each application in MySQL, moved in one transaction with its event."""
+"""Where the horizon is kept: one row for each application in MySQL, moved in one transaction with its event.
 
+Beside it stands which horizons the union view has shown, and since when, by MySQL's clock alone: what a horizon has
+absorbed may go once no query can need it that was planned on the one before.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, text
 
 from deeplambda.errors import Conflict
 from deeplambda.records import topics
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.state import outbox
-from deeplambda.state.tables import HORIZONS
+from deeplambda.state.tables import HORIZONS, SHOWN_HORIZONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +33,8 @@ def read_batch_view(connection: Connection, application: str, *, lock: bool = Fa
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         return BatchView()
-    offsets = {int(partition): offset for partition, offset in row.offsets.items()}
     return BatchView(
-        horizon=Horizon(snapshot=row.snapshot, offsets=offsets),
+        horizon=_horizon(row.snapshot, row.offsets),
         events_snapshot=row.events_snapshot,
         version=row.model_version,
     )
@@ -68,3 +73,40 @@ def move_horizon(connection: Connection, published: BatchViewPublished, *, repla
         )
     )
     outbox.record(connection, topics.LIFECYCLE, published.application, published)
+
+
+def record_shown(connection: Connection, application: str, horizon: Horizon) -> None:
+    """Record that the union view shows a horizon from now on. The gateway calls it once it has replaced the view."""
+    connection.execute(
+        insert(SHOWN_HORIZONS).values(
+            application=application,
+            shown_at=func.utc_timestamp(6),
+            snapshot=horizon.snapshot,
+            offsets=dict(horizon.offsets),
+        )
+    )
+
+
+def shown_horizon(connection: Connection, application: str, since: timedelta = timedelta()) -> Horizon:
+    """The newest horizon that the union view took up `since` ago or earlier; one that has absorbed nothing if none."""
+    shown = SHOWN_HORIZONS.c
+    newest = select(shown.snapshot, shown.offsets).where(_shown(application, since)).order_by(shown.shown_at.desc())
+    row = connection.execute(newest.limit(1)).one_or_none()
+    return _horizon(row.snapshot, row.offsets) if row else Horizon()
+
+
+def forget_shown(connection: Connection, application: str, since: timedelta) -> None:
+    """Delete the records of earlier horizons than `shown_horizon` gives."""
+    shown = SHOWN_HORIZONS.c
+    newest_at = connection.scalar(select(func.max(shown.shown_at)).where(_shown(application, since)))
+    if newest_at is not None:
+        connection.execute(delete(SHOWN_HORIZONS).where(shown.application == application, shown.shown_at < newest_at))
+
+
+def _shown(application: str, since: timedelta) -> ColumnElement[bool]:
+    then = text("UTC_TIMESTAMP(6) - INTERVAL :since_s SECOND").bindparams(since_s=since.total_seconds())
+    return and_(SHOWN_HORIZONS.c.application == application, SHOWN_HORIZONS.c.shown_at <= then)
+
+
+def _horizon(snapshot: int, offsets: Mapping[str, int]) -> Horizon:
+    return Horizon(snapshot=snapshot, offsets={int(partition): offset for partition, offset in offsets.items()})

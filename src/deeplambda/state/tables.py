@@ -120,6 +120,14 @@ HORIZONS = Table(
     Column("offsets", JSON, nullable=False, comment="by partition, the first offset not absorbed"),
     Column("moved_at", UtcDateTime, nullable=False),
 )
+SHOWN_HORIZONS = Table(
+    "shown_horizons",
+    SCHEMA,
+    Column("application", _NAME, primary_key=True),
+    Column("shown_at", UtcDateTime, primary_key=True, comment="by MySQL's clock, once the union view showed it"),
+    Column("snapshot", BigInteger, nullable=False, comment="of lake.<application>.predictions"),
+    Column("offsets", JSON, nullable=False, comment="by partition, the first offset not absorbed"),
+)
 METRICS = Table(
     "metrics",
     SCHEMA,

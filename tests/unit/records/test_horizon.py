@@ -1,8 +1,9 @@
 """The union of both views against a slow and obvious oracle: recomputing everything there is.
 
-The SQL text itself is run, by SQLite, whose dialect has all of it but the tables' names.
+The SQL text itself is run, by SQLite, which gets what its dialect lacks of it: tables' names and arrays.
 """
 
+import json
 import random
 import re
 import sqlite3
@@ -16,6 +17,15 @@ from deeplambda.records.predictions import VIEW_SCHEMA
 PARTITIONS = 3
 Row = tuple[str, int, int, str]
 """event_id, kafka_partition, kafka_offset, prediction"""
+
+
+def sqlite() -> sqlite3.Connection:
+    """A database with the functions of the two servers by which a horizon is looked up."""
+    database = sqlite3.connect(":memory:")
+    database.create_function("array", -1, lambda *values: json.dumps(values))
+    database.create_function("get", 2, lambda array, n: dict(enumerate(json.loads(array))).get(n))
+    database.create_function("elt", -1, lambda n, *values: dict(enumerate(map(str, values), 1)).get(n))
+    return database
 
 
 def predict(event_id: str) -> str:
@@ -96,7 +106,7 @@ class World:
         )
 
     def union(self) -> list[Row]:
-        with sqlite3.connect(":memory:") as database:
+        with sqlite() as database:
             columns = ", ".join(VIEW_SCHEMA.names)
             database.execute(f"CREATE TABLE realtime_predictions (application, {columns})")
             self._fill(database, "realtime_predictions", list(self.realtime.values()))
@@ -137,14 +147,27 @@ def test_absorbed_row_that_the_batch_view_refused_is_not_shown() -> None:
 
 
 def test_horizon_of_nothing_shows_every_realtime_row() -> None:
-    assert Horizon().past_sql() == "TRUE"
+    assert Horizon().past_mysql() == Horizon().past_spark() == "TRUE"
     assert "VERSION AS OF" not in all_predictions_sql("digits", Horizon(), "realtime_predictions")
 
 
-@pytest.mark.parametrize(("partition", "offset", "absorbed"), [(0, 9, True), (0, 10, False), (1, 0, False)])
-def test_absorbed_and_its_sql_say_the_same(partition: int, offset: int, absorbed: bool) -> None:
-    horizon = Horizon(snapshot=1, offsets={0: 10})
-    assert horizon.absorbed(partition, offset) is absorbed
-    query = f"SELECT {horizon.past_sql()} FROM (SELECT {partition} AS kafka_partition, {offset} AS kafka_offset)"
-    with sqlite3.connect(":memory:") as database:
-        assert database.execute(query).fetchone() == (int(not absorbed),)
+@pytest.mark.parametrize(
+    "offsets", [{0: 10}, {2: 10}, {0: 3, 1: 0, 4: 7}, {p: p * 7 % 10 for p in range(40)}, {0: 2**40, 1: 5}]
+)
+def test_absorbed_and_its_sql_say_the_same(offsets: dict[int, int]) -> None:
+    horizon = Horizon(snapshot=1, offsets=offsets)
+    places = [(p, o + step) for p in range(max(offsets) + 2) for o in {*offsets.values(), 1} for step in (-1, 0, 1)]
+    with sqlite() as database:
+        for place in places:
+            past = not horizon.absorbed(*place)
+            rows = f"FROM (SELECT {place[0]} AS kafka_partition, {place[1]} AS kafka_offset)"
+            for condition in (horizon.past_mysql(), horizon.past_spark()):
+                found = database.execute(f"SELECT count(*) {rows} WHERE {condition.replace('SIGNED', 'INTEGER')}")
+                assert found.fetchone() == (int(past),), (place, condition)
+
+
+def test_a_thousand_partitions_are_one_look_up() -> None:
+    horizon = Horizon(snapshot=1, offsets={p: 10**9 + p for p in range(1_000)})
+    for condition in (horizon.past_mysql(), horizon.past_spark()):
+        assert len(re.findall("kafka_partition", condition)) < 20
+        assert len(condition) < 15_000, "the metastore has room for 65,535 characters of a view"
