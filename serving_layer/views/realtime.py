@@ -5,7 +5,6 @@
 3. Only then are the Kafka offsets committed. A crash in between repeats the batch, which changes nothing.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 from sqlalchemy.dialects.mysql import insert
@@ -28,14 +27,15 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.expiry import Reader
 from deeplambda.records.predictions import Prediction, scores_text
+from deeplambda.service.expiry import resumed
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 from serving_layer.views.reporting import ViewReporter
 
 GROUP = "deeplambda.views"
-_log = logging.getLogger(__name__)
 _POLL_MS = 500
 _BATCH_ROWS = 2_000
 
@@ -71,8 +71,9 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Store predictions until told to stop. Raises: NotReady when Kafka is away, after which `Loop` calls it again."""
     engine = mysql.engine(settings, "views")
     names = [topics.predictions(application) for application in settings.applications]
-    with Publisher(settings) as publisher, closing(kafka.consumer(settings, *names, group=GROUP)) as reader:
-        _log_expired(settings, reader)
+    following = kafka.consumer(settings, *names, group=GROUP, lossless=True)
+    with Publisher(settings) as publisher, closing(following) as reader:
+        _resume(settings, reader)
         reporter = ViewReporter(settings, publisher, reader)
         while not stop.is_set():
             with kafka.kafka_errors(settings):
@@ -86,15 +87,19 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
             status.working(**reporter.details)
 
 
-def _log_expired(settings: Settings, reader: KafkaConsumer) -> None:
+def _resume(settings: Settings, reader: KafkaConsumer) -> None:
+    """Go on after what was committed. Raises: NotReady where that has expired, until it is given up."""
     with kafka.kafka_errors(settings):
-        for partition, first in reader.beginning_offsets(reader.assignment()).items():
-            if (committed := reader.committed(partition)) is not None and committed < first:
-                _log.error(
-                    "predictions %d to %d of %s/%d expired before they were stored; 'deeplambda batch recompute' "
-                    "brings their events into the batch view",
-                    *(committed, first - 1, partition.topic, partition.partition),
-                )
+        committed = {partition: reader.committed(partition) for partition in reader.assignment()}
+    for application in settings.applications:
+        topic = topics.predictions(application)
+        positions = {
+            partition.partition: offset
+            for partition, offset in committed.items()
+            if partition.topic == topic and offset is not None
+        }
+        for partition, offset in resumed(settings, Reader(application, "views", topic), positions).items():
+            reader.seek(TopicPartition(topic, partition), offset)
 
 
 def _store_records(

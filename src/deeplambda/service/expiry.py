@@ -1,0 +1,73 @@
+"""Readers that retention has overtaken: each stops and says what it has lost, until a person gives that up."""
+
+from collections.abc import Mapping
+
+from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, first_offsets, kafka_errors
+from deeplambda.config import Settings
+from deeplambda.errors import NotReady
+from deeplambda.records import topics
+from deeplambda.records.expiry import Gap, Reader, expired_gaps, gaps, skipped_gaps, waiting
+from deeplambda.records.lifecycle import LIFECYCLE_RECORD, LifecycleRecord, RecordsExpired, RecordsSkipped
+from deeplambda.service.metrics import MetricPublisher
+
+_LAYERS = {"archive": "batch", "stream": "speed", "views": "serving"}
+
+
+def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) -> dict[int, int]:
+    """By partition of the topic, where `reader` goes on from; called whenever it starts.
+
+    positions: by partition, the offset of the record that it would read next; a partition without one is new to it.
+    Raises: NotReady when Kafka no longer has that record and nobody has given up what is lost; the first time, the
+    lifecycle topic is told.
+    """
+    firsts = first_offsets(settings, reader.topic)
+    if gaps(positions, firsts):
+        told = lifecycle(settings)
+        if lost := gaps(positions, firsts, skipped_gaps(told, reader)):
+            _tell(settings, reader, [gap for gap in lost if gap not in expired_gaps(told, reader)])
+            more = f" and more in {len(lost) - 1} partitions" if len(lost) > 1 else ""
+            raise NotReady(
+                f"'{reader.part}' of {reader.application} has not read offsets {lost[0]} of {reader.topic}{more}, and "
+                f"they have expired; 'deeplambda speed skip-expired {reader.application}' goes on without them"
+            )
+    return {partition: max(positions.get(partition, first), first) for partition, first in firsts.items()}
+
+
+def expired(settings: Settings, application: str) -> list[RecordsExpired]:
+    """What readers of `application` wait for, as `skip` takes it. Raises: NotReady."""
+    return waiting(lifecycle(settings), application)
+
+
+def skip(settings: Settings, lost: list[RecordsExpired]) -> None:
+    """Give up what has expired: its readers go on when they try next, within a minute. Raises: NotReady."""
+    with Publisher(settings) as publisher:
+        for record in lost:
+            skipped = RecordsSkipped(**record.model_dump(exclude={"type", "at"}))
+            publisher.send(topics.LIFECYCLE, record.application, skipped)
+            metrics = MetricPublisher(
+                publisher, layer=_LAYERS[record.reader], part=record.reader, application=record.application
+            )
+            metrics.publish("skipped", record.to_offset - record.from_offset, "records")
+
+
+def lifecycle(settings: Settings) -> list[LifecycleRecord]:
+    """Every lifecycle record that there is now, the oldest first. Raises: NotReady."""
+    ends = end_offsets(settings, topics.LIFECYCLE)
+    reader, found = consumer(settings, topics.LIFECYCLE), []
+    try:
+        with kafka_errors(settings):
+            while any(reader.position(each) < ends[each.partition] for each in reader.assignment()):
+                for records in reader.poll(timeout_ms=500).values():
+                    found += [LIFECYCLE_RECORD.validate_json(record.value) for record in records]
+    finally:
+        reader.close()
+    return found
+
+
+def _tell(settings: Settings, reader: Reader, lost: list[Gap]) -> None:
+    with Publisher(settings) as publisher:
+        for gap in lost:
+            record = RecordsExpired(
+                application=reader.application, reader=reader.part, topic=reader.topic, **gap._asdict()
+            )
+            publisher.send(topics.LIFECYCLE, reader.application, record)
