@@ -79,7 +79,7 @@ def skip_expired(
         console.print(f"{record.reader}: offsets {gap_of(record)} of {record.topic}", highlight=False)
     if not dry_run:
         skip(settings, lost)
-        console.print("given up, and recorded on deeplambda.lifecycle; the readers go on within a minute")
+        console.print("given up, and recorded in the table skipped_records; the readers go on within a minute")
 
 
 def _records(settings: Settings, topic: str, starts: dict[int, int], *, follow: bool) -> Iterator[bytes]:

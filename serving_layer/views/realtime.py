@@ -7,12 +7,12 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 from sqlalchemy.dialects.mysql import insert
@@ -24,7 +24,7 @@ from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
+from deeplambda.errors import NotReady, Overtaken
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.expiry import Reader
@@ -38,6 +38,7 @@ from serving_layer.views.reporting import ViewReporter
 GROUP = "deeplambda.views"
 _POLL_MS = 500
 _BATCH_ROWS = 2_000
+_ASK_AGAIN_S = 10.0
 
 # Of an event sent twice the first position counts: a row gives way to the same position (a replay) or to an earlier one
 # of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none, and PyMySQL sends many
@@ -73,7 +74,7 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     names = [topics.predictions(application) for application in settings.applications]
     following = kafka.consumer(settings, *names, group=GROUP, lossless=True)
     with Publisher(settings) as publisher, closing(following) as reader:
-        _resume(settings, reader)
+        overtaken, asked_s = _resume(settings, reader, settings.applications), time.monotonic()
         reporter = ViewReporter(settings, publisher, reader)
         while not stop.is_set():
             with kafka.kafka_errors(settings):
@@ -84,22 +85,36 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
                 with kafka.kafka_errors(settings):
                     reader.commit()
             reporter.report_when_due()
-            status.working(**reporter.details)
+            if overtaken and time.monotonic() - asked_s > _ASK_AGAIN_S:
+                overtaken, asked_s = _resume(settings, reader, overtaken), time.monotonic()
+            if overtaken:
+                status.waiting("; ".join(overtaken.values()))
+            else:
+                status.working(**reporter.details)
 
 
-def _resume(settings: Settings, reader: KafkaConsumer) -> None:
-    """Go on after what was committed. Raises: NotReady where that has expired, until it is given up."""
-    with kafka.kafka_errors(settings):
-        committed = {partition: reader.committed(partition) for partition in reader.assignment()}
-    for application in settings.applications:
+def _resume(settings: Settings, reader: KafkaConsumer, applications: Iterable[str]) -> dict[str, str]:
+    """Have the applications' partitions go on after what was committed; those that were overtaken wait.
+
+    Returns why, by application. Raises: NotReady when Kafka is away.
+    """
+    overtaken = {}
+    for application in applications:
         topic = topics.predictions(application)
-        positions = {
-            partition.partition: offset
-            for partition, offset in committed.items()
-            if partition.topic == topic and offset is not None
-        }
-        for partition, offset in resumed(settings, Reader(application, "views", topic), positions).items():
-            reader.seek(TopicPartition(topic, partition), offset)
+        partitions = [partition for partition in reader.assignment() if partition.topic == topic]
+        with kafka.kafka_errors(settings):
+            committed = {partition.partition: reader.committed(partition) for partition in partitions}
+        positions = {partition: offset for partition, offset in committed.items() if offset is not None}
+        try:
+            starts = resumed(settings, Reader(application, "views", topic), positions)
+        except Overtaken as exc:
+            overtaken[application] = exc.message
+            reader.pause(*partitions)
+            continue
+        for partition in partitions:
+            reader.seek(partition, starts[partition.partition])
+        reader.resume(*partitions)
+    return overtaken
 
 
 def _store_records(

@@ -10,6 +10,7 @@ DeepLambdaError
 ├── Unauthorized            a caller without a valid token
 ├── Forbidden               a caller whose role may not do this
 ├── NotReady                something that is needed is not available yet; worth a retry
+│   └── Overtaken           records expired before their reader came to them; a person has to give them up
 └── Conflict                another process or person holds, or has changed, what this one needs
     └── UnfitModel       a model version that must not serve
 
@@ -68,6 +69,10 @@ class NotReady(DeepLambdaError):
     """Something that is needed is not available yet: a service, a topic, a free connection."""
 
     retryable = True
+
+
+class Overtaken(NotReady):
+    """Records expired before their reader came to them."""
 
 
 class Conflict(DeepLambdaError):

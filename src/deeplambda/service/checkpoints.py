@@ -23,7 +23,8 @@ def starting_offsets(
     3. Then remove the checkpoint: Spark goes on elsewhere by no other way. One in which no batch was ever finished goes
        too, for it may name offsets that have expired.
     stored: by partition, the offset after the last record that the sink holds; a sink that does not know gets the
-    records since the last finished batch again. Raises: NotReady, ConfigurationError for a damaged checkpoint.
+    records since the last finished batch again.
+    Raises: Overtaken, NotReady, ConfigurationError for a damaged checkpoint.
     """
     finished = finished_offsets(spark, checkpoint, reader.topic)
     known = stored or {}

@@ -2,23 +2,25 @@
 
 from collections.abc import Mapping
 
+from sqlalchemy import insert
+
+from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, first_offsets, kafka_errors
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
+from deeplambda.errors import Overtaken
 from deeplambda.records import topics
 from deeplambda.records.expiry import Gap, Reader, expired_gaps, gaps, skipped_gaps, waiting
 from deeplambda.records.lifecycle import LIFECYCLE_RECORD, LifecycleRecord, RecordsExpired, RecordsSkipped
-from deeplambda.service.metrics import MetricPublisher
-
-_LAYERS = {"archive": "batch", "stream": "speed", "views": "serving"}
+from deeplambda.state import outbox
+from deeplambda.state.tables import SKIPPED_RECORDS
 
 
 def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) -> dict[int, int]:
     """By partition of the topic, where `reader` goes on from; called whenever it starts.
 
     positions: by partition, the offset of the record that it would read next; a partition without one is new to it.
-    Raises: NotReady when Kafka no longer has that record and nobody has given up what is lost; the first time, the
-    lifecycle topic is told.
+    Raises: Overtaken when Kafka no longer has that record and nobody has given up what is lost; the first time, the
+    lifecycle topic is told. NotReady when Kafka is away.
     """
     firsts = first_offsets(settings, reader.topic)
     if gaps(positions, firsts):
@@ -26,7 +28,7 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
         if lost := gaps(positions, firsts, skipped_gaps(told, reader)):
             _tell(settings, reader, [gap for gap in lost if gap not in expired_gaps(told, reader)])
             more = f" and more in {len(lost) - 1} partitions" if len(lost) > 1 else ""
-            raise NotReady(
+            raise Overtaken(
                 f"'{reader.part}' of {reader.application} has not read offsets {lost[0]} of {reader.topic}{more}, and "
                 f"they have expired; 'deeplambda speed skip-expired {reader.application}' goes on without them"
             )
@@ -40,14 +42,14 @@ def expired(settings: Settings, application: str) -> list[RecordsExpired]:
 
 def skip(settings: Settings, lost: list[RecordsExpired]) -> None:
     """Give up what has expired: its readers go on when they try next, within a minute. Raises: NotReady."""
-    with Publisher(settings) as publisher:
+    platform = mysql.engine(settings, "platform")
+    with mysql.mysql_errors(), platform.begin() as connection:
         for record in lost:
             skipped = RecordsSkipped(**record.model_dump(exclude={"type", "at"}))
-            publisher.send(topics.LIFECYCLE, record.application, skipped)
-            metrics = MetricPublisher(
-                publisher, layer=_LAYERS[record.reader], part=record.reader, application=record.application
-            )
-            metrics.publish("skipped", record.to_offset - record.from_offset, "records")
+            connection.execute(insert(SKIPPED_RECORDS).values(skipped.model_dump(exclude={"type"})))
+            outbox.record(connection, topics.LIFECYCLE, record.application, skipped)
+    with Publisher(settings) as publisher:
+        outbox.relay(platform, publisher)
 
 
 def lifecycle(settings: Settings) -> list[LifecycleRecord]:
