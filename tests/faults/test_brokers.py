@@ -5,10 +5,12 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import cycle, takewhile
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,17 +59,18 @@ class Cluster:
             process.kill()
             process.wait()
 
-    def replicas_in_sync(self, application: str) -> set[int]:
-        """How many brokers have all of each partition of the application's topics; nothing while nobody says."""
+    def replicas(self, application: str, *, in_sync: bool = False) -> set[int]:
+        """How many brokers have each partition of the application's topics; nothing while nobody says."""
+        kind = "isr_nodes" if in_sync else "replica_nodes"
         try:
             with KafkaAdminClient(**client_options(self.settings)) as admin:
                 found = admin.describe_topics([topics.events(application), topics.predictions(application)])
         except KafkaError:
             return set()
-        return {len(partition["isr_nodes"]) for topic in found for partition in topic["partitions"]}
+        return {len(partition[kind]) for topic in found for partition in topic["partitions"]}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(deeplambda: Command) -> Iterator[Cluster]:
     """The local stack over three brokers, with a model of digits that nobody has trained as the champion."""
     with TemporaryDirectory(prefix="deeplambda-") as name, pytest.MonkeyPatch.context() as environment:
@@ -95,38 +98,71 @@ def cluster(deeplambda: Command) -> Iterator[Cluster]:
     load_settings.cache_clear()
 
 
+@pytest.fixture
+def traffic(cluster: Cluster, test_images: NDArray[np.uint8]) -> Iterator["Traffic"]:
+    with Traffic(cluster.settings, test_images).flowing() as traffic:
+        yield traffic
+
+
+class Traffic:
+    """Events of one run, sent until the end of `flowing` or `stop`; the ledger is of those that were acknowledged."""
+
+    def __init__(self, settings: Settings, images_NHW: NDArray[np.uint8]) -> None:
+        self._settings, self._images = settings, images_NHW
+        self.run = new_run("brokers")
+        self._stopped = threading.Event()
+
+    @contextmanager
+    def flowing(self) -> Iterator["Traffic"]:
+        images = takewhile(lambda _: not self._stopped.is_set(), cycle(self._images))
+        with ThreadPoolExecutor(1) as pool:
+            self._sending = pool.submit(send_digits, self._settings, self.run, images, rate=100)
+            try:
+                yield self
+            finally:
+                self._stopped.set()
+
+    def goes_on(self) -> bool:
+        """Whether some more events come through to MySQL."""
+        before = self._stored()
+        return eventually(lambda: self._stored() > before + 100, 180)
+
+    def assert_each_is_stored_once(self) -> None:
+        """Stop, and compare the ledger with MySQL and the archive."""
+        self._stopped.set()
+        ledger = sorted(self._sending.result())
+        assert eventually(lambda: self._stored() >= len(ledger), 120, every_s=1)
+        assert seen_ids(self._settings, self.run) == ledger
+        assert eventually(lambda: len(self.archived("event_id")) >= len(ledger), 120, every_s=2)
+        assert sorted(self.archived("event_id")) == ledger
+
+    def archived(self, column: str) -> list[Any]:
+        with hive_of(self._settings) as hive, hive.connect() as connection:
+            found = text(f"SELECT {column} FROM lake.digits.events WHERE event_id LIKE '{self.run}-%'")
+            return list(connection.scalars(found))
+
+    def _stored(self) -> int:
+        return len(seen_ids(self._settings, self.run))
+
+
 @pytest.mark.long
-def test_any_of_three_brokers_may_be_killed_at_any_time(cluster: Cluster, test_images: NDArray[np.uint8]) -> None:
-    settings, run = cluster.settings, new_run("brokers")
-    with KafkaAdminClient(**client_options(settings)) as admin:
-        (found,) = admin.describe_topics([topics.events("digits")])
-    assert {len(partition["replica_nodes"]) for partition in found["partitions"]} == {3}
-    assert eventually(lambda: cluster.replicas_in_sync("digits") == {3})
+def test_any_of_three_brokers_may_be_killed_at_any_time(cluster: Cluster, traffic: Traffic) -> None:
+    assert cluster.replicas("digits") == {3}
+    for node in cluster.nodes:  # the controllers' leader is among them, and the leaders of all partitions
+        assert eventually(lambda: cluster.replicas("digits", in_sync=True) == {3}, 120, every_s=1)
+        assert traffic.goes_on()
+        cluster.kill(node)
+        assert traffic.goes_on(), "two go on without the third"
+        cluster.start(node)
+    traffic.assert_each_is_stored_once()
 
-    def stored() -> int:
-        return len(seen_ids(settings, run))
 
-    def goes_on() -> bool:
-        before = stored()
-        return eventually(lambda: stored() > before + 100, 120)
-
-    all_killed = threading.Event()
-    images = takewhile(lambda _: not all_killed.is_set(), cycle(test_images))
-    with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(send_digits, settings, run, images, rate=100)
-        try:
-            for node in cluster.nodes:  # the controllers' leader is among them, and the leaders of all partitions
-                assert goes_on()
-                cluster.kill(node)
-                assert goes_on(), "two go on without the third"
-                cluster.start(node)
-                assert eventually(lambda: cluster.replicas_in_sync("digits") == {3}, 120, every_s=1)
-        finally:
-            all_killed.set()
-    ledger = sorted(sending.result())
-    assert eventually(lambda: stored() >= len(ledger), 120, every_s=1)
-    assert seen_ids(settings, run) == ledger
-    with hive_of(settings) as hive, hive.connect() as connection:
-        archived = text(f"SELECT event_id FROM lake.digits.events WHERE event_id LIKE '{run}-%'")
-        assert eventually(lambda: len(connection.scalars(archived).all()) >= len(ledger), 120, every_s=2)
-        assert sorted(connection.scalars(archived)) == ledger
+@pytest.mark.long
+def test_partitions_that_are_added_under_traffic_are_all_read(cluster: Cluster, traffic: Traffic) -> None:
+    assert traffic.goes_on()
+    added = cluster.settings.kafka_partitions + 2
+    with KafkaAdminClient(**client_options(cluster.settings)) as admin:
+        admin.create_partitions({topics.events("digits"): added, topics.predictions("digits"): added})
+    assert eventually(lambda: set(traffic.archived("kafka_partition")) == set(range(added)), 120, every_s=1)
+    assert traffic.goes_on()
+    traffic.assert_each_is_stored_once()
