@@ -14,7 +14,7 @@ from deeplambda.adapters.kafka import client_options, end_offsets
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import RecordsSkipped
-from deeplambda.service.expiry import lifecycle
+from deeplambda.service.expiry import told
 from tests.traffic import eventually, new_run, realtime_ids, send_digits
 
 Command = Callable[..., "CompletedProcess[str]"]
@@ -68,7 +68,7 @@ def test_overtaken_readers_wait_until_the_gap_is_given_up_and_miss_nothing_past_
     assert eventually(lambda: set(states().values()) == {"running"}, every_s=1), states()
     assert archived(lost[0]) == realtime_ids(stack, lost[0]) == realtime_ids(stack, unseen[0]) == []
     assert is_everywhere(*before), "nothing came twice"
-    skipped = [record for record in lifecycle(stack) if isinstance(record, RecordsSkipped)]
+    skipped = [record for record in told(stack) if isinstance(record, RecordsSkipped)]
     by_archive = [each for each in skipped if (each.reader, each.topic) == ("archive", "digits.events")]
     assert sum(each.to_offset - each.from_offset for each in by_archive) >= SENT
     again = deeplambda("speed", "skip-expired", "digits", check=False)

@@ -7,7 +7,10 @@ reader go on. Both are on `deeplambda.lifecycle`.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from deeplambda.records.lifecycle import LifecycleRecord, RecordsExpired, RecordsSkipped
+from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped
+
+Told = RecordsExpired | RecordsSkipped
+"""A lifecycle record about a gap."""
 
 
 class Reader(NamedTuple):
@@ -46,17 +49,17 @@ def gaps(positions: Mapping[int, int], first_offsets: Mapping[int, int], skipped
     return found
 
 
-def expired_gaps(records: Iterable[LifecycleRecord], reader: Reader) -> list[Gap]:
+def expired_gaps(records: Iterable[Told], reader: Reader) -> list[Gap]:
     """The gaps that `reader` has told of."""
     return [gap_of(record) for record in records if isinstance(record, RecordsExpired) and reader_of(record) == reader]
 
 
-def skipped_gaps(records: Iterable[LifecycleRecord], reader: Reader) -> list[Gap]:
+def skipped_gaps(records: Iterable[Told], reader: Reader) -> list[Gap]:
     """The gaps of `reader` that were given up."""
     return [gap_of(record) for record in records if isinstance(record, RecordsSkipped) and reader_of(record) == reader]
 
 
-def waiting(records: list[LifecycleRecord], application: str) -> list[RecordsExpired]:
+def waiting(records: list[Told], application: str) -> list[RecordsExpired]:
     """What readers of `application` have lost and nobody has given up: the newest record for each partition."""
     newest = {
         (reader_of(record), record.partition): record
@@ -70,11 +73,11 @@ def waiting(records: list[LifecycleRecord], application: str) -> list[RecordsExp
     ]
 
 
-def reader_of(record: RecordsExpired | RecordsSkipped) -> Reader:
+def reader_of(record: Told) -> Reader:
     """The reader that a record is about."""
     return Reader(record.application, record.reader, record.topic)
 
 
-def gap_of(record: RecordsExpired | RecordsSkipped) -> Gap:
+def gap_of(record: Told) -> Gap:
     """The offsets that a record is about."""
     return Gap(record.partition, record.from_offset, record.to_offset)

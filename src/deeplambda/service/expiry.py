@@ -1,7 +1,9 @@
 """Readers that retention has overtaken: each stops and says what it has lost, until a person gives that up."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import insert
 
 from deeplambda.adapters import mysql
@@ -9,10 +11,12 @@ from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, first_of
 from deeplambda.config import Settings
 from deeplambda.errors import Overtaken
 from deeplambda.records import topics
-from deeplambda.records.expiry import Gap, Reader, expired_gaps, gaps, skipped_gaps, waiting
-from deeplambda.records.lifecycle import LIFECYCLE_RECORD, LifecycleRecord, RecordsExpired, RecordsSkipped
+from deeplambda.records.expiry import Gap, Reader, Told, expired_gaps, gaps, skipped_gaps, waiting
+from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped
 from deeplambda.state import outbox
 from deeplambda.state.tables import SKIPPED_RECORDS
+
+_TOLD: TypeAdapter[Told] = TypeAdapter(Told)
 
 
 def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) -> dict[int, int]:
@@ -24,9 +28,10 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
     """
     firsts = first_offsets(settings, reader.topic)
     if gaps(positions, firsts):
-        told = lifecycle(settings)
-        if lost := gaps(positions, firsts, skipped_gaps(told, reader)):
-            _tell(settings, reader, [gap for gap in lost if gap not in expired_gaps(told, reader)])
+        records = told(settings)
+        if lost := gaps(positions, firsts, skipped_gaps(records, reader)):
+            known = expired_gaps(records, reader)
+            _tell(settings, reader, [gap for gap in lost if gap not in known])
             more = f" and more in {len(lost) - 1} partitions" if len(lost) > 1 else ""
             raise Overtaken(
                 f"'{reader.part}' of {reader.application} has not read offsets {lost[0]} of {reader.topic}{more}, and "
@@ -37,7 +42,7 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
 
 def expired(settings: Settings, application: str) -> list[RecordsExpired]:
     """What readers of `application` wait for, as `skip` takes it. Raises: NotReady."""
-    return waiting(lifecycle(settings), application)
+    return waiting(told(settings), application)
 
 
 def skip(settings: Settings, lost: list[RecordsExpired]) -> None:
@@ -49,18 +54,21 @@ def skip(settings: Settings, lost: list[RecordsExpired]) -> None:
             connection.execute(insert(SKIPPED_RECORDS).values(skipped.model_dump(exclude={"type"})))
             outbox.record(connection, topics.LIFECYCLE, record.application, skipped)
     with Publisher(settings) as publisher:
-        outbox.relay(platform, publisher)
+        while outbox.relay(platform, publisher):
+            pass
 
 
-def lifecycle(settings: Settings) -> list[LifecycleRecord]:
-    """Every lifecycle record that there is now, the oldest first. Raises: NotReady."""
+def told(settings: Settings) -> list[Told]:
+    """The lifecycle records about gaps that there are now, the oldest first. Raises: NotReady."""
     ends = end_offsets(settings, topics.LIFECYCLE)
     reader, found = consumer(settings, topics.LIFECYCLE), []
     try:
         with kafka_errors(settings):
             while any(reader.position(each) < ends[each.partition] for each in reader.assignment()):
                 for records in reader.poll(timeout_ms=500).values():
-                    found += [LIFECYCLE_RECORD.validate_json(record.value) for record in records]
+                    for record in records:
+                        with suppress(ValidationError):  # all the other kinds
+                            found.append(_TOLD.validate_json(record.value))
     finally:
         reader.close()
     return found
