@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from numpy.typing import NDArray
 from sqlalchemy import text
@@ -59,12 +60,12 @@ class Cluster:
             process.kill()
             process.wait()
 
-    def replicas(self, application: str, *, in_sync: bool = False) -> set[int]:
-        """How many brokers have each partition of the application's topics; nothing while nobody says."""
+    def replicas(self, *, in_sync: bool = False) -> set[int]:
+        """How many brokers have each partition of the topics that this is about; nothing while nobody says."""
         kind = "isr_nodes" if in_sync else "replica_nodes"
         try:
             with KafkaAdminClient(**client_options(self.settings)) as admin:
-                found = admin.describe_topics([topics.events(application), topics.predictions(application)])
+                found = admin.describe_topics([topics.events("digits"), topics.predictions("digits")])
         except KafkaError:
             return set()
         return {len(partition[kind]) for topic in found for partition in topic["partitions"]}
@@ -146,10 +147,21 @@ class Traffic:
 
 
 @pytest.mark.long
+def test_each_topic_has_three_replicas_of_which_two_must_have_a_record(cluster: Cluster) -> None:
+    wanted = [topic.name for topic in topics.all_topics(["digits"], partitions=3)]
+    with KafkaAdminClient(**client_options(cluster.settings)) as admin:
+        asked = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in wanted]
+        found = admin.describe_configs(asked)["topic"]
+    for topic in wanted:
+        settings = {name: setting["value"] for name, setting in found[topic].items()}
+        assert (settings["min.insync.replicas"], settings["message.timestamp.type"]) == ("2", "LogAppendTime"), topic
+    assert cluster.replicas() == {3}
+
+
+@pytest.mark.long
 def test_any_of_three_brokers_may_be_killed_at_any_time(cluster: Cluster, traffic: Traffic) -> None:
-    assert cluster.replicas("digits") == {3}
     for node in cluster.nodes:  # the controllers' leader is among them, and the leaders of all partitions
-        assert eventually(lambda: cluster.replicas("digits", in_sync=True) == {3}, 120, every_s=1)
+        assert eventually(lambda: cluster.replicas(in_sync=True) == {3}, 120, every_s=1)
         assert traffic.goes_on()
         cluster.kill(node)
         assert traffic.goes_on(), "two go on without the third"

@@ -32,10 +32,10 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
         if lost := gaps(positions, firsts, skipped_gaps(records, reader)):
             known = expired_gaps(records, reader)
             _tell(settings, reader, [gap for gap in lost if gap not in known])
-            more = f" and more in {len(lost) - 1} partitions" if len(lost) > 1 else ""
+            all_gaps = f" ({len(lost)} partitions have a gap)" if len(lost) > 1 else ""
             raise Overtaken(
-                f"'{reader.part}' of {reader.application} has not read offsets {lost[0]} of {reader.topic}{more}, and "
-                f"they have expired; 'deeplambda speed skip-expired {reader.application}' goes on without them"
+                f"'{reader.part}' of {reader.application} has not read offsets {lost[0]} of {reader.topic}{all_gaps}, "
+                f"and they have expired; 'deeplambda speed skip-expired {reader.application}' goes on without them"
             )
     return {partition: max(positions.get(partition, first), first) for partition, first in firsts.items()}
 
