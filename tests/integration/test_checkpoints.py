@@ -49,14 +49,22 @@ def test_stream_goes_on_after_what_its_checkpoint_or_its_sink_has(
     spark: SparkSession, stack: Settings, application: str, tmp_path: Path
 ) -> None:
     reader, checkpoint = Reader(application, "archive", topics.events(application)), f"file:{tmp_path}/checkpoint"
-    assert json.loads(starting_offsets(spark, stack, reader, checkpoint)) == {reader.topic: {"0": 0, "1": 0}}
+    assert json.loads(starting_offsets(spark, stack, reader, checkpoint)) == {reader.topic: as_json({0: 0, 1: 0})}
     read_all(spark, stack, application, tmp_path / "checkpoint")
     finished = end_offsets(stack, reader.topic)
     assert finished_offsets(spark, checkpoint, reader.topic) == finished
     send(stack, application)
-    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored={0: 0, 1: finished[1] + 1}))
-    assert starts == {reader.topic: {"0": finished[0], "1": finished[1] + 1}}
-    assert (tmp_path / "checkpoint").exists(), "it is Spark's to go on with"
+    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored={0: 0}))
+    assert starts == {reader.topic: as_json(finished)}
+    assert finished_offsets(spark, checkpoint, reader.topic) == finished, "it is Spark's to go on with"
+    further = finished | {1: finished[1] + 1}
+    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored=further))
+    assert starts == {reader.topic: as_json(further)}
+    assert finished_offsets(spark, checkpoint, reader.topic) == {}, "it would have gone on before what is stored"
+
+
+def as_json(offsets: dict[int, int]) -> dict[str, int]:
+    return {str(partition): offset for partition, offset in offsets.items()}
 
 
 def test_damaged_checkpoint_is_named(spark: SparkSession, stack: Settings, application: str, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ def starting_offsets(
 
     1. Take the position of the checkpoint, or of what is stored where that is further.
     2. Where Kafka no longer has the record there, `resumed` raises, unless a person has given up what is lost.
-    3. Then remove the checkpoint: Spark goes on elsewhere by no other way. One in which no batch was ever finished goes
-       too, for it may name offsets that have expired.
+    3. Where its checkpoint would have the stream go on before that, remove it: Spark moves on by no other way. One in
+       which no batch was ever finished goes too, for it may name offsets that have expired.
     stored: by partition, the offset after the last record that the sink holds; a sink that does not know gets the
     records since the last finished batch again.
     Raises: Overtaken, NotReady, ConfigurationError for a damaged checkpoint.
@@ -30,7 +30,7 @@ def starting_offsets(
     known = stored or {}
     position = {p: max(finished.get(p, 0), known.get(p, 0)) for p in finished.keys() | known.keys()}
     starts = resumed(settings, reader, position)
-    if not finished or any(starts.get(partition) != offset for partition, offset in position.items()):
+    if not finished or any(starts.get(partition, offset) > offset for partition, offset in finished.items()):
         _Folder(spark, checkpoint).remove()
     return json.dumps({reader.topic: starts})
 
