@@ -60,6 +60,14 @@ class Cluster:
             process.kill()
             process.wait()
 
+    def brokers(self) -> int:
+        """How many have joined; none while nobody says."""
+        try:
+            with KafkaAdminClient(**client_options(self.settings)) as admin:
+                return len(admin.describe_cluster()["brokers"])
+        except KafkaError:
+            return 0
+
     def replicas(self, *, in_sync: bool = False) -> set[int]:
         """How many brokers have each partition of the topics that this is about; nothing while nobody says."""
         kind = "isr_nodes" if in_sync else "replica_nodes"
@@ -87,6 +95,7 @@ def cluster(deeplambda: Command) -> Iterator[Cluster]:
         try:
             for node in cluster.nodes:
                 cluster.start(node)
+            assert eventually(lambda: cluster.brokers() == 3, 120), "each writes its log into its folder"
             deeplambda("up", "--free-ports", "model", "stream", "archive", "views", "gateway")
             load_settings.cache_clear()
             cluster.settings = load_settings()

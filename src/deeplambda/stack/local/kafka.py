@@ -39,12 +39,12 @@ class Node(NamedTuple):
 
 def prepare(settings: Settings) -> None:
     """Before each start: write the broker's configuration, and format its storage if that is new."""
-    node = _only_node(settings)
+    node = only_node(settings)
     prepare_node(settings, node, [node])
 
 
 def command(settings: Settings) -> list[str]:
-    return node_command(settings, _only_node(settings))
+    return node_command(settings, only_node(settings))
 
 
 def prepare_node(settings: Settings, node: Node, cluster: Sequence[Node]) -> None:
@@ -94,7 +94,8 @@ def run_tool(settings: Settings, name: str, arguments: list[str]) -> None:
     os.execv(java_program(), _java(settings, _folder(settings), TOOLS[name], *arguments))  # noqa: S606
 
 
-def _only_node(settings: Settings) -> Node:
+def only_node(settings: Settings) -> Node:
+    """The local stack's: its controller listens on the port after the broker's."""
     controller = f"{host_of(settings.kafka_bootstrap)}:{kafka_controller_port(settings)}"
     return Node(1, settings.kafka_bootstrap, controller, _folder(settings))
 
