@@ -179,11 +179,15 @@ def test_any_of_three_brokers_may_be_killed_at_any_time(cluster: Cluster, traffi
 
 
 @pytest.mark.long
-def test_partitions_that_are_added_under_traffic_are_all_read(cluster: Cluster, traffic: Traffic) -> None:
+def test_partitions_that_are_added_under_traffic_are_all_read(
+    cluster: Cluster, traffic: Traffic, test_images: NDArray[np.uint8]
+) -> None:
     assert traffic.goes_on()
     added = cluster.settings.kafka_partitions + 2
     with KafkaAdminClient(**client_options(cluster.settings)) as admin:
         admin.create_partitions({topics.events("digits"): added, topics.predictions("digits"): added})
-    assert eventually(lambda: set(traffic.archived("kafka_partition")) == set(range(added)), 120, every_s=1)
-    assert traffic.goes_on()
+    with Traffic(cluster.settings, test_images).flowing() as later:  # a producer learns of partitions within minutes
+        assert eventually(lambda: set(later.archived("kafka_partition")) == set(range(added)), 120, every_s=1)
+        assert later.goes_on()
+        later.assert_each_is_stored_once()
     traffic.assert_each_is_stored_once()
