@@ -5,7 +5,6 @@ stream's batch number with each commit. A stream without a checkpoint begins whe
 neither doubles nor loses a row. Beside the streams, upkeep tidies what their many commits leave.
 """
 
-import json
 from functools import partial
 
 from pyspark.sql import Column, SparkSession
@@ -18,6 +17,8 @@ from deeplambda.adapters.lake import create_tables, spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
 from deeplambda.records import topics
+from deeplambda.records.expiry import Reader
+from deeplambda.service.checkpoints import starting_offsets
 from deeplambda.service.logs import log_to_stderr
 from deeplambda.service.streams import Stream, run_streams
 
@@ -49,17 +50,19 @@ def _start(
     name = f"lake.{application}.{table}"
     if not spark.catalog.tableExists(name):  # tables that are there are served whatever the code is like
         create_tables(spark, pack_application(application, settings).load())
-    return _append(spark, settings, topic, name, columns)
+    return _append(spark, settings, Reader(application, "archive", topic), name, columns)
 
 
 def _append(
-    spark: SparkSession, settings: Settings, topic: str, table: str, columns: dict[str, Column]
+    spark: SparkSession, settings: Settings, reader: Reader, table: str, columns: dict[str, Column]
 ) -> StreamingQuery:
+    checkpoint = f"{settings.checkpoints}/archive/{reader.topic}"
+    starts = starting_offsets(spark, settings, reader, checkpoint, stored=_where_table_ends(spark, table))
     records = (
         spark.readStream.format("kafka")
         .options(**spark_options(settings))
-        .option("subscribe", topic)
-        .option("startingOffsets", _where_table_ends(spark, settings, topic, table))
+        .option("subscribe", reader.topic)
+        .option("startingOffsets", starts)
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", 100_000)
         .load()
@@ -73,28 +76,19 @@ def _append(
     ).select(spark.table(table).columns)
     return (
         rows.writeStream.format("iceberg")
-        .queryName(f"archive {topic}")
+        .queryName(f"archive {reader.topic}")
         .outputMode("append")
         .trigger(processingTime=f"{TRIGGER_S} seconds")
-        .option("checkpointLocation", f"{settings.checkpoints}/archive/{topic}")
+        .option("checkpointLocation", checkpoint)
         .option("fanout-enabled", "true")
         .toTable(table)
     )
 
 
-def _where_table_ends(spark: SparkSession, settings: Settings, topic: str, table: str) -> str:
-    """Starting offsets that follow the table's rows; used only while there is no checkpoint."""
-    ends = {
-        str(row.kafka_partition): row.next
-        for row in spark.table(table)
-        .groupBy("kafka_partition")
-        .agg((F.max("kafka_offset") + 1).alias("next"))
-        .collect()
-    }
-    if not ends:
-        return "earliest"
-    earliest = -2
-    return json.dumps({topic: {str(p): ends.get(str(p), earliest) for p in range(settings.kafka_partitions)}})
+def _where_table_ends(spark: SparkSession, table: str) -> dict[int, int]:
+    """By partition, the offset after the last that the table holds."""
+    last = spark.table(table).groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("next"))
+    return {row.kafka_partition: row.next for row in last.collect()}
 
 
 def main() -> None:

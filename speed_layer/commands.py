@@ -10,9 +10,12 @@ from rich.table import Table
 
 from deeplambda.adapters.kafka import consumer, end_offsets, kafka_errors
 from deeplambda.config import Settings, load_settings
+from deeplambda.errors import Conflict
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.expiry import gap_of
 from deeplambda.records.predictions import Prediction
+from deeplambda.service.expiry import expired, skip
 
 speed = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -56,6 +59,27 @@ def dead_letters(
         position = f"{letter.topic}/{letter.partition}/{letter.offset}"
         table.add_row(f"{letter.received_at:%Y-%m-%d %H:%M:%S}", position, letter.reason, letter.detail)
     console.print(table if letters else f"{application} has no dead letters")
+
+
+@speed.command("skip-expired")
+def skip_expired(
+    application: ApplicationName,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be given up")] = False,
+) -> None:
+    """Let readers go on that were stopped for longer than Kafka keeps records; the gap is recorded.
+
+    Of events that the archive lost no batch view will know; of those that the stream lost there is no prediction until
+    the next recomputation.
+    """
+    settings = load_settings()
+    lost = expired(settings, application)
+    if not lost:
+        raise Conflict(f"no reader of {application} waits for records that have expired", "see 'deeplambda status'")
+    for record in lost:
+        console.print(f"{record.reader}: offsets {gap_of(record)} of {record.topic}", highlight=False)
+    if not dry_run:
+        skip(settings, lost)
+        console.print("given up, and recorded in the table skipped_records; the readers go on within a minute")
 
 
 def _records(settings: Settings, topic: str, starts: dict[int, int], *, follow: bool) -> Iterator[bytes]:

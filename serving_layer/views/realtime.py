@@ -5,10 +5,9 @@
 3. Only then are the Kafka offsets committed. A crash in between repeats the batch, which changes nothing.
 """
 
-import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
@@ -25,19 +24,21 @@ from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
+from deeplambda.errors import NotReady, Overtaken
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.expiry import Reader
 from deeplambda.records.predictions import Prediction, scores_text
+from deeplambda.service.expiry import resumed
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import shown_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 from serving_layer.views.reporting import ViewReporter
 
 GROUP = "deeplambda.views"
-_log = logging.getLogger(__name__)
 _POLL_MS = 500
 _BATCH_ROWS = 2_000
+_ASK_AGAIN_S = 10.0
 
 # Of an event sent twice the first position counts: a row gives way to the same position (a replay) or to an earlier one
 # of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none, and PyMySQL sends many
@@ -75,8 +76,9 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Store predictions until told to stop. Raises: NotReady when Kafka is away, after which `Loop` calls it again."""
     engine = mysql.engine(settings, "views")
     names = [topics.predictions(application) for application in settings.applications]
-    with Publisher(settings) as publisher, closing(kafka.consumer(settings, *names, group=GROUP)) as reader:
-        _log_expired(settings, reader)
+    following = kafka.consumer(settings, *names, group=GROUP, lossless=True)
+    with Publisher(settings) as publisher, closing(following) as reader:
+        overtaken, asked_s = _resume(settings, reader, settings.applications), time.monotonic()
         reporter = ViewReporter(settings, publisher, reader)
         while not stop.is_set():
             with kafka.kafka_errors(settings):
@@ -87,18 +89,36 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
                 with kafka.kafka_errors(settings):
                     reader.commit()
             reporter.report_when_due()
-            status.working(**reporter.details)
+            if overtaken and time.monotonic() - asked_s > _ASK_AGAIN_S:
+                overtaken, asked_s = _resume(settings, reader, overtaken), time.monotonic()
+            if overtaken:
+                status.waiting("; ".join(overtaken.values()))
+            else:
+                status.working(**reporter.details)
 
 
-def _log_expired(settings: Settings, reader: KafkaConsumer) -> None:
-    with kafka.kafka_errors(settings):
-        for partition, first in reader.beginning_offsets(reader.assignment()).items():
-            if (committed := reader.committed(partition)) is not None and committed < first:
-                _log.error(
-                    "predictions %d to %d of %s/%d expired before they were stored; 'deeplambda batch recompute' "
-                    "brings their events into the batch view",
-                    *(committed, first - 1, partition.topic, partition.partition),
-                )
+def _resume(settings: Settings, reader: KafkaConsumer, applications: Iterable[str]) -> dict[str, str]:
+    """Have the applications' partitions go on after what was committed; those that were overtaken wait.
+
+    Returns why, by application. Raises: NotReady when Kafka is away.
+    """
+    overtaken = {}
+    for application in applications:
+        topic = topics.predictions(application)
+        partitions = [partition for partition in reader.assignment() if partition.topic == topic]
+        with kafka.kafka_errors(settings):
+            committed = {partition.partition: reader.committed(partition) for partition in partitions}
+        positions = {partition: offset for partition, offset in committed.items() if offset is not None}
+        try:
+            starts = resumed(settings, Reader(application, "views", topic), positions)
+        except Overtaken as exc:
+            overtaken[application] = exc.message
+            reader.pause(*partitions)
+            continue
+        for partition in partitions:
+            reader.seek(partition, starts[partition.partition])
+        reader.resume(*partitions)
+    return overtaken
 
 
 def _store_records(

@@ -15,6 +15,8 @@ from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.records import topics
+from deeplambda.records.expiry import Reader
+from deeplambda.service.checkpoints import starting_offsets
 from deeplambda.service.logs import log_to_stderr
 from deeplambda.service.streams import Stream, run_streams
 from speed_layer.stream.routing import Router
@@ -37,12 +39,14 @@ def scoring_stream(spark: SparkSession, settings: Settings, name: str) -> Stream
 
 def start_stream(spark: SparkSession, settings: Settings, name: str, router: Router) -> StreamingQuery:
     """Start scoring one application's events, or resume it from the checkpoint; `run_streams` calls this."""
+    checkpoint = f"{settings.checkpoints}/stream/{name}"
+    starts = starting_offsets(spark, settings, Reader(name, "stream", topics.events(name)), checkpoint)
     events = (
         spark.readStream.format("kafka")
         .options(**spark_options(settings))
         .option("kafka.max.partition.fetch.bytes", str(topics.RECORD_LIMIT_BYTES))
         .option("subscribe", topics.events(name))
-        .option("startingOffsets", "earliest")
+        .option("startingOffsets", starts)
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", BATCH_LIMIT_ROWS)
         .load()
@@ -50,11 +54,7 @@ def start_stream(spark: SparkSession, settings: Settings, name: str, router: Rou
     )
     with _ONE_SERVER:
         writer = events.writeStream.foreachBatch(router)
-    router.query = (
-        writer.queryName(f"predict {name}")
-        .option("checkpointLocation", f"{settings.checkpoints}/stream/{name}")
-        .start()
-    )
+    router.query = writer.queryName(f"predict {name}").option("checkpointLocation", checkpoint).start()
     return router.query
 
 

@@ -68,6 +68,7 @@ class Router:
         if not finished:
             return None
         with kafka_errors(self._settings):
+            self._positions.follow_partitions()
             ends = self._positions.end_offsets(self._positions.assignment())
         return sum(int(end) - finished.get(partition.partition, 0) for partition, end in ends.items())
 

@@ -73,7 +73,9 @@ class Settings(BaseSettings):
     )
 
     kafka_bootstrap: str = Field(
-        default="127.0.0.1:9092", description="HOST:PORT of the Kafka broker that the platform's processes connect to."
+        default="127.0.0.1:9092",
+        description="HOST:PORT of the Kafka broker that the platform's processes connect to; of a cluster's brokers, "
+        "several with commas between: the local stack then starts none of its own.",
     )
     kafka_security: Literal["PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT",

@@ -10,7 +10,8 @@ DeepLambdaError
 ├── Unauthorized            a caller without a valid token
 ├── Forbidden               a caller whose role may not do this
 ├── NotReady                something that is needed is not available yet; worth a retry
-│   └── DiskFull            no space is left on a disk
+│   ├── DiskFull            no space is left on a disk
+│   └── Overtaken           records expired before their reader came to them; a person has to give them up
 └── Conflict                another process or person holds, or has changed, what this one needs
     └── UnfitModel       a model version that must not serve
 
@@ -73,6 +74,10 @@ class NotReady(DeepLambdaError):
 
 class DiskFull(NotReady):
     """No space is left on a disk; what was being written is not visible."""
+
+
+class Overtaken(NotReady):
+    """Records expired before their reader came to them."""
 
 
 class Conflict(DeepLambdaError):

@@ -84,6 +84,19 @@ WRITTEN = [
         "refused": 3,
         "duration_s": 8.25,
     },
+    *(
+        {
+            "type": name,
+            "application": "digits",
+            "at": AT,
+            "reader": "archive",
+            "topic": "digits.events",
+            "partition": 1,
+            "from_offset": 5012,
+            "to_offset": 6000,
+        }
+        for name in ("RecordsExpired", "RecordsSkipped")
+    ),
 ]
 
 

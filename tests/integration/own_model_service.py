@@ -70,8 +70,8 @@ def drawn(count: int) -> pa.RecordBatch:
 class OwnService:
     """One application that exists for this test alone, and a service which serves it while `running()` lasts."""
 
-    def __init__(self, stack: Settings, folder: Path) -> None:
-        self.name = f"digits_{secrets.token_hex(4)}"
+    def __init__(self, stack: Settings, folder: Path, name: str | None = None) -> None:
+        self.name = name or f"digits_{secrets.token_hex(4)}"
         source = (ROOT / "examples/digits/application.py").read_text()
         (folder / self.name).mkdir(parents=True)
         (folder / self.name / "application.py").write_text(source.replace('"digits"', f'"{self.name}"'))

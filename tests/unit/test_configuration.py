@@ -70,10 +70,19 @@ def test_a_folder_whose_name_supervisord_would_misread_is_refused() -> None:
 
 
 def test_the_broker_takes_large_records_and_makes_no_topic_by_itself(settings: Settings) -> None:
-    lines = kafka.server_properties(settings).splitlines()
+    node = kafka.only_node(settings)
+    lines = kafka.server_properties(settings, node, [node]).splitlines()
     assert "message.max.bytes=16777216" in lines
     assert "auto.create.topics.enable=false" in lines
     assert "listeners=PLAINTEXT://127.0.0.1:9092,CONTROLLER://127.0.0.1:9093" in lines
+
+
+def test_nodes_of_a_cluster_know_one_another_and_keep_kafkas_own_topics_on_three(settings: Settings) -> None:
+    cluster = [kafka.Node(n, f"127.0.0.1:{9092 + 2 * n}", f"127.0.0.1:{9093 + 2 * n}", Path(f"{n}")) for n in range(3)]
+    three = settings.model_copy(update={"kafka_replication": 3})
+    lines = kafka.server_properties(three, cluster[1], cluster).splitlines()
+    assert "controller.quorum.voters=0@127.0.0.1:9093,1@127.0.0.1:9095,2@127.0.0.1:9097" in lines
+    assert {"node.id=1", "offsets.topic.replication.factor=3", "min.insync.replicas=2"} <= set(lines)
 
 
 def test_the_metastore_is_told_where_everything_is_in_well_formed_xml(with_secrets: Settings) -> None:

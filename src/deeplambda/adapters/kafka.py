@@ -14,6 +14,7 @@ from deeplambda.errors import NotReady
 from deeplambda.records import topics
 
 _RECONNECT_MS = 1_000  # with a longer wait a client reconnects long after the broker is back
+_METADATA_MS = 20_000  # how soon a partition that was added is read
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
@@ -153,31 +154,66 @@ class Publisher:
         self.close()
 
 
-def consumer(settings: Settings, *names: str, group: str | None = None) -> KafkaConsumer:
+class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
+    """A consumer of every partition of its topics, also of those that are added while it reads: made by `consumer`."""
+
+    def __init__(self, names: Iterable[str], *, resumes: bool, lossless: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._names, self._resumes, self._lossless = tuple(names), resumes, lossless
+
+    def follow_partitions(self) -> None:
+        """Assign the partitions that are new. `poll` calls it; one who never polls calls it before `assignment`."""
+        known = self.assignment()
+        found = {TopicPartition(name, p) for name in self._names for p in self.partitions_for_topic(name)}
+        if added := found - known:
+            self.assign(sorted(known | added))
+            for partition in added:
+                if not self._resumes or (self._lossless and self.committed(partition) is None):
+                    self.seek_to_beginning(partition)
+
+    def poll(self, *arguments: Any, **options: Any) -> Any:
+        """As kafka-python's, over the partitions that there are by now."""
+        self.follow_partitions()
+        return super().poll(*arguments, **options)
+
+
+def consumer(settings: Settings, *names: str, group: str | None = None, lossless: bool = False) -> Consumer:
     """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady.
 
     group: whose committed offsets it resumes from and commits to; None: reads from the beginning and commits nothing.
     It does not join the group: a part that was killed would have to wait until its old session has expired.
+    lossless: whether it raises, rather than goes on, when the records that it would resume with have expired.
     """
     with kafka_errors(settings):
-        made = KafkaConsumer(
+        made = Consumer(
+            names,
+            resumes=group is not None,
+            lossless=lossless,
             **client_options(settings),
             group_id=group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none" if lossless else "earliest",
             max_partition_fetch_bytes=topics.RECORD_LIMIT_BYTES,
             fetch_max_wait_ms=100,
             allow_auto_create_topics=False,
             reconnect_backoff_max_ms=_RECONNECT_MS,
+            metadata_max_age_ms=_METADATA_MS,
         )
-        found = {name: made.partitions_for_topic(name) for name in names}
-        if absent := [name for name, partitions in found.items() if not partitions]:
+        if absent := [name for name in names if not made.partitions_for_topic(name)]:
             made.close()
             raise NotReady(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
-        made.assign([TopicPartition(name, p) for name, partitions in found.items() for p in sorted(partitions)])
-        if group is None:
-            made.seek_to_beginning()
+        made.follow_partitions()
     return made
+
+
+def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
+    """By partition, the offset of the first record that has not expired. Raises: NotReady."""
+    reader = consumer(settings, topic)
+    try:
+        with kafka_errors(settings):
+            return {tp.partition: first for tp, first in reader.beginning_offsets(reader.assignment()).items()}
+    finally:
+        reader.close()
 
 
 def end_offsets(settings: Settings, topic: str) -> dict[int, int]:

@@ -108,6 +108,28 @@ class BatchViewPublished(_LifecycleRecord):
     duration_s: float
 
 
+class _OfOffsets(_LifecycleRecord):
+    """reader: a part, such as `archive`. Offsets from `from_offset` up to, but not including, `to_offset`."""
+
+    reader: str
+    topic: str
+    partition: int
+    from_offset: int
+    to_offset: int
+
+
+class RecordsExpired(_OfOffsets):
+    """Kafka's retention has removed records before `reader` came to them; it waits until they are given up."""
+
+    type: Literal["RecordsExpired"] = "RecordsExpired"
+
+
+class RecordsSkipped(_OfOffsets):
+    """A person has given up records that had expired; `reader` goes on with the first that Kafka has."""
+
+    type: Literal["RecordsSkipped"] = "RecordsSkipped"
+
+
 LifecycleRecord = Annotated[
     PartitionPrepared
     | EpochTrained
@@ -115,7 +137,9 @@ LifecycleRecord = Annotated[
     | ModelPromoted
     | ModelRejected
     | ModelRolledBack
-    | BatchViewPublished,
+    | BatchViewPublished
+    | RecordsExpired
+    | RecordsSkipped,
     Field(discriminator="type"),
 ]
 LIFECYCLE_RECORD: TypeAdapter[LifecycleRecord] = TypeAdapter(LifecycleRecord)

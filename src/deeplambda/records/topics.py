@@ -53,10 +53,9 @@ class Topic:
 def all_topics(applications: Iterable[str], partitions: int, replication: int = 1) -> list[Topic]:
     """Every topic of the platform and of `applications`, whose topics get `partitions` partitions.
 
-    A record's time is when the broker took it, whatever its producer's clock says. With three replicas and more, a
-    record counts as stored once two brokers have it, so one broker may be lost at any time.
+    A record's time is when the broker took it, whatever its producer's clock says.
     """
-    promised = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": str(2 if replication > 2 else 1)}
+    promised = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": str(in_sync_replicas(replication))}
     own = promised | {"max.message.bytes": str(RECORD_LIMIT_BYTES)}
     platform = [
         Topic(name=LIFECYCLE, partitions=1, config=promised | _kept(days=30)),
@@ -68,6 +67,11 @@ def all_topics(applications: Iterable[str], partitions: int, replication: int = 
         for application in applications
         for topic, days in ((events, 7), (predictions, 7), (labels, 7), (dead_letters, 30))
     ]
+
+
+def in_sync_replicas(replication: int) -> int:
+    """How many brokers must have a record before it counts as stored: with three replicas, any one may be lost."""
+    return 2 if replication > 2 else 1
 
 
 def _kept(days: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The configuration that a single Kafka broker has both on this machine and in a container."""
+"""The configuration that a Kafka broker has both on this machine and in a container."""
 
 from pathlib import Path
 
@@ -8,20 +8,22 @@ from deeplambda.records import topics
 
 def durable_defaults(settings: Settings) -> dict[str, str | int | Path]:
     """Kafka's names and values; `local.kafka` and `containers.secrets` add listeners and folders."""
-    limit = topics.RECORD_LIMIT_BYTES
+    limit, replication = topics.RECORD_LIMIT_BYTES, settings.kafka_replication
+    in_sync = topics.in_sync_replicas(replication)
     return {
         "auto.create.topics.enable": "false",
         "message.max.bytes": limit,
         "replica.fetch.max.bytes": limit,
         "fetch.max.bytes": 4 * limit,
         "num.partitions": settings.kafka_partitions,
-        "offsets.topic.replication.factor": 1,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.replication.factor": replication,
         "offsets.topic.num.partitions": 8,
-        "transaction.state.log.replication.factor": 1,
-        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.replication.factor": replication,
+        "transaction.state.log.min.isr": in_sync,
         "transaction.state.log.num.partitions": 4,
-        "share.coordinator.state.topic.replication.factor": 1,
-        "share.coordinator.state.topic.min.isr": 1,
+        "share.coordinator.state.topic.replication.factor": replication,
+        "share.coordinator.state.topic.min.isr": in_sync,
         "share.coordinator.state.topic.num.partitions": 2,
         "group.initial.rebalance.delay.ms": 0,  # one machine: there is nobody to wait for
         "num.network.threads": 2,

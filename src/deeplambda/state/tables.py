@@ -141,6 +141,18 @@ METRICS = Table(
     Column("at", UtcDateTime, nullable=False),
     Index("metrics_by_time", "at"),
 )
+SKIPPED_RECORDS = Table(
+    "skipped_records",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("reader", String(32), nullable=False, comment="the part that had not read them"),
+    Column("topic", String(255), nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("from_offset", BigInteger, nullable=False),
+    Column("to_offset", BigInteger, nullable=False, comment="the first that was read again"),
+    Column("at", UtcDateTime, nullable=False),
+)
 QUERIES = Table(
     "queries",
     SCHEMA,

@@ -12,6 +12,7 @@ from deeplambda.config import Settings, port_of
 from deeplambda.service.heartbeat import FAILING
 from deeplambda.stack.local.bringup import Step, StepReport
 from deeplambda.stack.local.health import Health
+from deeplambda.stack.local.ports import is_loopback
 
 _COLOURS = {"well": "green", "elsewhere": "green", "unwell": "red", "stopped": "dim"}
 _NOTE_CHARACTERS = 24  # what the other columns leave of 80
@@ -70,7 +71,7 @@ def health_table(found: Iterable[Health]) -> Table:
         table.add_row(
             health.part,
             f"[{_COLOURS[health.health]}]{health.health}[/]",
-            str(port_of(health.address)) if health.address and health.health != "elsewhere" else "",
+            str(port_of(health.address)) if health.address and is_loopback(health.address) else "",
             f"{health.memory_bytes / 2**20:.0f} MiB" if health.memory_bytes else "",
             str(health.restarts),
             _duration(health.uptime_s) if health.uptime_s is not None else "",

@@ -1,10 +1,12 @@
-"""Kafka: one KRaft node that is broker and controller."""
+"""Kafka: KRaft nodes that are broker and controller at once; the local stack has one of them."""
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from deeplambda.config import Settings, host_of, port_of
+from deeplambda.config import Settings, host_of
 from deeplambda.errors import ConfigurationError
 from deeplambda.jvm.commands import java_command
 from deeplambda.jvm.files import write_private
@@ -25,39 +27,60 @@ TOOLS = {
 }
 
 
+class Node(NamedTuple):
+    """One node of a cluster. address, controller: HOST:PORT for clients, and for the other nodes' controllers."""
+
+    id: int
+    address: str
+    controller: str
+    folder: Path
+    heap_mb: int = HEAP_MB
+
+
 def prepare(settings: Settings) -> None:
     """Before each start: write the broker's configuration, and format its storage if that is new."""
-    write_private(_folder(settings) / "log4j2.properties", console_logging(_LOG_LEVELS))
-    properties = write_private(_folder(settings) / "server.properties", server_properties(settings))
-    if (_folder(settings) / "data" / "meta.properties").exists():
+    node = only_node(settings)
+    prepare_node(settings, node, [node])
+
+
+def command(settings: Settings) -> list[str]:
+    return node_command(settings, only_node(settings))
+
+
+def prepare_node(settings: Settings, node: Node, cluster: Sequence[Node]) -> None:
+    """The same for one node of `cluster`."""
+    write_private(node.folder / "log4j2.properties", console_logging(_LOG_LEVELS))
+    properties = write_private(node.folder / "server.properties", server_properties(settings, node, cluster))
+    if (node.folder / "data" / "meta.properties").exists():
         return
-    format_storage = _java(settings, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(properties))
+    format_storage = _java(
+        settings, node.folder, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(properties)
+    )
     done = subprocess.run(format_storage, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ConfigurationError(
             f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()[-500:]}",
-            f"look at {_folder(settings)}; its folder 'data' may be left from another version",
+            f"look at {node.folder}; its folder 'data' may be left from another version",
         )
 
 
-def command(settings: Settings) -> list[str]:
-    return _java(settings, "kafka.Kafka", str(_folder(settings) / "server.properties"))
+def node_command(settings: Settings, node: Node) -> list[str]:
+    """The command line that runs a node which `prepare_node` has prepared."""
+    return _java(settings, node.folder, "kafka.Kafka", str(node.folder / "server.properties"), heap_mb=node.heap_mb)
 
 
-def server_properties(settings: Settings) -> str:
-    """The broker's configuration: durable defaults, one replica of everything, topics only made on purpose."""
-    host, port = host_of(settings.kafka_bootstrap), port_of(settings.kafka_bootstrap)
-    controller = f"{host}:{kafka_controller_port(settings)}"
+def server_properties(settings: Settings, node: Node, cluster: Sequence[Node]) -> str:
+    """A node's configuration: durable defaults, topics only made on purpose."""
     values = durable_defaults(settings) | {
         "process.roles": "broker,controller",
-        "node.id": 1,
-        "controller.quorum.voters": f"1@{controller}",
-        "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://{controller}",
-        "advertised.listeners": f"PLAINTEXT://{host}:{port}",
+        "node.id": node.id,
+        "controller.quorum.voters": ",".join(f"{each.id}@{each.controller}" for each in cluster),
+        "listeners": f"PLAINTEXT://{node.address},CONTROLLER://{node.controller}",
+        "advertised.listeners": f"PLAINTEXT://{node.address}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "log.dirs": _folder(settings) / "data",
+        "log.dirs": node.folder / "data",
     }
     return "".join(f"{name}={value}\n" for name, value in values.items())
 
@@ -68,19 +91,25 @@ def run_tool(settings: Settings, name: str, arguments: list[str]) -> None:
         raise ConfigurationError(f"no Kafka tool {name!r}", f"there are {', '.join(TOOLS)}")
     if not any(argument.startswith("--bootstrap-server") for argument in arguments):
         arguments = ["--bootstrap-server", settings.kafka_bootstrap, *arguments]
-    os.execv(java_program(), _java(settings, TOOLS[name], *arguments))  # noqa: S606
+    os.execv(java_program(), _java(settings, _folder(settings), TOOLS[name], *arguments))  # noqa: S606
 
 
-def _java(settings: Settings, main_class: str, *arguments: str) -> list[str]:
-    return java_command(
-        main_class,
-        component_jars(settings, "kafka"),
-        heap_mb=HEAP_MB,
-        scratch=_folder(settings) / "tmp",
-        properties={"log4j2.configurationFile": (_folder(settings) / "log4j2.properties").as_uri()},
-        arguments=arguments,
-    )
+def only_node(settings: Settings) -> Node:
+    """The local stack's: its controller listens on the port after the broker's."""
+    controller = f"{host_of(settings.kafka_bootstrap)}:{kafka_controller_port(settings)}"
+    return Node(1, settings.kafka_bootstrap, controller, _folder(settings))
 
 
 def _folder(settings: Settings) -> Path:
     return settings.data_dir / "kafka"
+
+
+def _java(settings: Settings, folder: Path, main_class: str, *arguments: str, heap_mb: int = HEAP_MB) -> list[str]:
+    return java_command(
+        main_class,
+        component_jars(settings, "kafka"),
+        heap_mb=heap_mb,
+        scratch=folder / "tmp",
+        properties={"log4j2.configurationFile": (folder / "log4j2.properties").as_uri()},
+        arguments=arguments,
+    )

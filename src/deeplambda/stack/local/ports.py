@@ -40,8 +40,11 @@ class Holder(NamedTuple):
 
 
 def is_loopback(address: str | None) -> bool:
-    """Whether `address` is on this machine alone, and so a part of the local stack serves it."""
-    return address is not None and host_of(address) in _LOOPBACK
+    """Whether `address` is on this machine alone, and so a part of the local stack serves it.
+
+    A list of addresses is a cluster's, which the local stack has none of.
+    """
+    return address is not None and "," not in address and host_of(address) in _LOOPBACK
 
 
 def kafka_controller_port(settings: Settings) -> int:

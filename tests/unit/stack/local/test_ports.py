@@ -74,7 +74,13 @@ def test_ports_that_must_be_neighbours_are() -> None:
 
 @pytest.mark.parametrize(
     ("address", "expected"),
-    [("127.0.0.1:9092", True), ("http://localhost:9000", True), ("kafka.example.org:9092", False), (None, False)],
+    [
+        ("127.0.0.1:9092", True),
+        ("http://localhost:9000", True),
+        ("kafka.example.org:9092", False),
+        ("127.0.0.1:9092,127.0.0.1:9095", False),
+        (None, False),
+    ],
 )
 def test_only_loopback_addresses_are_served_from_here(address: str | None, expected: bool) -> None:
     assert is_loopback(address) is expected

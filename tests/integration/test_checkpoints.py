@@ -1,0 +1,75 @@
+"""A Spark stream's own checkpoint says where it goes on; a damaged one is named, never passed over."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from deeplambda.adapters.kafka import Publisher, create_topics, end_offsets, spark_options
+from deeplambda.config import Settings
+from deeplambda.errors import ConfigurationError
+from deeplambda.records import topics
+from deeplambda.records.expiry import Reader
+from deeplambda.service.checkpoints import finished_offsets, starting_offsets
+from tests.traffic import new_run
+
+
+@pytest.fixture
+def application(stack: Settings) -> str:
+    """An application of which there are topics, with ten events."""
+    name = new_run("checkpoints")
+    create_topics(stack.model_copy(update={"applications": (name,)}))
+    send(stack, name)
+    return name
+
+
+def send(settings: Settings, application: str) -> None:
+    with Publisher(settings) as publisher:
+        for n in range(10):
+            publisher.send(topics.events(application), str(n), n)
+
+
+def read_all(spark: SparkSession, settings: Settings, application: str, checkpoint: Path) -> None:
+    """Finish a batch of all that Kafka has, as a stream does that is then stopped."""
+    records = spark.readStream.format("kafka").options(**spark_options(settings))
+    query = (
+        records.option("subscribe", topics.events(application))
+        .option("startingOffsets", "earliest")
+        .load()
+        .writeStream.format("noop")
+        .option("checkpointLocation", f"file:{checkpoint}")
+        .trigger(availableNow=True)
+        .start()
+    )
+    query.awaitTermination()
+
+
+def test_stream_goes_on_after_what_its_checkpoint_or_its_sink_has(
+    spark: SparkSession, stack: Settings, application: str, tmp_path: Path
+) -> None:
+    reader, checkpoint = Reader(application, "archive", topics.events(application)), f"file:{tmp_path}/checkpoint"
+    assert json.loads(starting_offsets(spark, stack, reader, checkpoint)) == {reader.topic: as_json({0: 0, 1: 0})}
+    read_all(spark, stack, application, tmp_path / "checkpoint")
+    finished = end_offsets(stack, reader.topic)
+    assert finished_offsets(spark, checkpoint, reader.topic) == finished
+    send(stack, application)
+    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored={0: 0}))
+    assert starts == {reader.topic: as_json(finished)}
+    assert finished_offsets(spark, checkpoint, reader.topic) == finished, "it is Spark's to go on with"
+    further = finished | {1: finished[1] + 1}
+    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored=further))
+    assert starts == {reader.topic: as_json(further)}
+    assert finished_offsets(spark, checkpoint, reader.topic) == {}, "it would have gone on before what is stored"
+
+
+def as_json(offsets: dict[int, int]) -> dict[str, int]:
+    return {str(partition): offset for partition, offset in offsets.items()}
+
+
+def test_damaged_checkpoint_is_named(spark: SparkSession, stack: Settings, application: str, tmp_path: Path) -> None:
+    read_all(spark, stack, application, tmp_path)
+    for file in (tmp_path / "offsets").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigurationError, match=f"checkpoint file:{tmp_path} is damaged"):
+        finished_offsets(spark, f"file:{tmp_path}", topics.events(application))

@@ -1,0 +1,65 @@
+"""What expired before a reader came to it, by values."""
+
+import pytest
+
+from deeplambda.records.expiry import Gap, Reader, gap_of, gaps, waiting
+from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped
+
+ARCHIVE = Reader("digits", "archive", "digits.events")
+
+
+def expired(from_offset: int, to_offset: int, reader: Reader = ARCHIVE, partition: int = 0) -> RecordsExpired:
+    return RecordsExpired(
+        application=reader.application,
+        reader=reader.part,
+        topic=reader.topic,
+        partition=partition,
+        from_offset=from_offset,
+        to_offset=to_offset,
+    )
+
+
+def skipped(record: RecordsExpired) -> RecordsSkipped:
+    return RecordsSkipped(**record.model_dump(exclude={"type"}))
+
+
+@pytest.mark.parametrize(
+    ("positions", "firsts", "found"),
+    [
+        ({0: 7, 1: 9}, {0: 7, 1: 0}, []),
+        ({0: 7, 1: 9}, {0: 8, 1: 12}, [Gap(0, 7, 8), Gap(1, 9, 12)]),
+        ({0: 7}, {0: 7, 1: 50}, []),  # a partition that is new to the reader: nothing of it is lost to it
+        ({}, {0: 50}, []),
+    ],
+)
+def test_gap_is_what_lies_between_a_position_and_the_first_offset(
+    positions: dict[int, int], firsts: dict[int, int], found: list[Gap]
+) -> None:
+    assert gaps(positions, firsts) == found
+
+
+@pytest.mark.parametrize(
+    ("given_up", "found"),
+    [
+        ([Gap(0, 100, 300)], []),
+        ([Gap(0, 200, 300), Gap(0, 100, 200)], []),  # twice in a row, told in any order
+        ([Gap(0, 100, 200)], [Gap(0, 200, 300)]),  # retention has gone on since
+        ([Gap(0, 101, 300)], [Gap(0, 100, 300)]),
+        ([Gap(1, 100, 300)], [Gap(0, 100, 300)]),
+    ],
+)
+def test_only_what_was_given_up_is_passed_over(given_up: list[Gap], found: list[Gap]) -> None:
+    assert gaps({0: 100}, {0: 300}, given_up) == found
+
+
+def test_reader_waits_until_its_own_gap_is_given_up() -> None:
+    stream = Reader("digits", "stream", "digits.events")
+    lost = [expired(0, 10), expired(0, 10, partition=1), expired(0, 10, stream)]
+    assert waiting([*lost, skipped(lost[0])], "digits") == lost[1:]
+    assert waiting([*lost, *map(skipped, lost)], "digits") == []
+    assert waiting(lost, "fraud") == []
+
+
+def test_newest_word_of_a_partition_counts() -> None:
+    told = [expired(0, 10), expired(0, 25)]
+    assert [gap_of(record) for record in waiting(told, "digits")] == [Gap(0, 0, 25)]
