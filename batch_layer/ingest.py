@@ -77,10 +77,10 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -
     """
     application, started = packed.load(), time.monotonic()
     splits = split_names(application.sources, application.splits)
-    create_tables(spark, application)
     root = f"s3a://{settings.s3_bucket}/{raw_key(application.name, '')}"
     lock = mysql.named_lock(mysql.engine(settings, "platform"), f"deeplambda.{application.name}.ingest")
     with lock, unreadable_named(application.name, root):
+        create_tables(spark, application)  # within the lock: what another run has added by now is seen
         checked = _checked(spark, settings, packed, root).persist()
         try:
             return _append(spark, application, checked, splits, started)
