@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -24,14 +24,16 @@ _MEBIBYTE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One command. peak_bytes: by role, the most that one process of it held: its proportional set size."""
+    """One command. core_s: processor time of all its processes, which what else runs does not change. peak_bytes: by
+    role, the most that one process of it held."""
 
     seconds: float
+    core_s: float
     peak_bytes: Mapping[str, int]
 
     def __str__(self) -> str:
         held = ", ".join(f"{role} {peak / _MEBIBYTE:,.0f} MiB" for role, peak in sorted(self.peak_bytes.items()))
-        return f"{self.seconds:.1f} s; {held}"
+        return f"{self.seconds:.1f} s, {self.core_s:.1f} core-s; {held}"
 
 
 def stages_of(application: str, rows: int) -> dict[str, Stage]:
@@ -51,11 +53,10 @@ def stages_of(application: str, rows: int) -> dict[str, Stage]:
 
 def measured_command(command: Sequence[object]) -> Stage:
     """Run a command to its end, and watch the processes below it. Raises: CalledProcessError."""
-    peaks: defaultdict[str, int] = defaultdict(int)
     begun = time.monotonic()
     running = subprocess.Popen([*map(str, command)], stdout=sys.stderr)
-    ended = threading.Event()
-    watching = threading.Thread(target=_watch, args=(psutil.Process(running.pid), peaks, ended))
+    watch, ended = _Watch(psutil.Process(running.pid)), threading.Event()
+    watching = threading.Thread(target=watch.until, args=(ended,))
     watching.start()
     status = running.wait()
     seconds = time.monotonic() - begun
@@ -63,17 +64,37 @@ def measured_command(command: Sequence[object]) -> Stage:
     watching.join()
     if status:
         raise subprocess.CalledProcessError(status, running.args)
-    return Stage(seconds=seconds, peak_bytes=dict(peaks))
+    return Stage(seconds=seconds, core_s=sum(watch.core_s.values()), peak_bytes=watch.peak_bytes)
 
 
-def _watch(root: psutil.Process, peaks: defaultdict[str, int], ended: threading.Event) -> None:
-    while not ended.wait(_SAMPLED_EVERY_S):
-        with suppress(psutil.NoSuchProcess):
-            for process in (root, *root.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-                    role = _role(process, root)
-                    # Not the resident set: forked workers share most of it with the daemon that they come of.
-                    peaks[role] = max(peaks[role], process.memory_full_info().pss)
+class _Watch:
+    """Looks at a process and all below it, every now and then. core_s: by process."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        self._root = root
+        self.core_s: dict[int, float] = {}
+        self.peak_bytes: dict[str, int] = {}
+
+    def until(self, ended: threading.Event) -> None:
+        while not ended.wait(_SAMPLED_EVERY_S):
+            with suppress(psutil.NoSuchProcess):
+                for process in (self._root, *self._root.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess, OSError):  # it ended meanwhile
+                        self._look(process)
+
+    def _look(self, process: psutil.Process) -> None:
+        role = _role(process, self._root)
+        self.peak_bytes[role] = max(self.peak_bytes.get(role, 0), _held_bytes(process.pid))
+        times = process.cpu_times()
+        self.core_s[process.pid] = times.user + times.system
+
+
+def _held_bytes(pid: int) -> int:
+    """Memory that no file stands behind, shared pages in proportion. Not the resident set: forked workers share most of
+    theirs with the daemon that they come of, and libraries are any other process's as well."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kibibytes = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+    return 1024 * (kibibytes.get("Pss_Anon", 0) + kibibytes.get("Pss_Shmem", 0))  # a zombie has neither
 
 
 def _role(process: psutil.Process, root: psutil.Process) -> str:
