@@ -12,6 +12,8 @@ from pathlib import Path
 from deeplambda.config import load_settings
 from examples.mnist import mnist_folder
 
+STORES = ("kafka", "s3", "mysql", "metastore")
+"""All that the batch layer needs."""
 COMMAND = Path(sys.executable).with_name("deeplambda")
 
 
@@ -35,8 +37,8 @@ def fresh_stack(*parts: str) -> Iterator[Path]:
 
 
 @contextmanager
-def own_stack() -> Iterator[None]:
-    """Point `load_settings` at a fresh stack that serves digits, trained for one epoch.
+def own_stack(*parts: str) -> Iterator[None]:
+    """Point `load_settings` at a fresh stack that serves digits, trained for one epoch. parts: all by default.
 
     `DEEPLAMBDA_TEST_DATA_DIR` names the data folder of a stack that runs already; it is used and left as it is.
     """
@@ -45,7 +47,7 @@ def own_stack() -> Iterator[None]:
         load_settings.cache_clear()
         yield
         return
-    with fresh_stack() as folder:
+    with fresh_stack(*parts) as folder:
         digits, _ = mnist_folder(folder)
         subprocess.run([COMMAND, "data", "put", "digits", digits], check=True, stdout=sys.stderr)
         subprocess.run([COMMAND, "batch", "run", "digits", "--set", "epochs=1"], check=True, stdout=sys.stderr)

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.own_stack import COMMAND, fresh_stack
+from benchmarks.own_stack import COMMAND, STORES, fresh_stack
 from benchmarks.ratio import Ratio
 from benchmarks.scale.stages import measured_command, stages_of
 from deeplambda.config import load_settings
@@ -49,7 +49,7 @@ def two_trainers(epochs: int) -> list[Ratio]:
     """Seconds of training digits in one process with one thread ÷ those in two."""
     seconds = {}
     for workers in (1, 2):  # each on a stack of its own, for a run that is finished is not trained again
-        with fresh_stack("kafka", "s3", "mysql", "metastore") as folder, _environment({"OMP_NUM_THREADS": "1"}):
+        with fresh_stack(*STORES) as folder, _environment({"OMP_NUM_THREADS": "1"}):
             digits, _ = mnist_folder(folder)
             for command in (["data", "put", "digits", digits], *(["batch", stage, "digits"] for stage in _STAGES[:2])):
                 subprocess.run([COMMAND, *command], check=True, stdout=sys.stderr)

@@ -22,7 +22,7 @@ from pyspark.sql import DataFrame
 
 from batch_layer.prepare import data_set
 from batch_layer.shard_format import MANIFEST, manifest_key, read_shard
-from benchmarks.own_stack import COMMAND, fresh_stack
+from benchmarks.own_stack import COMMAND, STORES, fresh_stack
 from benchmarks.ratio import Ratio
 from benchmarks.scale.generated import APPLICATIONS, put_objects
 from benchmarks.scale.stages import measured_command
@@ -40,7 +40,7 @@ _ROUNDS = 3
 def loading(rows: int) -> list[Ratio]:
     """Rows a second of both ways, against pyarrow's."""
     folder = str(APPLICATIONS / "rows")
-    with fresh_stack("kafka", "s3", "mysql", "metastore"):
+    with fresh_stack(*STORES):
         put_objects("rows", rows)
         for stage in ("ingest", "prepare"):
             measured_command([COMMAND, "batch", stage, folder])

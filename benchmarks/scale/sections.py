@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 from rich.console import Console
 
-from benchmarks.own_stack import own_stack
+from benchmarks.own_stack import STORES, own_stack
 from benchmarks.ratio import Ratio, table
 from benchmarks.scale.cluster import two_trainers, two_workers
 from benchmarks.scale.growth import growth
@@ -39,17 +39,17 @@ SECTIONS: Mapping[str, tuple[bool, Section]] = {
     "day": (True, _day),
     "recompute": (True, _incremental),
 }
-"""By name, whether it needs a stack that serves digits, and what measures it."""
+"""By name, whether it needs a stack with a champion of digits, and what measures it."""
 
 
 def main(arguments: list[str]) -> int:
     """Measure and print a table. 1 when a section could not be measured."""
     chosen = _parsed(arguments)
     console, ratios, unmeasured = Console(), list[Ratio](), dict[str, str]()
-    for served in (False, True):
-        names = [name for name in chosen.sections or SECTIONS if SECTIONS[name][0] is served]
-        stack: AbstractContextManager[object] = own_stack() if served and names else nullcontext()
-        with stack:
+    for digits in (False, True):
+        names = [name for name in chosen.sections or SECTIONS if SECTIONS[name][0] is digits]
+        parts = () if "sql" in names else STORES
+        with own_stack(*parts) if digits and names else nullcontext():
             for name in names:
                 try:
                     ratios += SECTIONS[name][1](chosen)

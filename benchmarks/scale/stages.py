@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.own_stack import COMMAND, fresh_stack
+from benchmarks.own_stack import COMMAND, STORES, fresh_stack
 from benchmarks.scale.generated import APPLICATIONS, put_objects
 
 STAGES = ("ingest", "prepare", "train", "recompute")
@@ -39,7 +39,7 @@ class Stage:
 def stages_of(application: str, rows: int) -> dict[str, Stage]:
     """Every stage on `rows` rows, and all of them recomputed as events. Says on stderr how far it is."""
     folder, measured = str(APPLICATIONS / application), {}
-    with fresh_stack("kafka", "s3", "mysql", "metastore"):
+    with fresh_stack(*STORES):
         _say(f"{application}: {rows:,} rows")
         _say(f"  put on S3: {_timed(lambda: put_objects(application, rows)):.1f} s")
         for stage in STAGES:
