@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 from rich.console import Console
 
+from benchmarks import recomputation, upkeep
 from benchmarks.own_stack import STORES, own_stack
 from benchmarks.ratio import Ratio, table
 from benchmarks.scale.cluster import two_trainers, two_workers
@@ -16,18 +17,6 @@ from benchmarks.scale.scoring import scoring, sql_inference
 Section = Callable[[argparse.Namespace], list[Ratio]]
 
 
-def _day(chosen: argparse.Namespace) -> list[Ratio]:
-    from benchmarks.upkeep import measure
-
-    return [measure(early=chosen.commits // 10, late=chosen.commits)]
-
-
-def _incremental(chosen: argparse.Namespace) -> list[Ratio]:
-    from benchmarks.recomputation import measure
-
-    return [measure()]
-
-
 SECTIONS: Mapping[str, tuple[bool, Section]] = {
     "tabular": (False, lambda chosen: growth("rows", chosen.rows, chosen.factor)),
     "images": (False, lambda chosen: growth("pictures", chosen.images, chosen.factor)),
@@ -36,8 +25,8 @@ SECTIONS: Mapping[str, tuple[bool, Section]] = {
     "loading": (False, lambda chosen: loading(chosen.rows)),
     "scoring": (True, lambda chosen: scoring(chosen.events)),
     "sql": (True, lambda chosen: sql_inference(chosen.events)),
-    "day": (True, _day),
-    "recompute": (True, _incremental),
+    "day": (True, lambda chosen: [upkeep.measure(early=chosen.commits // 10, late=chosen.commits)]),
+    "recompute": (True, lambda chosen: [recomputation.measure()]),
 }
 """By name, whether it needs a stack with a champion of digits, and what measures it."""
 
@@ -52,10 +41,13 @@ def main(arguments: list[str]) -> int:
         with own_stack(*parts) if digits and names else nullcontext():
             for name in names:
                 try:
-                    ratios += SECTIONS[name][1](chosen)
+                    found = SECTIONS[name][1](chosen)
                 except Exception as exc:  # one section's trouble should not hide the others' ratios
                     console.print_exception()
                     unmeasured[name] = f"{type(exc).__name__}: {exc}"
+                else:
+                    ratios += found
+                    console.print(*found, sep="\n", highlight=False)  # what follows takes long, or may fail
     console.print(table(ratios))
     for name, reason in unmeasured.items():
         console.print(f"[red]{name} was not measured[/red]: {reason}", highlight=False)
