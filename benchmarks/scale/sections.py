@@ -47,9 +47,8 @@ def main(arguments: list[str]) -> int:
                     unmeasured[name] = f"{type(exc).__name__}: {exc}"
                 else:
                     ratios += found
-                    console.print(
-                        *found, sep="\n", highlight=False, soft_wrap=True
-                    )  # what follows takes long, or may fail
+                    # At once, for what follows takes long, or may fail.
+                    console.print(*found, sep="\n", highlight=False, soft_wrap=True)
     console.print(table(ratios))
     for name, reason in unmeasured.items():
         console.print(f"[red]{name} was not measured[/red]: {reason}", highlight=False)
