@@ -49,7 +49,8 @@ def loading(rows: int) -> list[Ratio]:
         spark = spark_session(settings, "benchmark", {"spark.master": "local[1]"})
         dataset = data_set(spark, packed)
         examples = spark.table("lake.rows.examples")
-        files = [file.removeprefix("s3a://") for file in examples.inputFiles()]
+        paths = spark.sql("SELECT file_path FROM lake.rows.examples.files").collect()
+        files = [row.file_path.removeprefix("s3a://") for row in paths]
         numbers = payload_schema(packed.load().event).names
         bare = _quickest(lambda: _read_by_pyarrow(settings, files, numbers))
         featurizer = Featurizer(packed.load(), code_version=packed.code_version)
