@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
                 else:
                     ratios += found
                     # At once, for what follows takes long, or may fail.
-                    console.print(*found, sep="\n", highlight=False, soft_wrap=True)
+                    console.print(*map(str, found), sep="\n", highlight=False, soft_wrap=True)
     console.print(table(ratios))
     for name, reason in unmeasured.items():
         console.print(f"[red]{name} was not measured[/red]: {reason}", highlight=False)
