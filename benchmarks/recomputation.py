@@ -3,11 +3,9 @@
 Events are made of the examples that the stack has, and put where the archive stream puts its own.
 """
 
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
-
 from batch_layer.recompute import recompute
 from benchmarks.ratio import Ratio
+from benchmarks.scale.generated import archive_events
 from deeplambda.adapters.lake import create_tables, spark_session
 from deeplambda.config import load_settings
 from deeplambda.loading import pack_application
@@ -16,8 +14,7 @@ NAME = "recomputation after 1 % more events"
 AIM = 1.0
 BASELINE = "5 % of scoring all + 15 s"
 SHARE, START_S = 0.05, 15.0
-_ALL, _MORE = 1.0, 0.01
-_PARTITION = 1_000  # not one of the topic's
+_MORE = 0.01
 
 
 def measure() -> Ratio:
@@ -26,9 +23,9 @@ def measure() -> Ratio:
     packed = pack_application("digits", settings)
     spark = spark_session(settings, "benchmark")
     create_tables(spark, packed.load())
-    _archive(spark, "all", _ALL)
+    archive_events(spark, "digits", "all")
     whole = recompute(spark, settings, packed, whole=True)
-    _archive(spark, "more", _MORE)
+    archive_events(spark, "digits", "more", _MORE)
     grown = recompute(spark, settings, packed)
     spark.stop()
     bound_s = SHARE * whole.duration_s + START_S
@@ -42,30 +39,6 @@ def measure() -> Ratio:
         aim=AIM,
         higher_is_better=False,
     )
-
-
-def _archive(spark: SparkSession, run: str, share: float) -> None:
-    events, at = "lake.digits.events", F.current_timestamp()
-    last = spark.table(events).where(F.col("kafka_partition") == _PARTITION).agg(F.max("kafka_offset")).first()
-    first_offset = 0 if last is None or last[0] is None else last[0] + 1
-    rows = spark.table("lake.digits.examples").sample(share, seed=7).select("event_id", "image").collect()
-    numbered = spark.createDataFrame([(n, *row) for n, row in enumerate(rows)], "n BIGINT, name STRING, image BINARY")
-    event_id = F.concat(F.lit(f"{run}-"), F.col("name"))
-    payload = F.to_json(
-        F.struct(
-            event_id.alias("event_id"),
-            F.lit("2026-01-02T03:04:05Z").alias("occurred_at"),
-            F.base64("image").alias("image"),
-        )
-    )
-    numbered.select(
-        event_id.alias("event_id"),
-        F.lit(_PARTITION).alias("kafka_partition"),
-        (F.col("n") + first_offset).alias("kafka_offset"),
-        at.alias("kafka_timestamp"),
-        payload.cast("binary").alias("value"),
-        at.alias("archived_at"),
-    ).select(spark.table(events).columns).writeTo(events).append()
 
 
 if __name__ == "__main__":

@@ -51,11 +51,15 @@ def admit(
         else:
             rows.append(row)
             events.append(event)
-    unfit = unstorable(schema, events)
-    refused += [(rows[n], refusal) for n, refusal in unfit.items()]
-    rows = [row for n, row in enumerate(rows) if n not in unfit]
-    events = [event for n, event in enumerate(events) if n not in unfit]
-    found = featurizer.isolated(payload_batch(schema, events), within_s=within_s)
+    try:
+        batch = payload_batch(schema, events)
+    except _NO_COLUMN:
+        unfit = unstorable(schema, events)
+        refused += [(rows[n], refusal) for n, refusal in unfit.items()]
+        rows = [row for n, row in enumerate(rows) if n not in unfit]
+        events = [event for n, event in enumerate(events) if n not in unfit]
+        batch = payload_batch(schema, events)
+    found = featurizer.isolated(batch, within_s=within_s)
     refused += [
         (rows[n], RefusedEvent(refusal.message, refusal.remedy, _reason(refusal)))
         for n, refusal in found.refused.items()

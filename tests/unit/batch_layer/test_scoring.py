@@ -1,0 +1,35 @@
+"""Bulk scoring: a batch of more rows than one pass through the model takes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from batch_layer.recompute import _PASS_ROWS, _answered
+from deeplambda.objective import Regression
+
+ROWS = 2 * _PASS_ROWS + 40
+FEATURES = {"features": np.arange(ROWS, dtype=np.float32)[:, None]}
+
+
+class Fussy(nn.Module):
+    """Gives its input back, and has no answer for one number."""
+
+    def forward(self, features_N1: torch.Tensor) -> torch.Tensor:
+        if bool((features_N1 == _PASS_ROWS + 1).any()):
+            raise ValueError("I do not like this one")
+        return features_N1
+
+
+def test_every_row_of_several_passes_has_the_answer_of_its_own_place() -> None:
+    answered = _answered(nn.Identity(), Regression(), FEATURES)
+    assert answered.rows_N == list(range(ROWS))
+    assert answered.numbers_N == list(range(ROWS))
+
+
+def test_of_the_pass_in_which_the_model_fails_only_the_culprit_is_refused() -> None:
+    answered = _answered(Fussy(), Regression(), FEATURES)
+    others = [row for row in range(ROWS) if row != _PASS_ROWS + 1]
+    assert list(answered.rows_N) == others
+    assert answered.numbers_N == pytest.approx(others)
+    assert "I do not like this one" in answered.refused[_PASS_ROWS + 1].message
