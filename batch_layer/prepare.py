@@ -15,6 +15,7 @@ import math
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ UNDECLARED_ROWS = 8192
 """Rows of a shard, at most, where the application does not declare its features and so not what a row of them takes."""
 REFUSED_SHARE = 0.05
 """Of the rows, how many the transform may refuse before the data set is refused."""
+_ASKED_AT_ONCE = 16
 _DEALT = "deeplambda_task"
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
 _LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failure", pa.string())])
@@ -135,7 +137,7 @@ def prepare(
         if partition not in there:  # Spark starts no task when it finds out that no row is left
             made.append(_prepared(settings, packed, deal, state, task, iter(())))
     _check_refused(packed.name, made)
-    made.sort(key=lambda each: (each.split, each.partition))  # as without a crash
+    made.sort(key=lambda each: (each.split != TRAIN, each.split, each.partition))  # as without a crash
     store.put(manifest, to_json(made))
     return made
 
@@ -165,7 +167,9 @@ class _Deal:
 def _announced(store: ObjectStore, dataset: DataSet) -> list[PartitionPrepared]:
     """Of the partitions that an earlier attempt finished, what it announced."""
     keys = {found.key for found in store.list(prepared_prefix(dataset.application, dataset.id))}
-    told = [PartitionPrepared.model_validate_json(store.get(key)) for key in sorted(keys) if key.endswith(ANNOUNCEMENT)]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as executor:
+        found = executor.map(store.get, sorted(key for key in keys if key.endswith(ANNOUNCEMENT)))
+        told = [PartitionPrepared.model_validate_json(announcement) for announcement in found]
     return [announcement for announcement in told if announcement.key in keys]
 
 

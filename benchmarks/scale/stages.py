@@ -3,6 +3,7 @@
 A stack of its own begins empty and is removed with all that it held, so that the next size has the disk for itself.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from benchmarks.scale.generated import APPLICATIONS, put_objects
 
 STAGES = ("ingest", "prepare", "train", "recompute")
 _SAMPLED_EVERY_S = 0.5
+_TRAINER_MEMORY_MB = 64
+"""Less than the smaller size takes, so that the trainer reads both from S3, in windows."""
 _MEBIBYTE = 2**20
 
 
@@ -54,7 +57,8 @@ def stages_of(application: str, rows: int) -> dict[str, Stage]:
 def measured_command(command: Sequence[object]) -> Stage:
     """Run a command to its end, and watch the processes below it. Raises: CalledProcessError."""
     begun = time.monotonic()
-    running = subprocess.Popen([*map(str, command)], stdout=sys.stderr)
+    bounded = os.environ | {"DEEPLAMBDA_TRAINER_MEMORY_MB": str(_TRAINER_MEMORY_MB)}
+    running = subprocess.Popen([*map(str, command)], stdout=sys.stderr, env=bounded)
     watch, ended = _Watch(psutil.Process(running.pid)), threading.Event()
     watching = threading.Thread(target=watch.until, args=(ended,))
     watching.start()

@@ -1,7 +1,6 @@
 """Training on more rows than fit in memory, and by several workers, makes the model that it makes otherwise."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from batch_layer.shard_format import manifest_key
 from batch_layer.training_data import TrainingData
 from batch_layer.training_run import TrainedRun
 from batch_layer.training_workers import train_on_workers
-from deeplambda.adapters.lake import spark_session
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady, UnfitModel
@@ -23,13 +21,6 @@ from tests.integration import blobs
 from tests.integration.blobs import PARTITIONS, ROWS, SeenBars, new_data_set, put_shards, train_blobs
 
 TRAIN_ROWS = PARTITIONS["train"] * ROWS
-
-
-@pytest.fixture(scope="module")
-def spark(stack: Settings) -> Iterator[SparkSession]:
-    session = spark_session(stack, "test-training")
-    yield session
-    session.stop()
 
 
 def written(settings: Settings, folder: Path, **replaced: str) -> PackedApplication:
