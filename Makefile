@@ -7,6 +7,8 @@ export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
 BIN := .venv/bin
 READY := .venv/ready
 WITH_STACK := tests/e2e tests/faults tests/integration
+# Each of two has a stack of its own, which takes 4 GiB.
+AT_ONCE := -n $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 2 : 0}' /proc/meminfo) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo up down status test test-all test-compose unit lint bench clean constraints
 
@@ -26,7 +28,7 @@ status: $(READY) ## How each part is
 	$(BIN)/deeplambda status
 
 test: lint unit ## All checks: lint, types, and the tests, against a stack of their own
-	$(BIN)/python -m pytest $(WITH_STACK) -m 'not long' --durations=20
+	$(BIN)/python -m pytest $(WITH_STACK) -m 'not long' $(AT_ONCE) --durations=20
 
 test-all: lint unit ## The same, with the tests that are long by nature
 	$(BIN)/python -m pytest $(WITH_STACK) --durations=20
@@ -35,7 +37,7 @@ test-compose: $(READY) ## The stack of docker compose; skipped, with the reason,
 	$(BIN)/python -m pytest tests/compose -s
 
 unit: $(READY) ## The tests that need no service
-	$(BIN)/python -m pytest tests/unit tests/contract -q -n auto --dist loadfile
+	$(BIN)/python -m pytest tests/unit tests/contract -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff, mypy and the rules of who may import whom
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Tests are marked by folder. Those beyond unit and contract share one real stack, on free ports."""
+"""Tests are marked by folder. Those beyond unit and contract share one real stack, on free ports; by xdist, two do."""
 
 import os
 import shutil

@@ -73,9 +73,10 @@ def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.T
     return points.left()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "each",
-    [pytest.param(1, id="first"), pytest.param(None, id="all", marks=[pytest.mark.long, pytest.mark.timeout(2400)])],
+    [pytest.param(1, id="first"), pytest.param(None, id="all", marks=pytest.mark.timeout(2400))],
 )
 def test_a_killed_stage_run_again_leaves_what_an_undisturbed_one_does(
     each: int | None, undisturbed: Left, spark: SparkSession, stack: Settings, tmp_path: Path

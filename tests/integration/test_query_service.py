@@ -202,7 +202,7 @@ def test_a_syntax_error_has_its_place(service: Service) -> None:
         ("POST", "/v1/queries", {"json": {"sql": "SELECT 1", "limit": 10_001}}, 422),
         ("POST", "/v1/queries", {"json": {"sql": "SELECT 1", "store": "oracle"}}, 422),
         ("POST", "/v1/queries", {"json": {"sql": "SELECT 1", "more": 1}}, 422),
-        ("GET", f"/v1/queries/{uuid.uuid4()}", {}, 404),
+        ("GET", "/v1/queries/00000000-0000-4000-8000-000000000000", {}, 404),
         ("DELETE", "/v1/queries/x%00y", {}, 404),
         ("PUT", "/v1/queries", {}, 405),
         ("GET", "/v1/models?application=nope", {}, 404),
