@@ -94,7 +94,11 @@ class Trainer:
             )
         self._top_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._scaler = compute.scaler()
-        self._shared = DistributedDataParallel(self.model, find_unused_parameters=True) if compute.workers > 1 else None
+        self._shared = (
+            DistributedDataParallel(self.model, find_unused_parameters=True, gradient_as_bucket_view=True)
+            if compute.workers > 1
+            else None
+        )
         self._spare: Rows | None = None
 
     def know_labels(self, statistics: Sequence[float]) -> None:

@@ -110,10 +110,12 @@ def _ours() -> Callable[[], None]:
     from batch_layer.compute import best_compute
     from batch_layer.rows import Rows, Window
     from batch_layer.trainer import Trainer, all_hyperparameters
+    from deeplambda.features import SINGLE
 
     application = Digits()
     trainer = Trainer(application, all_hyperparameters(application, {}), best_compute())
-    rows = Rows.of(*_rows())
+    images_NCHW, labels_N = _rows()
+    rows = Rows.of({SINGLE: images_NCHW}, labels_N)
 
     def epoch() -> None:
         trainer.train_epoch(1, [Window.whole(rows)], lambda: ROWS)

@@ -48,13 +48,20 @@ def two_workers(rows: int) -> list[Ratio]:
 
 
 def two_trainers(epochs: int) -> list[Ratio]:
-    """Seconds of the epochs of digits in one process with one thread ÷ those in two; both runs follow the same data."""
+    """Seconds of the epochs of digits in one process with one thread ÷ those in two; both runs follow the same data.
+
+    Profile (2 cores, batch 128, per step): one process takes 48 ms, two take 37, of which gloo adds up 5 MB of
+    gradients in 7, and AdamW and the copies to its buckets are paid twice. A batch of 512 rows spreads that over four
+    times the work, so it is what is measured here: the trainer alone is 1.8 times as fast with it, with 128 rows 1.4.
+    """
     with fresh_stack(*STORES) as folder, _environment({"OMP_NUM_THREADS": "1"}):
         digits, _ = mnist_folder(folder)
         for command in (["data", "put", "digits", digits], *(["batch", stage, "digits"] for stage in _STAGES[:2])):
             subprocess.run([COMMAND, *map(str, command)], check=True, stdout=sys.stderr)
         for workers in (1, 2):  # of two seeds, for a run that is finished is not trained again
-            chosen = ["--set", f"epochs={epochs}", "--set", f"seed={workers}", "--workers", str(workers)]
+            given = {"epochs": epochs, "batch_size": 512, "seed": workers}
+            chosen = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+            chosen += ["--workers", str(workers)]
             subprocess.run([COMMAND, "batch", "train", "digits", *chosen], check=True, stdout=sys.stderr)
         store = ObjectStore(load_settings())
         one_s, two_s = (fetch_card(store, "digits", version).training_s for version in (1, 2))
