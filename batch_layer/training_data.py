@@ -60,7 +60,7 @@ class TrainingData:
         self._kept: dict[str, Rows] = {}
         self._window: Window | None = None
         self._feed = ShardFeed(settings, application, dataset, preparing=preparing)
-        self._known = False
+        self._known = self._fits = False
         if self._feed.prepared():
             self._know(self._feed.listed())
 
@@ -80,7 +80,7 @@ class TrainingData:
         """The windows of an epoch of the train split. number: from 1. Raises: BadInput, CorruptObject, NotReady."""
         if not self._known:
             yield from self._arriving()
-        elif self._fits():
+        elif self._fits:
             self._window = self._window or self._resident()
             yield self._window
         else:
@@ -89,7 +89,7 @@ class TrainingData:
     def split(self, name: str) -> Iterator[Rows]:
         """A split's rows, piece by piece. Raises: as `epoch`."""
         for shard, rows in zip(self._shards[name], self._fetched(self._shards[name]), strict=True):
-            if self._fits():
+            if self._fits:
                 self._kept[shard.key] = rows
             yield rows
 
@@ -101,12 +101,14 @@ class TrainingData:
 
     def _arriving(self) -> Iterator[Window]:
         arrived: list[PartitionPrepared] = []
+        arrived_bytes = 0
         with closing(iter(self._feed)) as shards:
             for shard in shards:
                 announcement = shard.announcement
                 rows = self._checked(shard)
                 arrived.append(announcement)
-                if sum(each.size_bytes for each in arrived) <= self._memory_bytes:
+                arrived_bytes += announcement.size_bytes
+                if arrived_bytes <= self._memory_bytes:
                     self._kept[announcement.key] = rows
                 else:
                     self._kept.clear()
@@ -117,6 +119,7 @@ class TrainingData:
 
     def _know(self, announcements: Iterable[PartitionPrepared]) -> None:
         shards = sorted(announcements, key=lambda shard: (shard.split, shard.partition))
+        self._fits = sum(shard.size_bytes for shard in shards) <= self._memory_bytes
         for split in self._splits:
             self._shards[split] = [shard for shard in shards if shard.split == split]
             if not any(shard.rows for shard in self._shards[split]):
@@ -125,9 +128,6 @@ class TrainingData:
                     "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
                 )
         self._known = True
-
-    def _fits(self) -> bool:
-        return sum(shard.size_bytes for of in self._shards.values() for shard in of) <= self._memory_bytes
 
     def _resident(self) -> Window:
         window = self._read(self._shards[TRAIN])

@@ -138,7 +138,7 @@ class Run:
         self._listener = listener
         self._publisher = publisher
         self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
-        self._waited_s = 0.0
+        self._waited_s = self._rows = 0.0
 
     def _say_in_use(self) -> None:
         """Upkeep removes data sets and runs that nobody touches for days."""
@@ -227,7 +227,7 @@ class Run:
     def _epoch(self, epoch: int, data: TrainingData) -> "_EpochEnd":
         self._listener.begin(epoch, self._epochs, data.train_rows)
         self._waited_s, started_s = 0.0, time.monotonic()
-        self._trainer.train_epoch(epoch, self._windows(epoch, data), lambda: data.train_rows, self._listener.advance)
+        self._trainer.train_epoch(epoch, self._windows(epoch, data), lambda: self._rows, self._listener.advance)
         self._metrics.publish("shard_wait", self._waited_s, "s")
         return _EpochEnd(
             epoch=epoch,
@@ -242,7 +242,8 @@ class Run:
         for window in data.epoch(epoch):
             self._waited_s += time.monotonic() - asked_s
             self._trainer.know_labels(data.label_statistics)
-            self._listener.expect(data.train_rows)
+            self._rows = data.train_rows  # once a window: it adds up all shards
+            self._listener.expect(self._rows)
             yield window
             asked_s = time.monotonic()
 
