@@ -118,7 +118,7 @@ def recompute(
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
-        offsets = {**visible.horizon.offsets, **reached} if grows else reached
+        reaches = Horizon(offsets={**visible.horizon.offsets, **reached} if grows else reached)
         seen = _scored(settings, champion, events).persist(StorageLevel.DISK_ONLY)
         try:
             scored, refused = seen.where("reason IS NULL"), seen.where("reason IS NOT NULL")
@@ -130,7 +130,6 @@ def recompute(
             looked_at, count = seen.count(), refused.count()
             if count:
                 refusals.keep(spark, packed.name, refused)
-                reaches = Horizon(offsets=offsets)
                 lost = refusals.dropped(
                     *(spark, engine, packed.name, visible.horizon, reaches, scored, refused), batch_view_stays=grows
                 )
@@ -147,7 +146,7 @@ def recompute(
             snapshot=written.snapshot,
             events_snapshot=pinned,
             version=champion.version,
-            offsets=offsets,
+            offsets=dict(reaches.offsets),
             rows=snapshot_size(spark, view, written.snapshot).rows,
             scored=looked_at,
             refused=count,

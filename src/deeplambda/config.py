@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         description="HOST:PORT at which clients outside the containers reach the broker inside; used in compose only.",
     )
     kafka_partitions: int = Field(
-        default=2, ge=1, description="Number of partitions that an application's topics are created with."
+        default=2, ge=1, le=4096, description="Number of partitions that an application's topics are created with."
     )
     kafka_replication: int = Field(
         default=1, ge=1, description="Replication factor, in brokers, that topics are created with."

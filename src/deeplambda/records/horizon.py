@@ -18,8 +18,11 @@ from math import ceil
 
 import pyarrow as pa
 
+from deeplambda.errors import BadInput
 from deeplambda.records.predictions import VIEW_SCHEMA
 
+MOST_PARTITIONS = 4096
+"""Of a topic. The metastore cuts a view's text off at 64 KiB, and each partition's offset stands in it."""
 _RANGES = 4
 """Of partitions, each with its lowest offset: so many terms MySQL evaluates for a row before Spark gets to see it."""
 
@@ -29,10 +32,19 @@ class Horizon:
     """snapshot: Iceberg snapshot id of `lake.<application>.predictions`, None before the first batch view.
 
     offsets: by partition, the first offset not absorbed; a partition that is missing has absorbed nothing.
+    Raises: BadInput for more partitions than the union view can hold.
     """
 
     snapshot: int | None = None
     offsets: Mapping[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would be cut off."""
+        if max(self.offsets, default=0) >= MOST_PARTITIONS:
+            raise BadInput(
+                f"partition {max(self.offsets)} is past the {MOST_PARTITIONS:,} partitions that a horizon may have",
+                "make the topic anew with fewer, and leave DEEPLAMBDA_KAFKA_PARTITIONS below that",
+            )
 
     def absorbed(self, partition: int, offset: int) -> bool:
         """True when the batch view has taken in the event at this position."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from deeplambda.records.horizon import Horizon, all_predictions_sql
+from deeplambda.errors import BadInput
+from deeplambda.records.horizon import MOST_PARTITIONS, Horizon, all_predictions_sql
 from deeplambda.records.predictions import VIEW_SCHEMA
 
 PARTITIONS = 3
@@ -170,4 +171,10 @@ def test_a_thousand_partitions_are_one_look_up() -> None:
     horizon = Horizon(snapshot=1, offsets={p: 10**9 + p for p in range(1_000)})
     for condition in (horizon.past_mysql(), horizon.past_spark()):
         assert len(re.findall("kafka_partition", condition)) < 20
-        assert len(condition) < 15_000, "the metastore has room for 65,535 characters of a view"
+
+
+def test_the_text_of_a_view_has_room_for_the_most_partitions_that_a_horizon_may_have() -> None:
+    full = Horizon(snapshot=2**63 - 1, offsets=dict.fromkeys(range(MOST_PARTITIONS), 10**12))
+    assert len(all_predictions_sql("a" * 64, full, "mysql.deeplambda.realtime_predictions")) < 65_536
+    with pytest.raises(BadInput, match="partition 4096 is past the 4,096 partitions"):
+        Horizon(offsets={0: 1, MOST_PARTITIONS: 1})
