@@ -140,9 +140,9 @@ def _append(
             facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
             if added < rows:
                 facts = _facts(good, ids, few=changed <= SENT_TO_ALL)
-            # Each task writes its own rows: dealt out by split first, one task would write a whole split.
-            writer = facts.select(columns).sortWithinPartitions("split", "event_id").writeTo(examples)
-            writer.option("distribution-mode", "none").append()
+            # Each task writes its rows, a file for each split: dealt out by split, one task would write a whole split.
+            writer = facts.select(columns).writeTo(examples)
+            writer.option("distribution-mode", "none").option("fanout-enabled", "true").append()
     finally:
         ids.unpersist()
     return Ingested(
