@@ -7,7 +7,7 @@ export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
 BIN := .venv/bin
 READY := .venv/ready
 WITH_STACK := tests/e2e tests/faults tests/integration
-# Each of two has a stack of its own, which takes 4 GiB.
+# Both workers share one stack, which takes 4 GiB; with those that some tests start it is 10 GiB.
 AT_ONCE := -n $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 2 : 0}' /proc/meminfo) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo up down status test test-all test-compose unit lint bench clean constraints
@@ -27,7 +27,8 @@ down: $(READY) ## Stop it
 status: $(READY) ## How each part is
 	$(BIN)/deeplambda status
 
-test: lint unit ## All checks: lint, types, and the tests, against a stack of their own
+test: $(READY) ## All checks: lint, types, and the tests, against a stack of their own
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
 	$(BIN)/python -m pytest $(WITH_STACK) -m 'not long' $(AT_ONCE) --durations=20
 
 test-all: lint unit ## The same, with the tests that are long by nature

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
@@ -23,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from batch_layer.console import PipelineConsole
+from batch_layer.console import PipelineConsole, TrialTable
 from batch_layer.model_commands import app as model
 from batch_layer.refusals import ACCEPTED_SHARE
 from deeplambda.adapters.s3 import ObjectStore
@@ -185,48 +184,55 @@ def batch_tune(
     application: ApplicationName,
     trials: Annotated[int, typer.Option(help="how many sets of hyperparameters to try", min=1)] = 8,
     set_: Hyperparameter = None,
+    cpus: Annotated[float, typer.Option(help="cores of a trial, or its share of one", min=0.01)] = 1,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs of a trial, or its share of one; default: one, if there is any", min=0)
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="train with the best on all rows, publish that version")
+    ] = False,
+    promote: Annotated[bool, typer.Option(help="make the published version the champion, if it may be")] = True,
 ) -> None:
     """Try hyperparameters from the application's search space, and say which train the best model.
 
     Trials are compared on training rows that they do not train on. They run on the Ray cluster of
-    DEEPLAMBDA_RAY_ADDRESS where that is set, else on all cores of this machine. Nothing is published: the last line is
-    the command that trains with the best.
+    DEEPLAMBDA_RAY_ADDRESS where that is set, else on all cores of this machine. Each is kept on S3 as it stands: run
+    again, the command goes on where it was, or adds trials where it is told of more. The last line is the command that
+    trains with the best.
     """
-    from batch_layer.pipeline import prepare_shards
+    from batch_layer import gate
+    from batch_layer.pipeline import prepare_shards, train_and_publish
     from batch_layer.prepare import data_set
     from batch_layer.tune import tune
 
     settings, packed = _packed(application)
-    overrides = _hyperparameters(set_, packed)
+    overrides, shown = _hyperparameters(set_, packed), PipelineConsole(console)
     spark = _spark(settings, "tune")
     dataset = data_set(spark, packed)
-    prepare_shards(spark, settings, packed, dataset, PipelineConsole(console))
+    prepare_shards(spark, settings, packed, dataset, shown)
     spark.stop()  # its executors' cores and memory are free for trials
-    with _progress(MofNCompleteColumn()) as progress:
-        bar = progress.add_task(f"trials on {settings.ray_address or 'this machine'}", total=trials)
+    with TrialTable(console, deciding_metric(packed.load()), settings.ray_address or "this machine") as table:
         found = tune(
             settings,
             packed,
             dataset=dataset.id,
             overrides=overrides,
             trials=trials,
-            ended=lambda: progress.advance(bar),
+            cpus=cpus,
+            gpus=gpus,
+            told=table.told,
         )
-    drawn = list(found[0].drawn)
-    table = Table(*drawn, "epochs", f"{deciding_metric(packed.load())} on rows set aside")
-    for trial in found:
-        table.add_row(
-            *(_short(trial.drawn[name]) for name in drawn), str(trial.epochs), trial.failure or f"{trial.metric:.4f}"
-        )
-    console.print(table)
+        table.best_first(found)
     chosen = overrides | found[0].drawn
-    arguments = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    if publish:
+        card = train_and_publish(_spark(settings, "tune"), settings, packed, dataset, chosen, shown)
+        if promote:
+            gate.promote(settings, packed, card.version)
+            console.print(f"[green]champion[/]: {packed.name}/{card.version}")
+    values = {name: value if isinstance(value, str) else to_json(value).decode() for name, value in chosen.items()}
+    arguments = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
     command = shlex.join(["deeplambda", "batch", "train", application, *arguments])
     console.print(command, soft_wrap=True, highlight=False)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @batch.command("run")

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from deeplambda.records.lifecycle import EpochTrained, PartitionPrepared
 
 if TYPE_CHECKING:  # they bring Spark and PyTorch, which a help text need not wait for
     from batch_layer.ingest import Ingested
     from batch_layer.prepare import DataSet
+    from batch_layer.trials import Trial
     from deeplambda.state.card import Card
 
 
@@ -114,3 +117,47 @@ class PipelineConsole:
             f"published {card.application}/{card.version}: {metrics}; "
             f"trained in {card.training_s:.1f} s on {card.device}"
         )
+
+
+class TrialTable:
+    """A table of a tuning's trials, as they train: their draws, epochs and metric. Use it as a context.
+
+    metric: by which trials are compared. where: they run.
+    """
+
+    def __init__(self, console: Console, metric: str, where: str) -> None:
+        self._metric, self._where = metric, where
+        self._trials: dict[str, Trial] = {}
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
+
+    def told(self, trial: "Trial") -> None:
+        """Show a trial's new state."""
+        self._trials[trial.key] = trial
+
+    def best_first(self, trials: Sequence["Trial"]) -> None:
+        """Show the trials in this order."""
+        self._trials = {trial.key: trial for trial in trials}
+
+    def _table(self) -> Table:
+        trials = list(self._trials.values())
+        names = list(trials[0].drawn) if trials else []
+        table = Table(*names, "epochs", f"{self._metric} on rows set aside", title=f"trials on {self._where}")
+        for trial in trials:
+            shown = trial.failure or (f"{trial.metrics[-1]:.4f}" if trial.metrics else "")
+            draw = (short(trial.drawn[name]) for name in names)
+            table.add_row(*draw, str(trial.epochs), shown, style=None if trial.ended else "dim")
+        return table
+
+    def __enter__(self) -> "TrialTable":
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+
+def short(value: Any) -> str:
+    """A hyperparameter, to be read."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -3,11 +3,16 @@
 1. Trials are compared by the application's first metric on the validation split or, where there is none, on a sixth
    of the training rows that is set aside. None sees the test split, so what is measured there later is no luckier for
    having been tuned.
-2. A trial draws its hyperparameters at random and trains as `batch train` does.
+2. The first trial has the application's own hyperparameters. The next draws are made by a tree-structured Parzen
+   estimator from what the trials before have reached. Source: Bergstra et al., Algorithms for Hyper-Parameter
+   Optimization (2011), by Optuna.
 3. ASHA ends the trials that are behind after 1, 3, 9, … epochs. Source: Li et al., A System for Massively Parallel
    Hyperparameter Tuning (2020).
-Rows and the application's code travel through Ray, so the nodes of a cluster need neither files nor an account on S3,
-but this platform's packages, in the same versions.
+4. After each epoch a trial's metrics and tensors are stored on S3 (`batch_layer.trials`), before ASHA hears of it.
+5. A tuning that was broken off goes on: each trial on S3 is begun again, tells what it has reached without training,
+   and trains on from its tensors unless it had ended. So ASHA and the estimator know what they knew.
+Rows and the application's code travel through Ray, and what is to be stored comes back by it: the nodes of a cluster
+need neither files nor an account on S3, but this platform's packages, in the same versions.
 """
 
 import logging
@@ -17,12 +22,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic_core import to_json
 
 # Ray reads these when it is loaded: it would report its use to its makers, frame what it is about to do, and listen on
 # every address of this machine for whoever comes.
@@ -31,49 +34,43 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on Linux as well: a Ray of one machine, on loopback
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+import optuna
 import ray
 import torch
 from ray import tune as ray_tune
 from ray.exceptions import AuthenticationError
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
 from ray.util.queue import Queue
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from batch_layer.compute import best_compute
+from batch_layer.checkpoint import run_id
 from batch_layer.feed import ShardFeed
-from batch_layer.rows import Rows, Window
-from batch_layer.trainer import Trainer, all_hyperparameters
+from batch_layer.rows import Rows
+from batch_layer.trainer import all_hyperparameters
+from batch_layer.trial_worker import METRIC, Known, Told, arrays_of, run_trial
+from batch_layer.trials import Trial, TrialStore, key_of
 from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, Choice, LogUniform, deciding_metric
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, DeepLambdaError, NotReady, UnfitModel
+from deeplambda.errors import BadInput, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
-from deeplambda.objective import statistics_of
+from deeplambda.service.loops import in_one_line
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.splits import TRAIN, VALIDATION
 
 VALIDATION_SHARE = 1 / 6
 REDUCTION_FACTOR = 3
 """One trial in so many is let train on at each of ASHA's halts."""
+RANDOM_TRIALS = 5
+"""Drawn at random before the estimator has enough to go by."""
 WORKER_BYTES = 512 << 20
 """What a worker with PyTorch and a small model takes beyond the shared rows; Ray runs no more than the memory holds."""
-_Arrays = tuple[dict[str, NDArray[Any]], NDArray[Any]]
-"""Features and labels of `Rows`, as Ray shares them without copies."""
-_METRIC, _FAILURE = "validation", "failure"
+_TOLD_AT_ONCE = 8
+"""Epochs that wait to be stored; trials wait until S3 has caught up."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """drawn: its values from the search space. epochs: that it was let train. metric: of the rows set aside, after the
-    last of them; infinitely bad with a `failure`, the sentence that says why there is none."""
-
-    drawn: dict[str, Any]
-    epochs: int
-    metric: float
-    failure: str = ""
 
 
 def tune(
@@ -83,56 +80,160 @@ def tune(
     dataset: str,
     overrides: Mapping[str, Any],
     trials: int,
-    ended: Callable[[], None] = lambda: None,
+    cpus: float = 1,
+    gpus: float | None = None,
+    told: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """The trials, best first.
+    """The trials, best first; running it again goes on, or adds to them when `trials` is more than there are.
 
     dataset: one that is wholly prepared. overrides: of the application's hyperparameters that are not in its search
-    space; the draws follow from `seed`. ended: called when a trial is over.
+    space. cpus, gpus: that a trial has, or its share of one; None: a GPU where the machine or cluster has some. told:
+    called with each state of each trial, from a thread of its own.
     Raises: BadInput when there is nothing to search or to train on, UnfitModel when every trial failed,
-    CorruptObject, NotReady (no Ray at the address).
+    CorruptObject, NotReady (no Ray at the address; S3).
     """
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
-    space = _search_space(application, overrides)
+    space = search_space(application, overrides)
     lower = lower_is_better(application, deciding_metric(application))
+    study = run_id(dataset, packed.code_version, fixed | {"search_space": sorted(space)})
+    kept = _Kept(TrialStore(ObjectStore(settings), packed.name, study), told)
+    known = kept.known()
     training, validation = _rows_of_trials(settings, application, dataset)
     with _ray(settings, packed):
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        trainable = ray_tune.with_parameters(
-            _trial, packed=packed, fixed=fixed, training=_arrays(training), validation=_arrays(validation)
-        )
-        with _listened(ended) as ends:
+        if gpus is None:
+            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        with _listened(kept.take) as news:
+            trainable = ray_tune.with_parameters(
+                run_trial,
+                packed=packed,
+                fixed=fixed,
+                cpus=cpus,
+                known=known,
+                news=news,
+                training=arrays_of(training),
+                validation=arrays_of(validation),
+            )
             found = ray_tune.Tuner(
-                ray_tune.with_resources(trainable, {"cpu": 1, "gpu": gpus, "memory": WORKER_BYTES}),
-                param_space=space,
+                ray_tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus, "memory": WORKER_BYTES}),
                 tune_config=ray_tune.TuneConfig(
-                    metric=_METRIC,
-                    mode="min" if lower else "max",
-                    num_samples=trials,
-                    scheduler=ASHAScheduler(max_t=fixed["epochs"], reduction_factor=REDUCTION_FACTOR),
-                    search_alg=BasicVariantGenerator(random_state=fixed["seed"]),
+                    num_samples=max(trials, len(known)),
+                    scheduler=ASHAScheduler(
+                        metric=METRIC, mode=_mode(lower), max_t=fixed["epochs"], reduction_factor=REDUCTION_FACTOR
+                    ),
+                    search_alg=_searcher(application, space, lower, fixed, [each.trial for each in known.values()]),
                     reuse_actors=True,  # a worker that starts anew for each trial spends seconds on loading torch
                 ),
                 run_config=ray_tune.RunConfig(
-                    name=f"{packed.name}-{dataset}",
-                    storage_path=f"{tempfile.gettempdir()}/ray/tuning",  # a place that every node has
-                    callbacks=[_Ends(ends)],
+                    name=f"{packed.name}-{study}",
+                    storage_path=f"{tempfile.gettempdir()}/ray/tuning",  # Ray's own notes, where every node has a place
+                    callbacks=[_Ends(news)],
                     verbose=0,
                 ),
             ).fit()
-        ended_trials = [_trial_of(result, _worst(lower)) for result in found]
-        best_first = sorted(ended_trials, key=lambda trial: trial.metric, reverse=not lower)
-    if failure := best_first[0].failure:
-        raise UnfitModel(f"every trial of {packed.name} failed: {failure}", "narrow the application's search_space")
+    died = [_of_the_dead(result) for result in found if result.error is not None]
+    best_first = sorted(
+        (kept.trials | {trial.key: trial for trial in died}).values(), key=lambda trial: _rank(trial, lower)
+    )
+    best = best_first[0]
+    if best.failure or not best.metrics:
+        reason = best.failure or "none has trained an epoch"
+        raise UnfitModel(f"every trial of {packed.name} failed: {reason}", "narrow the application's search_space")
     with Publisher(settings) as publisher:
         metrics = MetricPublisher(publisher, layer="batch", part="tune", application=packed.name)
-        metrics.publish(f"best_validation_{deciding_metric(application)}", best_first[0].metric, "1")
+        metrics.publish(f"best_validation_{deciding_metric(application)}", best.metrics[-1], "1")
         metrics.publish("trials", len(best_first), "1")
     return best_first
 
 
-def _search_space(application: Application, overrides: Mapping[str, Any]) -> dict[str, Any]:
+class _Kept:
+    """The study's trials, here and on S3: `take` is told of each epoch and of each end."""
+
+    def __init__(self, store: TrialStore, told: Callable[[Trial], None]) -> None:
+        self.trials = {trial.key: trial for trial in store.trials()}
+        self._store, self._told = store, told
+
+    def known(self) -> dict[str, Known]:
+        """By key, what is on S3 already. A trial whose tensors are not whole is begun anew."""
+        found = {}
+        for key, trial in self.trials.items():
+            try:
+                found[key] = Known(trial, self._store.tensors(trial) if trial.tensors_sha256 else None)
+            except BadInput as exc:
+                _log.warning("trial %s is begun anew: %s", trial.drawn, exc)
+                self.trials[key] = Trial(drawn=trial.drawn)
+                found[key] = Known(self.trials[key], None)
+            self._told(self.trials[key])
+        return found
+
+    def take(self, news: Told) -> None:
+        """Store what is new of a trial, and tell of it."""
+        before = self.trials.get(key_of(news.drawn), Trial(drawn=news.drawn))
+        if before.ended:  # it only told again what it had reached
+            return
+        metrics = before.metrics if news.metric is None else (*before.metrics, news.metric)
+        failure = news.failure or (before.failure if news.ended else "")
+        changed = {"metrics": metrics, "failure": failure, "ended": news.ended}
+        if news.ended:
+            changed["tensors_sha256"] = ""
+        trial = self._store.put(before.model_copy(update=changed), news.tensors, before)
+        self.trials[trial.key] = trial
+        self._told(trial)
+
+
+def _mode(lower: bool) -> str:
+    return "min" if lower else "max"
+
+
+def _rank(trial: Trial, lower: bool) -> tuple[bool, float, int, str]:
+    """The lowest is the best; of equal ones, what has trained for longest."""
+    failed = bool(trial.failure) or not trial.metrics
+    metric = 0 if failed else trial.metrics[-1]
+    return failed, metric if lower else -metric, -trial.epochs, trial.key
+
+
+def _searcher(
+    application: Application, space: dict[str, Any], lower: bool, fixed: Mapping[str, Any], known: list[Trial]
+) -> OptunaSearch:
+    """Draws what is known first. Its seed counts that in, or it would draw the same once more."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    own = {name: fixed[name] for name in space}
+    points = [_as_declared(application, trial.drawn) for trial in known]
+    if not points and _draws(application, own):
+        points = [own]
+    return OptunaSearch(
+        OptunaSearch.convert_search_space(space),
+        metric=METRIC,
+        mode=_mode(lower),
+        points_to_evaluate=points,
+        sampler=optuna.samplers.TPESampler(
+            n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True, seed=fixed["seed"] + len(known)
+        ),
+    )
+
+
+def _as_declared(application: Application, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the search space has them: JSON knows no tuples."""
+
+    def declared(name: str, value: Any) -> Any:
+        there = application.search_space[name]
+        values = there.values if isinstance(there, Choice) else (value,)
+        return next((each for each in values if to_json(each) == to_json(value)), value)
+
+    return {name: declared(name, value) for name, value in drawn.items()}
+
+
+def _draws(application: Application, values: Mapping[str, Any]) -> bool:
+    """Whether the search space has these values in it."""
+    return all(
+        values[name] in there.values if isinstance(there, Choice) else there.low <= values[name] <= there.high
+        for name, there in application.search_space.items()
+        if name in values
+    )
+
+
+def search_space(application: Application, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What trials draw from, as Ray has it: the application's, without what is set. Raises: BadInput."""
     space = {name: values for name, values in application.search_space.items() if name not in overrides}
     if not space:
         raise BadInput(f"{application.name} has nothing to search", "give it a search_space, or --set less")
@@ -216,86 +317,43 @@ def _ray(settings: Settings, packed: PackedApplication) -> Iterator[None]:
 
 
 class _Ends(ray_tune.Callback):  # type: ignore[misc]
-    """Runs where Ray Tune does, which may be the cluster: it tells through a queue."""
+    """Runs where Ray Tune does, which may be the cluster: it tells through a queue.
 
-    def __init__(self, ends: Queue) -> None:
-        self._ends = ends
+    A trial whose worker died has not ended: it goes on when the tuning is run again.
+    """
+
+    def __init__(self, news: Queue) -> None:
+        self._news = news
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ends.put(True)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ends.put(True)
+        self._news.put(Told(trial.config, ended=True))
 
 
 @contextmanager
-def _listened(ended: Callable[[], None]) -> Iterator[Queue]:
-    """A queue from which `ended` is called for each item until the context ends."""
-    ends = Queue(actor_options={"num_cpus": 0})
+def _listened(take: Callable[[Told], None]) -> Iterator[Queue]:
+    """A queue of which `take` gets each item, until the context ends. Raises: what `take` raised first."""
+    news, failures = Queue(_TOLD_AT_ONCE, actor_options={"num_cpus": 0}), list[Exception]()
 
     def listen() -> None:
-        while ends.get():
-            ended()
+        while (told := news.get()) is not None:
+            try:
+                if not failures:
+                    take(told)
+            except Exception as exc:  # the trials go on to their end, or they would wait for ever
+                failures.append(exc)
 
-    thread = Thread(target=listen, name="trial-ends", daemon=True)
+    thread = Thread(target=listen, name="trials", daemon=True)
     thread.start()
     try:
-        yield ends
+        yield news
     finally:
-        ends.put(False)
+        news.put(None)
         thread.join()
+    if failures:
+        raise failures[0]
 
 
-def _trial(
-    drawn: dict[str, Any],
-    *,
-    packed: PackedApplication,
-    fixed: dict[str, Any],
-    training: _Arrays,
-    validation: _Arrays,
-) -> None:
-    """One trial, in a worker of Ray's. The rows are in memory that all workers of a node share."""
-    torch.set_num_threads(1)
-    application = packed.load()
-    training_rows, validation_rows = _rows(training), _rows(validation)
-    trainer = Trainer(application, all_hyperparameters(application, fixed | drawn), best_compute())
-    trainer.know_labels(statistics_of(application.objective, training_rows.labels_N.numpy()))
-    metric = deciding_metric(application)
-    worst = _worst(lower_is_better(application, metric))
-    for epoch in range(1, fixed["epochs"] + 1):
-        try:
-            trainer.train_epoch(epoch, [Window.whole(training_rows)], lambda: len(training_rows))
-            ray_tune.report({_METRIC: trainer.evaluate([validation_rows])[metric]})
-        except UnfitModel as exc:
-            ray_tune.report({_METRIC: worst, _FAILURE: exc.message})
-            return
-
-
-def _arrays(rows: Rows) -> _Arrays:
-    return {name: tensor.numpy() for name, tensor in rows.features.items()}, rows.labels_N.numpy()
-
-
-def _rows(arrays: _Arrays) -> Rows:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to rows
-        features, labels_N = arrays
-        return Rows({name: torch.from_numpy(array) for name, array in features.items()}, torch.from_numpy(labels_N))
-
-
-def _worst(lower: bool) -> float:
-    """Of a metric, what no trial that succeeds is as bad as. lower: whether lower is better."""
-    return np.inf if lower else -np.inf
-
-
-def _trial_of(result: Any, worst: float) -> Trial:
-    told = result.metrics or {}
-    failure = told.get(_FAILURE, "")
-    if result.error is not None:
-        cause = getattr(result.error, "cause", None) or result.error
-        failure = cause.message if isinstance(cause, DeepLambdaError) else str(cause).strip().splitlines()[-1]
-    return Trial(
-        drawn=dict(result.config),
-        epochs=told.get("training_iteration", 0),
-        metric=worst if failure else told[_METRIC],
-        failure=failure,
-    )
+def _of_the_dead(result: Any) -> Trial:
+    """A trial whose worker did not end by itself, and why."""
+    cause = getattr(result.error, "cause", None) or result.error
+    return Trial(drawn=dict(result.config), failure=in_one_line(cause))

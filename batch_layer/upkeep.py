@@ -5,7 +5,7 @@
    one of the last days, or as the one that was the newest when the others grew old. A tag of ours holds what is pinned.
 2. Files below a table that no snapshot knows go, once they are old enough not to be a write in progress.
 3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
-   the champion nor a version of the last days was trained on, and uploads that nobody took up again.
+   the champion nor a version of the last days was trained on, and tunings and uploads that nobody took up again.
 4. In MySQL, records of the outbox go that Kafka has had for long.
 """
 
@@ -237,6 +237,9 @@ def _stale(
     for dataset, objects in _by_folder(store, f"{application}/prepared/").items():
         if dataset not in datasets and _untouched(objects, before):
             yield from (("prepared data", found) for found in objects)
+    for objects in _by_folder(store, f"{application}/tuning/").values():
+        if _untouched(objects, before):
+            yield from (("tunings", found) for found in objects)
 
 
 def _by_folder(store: ObjectStore, prefix: str) -> dict[str, list[StoredObject]]:

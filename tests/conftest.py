@@ -1,5 +1,9 @@
-"""Tests are marked by folder. Those beyond unit and contract share one real stack, on free ports; by xdist, two do."""
+"""Tests are marked by folder. Those beyond unit and contract share one real stack, on free ports.
 
+Several workers of xdist share it too: each file runs in one of them, and those of `TOGETHER` in the same one.
+"""
+
+import fcntl
 import os
 import shutil
 import subprocess
@@ -8,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ import urllib3
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from sqlalchemy import Engine, create_engine
+from xdist.scheduler import LoadFileScheduling
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import spark_session
@@ -28,6 +34,44 @@ DIGITS_RUN = ("batch", "run", "digits", "--set", "epochs=2")
 """The loop whose model the tests use: with half of the epochs it has 99.2 % of MNIST's test digits right."""
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+COMMAND = Path(sys.executable).with_name("deeplambda")
+
+
+TOGETHER = {
+    # They write topics, rows or objects of digits, read what no other may write meanwhile, or stop parts of the stack.
+    "digits": {
+        *("test_bad_events", "test_loop", "test_readme", "test_kill", "test_retention"),
+        *("test_hive_sqlalchemy", "test_query_service", "test_serving_commands", "test_views"),
+    },
+    "gateway": {"test_hive_gateway", "test_union_view"},  # these share a process that takes long to start
+    "model service": {"test_model_service", "test_model_service_refusals"},
+}
+_RUNNING, _OWN = "DEEPLAMBDA_TEST_DATA_DIR", "DEEPLAMBDA_TEST_OWN_STACK"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # workers inherit it; sockets have a limit on their path
+        os.environ[_OWN] = f"{tempfile.gettempdir()}/deeplambda-{os.getpid()}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the stack that a test, of whatever worker, has started."""
+    if not hasattr(config, "workerinput") and (folder := Path(os.environ.pop(_OWN))).exists():
+        subprocess.run([COMMAND, "down"], env=os.environ | {"DEEPLAMBDA_DATA_DIR": f"{folder}/.deeplambda"}, check=True)
+        shutil.rmtree(folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _ByFileOrGroup(config, log)
+
+
+class _ByFileOrGroup(LoadFileScheduling):
+    """xdist's own groups, by marks, are none with pytest 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return next((group for group, files in TOGETHER.items() if Path(file).stem in files), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,11 +82,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def deeplambda() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Runs a command of the platform as a person would; fails the test with its output when it fails."""
-    command = Path(sys.executable).with_name("deeplambda")
 
     def run(*arguments: str, check: bool = True, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            [command, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=timeout_s, check=False
+            [COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=timeout_s, check=False
         )
         if check and done.returncode:
             pytest.fail(f"deeplambda {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -57,21 +100,22 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
 
     `DEEPLAMBDA_TEST_DATA_DIR` names the data folder of a stack that runs already; it is used and left as it is.
     """
-    running = os.environ.get("DEEPLAMBDA_TEST_DATA_DIR")
-    folder = Path(running or tempfile.mkdtemp(prefix="deeplambda-"))  # short: sockets have a limit on their path
-    data_dir = folder if running else folder / ".deeplambda"
+    running = os.environ.get(_RUNNING)
+    data_dir = Path(running or f"{os.environ[_OWN]}/.deeplambda")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DEEPLAMBDA_DATA_DIR", str(data_dir))
         environment.setenv("DEEPLAMBDA_APPLICATIONS_DIR", str(ROOT / "examples"))
+        # Streams with nothing to do look every 10 ms: that and Kafka's answers take a fifth of a core from the tests.
+        environment.setenv("DEEPLAMBDA_SPARK_OPTIONS", "spark.sql.streaming.pollingDelay=100ms")
         if not running:
-            deeplambda("up", "--free-ports")
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with (data_dir.parent / "started").open("a+") as started:
+                fcntl.flock(started, fcntl.LOCK_EX)
+                if not started.seek(0, os.SEEK_END):  # else another worker's tests have it, and may have stopped a part
+                    deeplambda("up", "--free-ports")
+                    started.write("by the first worker that needed it")
         load_settings.cache_clear()
-        try:
-            yield load_settings()
-        finally:
-            if not running:
-                deeplambda("down")
-                shutil.rmtree(folder)
+        yield load_settings()
     load_settings.cache_clear()
 
 

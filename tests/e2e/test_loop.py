@@ -145,7 +145,7 @@ def recomputation(
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.5):  # each query costs a core most of a second
             with hive_engine.connect() as connection:
                 seen.append(tuple(connection.execute(statement).one()))
 

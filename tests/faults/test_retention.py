@@ -7,7 +7,6 @@ from subprocess import CompletedProcess
 import numpy as np
 from kafka import KafkaAdminClient, TopicPartition
 from numpy.typing import NDArray
-from pydantic_core import from_json
 from sqlalchemy import Engine, text
 
 from deeplambda.adapters.kafka import client_options, end_offsets
@@ -15,6 +14,7 @@ from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import RecordsSkipped
 from deeplambda.service.expiry import told
+from deeplambda.service.heartbeat import last_states
 from tests.traffic import eventually, new_run, realtime_ids, send_digits
 
 Command = Callable[..., "CompletedProcess[str]"]
@@ -37,12 +37,8 @@ def test_overtaken_readers_wait_until_the_gap_is_given_up_and_miss_nothing_past_
         return realtime_ids(stack, run) == ledger and archived(run) == ledger
 
     def states() -> dict[str, str]:
-        parts = {row["part"]: row["states"] for row in from_json(deeplambda("status", "--json", check=False).stdout)}
-        return {
-            "archive": parts["archive"].get("digits", ""),
-            "stream": parts["stream"].get("digits", ""),
-            "views": parts["views"].get("realtime", ""),
-        }
+        loops = {"archive": "digits", "stream": "digits", "views": "realtime"}
+        return {part: last_states(stack, part).get(loop, "") for part, loop in loops.items()}
 
     before = send("before")
     assert eventually(lambda: is_everywhere(*before), every_s=1)

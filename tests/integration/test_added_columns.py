@@ -1,10 +1,12 @@
 """Stores that an earlier version of this platform made get the columns and buckets added since; their rows stay."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import uuid4
 
+import pytest
 from pyspark.sql import SparkSession
-from sqlalchemy import inspect, text
+from sqlalchemy import Engine, inspect, text
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import bucketed_joins, create_tables, current_snapshot, lacking_columns
@@ -19,8 +21,20 @@ ADDED = {"value", "scores"}
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def test_mysql_tables_get_them_once(stack: Settings) -> None:
-    root = mysql.engine(stack, "root")
+@pytest.fixture
+def root(stack: Settings) -> Iterator[Engine]:
+    """On a database of the test's own, for others write to the stack's meanwhile."""
+    name = f"old_{uuid4().hex[:8]}"
+    with mysql.engine(stack, "root").begin() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    root = mysql.engine(stack.model_copy(update={"mysql_database": name}), "root")
+    create_schema(root)
+    yield root
+    with root.begin() as connection:
+        connection.execute(text(f"DROP DATABASE {name}"))
+
+
+def test_mysql_tables_get_them_once(root: Engine) -> None:
     tables = [REALTIME_PREDICTIONS.name, RECENT_PREDICTIONS.name]
     with root.begin() as connection:
         for table in tables:

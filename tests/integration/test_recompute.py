@@ -127,10 +127,10 @@ def batch_view(spark: SparkSession, service: OwnService) -> dict[Row, datetime]:
     return {(row.event_id, row.kafka_offset, row.prediction): row.predicted_at for row in rows}
 
 
-@pytest.fixture
-def served(stack: Settings, spark: SparkSession, tmp_path: Path) -> OwnService:
-    """An application with a champion, twenty archived events and a batch view of them."""
-    service = OwnService(stack, tmp_path)
+@pytest.fixture(scope="module")
+def served(stack: Settings, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> OwnService:
+    """An application with a champion, twenty archived events and a batch view of them; each test may add to them."""
+    service = OwnService(stack, tmp_path_factory.mktemp("served"))
     archive(spark, service, {f"event-{n}": to_json(digit_event(f"event-{n}", image())) for n in range(20)})
     service.promote(service.publish(model_of(1)))
     recompute(spark, service.settings, pack_application(service.name, service.settings))
@@ -172,11 +172,12 @@ def test_a_change_of_champion_while_it_recomputes_wins(
     with pytest.raises(Conflict, match="has become the champion in place of version 1"):
         recompute(spark, served.settings, packed)
     assert horizon_of(served) == horizon
+    served.promote(1)
 
 
 def test_the_horizon_never_goes_back(spark: SparkSession, served: OwnService) -> None:
     horizon = horizon_of(served)
     spark.sql(f"DELETE FROM lake.{served.name}.events WHERE kafka_offset > 9")
-    with pytest.raises(Conflict, match="would go back in partition 0, to 10 from 20"):
+    with pytest.raises(Conflict, match=r"would go back in partition 0, to 10 from 2\d"):
         recompute(spark, served.settings, pack_application(served.name, served.settings), whole=True)
     assert horizon_of(served) == horizon

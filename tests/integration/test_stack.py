@@ -16,10 +16,11 @@ import psutil
 import pymysql
 import pytest
 
-from deeplambda.adapters.kafka import end_offsets
+from deeplambda.adapters.kafka import Publisher, end_offsets
 from deeplambda.config import Settings, load_settings, port_of, secret_fields
 from deeplambda.stack.local.parts import PARTS
 from deeplambda.stack.local.processes import processes_of
+from tests.integration.test_views import prediction, rows, send
 from tests.traffic import eventually
 
 STORES = ("kafka", "s3", "mysql", "metastore")
@@ -139,6 +140,20 @@ def test_what_is_killed_comes_back_with_its_data(stores: Settings, run: Run) -> 
     assert eventually(is_back)
     assert status(run)["kafka"]["restarts"] == before["restarts"] + 1
     assert end_offsets(stores, "digits.events") == {0: 0, 1: 0}
+
+
+def test_mysql_killed_while_views_write_loses_and_doubles_nothing(stores: Settings, run: Run) -> None:
+    started, name = run("up", "views"), "killed"
+    assert started.returncode == 0, started.stdout + started.stderr
+    mysql = pids(run)["mysql"]
+    with Publisher(stores) as publisher:
+        for start in range(0, 3_000, 100):
+            send(publisher, *(prediction(f"{name}-{n:04}", n) for n in range(start, start + 100)))
+            if start == 1_000:
+                os.kill(mysql, signal.SIGKILL)
+    assert eventually(lambda: len(rows(stores, name)) >= 3_000, timeout_s=90)
+    assert [row.event_id for row in rows(stores, name)] == [f"{name}-{n:04}" for n in range(3_000)]
+    run("down", "views")
 
 
 def test_nothing_listens_but_on_loopback(stores: Settings, run: Run) -> None:

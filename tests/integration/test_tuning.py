@@ -1,22 +1,28 @@
-"""Tuning draws from the search space, ends what is behind, and runs where it is told to: on a cluster, or here."""
+"""Tuning draws from the search space, ends what is behind, goes on after kill -9, and runs where it is told to."""
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
+import psutil
 import pytest
 
-from batch_layer.tune import Trial, tune
+from batch_layer.trials import Trial, TrialStore
+from batch_layer.tune import tune
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, UnfitModel
-from deeplambda.loading import PackedApplication
+from deeplambda.loading import PackedApplication, pack_application
 from tests.integration.blobs import prepared_data_set
 from tests.traffic import eventually
 
@@ -60,21 +66,103 @@ def listens(port: int) -> bool:
 def assert_sensible(found: list[Trial], trials: int, epochs: int) -> None:
     assert len(found) == trials
     assert [trial.failure for trial in found] == [""] * trials
-    assert all(1e-4 <= trial.drawn["learning_rate"] <= 1e-1 and trial.drawn["hidden"] in (8, 16) for trial in found)
-    assert len({trial.drawn["learning_rate"] for trial in found}) == trials
-    assert [trial.metric for trial in found] == sorted((trial.metric for trial in found), reverse=True)
-    assert found[0].metric > 0.9
+    assert all(1e-4 <= trial.drawn["learning_rate"] <= 1e-1 for trial in found)
+    assert all(trial.ended for trial in found)
+    reached = [trial.metrics[-1] for trial in found]
+    assert reached == sorted(reached, reverse=True)
+    assert reached[0] > 0.9
     assert found[0].epochs == epochs
 
 
-def test_the_best_trial_is_first_and_those_behind_end_early(
-    stack: Settings, application: PackedApplication, dataset: str
+_COUNTED = """
+    def loss(self, outputs, labels_N, features):
+        import time
+
+        time.sleep(0.03)
+        with open({file!r}, "a") as file:
+            file.write(f"{{type(self).size}}\\n")
+        return self.objective.loss(outputs, labels_N)
+
+    def build_model(self, *, hidden):
+        type(self).size = hidden
+"""
+
+
+def test_a_tuning_that_is_killed_goes_on_repeats_no_epoch_and_ends_best_first(
+    stack: Settings, application: PackedApplication, dataset: str, tmp_path: Path
 ) -> None:
-    ends = []
-    found = tune(stack, application, dataset=dataset, overrides={"epochs": 9}, trials=8, ended=lambda: ends.append(1))
-    assert_sensible(found, trials=8, epochs=9)
-    assert len(ends) == 8
-    assert min(trial.epochs for trial in found) < 9
+    batches, epochs, trials = 12, 9, 6
+    home, seen = tmp_path / application.name, tmp_path / "batches"
+    shutil.copytree(next(tmp_path.parent.glob(f"*/{application.name}")), home)
+    source = (home / "application.py").read_text()
+    source = source.replace("Choice((8, 16))", "Choice(tuple(range(4, 40)))")
+    source = source.replace("    def build_model(self, *, hidden):\n", _COUNTED.format(file=str(seen)))
+    (home / "application.py").write_text(source)
+    packed = pack_application(str(home), stack)
+    given: dict[str, Any] = {"dataset": dataset, "overrides": {"epochs": epochs}, "trials": trials}
+
+    def on_s3() -> list[Trial]:
+        keys = (found.key for found in ObjectStore(stack).list(f"{packed.name}/tuning/"))
+        studies = {key.split("/")[2] for key in keys}
+        return [trial for study in studies for trial in TrialStore(ObjectStore(stack), packed.name, study).trials()]
+
+    def some_ended_and_some_not() -> bool:
+        states = {(trial.ended, trial.epochs > 1) for trial in on_s3()}
+        return {ended for ended, _ in states} == {True, False} and (False, True) in states
+
+    victim = subprocess.Popen([sys.executable, "-c", tuning(packed, **given)], cwd=ROOT, start_new_session=True)
+    try:
+        assert eventually(lambda: victim.poll() is not None or some_ended_and_some_not(), 120), on_s3()
+        assert victim.poll() is None, "it should be at work"
+    finally:
+        victim.kill()
+        victim.wait()
+    before = {trial.key: trial for trial in on_s3()}
+    assert eventually(lambda: not of_session(victim.pid)), "Ray's processes end with the one that started them"
+
+    states: list[Trial] = []
+    found = tune(stack, packed, **given, told=states.append)
+    assert_sensible(found, trials=trials, epochs=epochs)
+    assert min(trial.epochs for trial in found) < epochs, "those behind end early"
+    after = {trial.key: trial for trial in found}
+    trained = Counter(map(int, seen.read_text().split()))
+    for key, trial in before.items():
+        assert after[key].metrics[: trial.epochs] == trial.metrics
+        more = trained[trial.drawn["hidden"]] - batches * after[key].epochs
+        assert more == 0 if trial.ended else 0 <= more <= batches, "at most the epoch that was broken off"
+    assert {state.key for state in states} == set(after)
+    assert {found.key[-5:] for found in ObjectStore(stack).list(f"{packed.name}/tuning/")} == {".json"}, "none is left"
+    assert tune(stack, packed, **given) == found, "nothing is left to train"
+    assert Counter(map(int, seen.read_text().split())) == trained
+
+
+def of_session(leader: int) -> list[int]:
+    """The processes that are left of the session of one that has ended."""
+    return [process.pid for process in psutil.process_iter() if os.getsid(process.pid) == leader]
+
+
+def tuning(packed: PackedApplication, **given: Any) -> str:
+    """A program that tunes and prints why it cannot. given: also a setting, `ray_address`."""
+    return textwrap.dedent(f"""
+        from pathlib import Path
+        import ray.util.client.worker
+        from batch_layer.tune import tune
+        from deeplambda.config import load_settings
+        from deeplambda.errors import NotReady
+        from deeplambda.loading import PackedApplication
+
+        ray.util.client.worker.INITIAL_TIMEOUT_SEC = ray.util.client.worker.MAX_TIMEOUT_SEC = 1  # of 30
+        packed = PackedApplication(
+            name={packed.name!r},
+            code_version={packed.code_version!r},
+            zip_file=Path({str(packed.zip_file)!r}),
+        )
+        settings = load_settings().model_copy(update={{"ray_address": {given.pop("ray_address", "")!r}}})
+        try:
+            tune(settings, packed, **{given!r})
+        except NotReady as refused:
+            print(refused)
+    """)
 
 
 @pytest.mark.long
@@ -94,32 +182,21 @@ def test_nothing_to_search_is_refused(stack: Settings, application: PackedApplic
 def test_trials_run_on_the_cluster_whose_address_is_given(
     cluster: Settings, application: PackedApplication, dataset: str
 ) -> None:
-    found = tune(cluster, application, dataset=dataset, overrides={}, trials=3)
-    assert_sensible(found, trials=3, epochs=3)
+    open_ones, most = set[str](), 0
+
+    def told(trial: Trial) -> None:
+        nonlocal most
+        (open_ones.discard if trial.ended else open_ones.add)(trial.key)
+        most = max(most, len(open_ones))
+
+    found = tune(cluster, application, dataset=dataset, overrides={"epochs": 30}, trials=4, cpus=0.5, told=told)
+    assert_sensible(found, trials=4, epochs=30)
+    assert most > 2, "two cores are shared by four trials"
 
 
 def test_a_cluster_that_does_not_answer_is_named(stack: Settings, application: PackedApplication, dataset: str) -> None:
     """In a process of its own: Ray does not start again in one that has been refused a cluster."""
-    stranger = textwrap.dedent(f"""
-        from pathlib import Path
-        import ray.util.client.worker
-        from batch_layer.tune import tune
-        from deeplambda.config import load_settings
-        from deeplambda.errors import NotReady
-        from deeplambda.loading import PackedApplication
-
-        ray.util.client.worker.INITIAL_TIMEOUT_SEC = ray.util.client.worker.MAX_TIMEOUT_SEC = 1  # of 30
-        packed = PackedApplication(
-            name={application.name!r},
-            code_version={application.code_version!r},
-            zip_file=Path({str(application.zip_file)!r}),
-        )
-        nowhere = load_settings().model_copy(update={{"ray_address": "ray://127.0.0.1:1"}})
-        try:
-            tune(nowhere, packed, dataset={dataset!r}, overrides={{}}, trials=1)
-        except NotReady as refused:
-            print(refused)
-    """)
+    stranger = tuning(application, ray_address="ray://127.0.0.1:1", dataset=dataset, overrides={}, trials=1)
     done = subprocess.run([sys.executable, "-c", stranger], cwd=ROOT, capture_output=True, text=True, check=False)
     assert re.search(r"ray://127\.0\.0\.1:1: .*DEEPLAMBDA_RAY_TOKEN", done.stdout), done.stderr
 

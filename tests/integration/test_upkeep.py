@@ -21,13 +21,14 @@ from tests.integration.own_model_service import OwnService, model_of
 from tests.integration.test_recompute import archive, image
 from tests.traffic import digit_event
 
-COMMITS = 20
+COMMITS = 12
 
 
 def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "RETAINED", 5)
+    monkeypatch.setattr(upkeep, "RETAINED", 3)
+    monkeypatch.setattr(upkeep, "SMALL_FILES", 10)
     service = OwnService(stack, tmp_path)
     packed, table = pack_application(service.name, service.settings), f"lake.{service.name}.events"
 
@@ -47,8 +48,9 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     oldest = Table(spark, service.name, "events").snapshots()[0][0]
     spark.sql(f"ALTER TABLE {table} CREATE TAG mine AS OF VERSION {oldest}")
     store = ObjectStore(service.settings)
-    run, left, used = (f"{service.name}/{name}" for name in (f"runs/{card.run}/a", "prepared/left/b", "models/1/c"))
-    for key in (run, left, used):
+    names = (f"runs/{card.run}/a", "prepared/left/b", "tuning/study/d", "models/1/c")
+    run, left, tuning, used = (f"{service.name}/{name}" for name in names)
+    for key in (run, left, tuning, used):
         store.put(key, b"0" * 10)
 
     def files() -> tuple[int, int]:
@@ -62,22 +64,22 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
 
     maintain(spark, service.settings, service.name, kept_snapshots=timedelta())
     snapshots, data_files = files()
-    assert snapshots <= 5 + 3
+    assert snapshots <= 3 + 3
     assert data_files < COMMITS / 2
     assert spark.table(table).count() == COMMITS
     assert visible.events_snapshot is not None
     assert read_snapshot(spark, table, visible.events_snapshot).count() == 5
     assert spark.sql(f"SELECT * FROM {table} VERSION AS OF 'mine'").count() == 1
     assert read_snapshot(spark, f"lake.{service.name}.predictions", visible.horizon.snapshot or 0).count() == 5
-    assert {found.key for found in store.list(f"{service.name}/")} >= {run, left, used}, "they are of today"
+    assert {found.key for found in store.list(f"{service.name}/")} >= {run, left, tuning, used}, "they are of today"
 
     monkeypatch.setattr(upkeep, "now", lambda: datetime.now(UTC) + timedelta(days=8))
     freed = maintain(spark, service.settings, service.name, orphans=False)
-    assert (freed.objects["checkpoints"], freed.objects["prepared data"]) == (1, 1)
+    assert [freed.objects[what] for what in ("checkpoints", "prepared data", "tunings")] == [1, 1, 1]
     assert freed.bytes["checkpoints"] == 10
     left_over = {found.key for found in store.list(f"{service.name}/")}
     assert used in left_over
-    assert not {run, left} & left_over
+    assert not {run, left, tuning} & left_over
     assert recompute(spark, service.settings, packed).scored == COMMITS - 5, "it goes on from the horizon"
 
 

@@ -1,12 +1,11 @@
 """Predictions become rows once: whatever is sent twice, replayed, broken or interrupted on the way."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -291,21 +290,6 @@ def test_connections_cut_in_the_middle_lose_and_double_nothing(stack: Settings, 
         cutting.join()
     assert eventually(lambda: len(rows(stack, run)) >= 2_000)
     assert [row.event_id for row in rows(stack, run)] == [f"{run}-{n:04}" for n in range(2_000)]
-
-
-def test_mysql_killed_in_the_middle_loses_and_doubles_nothing(
-    stack: Settings,
-    publisher: Publisher,
-    run: str,
-    deeplambda: Callable[..., "subprocess.CompletedProcess[str]"],
-) -> None:
-    parts = {row["part"]: row for row in from_json(deeplambda("status", "--json", check=False).stdout)}
-    for start in range(0, 3_000, 100):
-        send(publisher, *(prediction(f"{run}-{n:04}", BEYOND + n) for n in range(start, start + 100)))
-        if start == 1_000:
-            os.kill(parts["mysql"]["pid"], signal.SIGKILL)
-    assert eventually(lambda: len(rows(stack, run)) >= 3_000, timeout_s=90)
-    assert [row.event_id for row in rows(stack, run)] == [f"{run}-{n:04}" for n in range(3_000)]
 
 
 def test_what_the_outbox_holds_is_published_once_and_in_order(stack: Settings, run: str) -> None:
