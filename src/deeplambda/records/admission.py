@@ -63,9 +63,7 @@ def admit(
     )
 
 
-def check(
-    schema: type[Event], records: Sequence[tuple[bytes | None, bytes | None]], *, limit_bytes: int
-) -> Checked:
+def check(schema: type[Event], records: Sequence[tuple[bytes | None, bytes | None]], *, limit_bytes: int) -> Checked:
     """The checks alone, of a batch of (key, value) records, row by row."""
     rows: list[int] = []
     events: list[Event] = []
