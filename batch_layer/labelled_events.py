@@ -125,7 +125,7 @@ def _counted(known: DataFrame, pinned: LabelledEvents, since: list[Position]) ->
     labelled, wanted = known.where(taken), min(math.ceil(found.events * RECENT_SHARE), RECENT_LIMIT)
     newest = labelled.select("position").orderBy(F.desc("position")).limit(wanted)
     (first,) = newest.agg(F.min("position").alias("position")).collect()
-    recent_from = max(_read(first["position"]), *since)
+    recent_from = max([_read(first["position"]), *since])
     recent, of_rows = F.count_if(_is_past(recent_from)), F.bit_xor(F.xxhash64("event_id", "position", "label"))
     (row,) = labelled.agg(recent.alias("recent"), of_rows.alias("of_rows")).collect()
     return found.model_copy(

@@ -11,10 +11,13 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 
 from batch_layer.console import PipelineConsole
+from batch_layer.lineage import lineage
 from batch_layer.pipeline import run_pipeline
 from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
+from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import payload_key, read_shard
 from deeplambda.config import Settings
+from deeplambda.errors import BadInput
 from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.state.card import Card
 from deeplambda.state.kept_rows import decode_payload
@@ -129,9 +132,10 @@ def test_each_wrong_label_and_event_is_refused_by_its_reason_and_the_others_coun
 
 
 def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: Bench) -> None:
-    def run() -> Card:
+    def run(init_from: str | None = None) -> Card:
         quiet = PipelineConsole(Console(quiet=True))
-        return run_pipeline(bench.spark, bench.settings, bench.packed, {}, quiet, promotes=False)
+        given: Any = {"promotes": False, "init_from": init_from}
+        return run_pipeline(bench.spark, bench.settings, bench.packed, {}, quiet, **given)
 
     archive, first = Archive(bench), run()
     assert first.rows == {"train": {"examples": 40}, "test": {"examples": 10}}
@@ -151,3 +155,20 @@ def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: 
     third = run()
     assert third.rows["train"] == {"examples": 40, "events": 15}, "what was recent is learned from, of-test never"
     assert third.rows["recent"] == {"events": 5}
+    assert third.parent is None
+
+    with pytest.raises(BadInput, match="has no champion"):
+        run("champion")
+    fourth = run(str(third.version))
+    assert (fourth.parent, fourth.init_from, fourth.made_anew) == (third.version, f"{bench.name}/{third.version}", ())
+    assert fourth.dataset == third.dataset
+    fifth = run(fourth.name)
+    assert run(fourth.name).version == fifth.version, "a finished run trains nothing, whatever it began from"
+    found = lineage(bench.spark, bench.settings, bench.name, fifth.version)
+    assert found.parents == [fourth.name, third.name]
+    assert {(each.name, each.rows) for each in found.objects} == {("train.csv", 40), ("test.csv", 10)}
+    assert {each.sha256 for each in found.objects} == {
+        bench.store.digest(raw_key(bench.name, name)) for name in ("train.csv", "test.csv")
+    }
+    assert found.snapshots.keys() == {"examples", "events", "labels"}
+    assert found.rows == third.rows
