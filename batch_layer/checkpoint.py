@@ -17,6 +17,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.features import Tensor as FeatureTensor
 from deeplambda.records.lifecycle import EpochTrained
+from deeplambda.state.card import Card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +44,13 @@ class Checkpoint(BaseModel):
         return self.epochs[-1].epoch
 
 
-def run_id(dataset: str, code_version: str, hyperparameters: dict[str, Any]) -> str:
-    """Equal for equal data, code and hyperparameters (the seed is one): 16 hex digits."""
-    identity = to_json([dataset, code_version, sorted(hyperparameters.items())])
+def run_id(dataset: str, code_version: str, hyperparameters: dict[str, Any], parent: Card | None = None) -> str:
+    """Equal for equal data, code, hyperparameters (the seed is one) and parent: 16 hex digits.
+
+    parent: the version whose weights the run begins from.
+    """
+    begins_from = [] if parent is None else [parent.name]
+    identity = to_json([dataset, code_version, sorted(hyperparameters.items()), *begins_from])
     return hashlib.sha256(identity).hexdigest()[:16]
 
 

@@ -55,6 +55,16 @@ Workers = Annotated[
     ),
 ]
 
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="VERSION",
+        help="begin from this version's weights: a number, 'champion', or another application's, as 'digits/3'; "
+        "a last layer for other classes is made anew",
+    ),
+]
+
 
 def _packed(name: str) -> tuple[Settings, PackedApplication]:
     settings, (packed,) = _all_packed([name])
@@ -167,7 +177,9 @@ def batch_prepare(
 
 
 @batch.command("train")
-def batch_train(application: ApplicationName, set_: Hyperparameter = None, workers: Workers = 1) -> None:
+def batch_train(
+    application: ApplicationName, set_: Hyperparameter = None, workers: Workers = 1, init_from: InitFrom = None
+) -> None:
     """Train on the newest snapshot's data set and publish the model; goes on where a killed run was."""
     from batch_layer.pipeline import train_and_publish
     from batch_layer.prepare import data_set
@@ -176,7 +188,25 @@ def batch_train(application: ApplicationName, set_: Hyperparameter = None, worke
     overrides = _hyperparameters(set_, packed)
     spark = _spark(settings, "train")
     dataset = data_set(spark, packed)
-    train_and_publish(spark, settings, packed, dataset, overrides, PipelineConsole(console), workers=workers)
+    given: Any = {"workers": workers, "init_from": init_from}
+    train_and_publish(spark, settings, packed, dataset, overrides, PipelineConsole(console), **given)
+
+
+@model.command("lineage")
+def model_lineage(
+    application: ApplicationName,
+    version: Annotated[int, typer.Argument(help="a number from 'deeplambda model list'", min=1)],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
+) -> None:
+    """Show what a version was made of: raw objects, rows, events, labels, code, and the versions it began from."""
+    from batch_layer.lineage import lineage, lineage_tree
+
+    settings, packed = _packed(application)
+    found = lineage(_spark(settings, "lineage"), settings, packed.name, version)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        console.print(lineage_tree(found))
 
 
 @batch.command("tune")
@@ -241,6 +271,7 @@ def batch_run(
     set_: Hyperparameter = None,
     promote: Annotated[bool, typer.Option(help="make the new version the champion, if it may be")] = True,
     workers: Workers = 1,
+    init_from: InitFrom = None,
 ) -> None:
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
     from batch_layer.pipeline import run_pipeline
@@ -250,9 +281,8 @@ def batch_run(
     spark = _spark(settings, "run")
 
     def run(packed: PackedApplication) -> None:
-        card = run_pipeline(
-            spark, settings, packed, overrides, PipelineConsole(console), promotes=promote, workers=workers
-        )
+        given: Any = {"promotes": promote, "workers": workers, "init_from": init_from}
+        card = run_pipeline(spark, settings, packed, overrides, PipelineConsole(console), **given)
         if promote:
             console.print(f"[green]champion[/]: {packed.name}/{card.version}")
 

@@ -1,5 +1,6 @@
 """What a person sees of the batch layer at work: a line for each step, a progress bar for each epoch."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -99,12 +100,20 @@ class PipelineConsole:
         self._console.print(f"quarantined: {ingested.quarantined:,} rows; {ingested.duration_s:.1f} s")
 
     def prepared(self, dataset: "DataSet", announcements: Sequence[PartitionPrepared]) -> None:
-        """Shards, rows, bytes."""
+        """Shards, rows, bytes; of labelled events, how many are in which split, and why others are not."""
         self._console.print(
             f"prepared {dataset.id}: {len(announcements)} shards, {sum(each.rows for each in announcements):,} rows, "
             f"{sum(each.size_bytes for each in announcements) / 1e6:,.0f} MB, snapshot {dataset.snapshot}"
             + (f"; {dataset.unlabelled:,} rows without a label passed over" if dataset.unlabelled else "")
         )
+        if (found := dataset.labelled_events) is not None:
+            by_split: Counter[str] = Counter()
+            for each in announcements:
+                by_split[each.split] += each.events
+            told = {"labelled events": +by_split, "labels refused": found.refused, "events left out": dataset.left_out}
+            for what, counts in told.items():
+                if counts:
+                    self._console.print(f"{what}: " + ", ".join(f"{rows:,} {name}" for name, rows in counts.items()))
 
     def training(self) -> EpochBars:
         """A bar for each epoch."""
@@ -117,6 +126,9 @@ class PipelineConsole:
             f"published {card.application}/{card.version}: {metrics}; "
             f"trained in {card.training_s:.1f} s on {card.device}"
         )
+        if card.init_from is not None:
+            anew = f"; for its other outputs made anew: {', '.join(card.made_anew)}" if card.made_anew else ""
+            self._console.print(f"it began from the weights of {card.init_from}{anew}")
 
 
 class TrialTable:

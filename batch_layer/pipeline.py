@@ -15,7 +15,7 @@ from batch_layer.checkpoint import newest_epoch, run_id
 from batch_layer.gate import promote
 from batch_layer.ingest import Ingested, ingest
 from batch_layer.lake_rows import append_model_rows
-from batch_layer.prepare import DataSet, data_set, prepare
+from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
 from batch_layer.publish import metric_rows, model_row, publish_run
 from batch_layer.trainer import all_hyperparameters
 from batch_layer.training_run import TrainingListener, train
@@ -57,18 +57,20 @@ def run_pipeline(
     *,
     promotes: bool = True,
     workers: int = 1,
+    init_from: str | None = None,
 ) -> Card:
     """The whole loop; the card of the version that it published. Training begins while shards are still prepared.
 
     overrides: of the application's hyperparameters. promotes: whether the version is offered to the gate. workers: that
-    train; several begin when all shards are prepared.
+    train; several begin when all shards are prepared. init_from: the version whose weights training begins from, as
+    `registry.version_named` takes it.
     Raises: what the steps raise; UnfitModel when the gate refuses the version.
     """
     ingest_examples(spark, settings, packed, listener)
     dataset = data_set(spark, packed)
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as executor:
         preparing = executor.submit(prepare_shards, spark, settings, packed, dataset, listener)
-        card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing, workers)
+        card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing, workers, init_from)
     if promotes:
         promote(settings, packed, card.version)
     return card
@@ -87,7 +89,8 @@ def prepare_shards(
     spark: SparkSession, settings: Settings, packed: PackedApplication, dataset: DataSet, listener: PipelineListener
 ) -> None:
     """Make the data set's shards, as far as they are missing."""
-    listener.prepared(dataset, prepare(spark, settings, packed, dataset))
+    announcements = prepare(spark, settings, packed, dataset)
+    listener.prepared(fetch_data_set(ObjectStore(settings), packed.name, dataset.id) or dataset, announcements)
 
 
 def train_and_publish(
@@ -99,12 +102,18 @@ def train_and_publish(
     listener: PipelineListener,
     preparing: "Future[None] | None" = None,
     workers: int = 1,
+    init_from: str | None = None,
 ) -> Card:
     """Train on the data set, publish the run as a version, and record it in Hive; its card.
 
-    preparing: the job that prepares the data set beside this one; when it fails, so does training, at once.
+    preparing: the job that prepares the data set beside this one; when it fails, so does training, at once. init_from:
+    as in `run_pipeline`.
     """
-    if (card := _published_before(settings, packed, dataset, overrides)) is not None:
+    parent = None
+    if init_from is not None:
+        with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
+            parent = registry.version_named(connection, packed.name, init_from)
+    if (card := _published_before(settings, packed, dataset, overrides, parent)) is not None:
         if preparing is not None:
             preparing.result()
         append_model_rows(spark, packed.load(), model_row(card), metric_rows(card, []))
@@ -112,12 +121,14 @@ def train_and_publish(
         return card
     if workers > 1 and preparing is not None:
         preparing.result()
-    given: Any = {"dataset": dataset.id, "snapshot": dataset.snapshot, "overrides": overrides}
+    given: Any = {"dataset": dataset.id, "snapshot": dataset.snapshot, "overrides": overrides, "parent": parent}
     with listener.training() as epochs:
         if workers > 1:
             trained = train_on_workers(spark, settings, packed, workers=workers, listener=epochs, **given)
         else:
             trained = train(settings, packed, listener=epochs, preparing=preparing, **given)
+    if preparing is not None:
+        preparing.result()  # the card tells of the whole data set
     with listener.working("publishing: weights, ONNX, card"):
         version = publish_run(settings, packed, trained)
         card = fetch_card(ObjectStore(settings), packed.name, version)
@@ -127,11 +138,15 @@ def train_and_publish(
 
 
 def _published_before(
-    settings: Settings, packed: PackedApplication, dataset: DataSet, overrides: Mapping[str, Any]
+    settings: Settings,
+    packed: PackedApplication,
+    dataset: DataSet,
+    overrides: Mapping[str, Any],
+    parent: Card | None,
 ) -> Card | None:
     """The version that this training made long ago, so that upkeep has removed its checkpoints; None: train."""
     store = ObjectStore(settings)
-    run = run_id(dataset.id, packed.code_version, all_hyperparameters(packed.load(), overrides))
+    run = run_id(dataset.id, packed.code_version, all_hyperparameters(packed.load(), overrides), parent)
     version = registry.version_of_run(mysql.engine(settings, "platform"), packed.name, run)
     if version is None or newest_epoch(store, packed.name, run):
         return None

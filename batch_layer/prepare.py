@@ -1,37 +1,45 @@
-"""Prepare: a pinned snapshot of the examples → shards of features on S3, each announced when it is safely there.
+"""Prepare: pinned snapshots of examples and labelled events → shards of features on S3, announced one by one.
 
-1. An application with a `fit` learns its state from the train split, in one worker, batch by batch.
-2. The driver deals the snapshot's rows out by a hash of their event id into partitions of a size in bytes, the train
-   split's first. All of them are one Spark job.
-3. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3, beside it what the
-   rows of the test split were made of. Rows that the transform refuses are left out and counted.
-4. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
+1. The labelled events are checked and made rows like those of the examples (`labelled_events`).
+2. An application with a `fit` learns its state from the train split, in one worker, batch by batch.
+3. The driver deals all rows out by a hash of their event id into partitions of a size in bytes, the train split's
+   first. All of them are one Spark job.
+4. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3, beside it what the
+   rows were made of, where models will be judged by them. Rows that the transform refuses are left out and counted.
+5. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
    Last it puts the announcement beside the shard: what has one is not made again after a crash.
-5. The manifest, at the end, lists all of them. Preparing again what has a manifest does nothing.
+6. What the data set was made of is kept beside the shards; at the end the manifest, which lists them. Preparing again
+   what has a manifest does nothing.
 """
 
 import hashlib
 import math
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json, to_json
-from pyspark import TaskContext
-from pyspark.sql import Column, SparkSession
+from pyspark import StorageLevel, TaskContext
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_layer import labelled_events
+from batch_layer.labelled_events import LabelledEvents
 from batch_layer.newest import newest_examples
 from batch_layer.shard_format import (
     ANNOUNCEMENT,
     MANIFEST,
     SHARD_FORMAT,
     announcement_key,
+    data_set_key,
     manifest_key,
     payload_key,
     prepared_prefix,
@@ -40,7 +48,7 @@ from batch_layer.shard_format import (
     write_shard,
 )
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.lake import current_snapshot, snapshot_size
+from deeplambda.adapters.lake import current_snapshot, held, snapshot_size
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import learns, payload_schema
 from deeplambda.config import Settings
@@ -52,7 +60,7 @@ from deeplambda.objective import labels_of, statistics_of
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
-from deeplambda.splits import TEST, TRAIN
+from deeplambda.splits import RECENT, TEST, TRAIN
 from deeplambda.state.kept_rows import encode_payload
 
 SHARD_BYTES = 32 * 2**20
@@ -62,26 +70,36 @@ UNDECLARED_ROWS = 8192
 REFUSED_SHARE = 0.05
 """Of the rows, how many the transform may refuse before the data set is refused."""
 _ASKED_AT_ONCE = 16
-_DEALT = "deeplambda_task"
+_DEALT, _IS_EVENT = "deeplambda_task", "deeplambda_is_event"
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
 _LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failure", pa.string())])
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSet:
-    """A snapshot's newest row of each event id, seen through one version of the transform.
+class DataSet(BaseModel):
+    """Rows of pinned snapshots, seen through one version of the transform: the newest of each example, and the labelled
+    events. Equal ids mean equal rows.
 
-    shards: splits and their partitions. unlabelled: rows that training passes over, for they have no label."""
+    examples: labelled ones by split. unlabelled: examples that training passes over, for they have no label. left_out:
+    labelled events by why they are in no split; known once the data set is prepared.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     application: str
     id: str
     snapshot: int
-    shards: dict[str, int]
+    shard_rows: int
+    examples: dict[str, int]
     unlabelled: int = 0
+    labelled_events: LabelledEvents | None = None
+    left_out: dict[str, int] = {}
 
 
 def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | None = None) -> DataSet:
-    """The data set of `snapshot` (default: the newest). Raises: BadInput when there are no labelled examples."""
+    """The data set of a snapshot of the examples (default: the newest) and of the events that are labelled now.
+
+    Raises: BadInput when there are no labelled examples.
+    """
     table = f"lake.{packed.name}.examples"
     pinned = snapshot or current_snapshot(spark, table)
     if pinned is None:
@@ -92,12 +110,17 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
         raise BadInput(f"no row of {table} has a label", "name the label's column in the application's sources")
     shard_rows = _shard_rows(spark, packed, pinned)
     identity = f"{packed.name}/{packed.code_version}/{pinned}/{shard_rows}/{SHARD_FORMAT}"
+    found = labelled_events.find(spark, packed, pinned)
+    if found is not None and found.events:
+        identity += f"/{found.fingerprint}"
     return DataSet(
         application=packed.name,
         id=hashlib.sha256(identity.encode()).hexdigest()[:16],
         snapshot=pinned,
-        shards={row["split"]: math.ceil(row["labelled"] / shard_rows) for row in counts if row["labelled"]},
+        shard_rows=shard_rows,
+        examples={row["split"]: row["labelled"] for row in counts if row["labelled"]},
         unlabelled=sum(row["rows"] - row["labelled"] for row in counts),
+        labelled_events=found,
     )
 
 
@@ -118,47 +141,107 @@ def prepare(
     if store.digest(manifest) is not None:
         return MANIFEST.validate_json(store.get(manifest))
     spark.sparkContext.addPyFile(str(packed.zip_file))
-    state = learned_state(spark, settings, packed, dataset)
-    made = _announced(store, dataset)
-    deal = _Deal(dataset, {(each.split, each.partition) for each in made})
-    done = [task for task, partition in enumerate(deal.partitions) if partition in deal.made]
-    announced = (
-        newest_examples(spark, dataset.application, dataset.snapshot)
-        .where("label IS NOT NULL")
-        .select("event_id", *payload_schema(packed.load().event).names, "label", deal.column().alias(_DEALT))
-        .where(~F.col(_DEALT).isin(done))
-        .repartitionById(len(deal.partitions), _DEALT)
-        .sortWithinPartitions("event_id")
-        .mapInArrow(_preparation(settings, packed, deal, state), from_arrow_schema(_ANNOUNCEMENTS))
-    )
-    made += [PartitionPrepared.model_validate_json(row["announcement"]) for row in announced.collect()]
+    with _rows(spark, settings, packed, dataset) as rows:
+        events = rows.events_by_split()
+        state = learned_state(settings, packed, dataset, rows.train())
+        made = _announced(store, dataset)
+        deal = _Deal(dataset, _shards(dataset, events), {(each.split, each.partition) for each in made})
+        done = [task for task, partition in enumerate(deal.partitions) if partition in deal.made]
+        announced = (
+            rows.all.withColumn(_DEALT, deal.column())
+            .drop("split")
+            .where(~F.col(_DEALT).isin(done))
+            .repartitionById(len(deal.partitions), _DEALT)
+            .sortWithinPartitions("event_id")
+            .mapInArrow(_preparation(settings, packed, deal, state), from_arrow_schema(_ANNOUNCEMENTS))
+        )
+        made += [PartitionPrepared.model_validate_json(row["announcement"]) for row in announced.collect()]
+        left_out = rows.left_out()
     there = {(each.split, each.partition) for each in made}
     for task, partition in enumerate(deal.partitions):
         if partition not in there:  # Spark starts no task when it finds out that no row is left
             made.append(_prepared(settings, packed, deal, state, task, iter(())))
     _check_refused(packed.name, made)
     made.sort(key=lambda each: (each.split != TRAIN, each.split, each.partition))  # as without a crash
+    store.put(data_set_key(packed.name, dataset.id), to_json(dataset.model_copy(update={"left_out": left_out})))
     store.put(manifest, to_json(made))
     return made
 
 
+def fetch_data_set(store: ObjectStore, application: str, dataset: str) -> DataSet | None:
+    """What a prepared data set was made of; None of one that an earlier release prepared. Raises: NotReady."""
+    key = data_set_key(application, dataset)
+    return DataSet.model_validate_json(store.get(key)) if store.digest(key) is not None else None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A data set's rows. all: event id, payload, label, split, and whether it is an event. events: likewise with the
+    reason of those that are left out; None where there are none."""
+
+    all: DataFrame
+    events: DataFrame | None
+
+    def train(self) -> DataFrame:
+        return self.all.where(F.col("split") == TRAIN)
+
+    def events_by_split(self) -> dict[str, int]:
+        return self._counts("split", "reason IS NULL")
+
+    def left_out(self) -> dict[str, int]:
+        return self._counts("reason", "reason IS NOT NULL")
+
+    def _counts(self, column: str, condition: str) -> dict[str, int]:
+        if self.events is None:
+            return {}
+        return {row[column]: row["count"] for row in self.events.where(condition).groupBy(column).count().collect()}
+
+
+@contextmanager
+def _rows(spark: SparkSession, settings: Settings, packed: PackedApplication, dataset: DataSet) -> Iterator[_Rows]:
+    """Events are checked once, and kept on disk meanwhile; what is read of the archive stays there."""
+    columns = ["event_id", *payload_schema(packed.load().event).names, "label", "split"]
+    examples = newest_examples(spark, dataset.application, dataset.snapshot).where("label IS NOT NULL").select(columns)
+    examples, found = examples.withColumn(_IS_EVENT, F.lit(False)), dataset.labelled_events
+    if found is None or not found.events:
+        yield _Rows(examples, None)
+        return
+    archive = (("events", found.events_snapshot), ("labels", found.labels_snapshot))
+    with ExitStack() as reading:
+        for table, snapshot in archive:
+            reading.enter_context(held(spark, f"lake.{packed.name}.{table}", snapshot, settings.kept_days))
+        events = labelled_events.rows(spark, settings, packed, found, dataset.snapshot)
+        events = events.persist(StorageLevel.DISK_ONLY)
+        reading.callback(events.unpersist)
+        good = events.where("reason IS NULL").select(columns).withColumn(_IS_EVENT, F.lit(True))
+        yield _Rows(examples.unionByName(good), events)
+
+
+def _shards(dataset: DataSet, events: Mapping[str, int]) -> dict[str, int]:
+    """How many shards each split gets."""
+    rows = {split: dataset.examples.get(split, 0) + events.get(split, 0) for split in {*dataset.examples, *events}}
+    return {split: math.ceil(count / dataset.shard_rows) for split, count in rows.items()}
+
+
 @dataclass(frozen=True)
 class _Deal:
-    """How a data set's rows are dealt out to the tasks of one job. made: partitions by split that are there already."""
+    """How a data set's rows are dealt out to the tasks of one job. shards: by split. made: partitions by split that are
+    there already."""
 
     dataset: DataSet
+    shards: Mapping[str, int]
     made: Set[tuple[str, int]]
 
     @property
     def partitions(self) -> list[tuple[str, int]]:
         """(split, partition) of each task. Train comes first, for training begins with it."""
-        splits = sorted(self.dataset.shards, key=lambda split: (split != TRAIN, split))
-        return [(split, partition) for split in splits for partition in range(self.dataset.shards[split])]
+        splits = sorted(self.shards, key=lambda split: (split != TRAIN, split))
+        return [(split, partition) for split in splits for partition in range(self.shards[split])]
 
     def column(self) -> Column:
         """The task that a row belongs to."""
         task, dealt = F.lit(None).cast("int"), self.partitions
-        for split, partitions in self.dataset.shards.items():
+        for split, partitions in self.shards.items():
             of_split = F.pmod(F.xxhash64("event_id"), F.lit(partitions)).cast("int") + dealt.index((split, 0))
             task = F.when(F.col("split") == split, of_split).otherwise(task)
         return task
@@ -174,7 +257,7 @@ def _announced(store: ObjectStore, dataset: DataSet) -> list[PartitionPrepared]:
 
 
 def learned_state(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, dataset: DataSet
+    settings: Settings, packed: PackedApplication, dataset: DataSet, train: DataFrame
 ) -> EncodedState | None:
     """What `fit` learns from the data set's train split; None for an application without one. Learned once.
 
@@ -187,9 +270,7 @@ def learned_state(
     if store.digest(key) is not None:
         return fetch_state(store, dataset.application, dataset.id)
     columns = [*payload_schema(application.event).names, "label"]
-    rows = newest_examples(spark, dataset.application, dataset.snapshot)
-    labelled = rows.where("split = 'train' AND label IS NOT NULL")
-    answer = labelled.select(columns).coalesce(1).mapInArrow(_fitting(packed), from_arrow_schema(_LEARNED)).first()
+    answer = train.select(columns).coalesce(1).mapInArrow(_fitting(packed), from_arrow_schema(_LEARNED)).first()
     if answer is None or answer["failure"] is not None:
         reason = answer["failure"] if answer else "the train split has no rows"
         raise BadInput(f"fit of {packed.name} failed: {reason}", "fix the application's fit")
@@ -271,13 +352,15 @@ def _prepared(
     labels: list[Any] = []
     refusals: list[str] = []
     kept: list[pa.RecordBatch] = []
+    events = 0
     for batch in batches:
         found = featurizer.isolated(batch.select(payload.names))
         passed = pa.array(found.rows_N, pa.int64())
         pieces.append(found.features)
         labels.extend(batch["label"].take(passed).to_pylist())
         refusals += [str(refusal) for refusal in found.refused.values()]
-        if split == TEST:
+        events += pc.sum(batch[_IS_EVENT].take(passed)).as_py() or 0
+        if split in (TEST, RECENT):
             kept.append(batch.select(payload.names).take(passed))
     features = concatenated([piece for piece in pieces if piece])
     labels_N = labels_of(featurizer.application.objective, labels)
@@ -291,10 +374,11 @@ def _prepared(
         dataset=dataset.id,
         split=split,
         partition=partition,
-        partitions=dataset.shards[split],
+        partitions=deal.shards[split],
         key=shard_key(*place),
         sha256=sha256_of(shard),
         rows=len(labels),
+        events=events,
         refused=len(refusals),
         first_refusal=refusals[0] if refusals else None,
         size_bytes=len(shard),

@@ -1,5 +1,6 @@
 """Publish: a finished run → an immutable model version: weights, ONNX export and card on S3, a row in the registry."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -8,8 +9,8 @@ import pyarrow as pa
 import torch
 from pydantic_core import to_json
 
-from batch_layer.prepare import featurizer_of, fetch_state
-from batch_layer.shard_format import PAYLOAD, prepared_prefix
+from batch_layer.prepare import featurizer_of, fetch_data_set, fetch_state
+from batch_layer.shard_format import MANIFEST, PAYLOAD, manifest_key, prepared_prefix
 from batch_layer.training_run import TrainedRun
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine
@@ -48,6 +49,10 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
             run=trained.run,
             dataset=trained.dataset,
             snapshot=trained.snapshot,
+            **_origin(store, packed.name, trained.dataset),
+            parent=trained.parent.version if trained.parent else None,
+            init_from=trained.parent.name if trained.parent else None,
+            made_anew=trained.made_anew,
             code_version=packed.code_version,
             code_sha256=sha256_of(packed.zip_file.read_bytes()),
             hyperparameters=trained.hyperparameters,
@@ -73,6 +78,23 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
     with Publisher(settings) as publisher:
         outbox.relay(platform, publisher)
     return version
+
+
+def _origin(store: ObjectStore, application: str, dataset: str) -> dict[str, Any]:
+    """What the card says of the rows that a data set was made of."""
+    rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    if store.digest(manifest := manifest_key(application, dataset)) is not None:
+        for shard in MANIFEST.validate_json(store.get(manifest)):
+            rows[shard.split] += Counter(examples=shard.rows - shard.events, events=shard.events)
+    found, events = fetch_data_set(store, application, dataset), None
+    if found is not None and found.labelled_events is not None and found.labelled_events.events:
+        events = found.labelled_events
+    return {
+        "rows": rows,
+        "events_snapshot": events.events_snapshot if events else None,
+        "labels_snapshot": events.labels_snapshot if events else None,
+        "recent_from": events.recent_from if events else None,
+    }
 
 
 def _kept_rows(store: ObjectStore, featurizer: Featurizer, trained: TrainedRun) -> KeptRows:

@@ -47,14 +47,19 @@ def manifest_key(application: str, dataset: str) -> str:
     return f"{prepared_prefix(application, dataset)}manifest.json"
 
 
+def data_set_key(application: str, dataset: str) -> str:
+    """Where it is kept what a prepared data set was made of."""
+    return f"{prepared_prefix(application, dataset)}data_set.json"
+
+
 def state_key(application: str, dataset: str) -> str:
     """Where a data set's learned state is kept."""
     return f"{prepared_prefix(application, dataset)}state"
 
 
 def payload_key(application: str, dataset: str, split: str, partition: int) -> str:
-    """Where the payloads of a shard's rows are kept, as Arrow: of the test split, for other versions are judged by
-    the same rows."""
+    """Where the payloads of a shard's rows are kept, as Arrow: of the splits `test` and `recent`, for other versions
+    are judged by the same rows."""
     return f"{prepared_prefix(application, dataset)}{split}-{partition:05}{PAYLOAD}"
 
 

@@ -29,6 +29,7 @@ from deeplambda.features import as_taken, by_name, call, row_count
 from deeplambda.metrics import measured
 from deeplambda.records.featurizer import said
 from deeplambda.state.card import TrainerHyperparameters, model_arguments
+from deeplambda.state.weights import begin_with
 
 WARM_UP = 0.2
 """Share of the run during which the learning rate rises."""
@@ -100,6 +101,13 @@ class Trainer:
             else None
         )
         self._spare: Rows | None = None
+
+    def begin_with(self, weights: bytes, name: str, outputs: int) -> tuple[str, ...]:
+        """Take a version's weights before the first epoch; the tensors that were not taken, for it has other `outputs`.
+
+        Raises: BadInput when its model is another one.
+        """
+        return begin_with(self.model, weights, name, heads=(self._objective.output_size, outputs))
 
     def know_labels(self, statistics: Sequence[float]) -> None:
         """Tell the objective about the train split, if it asks. statistics: see `Objective.label_statistics`."""

@@ -47,6 +47,7 @@ from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.sources import split_names
 from deeplambda.splits import TEST, VALIDATION
+from deeplambda.state.card import WEIGHTS, Card, artefact_key
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,7 +75,8 @@ class TrainingListener(Protocol):
 class TrainedRun:
     """A finished run. model: on the CPU, in fp32 and evaluation mode. features: what it takes.
 
-    epochs: up to the one whose model it is, which is the last one unless training had `patience`.
+    epochs: up to the one whose model it is, which is the last one unless training had `patience`. parent: the version
+    whose weights it began from; made_anew: tensors of the head that were not taken from it.
     """
 
     run: str
@@ -84,6 +86,8 @@ class TrainedRun:
     model: "nn.Module"
     epochs: list[EpochTrained]
     features: dict[str, FeatureTensor]
+    parent: Card | None = None
+    made_anew: tuple[str, ...] = ()
 
 
 def train(
@@ -95,15 +99,17 @@ def train(
     overrides: Mapping[str, Any],
     listener: TrainingListener,
     preparing: "Future[Any] | None" = None,
+    parent: Card | None = None,
 ) -> TrainedRun:
     """Train until the last epoch's checkpoint and event are safe.
 
     snapshot: what `dataset` was prepared from. overrides: of the application's hyperparameters. preparing: the job
     that prepares the data set beside this one; when it fails, so does training, at once. listener: told of each epoch.
+    parent: the version whose weights it begins from.
     Raises: BadInput, CorruptObject, UnfitModel (the loss is not finite), NotReady.
     """
     with Publisher(settings) as publisher:
-        return Run(settings, packed, dataset, overrides, listener, publisher).trained(snapshot, preparing)
+        return Run(settings, packed, dataset, overrides, listener, publisher, parent).trained(snapshot, preparing)
 
 
 class Run:
@@ -117,6 +123,7 @@ class Run:
         overrides: Mapping[str, Any],
         listener: TrainingListener,
         publisher: Publisher,
+        parent: Card | None = None,
     ) -> None:
         self._settings = settings
         self._application = packed.load()
@@ -131,10 +138,16 @@ class Run:
                 "let the application's splits have one, or train with --set patience=0",
             )
         self._lower_is_better = lower_is_better(self._application, deciding_metric(self._application))
-        self._id = run_id(dataset, packed.code_version, self._hyperparameters)
+        self._id = run_id(dataset, packed.code_version, self._hyperparameters, parent)
         self._compute = best_compute()
         self._trainer = Trainer(self._application, self._hyperparameters, self._compute)
         self._store = ObjectStore(settings)
+        self._parent = parent
+        self._made_anew: tuple[str, ...] = ()
+        if parent is not None:
+            key = artefact_key(parent.application, parent.version, WEIGHTS)
+            weights = self._store.get(key, sha256=parent.weights_sha256)
+            self._made_anew = self._trainer.begin_with(weights, parent.name, parent.output_size)
         self._listener = listener
         self._publisher = publisher
         self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
@@ -156,6 +169,8 @@ class Run:
             model=self._trainer.model.cpu().eval(),
             epochs=checkpoint.epochs,
             features=checkpoint.features,
+            parent=self._parent,
+            made_anew=self._made_anew,
         )
 
     def to_the_end(self, preparing: "Future[Any] | None" = None) -> Checkpoint:

@@ -31,7 +31,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import DeepLambdaError, NotReady
 from deeplambda.loading import PackedApplication, unpack_application
 from deeplambda.splits import TRAIN
-from deeplambda.state.card import code_key
+from deeplambda.state.card import Card, code_key
 
 _ATTEMPTS = 3
 _POLL_S = 1.0
@@ -48,6 +48,7 @@ def train_on_workers(
     snapshot: int,
     overrides: Mapping[str, Any],
     listener: TrainingListener,
+    parent: Card | None = None,
 ) -> TrainedRun:
     """As `train`, for a data set that is wholly prepared.
 
@@ -56,7 +57,7 @@ def train_on_workers(
     from pyspark.ml.torch.distributor import TorchDistributor  # a second, which a run with one worker need not wait
 
     hyperparameters = all_hyperparameters(packed.load(), overrides)
-    run = run_id(dataset, packed.code_version, hyperparameters)
+    run = run_id(dataset, packed.code_version, hyperparameters, parent)
     store, code = ObjectStore(settings), packed.zip_file.read_bytes()
     store.put(code_key(packed.name, packed.code_version), code)
     again = Retrying(
@@ -72,7 +73,7 @@ def train_on_workers(
     )
     with _followed(store, packed.name, dataset, run, hyperparameters["epochs"], listener), _sharing(settings, workers):
         try:
-            refused = again(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides))
+            refused = again(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides), parent)
         except (RuntimeError, PySparkException, Py4JError) as exc:
             raise NotReady(
                 f"training {packed.name} on {workers} workers broke off {_ATTEMPTS} times: {str(exc).splitlines()[-1]}",
@@ -80,11 +81,17 @@ def train_on_workers(
             ) from exc
     if refused is not None:
         raise refused
-    return train(settings, packed, dataset=dataset, snapshot=snapshot, overrides=overrides, listener=listener)
+    given: Any = {"dataset": dataset, "snapshot": snapshot, "overrides": overrides, "parent": parent}
+    return train(settings, packed, listener=listener, **given)
 
 
 def _work(
-    settings: Settings, packed: PackedApplication, code_sha256: str, dataset: str, overrides: Mapping[str, Any]
+    settings: Settings,
+    packed: PackedApplication,
+    code_sha256: str,
+    dataset: str,
+    overrides: Mapping[str, Any],
+    parent: Card | None,
 ) -> DeepLambdaError | None:
     """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again."""
     store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
@@ -94,7 +101,7 @@ def _work(
             packed.name, packed.code_version, code_sha256, settings, lambda: store.get(key, sha256=code_sha256)
         )
         with Publisher(settings) as publisher:
-            Run(settings, here, dataset, overrides, EpochBars(Console(quiet=True)), publisher).to_the_end()
+            Run(settings, here, dataset, overrides, EpochBars(Console(quiet=True)), publisher, parent).to_the_end()
     except DeepLambdaError as exc:
         _log.error("worker %d: %s", distributed.get_rank(), exc)
         return exc

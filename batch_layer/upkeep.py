@@ -186,11 +186,14 @@ def _sql(moment: datetime) -> str:
 
 def _pinned_by_state(connection: Connection, application: str, table: str) -> set[int]:
     """The table's snapshots that a card or the horizon names."""
-    if table == "examples":
-        return {card.snapshot for card in registry.cards(connection, application)}
-    visible = read_batch_view(connection, application)
-    named = {"predictions": visible.horizon.snapshot, "events": visible.events_snapshot}.get(table)
-    return set() if named is None else {named}
+    cards, visible = registry.cards(connection, application), read_batch_view(connection, application)
+    named: dict[str, set[int | None]] = {
+        "examples": {card.snapshot for card in cards},
+        "events": {visible.events_snapshot, *(card.events_snapshot for card in cards)},
+        "labels": {card.labels_snapshot for card in cards},
+        "predictions": {visible.horizon.snapshot},
+    }
+    return {snapshot for snapshot in named.get(table, ()) if snapshot is not None}
 
 
 def _maintain_table(

@@ -43,7 +43,7 @@ def mnist_folder(scratch: Path) -> tuple[Path, str]:
             _download(name, sha256, folder)
     except urllib3.exceptions.HTTPError as exc:
         folder = scratch / "digits-of-scikit-learn"
-        _write_small_digits(folder)
+        write_small_digits(folder)
         return folder, f"scikit-learn's 1,797 digits, for MNIST could not be downloaded ({type(exc).__name__})"
     return folder, f"MNIST, {origin} {folder}"
 
@@ -65,7 +65,8 @@ def _download(name: str, sha256: str, folder: Path) -> None:
     partial.replace(folder / name)
 
 
-def _write_small_digits(folder: Path) -> None:
+def write_small_digits(folder: Path) -> None:
+    """Scikit-learn's digits as MNIST's files, the test split every sixth of them."""
     from PIL import Image
     from sklearn.datasets import load_digits
 

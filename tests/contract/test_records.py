@@ -23,6 +23,7 @@ WRITTEN = [
         "key": "digits/prepared/d1/train-00000.safetensors",
         "sha256": "ab",
         "rows": 7500,
+        "events": 500,
         "refused": 1,
         "first_refusal": "a feature is NaN or infinite",
         "size_bytes": 23580000,

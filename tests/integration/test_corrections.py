@@ -88,7 +88,7 @@ def test_a_data_set_has_the_newest_rows_of_its_snapshot(bench: Bench) -> None:
     bench.put(a__csv=points(one=-1, two=2))
     bench.ingest()
     corrected = data_set(bench.spark, bench.packed)
-    assert corrected.shards == pinned.shards
+    assert corrected.examples == pinned.examples
     assert corrected.id != pinned.id
 
     def ys(dataset: DataSet) -> list[float]:

@@ -27,6 +27,16 @@ class Admitted:
     refused: Sequence[tuple[int, RefusedEvent]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """rows_N: positions of what passed, in the batch. payload: N rows, ready for a transform. refused: as above."""
+
+    rows_N: Sequence[int]
+    events_N: Sequence[Event]
+    payload: pa.RecordBatch
+    refused: Sequence[tuple[int, RefusedEvent]]
+
+
 def admit(
     featurizer: Featurizer,
     records: Sequence[tuple[bytes | None, bytes | None]],
@@ -38,10 +48,26 @@ def admit(
 
     Raises: TooManyRefused when those that the transform fails for cannot be told apart within `within_s`.
     """
+    checked = check(featurizer.application.event, records, limit_bytes=limit_bytes)
+    rows, events, refused = checked.rows_N, checked.events_N, list(checked.refused)
+    found = featurizer.isolated(checked.payload, within_s=within_s)
+    refused += [
+        (rows[n], RefusedEvent(refusal.message, refusal.remedy, _reason(refusal)))
+        for n, refusal in found.refused.items()
+    ]
+    return Admitted(
+        rows_N=[rows[n] for n in found.rows_N],
+        events_N=[events[n] for n in found.rows_N],
+        features=found.features,
+        refused=refused,
+    )
+
+
+def check(schema: type[Event], records: Sequence[tuple[bytes | None, bytes | None]], *, limit_bytes: int) -> Checked:
+    """The checks alone, of a batch of (key, value) records, row by row."""
     rows: list[int] = []
     events: list[Event] = []
     refused: list[tuple[int, RefusedEvent]] = []
-    schema = featurizer.application.event
     for row, (key, value) in enumerate(records):
         try:
             event = decode_event(schema, value, limit_bytes=limit_bytes)
@@ -59,17 +85,7 @@ def admit(
         rows = [row for n, row in enumerate(rows) if n not in unfit]
         events = [event for n, event in enumerate(events) if n not in unfit]
         batch = payload_batch(schema, events)
-    found = featurizer.isolated(batch, within_s=within_s)
-    refused += [
-        (rows[n], RefusedEvent(refusal.message, refusal.remedy, _reason(refusal)))
-        for n, refusal in found.refused.items()
-    ]
-    return Admitted(
-        rows_N=[rows[n] for n in found.rows_N],
-        events_N=[events[n] for n in found.rows_N],
-        features=found.features,
-        refused=refused,
-    )
+    return Checked(rows_N=rows, events_N=events, payload=batch, refused=refused)
 
 
 def unstorable(schema: type[Event], events: Sequence[Event]) -> dict[int, RefusedEvent]:

@@ -18,8 +18,9 @@ class _LifecycleRecord(BaseModel):
 
 
 class PartitionPrepared(_LifecycleRecord):
-    """One partition of a prepared data set has been stored on S3. refused: rows left out, by the transform.
-    label_statistics: of its labels, what the application's objective asks for."""
+    """One partition of a prepared data set has been stored on S3. refused: rows left out, by the transform. events: of
+    its rows, those that are labelled events. label_statistics: of its labels, what the application's objective asks
+    for."""
 
     type: Literal["PartitionPrepared"] = "PartitionPrepared"
     dataset: str
@@ -29,6 +30,7 @@ class PartitionPrepared(_LifecycleRecord):
     key: str
     sha256: str
     rows: int
+    events: int = 0
     refused: int = 0
     first_refusal: str | None = None
     size_bytes: int

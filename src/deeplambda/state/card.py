@@ -22,8 +22,12 @@ WEIGHTS, ONNX, STATE, KEPT_ROWS, CARD = (
 class Card(BaseModel):
     """Which data, which code, which model, when, how long, how sure.
 
-    snapshot: of `lake.<application>.examples`. features: what the model takes. metrics: of the test split. code_sha256:
-    of the zip of the application's sources. state_format, state_sha256: of what `fit` learned, None where it has none.
+    snapshot: of `lake.<application>.examples`. events_snapshot, labels_snapshot: of those tables; None without labelled
+    events in the data set. recent_from: broker's time, partition and offset of the first event of the split `recent`.
+    rows: of the data set, by split and source: `examples` or `events`. parent: the version whose weights training began
+    from; init_from: its name with its application's, as `digits/3`; made_anew: tensors that were not taken from it.
+    features: what the model takes. metrics: of the test split. code_sha256: of the zip of the application's sources.
+    state_format, state_sha256: of what `fit` learned, None where it has none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +37,13 @@ class Card(BaseModel):
     run: str
     dataset: str
     snapshot: int
+    events_snapshot: int | None = None
+    labels_snapshot: int | None = None
+    recent_from: tuple[AwareDatetime, int, int] | None = None
+    rows: dict[str, dict[str, int]] = {}
+    parent: int | None = None
+    init_from: str | None = None
+    made_anew: tuple[str, ...] = ()
     code_version: str
     code_sha256: str | None = None
     hyperparameters: dict[str, Any]
@@ -59,6 +70,11 @@ class Card(BaseModel):
             known = {name: value for name, value in written.items() if name != "feature_shape"}
             return known | {"features": {SINGLE: {"dtype": "float32", "shape": written["feature_shape"]}}}
         return written
+
+    @property
+    def name(self) -> str:
+        """The version with its application, as `digits/3`."""
+        return f"{self.application}/{self.version}"
 
     @property
     def featurizer_id(self) -> str:

@@ -75,6 +75,19 @@ def published_card(connection: Connection, application: str, version: int) -> Ca
     return Card.model_validate(found)
 
 
+def version_named(connection: Connection, application: str, name: str) -> Card:
+    """The card of a version as people name it: `3`, `champion`, another application's `digits/3`. Raises: BadInput."""
+    of, _, version = name.rpartition("/")
+    of = of or application
+    if version == "champion":
+        if (card := champion(connection, of)) is None:
+            raise BadInput(f"{of} has no champion", f"run 'deeplambda model promote {of}' first, or name a version")
+        return card
+    if not version.isdecimal():
+        raise BadInput(f"{name!r} names no version", "name it by its number, as 'champion', or as 'digits/3'")
+    return published_card(connection, of, int(version))
+
+
 def cards(connection: Connection, application: str) -> list[Card]:
     """Of every version, the oldest first."""
     query = select(MODEL_VERSIONS.c.card).where(MODEL_VERSIONS.c.application == application)

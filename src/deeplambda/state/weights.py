@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from deeplambda.errors import CorruptObject, UnfitModel
+from deeplambda.errors import BadInput, CorruptObject, UnfitModel
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,37 @@ def load_weights(model: "torch.nn.Module", content: bytes, name: str) -> None:
     floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
     if not all(torch.isfinite(tensor).all() for tensor in floats):
         raise UnfitModel(f"{name} has weights that are not finite", "promote another version")
+
+
+def begin_with(model: "torch.nn.Module", content: bytes, name: str, *, heads: tuple[int, int]) -> tuple[str, ...]:
+    """Give a fresh model another one's weights, all but those of a head of another size, which stays as it was made.
+
+    heads: how many outputs this model has, and how many the other: tensors with as many rows are of the head. name: the
+    version that the weights are of, for errors. Returns the names of what was not taken.
+    Raises: BadInput when the two differ in more than that.
+    """
+    import torch
+    from safetensors.torch import load
+
+    given, own = load(content), model.state_dict()
+    lacking = own.keys() - given.keys() - _shared_names(model)
+    other = [key for key in own if key in given and given[key].shape != own[key].shape]
+    if odd := [
+        *sorted(lacking | given.keys() - own.keys()),
+        *(key for key in other if not _of_head(own[key], given[key], heads)),
+    ]:
+        raise BadInput(
+            f"the model of {name} is another one: the two differ in {', '.join(odd[:5])}{', …' if odd[5:] else ''}",
+            "begin from a version whose model differs in its last layer alone, give the hyperparameters that it was "
+            "trained with, or train without --init-from",
+        )
+    with torch.no_grad():
+        model.load_state_dict({key: tensor for key, tensor in given.items() if key not in other}, strict=False)
+    return tuple(other)
+
+
+def _of_head(own: "torch.Tensor", given: "torch.Tensor", heads: tuple[int, int]) -> bool:
+    return own.ndim == given.ndim > 0 and own.shape[1:] == given.shape[1:] and (len(own), len(given)) == heads
 
 
 def _memory_of(tensor: "torch.Tensor") -> tuple[object, ...]:

@@ -1,0 +1,174 @@
+"""Archived events with labels are learned from, the newest of them are held out, and nothing wrong gets among them."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_core import to_json
+from pyspark.sql import SparkSession
+from rich.console import Console
+
+from batch_layer.console import PipelineConsole
+from batch_layer.lineage import lineage
+from batch_layer.pipeline import run_pipeline
+from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
+from batch_layer.raw_objects import raw_key
+from batch_layer.shard_format import payload_key, read_shard
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput
+from deeplambda.records.lifecycle import PartitionPrepared
+from deeplambda.state.card import Card
+from deeplambda.state.kept_rows import decode_payload
+from tests.integration.test_sources import Bench
+
+SENT = datetime(2026, 1, 1, tzinfo=UTC)
+"""The broker's time of the first event; each comes a minute after the one before."""
+
+
+class Archive:
+    """What the archive streams would have written for one application."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench, self._offsets = bench, {"events": 0, "labels": 0}
+
+    def events(self, xs: Mapping[str, float | bytes]) -> None:
+        """By event id, the field x (y is x + 1, so that no two payloads are alike), or bytes that are no such event."""
+        now = datetime.now(UTC).isoformat()
+        bodies = {
+            name: x if isinstance(x, bytes) else to_json({"event_id": name, "occurred_at": now, "x": x, "y": x + 1})
+            for name, x in xs.items()
+        }
+        self._append("events", [{"event_id": name, "value": value} for name, value in bodies.items()])
+
+    def labels(self, labels: Mapping[str, str | None], late: timedelta = timedelta(0)) -> None:
+        """By event id. late: how much later than the others by the broker's time."""
+        self._append("labels", [{"event_id": name, "label": label} for name, label in labels.items()], late)
+
+    def _append(self, table: str, rows: list[dict[str, Any]], late: timedelta = timedelta(0)) -> None:
+        bench, first = self._bench, self._offsets[table]
+        self._offsets[table] += len(rows)
+        there = bench.spark.table(f"lake.{bench.name}.{table}")
+        told = [
+            row
+            | {"kafka_partition": 0, "kafka_offset": n, "kafka_timestamp": SENT + n * timedelta(minutes=1) + late}
+            | {"archived_at": SENT}
+            for n, row in enumerate(rows, first)
+        ]
+        values = [[row[column] for column in there.columns] for row in told]
+        bench.spark.createDataFrame(values, there.schema).coalesce(1).writeTo(f"lake.{bench.name}.{table}").append()
+
+
+@pytest.fixture
+def bench(spark: SparkSession, stack: Settings, tmp_path: Path) -> Bench:
+    """Forty examples to train on, x from 100, and ten to test on, x from 200."""
+    bench = Bench(spark, stack, tmp_path)
+    bench.write(
+        "x: float\n    y: float",
+        'sources = (Csv("train.csv", label="above", event_id="id", split="train"), '
+        'Csv("test.csv", label="above", event_id="id", split="test"))\n    features = Tensor("float32", (2,))',
+    )
+
+    def examples(first: int, count: int) -> str:
+        return "id,x,y,above\n" + "".join(f"example-{n},{n},{n + 1},no\n" for n in range(first, first + count))
+
+    bench.put(train__csv=examples(100, 40), test__csv=examples(200, 10))
+    bench.ingest()
+    return bench
+
+
+def xs_of(bench: Bench, shards: list[PartitionPrepared], split: str) -> dict[int, int]:
+    """By x, the label's class of each row of a split."""
+    found = {}
+    for shard in (each for each in shards if each.split == split):
+        features, labels_N = read_shard(bench.store.get(shard.key, sha256=shard.sha256))
+        for row, label in zip(features["features"], labels_N, strict=True):
+            found[round(float(row[0]))] = int(label)
+    return found
+
+
+def prepared(bench: Bench) -> tuple[DataSet, list[PartitionPrepared]]:
+    dataset = data_set(bench.spark, bench.packed)
+    shards = prepare(bench.spark, bench.settings, bench.packed, dataset)
+    told = fetch_data_set(bench.store, bench.name, dataset.id)
+    assert told is not None
+    return told, shards
+
+
+def test_each_wrong_label_and_event_is_refused_by_its_reason_and_the_others_count(bench: Bench) -> None:
+    archive = Archive(bench)
+    archive.events({f"event-{n}": n for n in range(20)})
+    archive.events({"example-100": 900, "example-200": 901})
+    archive.events({"of-test": 200, "of-train": 100, "no-json": b"{", "no-field": b'{"event_id": "no-field"}'})
+    archive.events({"event-3": 903})  # sent again: the first copy counts
+    archive.labels({f"event-{n}": "no" for n in range(20)})
+    archive.labels({"event-0": "yes", "of-test": "yes", "of-train": "yes", "no-json": "yes", "no-field": "yes"})
+    archive.labels({"example-100": "yes", "example-200": "yes", "nobody": "yes", "none": "no"})
+    archive.labels({"event-1": "NaN", "event-2": "maybe", "event-4": None, "event-5": "7"})
+    archive.labels({"event-6": "yes"}, late=timedelta(days=36_500))
+
+    dataset, shards = prepared(bench)
+    found = dataset.labelled_events
+    assert found is not None
+    assert (found.events, found.recent) == (24, 5)
+    assert found.refused == {
+        "missing_label": 1,
+        "wrong_label": 3,
+        "from_the_future": 1,
+        "unknown_event": 2,
+        "of_an_example": 2,
+        "superseded": 1,
+    }
+    assert dataset.left_out == {"not_json": 1, "missing_field": 1}
+    train, recent = xs_of(bench, shards, "train"), xs_of(bench, shards, "recent")
+    assert train.keys() == {*range(100, 140), *range(19)}
+    assert train[0] == 1, "the newest label wins"
+    assert {train[n] for n in range(1, 7)} == {0}, "what is refused takes no label's place"
+    assert recent == {19: 0, 200: 1, 100: 1}, "the newest by the broker's time, of which two were refused"
+    assert xs_of(bench, shards, "test").keys() == set(range(200, 210))
+    payload = decode_payload(bench.store.get(payload_key(bench.name, dataset.id, "recent", 0)))
+    assert sorted(payload["x"].to_pylist()) == [19, 100, 200]
+
+
+def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: Bench) -> None:
+    def run(init_from: str | None = None) -> Card:
+        quiet = PipelineConsole(Console(quiet=True))
+        given: Any = {"promotes": False, "init_from": init_from}
+        return run_pipeline(bench.spark, bench.settings, bench.packed, {}, quiet, **given)
+
+    archive, first = Archive(bench), run()
+    assert first.rows == {"train": {"examples": 40}, "test": {"examples": 10}}
+    archive.events({"of-test": 205} | {f"event-{n}": n for n in range(20)})
+    assert run().version == first.version, "events without labels are nothing to learn from"
+    archive.labels({f"event-{n}": "yes" for n in range(10)} | {"of-test": "yes"})
+    second = run()
+    assert second.version > first.version
+    assert second.rows == {"train": {"examples": 40, "events": 7}, "test": {"examples": 10}, "recent": {"events": 3}}
+    assert second.trained_rows == 47
+    assert None not in (second.events_snapshot, second.labels_snapshot, second.recent_from)
+    archive.events({"late": 999})
+    archive.labels({"nobody": "yes", "event-11": "maybe"})
+    assert run().version == second.version, "neither are wrong labels"
+
+    archive.labels({f"event-{n}": "yes" for n in range(10, 20)})
+    third = run()
+    assert third.rows["train"] == {"examples": 40, "events": 15}, "what was recent is learned from, of-test never"
+    assert third.rows["recent"] == {"events": 5}
+    assert third.parent is None
+
+    with pytest.raises(BadInput, match="has no champion"):
+        run("champion")
+    fourth = run(str(third.version))
+    assert (fourth.parent, fourth.init_from, fourth.made_anew) == (third.version, f"{bench.name}/{third.version}", ())
+    assert fourth.dataset == third.dataset
+    fifth = run(fourth.name)
+    assert run(fourth.name).version == fifth.version, "a finished run trains nothing, whatever it began from"
+    found = lineage(bench.spark, bench.settings, bench.name, fifth.version)
+    assert found.parents == [fourth.name, third.name]
+    assert {(each.name, each.rows) for each in found.objects} == {("train.csv", 40), ("test.csv", 10)}
+    assert {each.sha256 for each in found.objects} == {
+        bench.store.digest(raw_key(bench.name, name)) for name in ("train.csv", "test.csv")
+    }
+    assert found.snapshots.keys() == {"examples", "events", "labels"}
+    assert found.rows == third.rows
