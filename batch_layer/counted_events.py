@@ -1,0 +1,44 @@
+"""The events and labels that count: those of the archive that nobody has withdrawn."""
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from deeplambda.adapters.lake import read_snapshot
+
+POSITION = ("kafka_partition", "kafka_offset")
+SENT_TO_ALL = 1_000_000
+"""Positions, at most, that are sent to every executor instead of shuffling the archive: 12 MB."""
+
+
+def counted_events(spark: SparkSession, application: str, snapshot: int | None = None) -> DataFrame:
+    """The archived events of a snapshot (default: the newest) without those that are withdrawn now."""
+    return counted(spark, application, "events", _read(spark, f"lake.{application}.events", snapshot))
+
+
+def counted_labels(spark: SparkSession, application: str, snapshot: int | None = None) -> DataFrame:
+    """The same of labels."""
+    return counted(spark, application, "labels", _read(spark, f"lake.{application}.labels", snapshot))
+
+
+def counted(spark: SparkSession, application: str, topic: str, rows: DataFrame) -> DataFrame:
+    """`rows` of the archive, less the withdrawn ones. topic: `events` or `labels`."""
+    gone = withdrawn(spark, application, topic)
+    if gone is None:
+        return rows
+    return rows.join(gone, list(POSITION), "left_anti").select(rows.columns)
+
+
+def withdrawn(spark: SparkSession, application: str, topic: str) -> DataFrame | None:
+    """The positions that are withdrawn; None where there are none."""
+    table = f"lake.{application}.withdrawals"
+    if not spark.catalog.tableExists(table):  # the lake is of before there were withdrawals
+        return None
+    positions = spark.table(table).where(F.col("topic") == topic).select(*POSITION).distinct()
+    rows = positions.count()
+    if not rows:
+        return None
+    return F.broadcast(positions) if rows <= SENT_TO_ALL else positions
+
+
+def _read(spark: SparkSession, table: str, snapshot: int | None) -> DataFrame:
+    return spark.table(table) if snapshot is None else read_snapshot(spark, table, snapshot)

@@ -1,0 +1,109 @@
+"""Held rows: what an ingest adds waits on a branch of `examples` until it is audited, and longer where a person has to
+decide. Readers of the table see the rows once they are published, which is one change of a reference.
+
+There is one branch at a time, for an ingest reads all raw objects: what the next one adds comprises what waits.
+"""
+
+from functools import reduce
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from deeplambda.adapters.lake import Written, change_tag, current_snapshot, read_snapshot
+from deeplambda.errors import BadInput, Conflict
+
+_PREFIX, _TAKEN_BACK = "ingest-", "taken-back-"
+
+
+def branches(spark: SparkSession, application: str) -> dict[str, int]:
+    """The newest snapshot of each branch that waits, by its name."""
+    refs = f"lake.{application}.examples.refs"
+    found = spark.sql(f"SELECT name, snapshot_id FROM {refs} WHERE type = 'BRANCH' AND name LIKE '{_PREFIX}%'")
+    return {row.name: row.snapshot_id for row in found.collect()}
+
+
+def new_branch(spark: SparkSession, application: str, ingest: str) -> str:
+    """A branch that begins where the table is now, in place of any that waits; the table to write to."""
+    table, branch = f"lake.{application}.examples", f"{_PREFIX}{ingest}"
+    for waiting in branches(spark, application):
+        drop(spark, application, waiting)
+    change_tag(spark, table, f"CREATE OR REPLACE BRANCH `{branch}`")
+    return branch
+
+
+def to_branch(application: str, branch: str) -> str:
+    """What Spark writes to in order to add to the branch."""
+    return f"lake.{application}.examples.`branch_{branch}`"
+
+
+def added(spark: SparkSession, application: str, written: Written) -> DataFrame:
+    """The rows that one append to `examples`, or to a branch of it, has added."""
+    reading = spark.read.option("end-snapshot-id", written.snapshot)
+    if written.parent is None:
+        return spark.read.option("versionAsOf", written.snapshot).table(f"lake.{application}.examples")
+    return reading.option("start-snapshot-id", written.parent).table(f"lake.{application}.examples")
+
+
+def publish(spark: SparkSession, application: str, branch: str) -> int:
+    """Make the branch's rows the table's; the table's newest snapshot.
+
+    Raises: BadInput when no such branch waits; Conflict when the table has other rows than when the branch was begun.
+    """
+    snapshot, table = known(spark, application, branch), f"lake.{application}.examples"
+    begun_at = spark.sql(f"SELECT parent_id FROM {table}.snapshots WHERE snapshot_id = {snapshot}").collect()[0][0]
+    if current_snapshot(spark, table) not in (None, begun_at, snapshot):
+        raise Conflict(
+            f"{table} has changed since {branch} was written",
+            f"run 'deeplambda batch ingest {application}', which writes the new rows beside what is there now",
+        )
+    spark.sql(f"CALL lake.system.set_current_snapshot(table => '{application}.examples', snapshot_id => {snapshot})")
+    drop(spark, application, branch)
+    return snapshot
+
+
+def drop(spark: SparkSession, application: str, branch: str) -> None:
+    """Give a branch up; its rows go with the table's old snapshots."""
+    change_tag(spark, f"lake.{application}.examples", f"DROP BRANCH IF EXISTS `{branch}`")
+
+
+def take_back(spark: SparkSession, application: str, snapshot: int) -> None:
+    """Keep a snapshot whose rows are not to come again with the next ingest, and remember that they are not."""
+    tag = f"CREATE OR REPLACE TAG `{_TAKEN_BACK}{snapshot}` AS OF VERSION {snapshot}"
+    change_tag(spark, f"lake.{application}.examples", tag)
+
+
+def taken_back(spark: SparkSession, application: str) -> DataFrame | None:
+    """The rows of ingests that a person took back, and that nobody has brought back since; None where there are none.
+
+    An ingest reads all raw objects each time, and would add them again until their object is corrected.
+    """
+    table = f"lake.{application}.examples"
+    tags = spark.sql(f"SELECT snapshot_id FROM {table}.refs WHERE name LIKE '{_TAKEN_BACK}%'").collect()
+    if not tags:
+        return None
+    rows = reduce(DataFrame.unionByName, (_as_of(spark, table, tag.snapshot_id) for tag in tags))
+    counted = spark.table(table).select("ingested_at").distinct()
+    return rows.join(F.broadcast(counted), "ingested_at", "left_anti")
+
+
+def _as_of(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
+    """With the columns of today: one that was added since is NULL."""
+    rows, today = read_snapshot(spark, table, snapshot), spark.table(table).schema
+    there = set(rows.columns)
+    return rows.select(
+        *(
+            F.col(f"`{each.name}`") if each.name in there else F.lit(None).cast(each.dataType).alias(each.name)
+            for each in today
+        )
+    )
+
+
+def known(spark: SparkSession, application: str, branch: str) -> int:
+    """The snapshot of a branch that waits. Raises: BadInput."""
+    waiting = branches(spark, application)
+    if branch not in waiting:
+        raise BadInput(
+            f"no new rows of {application} wait on {branch!r}",
+            f"there are: {', '.join(waiting)}" if waiting else "none wait: nothing is to be published or dropped",
+        )
+    return waiting[branch]
