@@ -37,7 +37,7 @@ SAMPLE = 2_000
 FEWEST = 30
 """Fewer rows of either kind tell nothing of a distribution."""
 _LABELS = 1_000
-"""The most frequent ones are told apart; the others of an objective with endless labels count as one."""
+"""So many, the most frequent ones, are looked at where an objective's labels are endless."""
 _STRATA = 1 << 20
 _ERRORS = pa.schema([("is_new", pa.bool_()), ("error", pa.float64())])
 _COUNT = pa.schema([("unreadable", pa.int64())])
@@ -101,13 +101,12 @@ def _of_content(application: Application, added: DataFrame, table: DataFrame) ->
 
 def _by_label(application: Application, added: DataFrame, table: DataFrame) -> tuple[dict[str, int], dict[str, int]]:
     """Labelled rows by label, of both; of numbers by the table's tenths."""
-    kind = _label_kind(application, table)
-
-    def counts(rows: DataFrame) -> dict[str, int]:
-        grouped = rows.where("label IS NOT NULL").groupBy(kind.alias("label")).count().orderBy(F.desc("count"))
-        return {row["label"]: row["count"] for row in grouped.limit(_LABELS).collect()}
-
-    return counts(added), counts(table)
+    kind = _label_kind(application, table).alias("label")
+    both = [rows.select(kind, F.lit(of).alias("of")) for of, rows in enumerate((added, table))]
+    grouped = both[0].unionAll(both[1]).where("label IS NOT NULL").groupBy("label")
+    counts = [F.count_if(F.col("of") == of).alias(name) for of, name in enumerate(("new", "known"))]
+    found = grouped.agg(*counts).orderBy(F.desc("new"), F.desc("known")).limit(_LABELS).collect()
+    return {row.label: row.new for row in found if row.new}, {row.label: row.known for row in found if row.known}
 
 
 def _label_kind(application: Application, table: DataFrame) -> Column:

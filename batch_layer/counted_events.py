@@ -3,7 +3,7 @@
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from deeplambda.adapters.lake import read_snapshot
+from deeplambda.adapters.lake import current_snapshot, read_snapshot
 
 POSITION = ("kafka_partition", "kafka_offset")
 SENT_TO_ALL = 1_000_000
@@ -30,14 +30,21 @@ def counted(spark: SparkSession, application: str, topic: str, rows: DataFrame) 
 
 def withdrawn(spark: SparkSession, application: str, topic: str) -> DataFrame | None:
     """The positions that are withdrawn; None where there are none."""
-    table = f"lake.{application}.withdrawals"
-    if not spark.catalog.tableExists(table):  # the lake is of before there were withdrawals
+    if withdrawals_snapshot(spark, application) is None:
         return None
-    positions = spark.table(table).where(F.col("topic") == topic).select(*POSITION).distinct()
+    positions = (
+        spark.table(f"lake.{application}.withdrawals").where(F.col("topic") == topic).select(*POSITION).distinct()
+    )
     rows = positions.count()
     if not rows:
         return None
     return F.broadcast(positions) if rows <= SENT_TO_ALL else positions
+
+
+def withdrawals_snapshot(spark: SparkSession, application: str) -> int | None:
+    """What says, beside a snapshot of the archive, which of its records count; None where all do."""
+    table = f"lake.{application}.withdrawals"  # a lake of before there were withdrawals has no such table
+    return current_snapshot(spark, table) if spark.catalog.tableExists(table) else None
 
 
 def _read(spark: SparkSession, table: str, snapshot: int | None) -> DataFrame:

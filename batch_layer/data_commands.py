@@ -244,6 +244,7 @@ def data_withdraw(
         f"To undo it: deeplambda data restore {packed.name} {change.subject} --why …",
         soft_wrap=True,
     )
+    _name_versions(settings, packed.name, change.versions)
     with mysql.mysql_errors(), engine.connect() as connection:
         has_view = read_horizon(connection, packed.name).snapshot is not None
     if topic == "events" and has_view and recompute:

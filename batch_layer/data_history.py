@@ -16,7 +16,7 @@ from batch_layer import held_rows
 from batch_layer.newest import content_hash, newest_examples
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
-from deeplambda.errors import BadInput
+from deeplambda.errors import BadInput, Conflict
 from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import registry
 from deeplambda.state.card import Card
@@ -52,8 +52,8 @@ class Difference:
 
 
 def history(spark: SparkSession, application: str, cards: Iterable[Card]) -> list[Snapshot]:
-    """The snapshots that the lake still has, the oldest first."""
-    table = f"lake.{application}.examples"
+    """The snapshots that the lake still has, the oldest first. Raises: BadInput when nothing was ever ingested."""
+    table = _examples(spark, application)
     now_at, waiting = current_snapshot(spark, table), held_rows.branches(spark, application)
     trained: dict[int, list[int]] = {}
     for card in cards:
@@ -176,13 +176,22 @@ def roll_back(spark: SparkSession, engine: Engine, application: str, to: int, *,
 def publish_held(
     spark: SparkSession, engine: Engine, application: str, branch: str, *, who: str, why: str
 ) -> DataChanged:
-    """Have rows count that an expectation holds back: a person's word against it. Raises: BadInput, Conflict."""
+    """Have rows count that an expectation holds back: a person's word against it.
+
+    Raises: BadInput when none wait there; Conflict when the table has other rows than when the branch was begun.
+    """
     table = f"lake.{application}.examples"
     with mysql.named_lock(engine, f"deeplambda.{application}.ingest"):
         previous, snapshot = current_snapshot(spark, table), held_rows.known(spark, application, branch)
-        rows = _added_rows(spark, table, snapshot)
-        held_rows.publish(spark, application, branch)
-        return _decided(engine, application, "published", branch, snapshot, previous, rows, who, why)
+        of_it = f"FROM {table}.snapshots WHERE snapshot_id = {snapshot}"
+        (written,) = spark.sql(f"SELECT parent_id, int(summary['added-records']) AS rows {of_it}").collect()
+        if previous not in (None, written.parent_id):
+            raise Conflict(
+                f"{table} has changed since {branch} was written",
+                f"run 'deeplambda batch ingest {application}', which writes the new rows beside what is there now",
+            )
+        held_rows.publish(spark, application, branch, snapshot)
+        return _decided(engine, application, "published", branch, snapshot, previous, written["rows"], who, why)
 
 
 def drop_held(spark: SparkSession, engine: Engine, application: str, branch: str, *, who: str, why: str) -> DataChanged:
@@ -201,7 +210,7 @@ def drop_held(spark: SparkSession, engine: Engine, application: str, branch: str
 
 def check(spark: SparkSession, application: str, snapshot: int) -> None:
     """Raises: BadInput when `examples` has no such snapshot, or no longer."""
-    table = f"lake.{application}.examples"
+    table = _examples(spark, application)
     if not spark.sql(f"SELECT 1 FROM {table}.snapshots WHERE snapshot_id = {snapshot}").count():
         raise BadInput(f"{table} has no snapshot {snapshot}", f"see 'deeplambda data history {application}'")
 
@@ -231,6 +240,13 @@ def _decided(
     with mysql.mysql_errors(), engine.begin() as connection:
         record_change(connection, change)
     return change
+
+
+def _examples(spark: SparkSession, application: str) -> str:
+    table = f"lake.{application}.examples"
+    if not spark.catalog.tableExists(table):
+        raise BadInput(f"there is no table {table}", f"run 'deeplambda batch ingest {application}' first")
+    return table
 
 
 def _times(spark: SparkSession, application: str, snapshot: int) -> set[datetime]:

@@ -9,8 +9,8 @@ from functools import reduce
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from deeplambda.adapters.lake import Written, change_tag, current_snapshot, read_snapshot
-from deeplambda.errors import BadInput, Conflict
+from deeplambda.adapters.lake import Written, change_tag, read_snapshot
+from deeplambda.errors import BadInput
 
 _PREFIX, _TAKEN_BACK = "ingest-", "taken-back-"
 
@@ -38,27 +38,16 @@ def to_branch(application: str, branch: str) -> str:
 
 def added(spark: SparkSession, application: str, written: Written) -> DataFrame:
     """The rows that one append to `examples`, or to a branch of it, has added."""
-    reading = spark.read.option("end-snapshot-id", written.snapshot)
     if written.parent is None:
-        return spark.read.option("versionAsOf", written.snapshot).table(f"lake.{application}.examples")
-    return reading.option("start-snapshot-id", written.parent).table(f"lake.{application}.examples")
+        return read_snapshot(spark, f"lake.{application}.examples", written.snapshot)
+    between = spark.read.option("start-snapshot-id", written.parent).option("end-snapshot-id", written.snapshot)
+    return between.table(f"lake.{application}.examples")
 
 
-def publish(spark: SparkSession, application: str, branch: str) -> int:
-    """Make the branch's rows the table's; the table's newest snapshot.
-
-    Raises: BadInput when no such branch waits; Conflict when the table has other rows than when the branch was begun.
-    """
-    snapshot, table = known(spark, application, branch), f"lake.{application}.examples"
-    begun_at = spark.sql(f"SELECT parent_id FROM {table}.snapshots WHERE snapshot_id = {snapshot}").collect()[0][0]
-    if current_snapshot(spark, table) not in (None, begun_at, snapshot):
-        raise Conflict(
-            f"{table} has changed since {branch} was written",
-            f"run 'deeplambda batch ingest {application}', which writes the new rows beside what is there now",
-        )
+def publish(spark: SparkSession, application: str, branch: str, snapshot: int) -> None:
+    """Make the rows of the branch, whose newest snapshot this is, the table's."""
     spark.sql(f"CALL lake.system.set_current_snapshot(table => '{application}.examples', snapshot_id => {snapshot})")
     drop(spark, application, branch)
-    return snapshot
 
 
 def drop(spark: SparkSession, application: str, branch: str) -> None:

@@ -230,7 +230,7 @@ def _publish_audited(
             f"{name}.examples VERSION AS OF '{branch}'\"; then 'deeplambda data publish {name} {branch} --why …', or "
             f"'deeplambda data drop {name} {branch} --why …', or correct the files and ingest again",
         )
-    held_rows.publish(spark, name, branch)
+    held_rows.publish(spark, name, branch, written.snapshot)
     return unexpected
 
 

@@ -9,7 +9,7 @@ A crash after 2 is mended by doing it again. Whoever sends an event again under 
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -19,11 +19,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from sqlalchemy import Engine, delete
 
-from batch_layer.counted_events import counted_events, counted_labels
+from batch_layer.counted_events import POSITION, counted_events, counted_labels
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import current_snapshot
+from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.errors import BadInput
 from deeplambda.records.lifecycle import DataChanged
+from deeplambda.state import registry
+from deeplambda.state.card import Card
 from deeplambda.state.data_changes import record_change
 from deeplambda.state.tables import REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
@@ -98,9 +100,12 @@ def withdraw(
     marked = spark.table(table).where(F.col("withdrawal") == name)
     if not (rows := marked.count()):
         return None
+    with mysql.mysql_errors(), engine.connect() as connection:
+        versions = _versions_that_saw(spark, application, choice.topic, marked, registry.cards(connection, application))
     if choice.topic == "events":
         hide(engine, application, (row.event_id for row in marked.select("event_id").distinct().toLocalIterator()))
-    return _recorded(engine, "withdrawn", application, current_snapshot(spark, table), previous, name, rows, who, why)
+    now_at = current_snapshot(spark, table)
+    return _recorded(engine, "withdrawn", application, now_at, previous, name, rows, who, why, versions)
 
 
 def restore(
@@ -127,6 +132,26 @@ def hide(engine: Engine, application: str, event_ids: Iterator[str]) -> None:
                 connection.execute(delete(view).where(view.c.application == application, view.c.event_id.in_(some)))
 
 
+def _versions_that_saw(
+    spark: SparkSession, application: str, topic: str, marked: DataFrame, cards: Iterable[Card]
+) -> list[int]:
+    """The versions whose snapshot of the topic's archive has some of the records."""
+    table, name = f"lake.{application}.{topic}", f"{topic}_snapshot"
+    there = {row.snapshot_id for row in spark.sql(f"SELECT snapshot_id FROM {table}.snapshots").collect()}
+    by_snapshot: dict[int, bool] = {}
+    versions = []
+    for card in cards:
+        snapshot = getattr(card, name, None)  # a version that was trained on examples alone has none
+        if snapshot not in there:
+            continue
+        if snapshot not in by_snapshot:
+            rows = read_snapshot(spark, table, snapshot).join(F.broadcast(marked), list(POSITION), "left_semi")
+            by_snapshot[snapshot] = not rows.isEmpty()
+        if by_snapshot[snapshot]:
+            versions.append(card.version)
+    return versions
+
+
 def _recorded(
     engine: Engine,
     kind: str,
@@ -137,6 +162,7 @@ def _recorded(
     rows: int,
     who: str,
     why: str,
+    versions: list[int],
 ) -> DataChanged:
     change = DataChanged(
         application=application,
@@ -146,6 +172,7 @@ def _recorded(
         previous=previous,
         subject=name,
         rows=rows,
+        versions=versions,
         who=who,
         why=why,
     )
