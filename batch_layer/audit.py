@@ -1,11 +1,11 @@
 """Audit: the quality of an ingest's new rows, measured on their branch before anybody else can read them.
 
-1. One pass over the new rows counts what is NULL, and by label.
+1. What is NULL is counted, and new and known rows by label.
 2. By the hash of their payload they are held against each other and against what the table has: equal content in two
    splits, or with two labels.
 3. The champion, where there is one, answers a sample of the new rows, and one of the table's test rows with the same
    labels: by how much more it disagrees with the new labels.
-4. The raw objects are read once more and their SHA-256 is compared with the recorded one.
+4. The raw objects are read once more, for Spark's readers compare no hash: theirs is to be the recorded one.
 All are aggregates of Spark's: the driver gets figures, and never more than SAMPLE errors of each kind.
 """
 
@@ -116,7 +116,7 @@ def _label_kind(application: Application, table: DataFrame) -> Column:
     edges = table.select(F.percentile_approx(F.col("label").cast("double"), tenths, 1_000)).collect()[0][0] or []
     number = F.col("label").cast("double")
     below = sum((F.when(number > edge, 1).otherwise(0) for edge in sorted(set(edges))), F.lit(0))
-    return below.cast("string")
+    return F.when(number.isNotNull(), below.cast("string"))
 
 
 def _disagreement(

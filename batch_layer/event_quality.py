@@ -35,15 +35,8 @@ MOST_DAYS = 31
 """Days that one call measures; of a long archive that nobody has measured, the newest."""
 _QUANTILES = (0.5, 0.99)
 _VIEW_ROWS = 10_000
-_SEEN = [
-    ("event_id", pa.string()),
-    ("kafka_partition", pa.int32()),
-    ("kafka_offset", pa.int64()),
-    ("taken", pa.timestamp("us", tz="UTC")),
-    ("archived", pa.timestamp("us", tz="UTC")),
-    ("occurred", pa.timestamp("us", tz="UTC")),
-    ("reason", pa.string()),
-]
+_MOMENT = pa.timestamp("us", tz="UTC")
+_SEEN = [("taken", _MOMENT), ("archived", _MOMENT), ("occurred", _MOMENT), ("reason", pa.string())]
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -51,7 +44,8 @@ Batches = Iterator[pa.RecordBatch]
 def measure_events(spark: SparkSession, settings: Settings, packed: PackedApplication) -> list[QualityMeasured]:
     """Measure the days that have ended and are not measured yet, the oldest first; what was measured, by day."""
     table = f"lake.{packed.name}.data_quality"
-    done = spark.table(table).where("subject = 'events'").agg(F.max("day")).collect()[0][0]
+    whole = spark.table(table).where("subject = 'events' AND measured_at >= date_add(day, 1)")
+    done = whole.agg(F.max("day")).collect()[0][0]
     today = now().date()
     since = max(today - timedelta(days=MOST_DAYS), done + timedelta(days=1) if done else date.min)
     events = counted_events(spark, packed.name).where(
@@ -70,7 +64,9 @@ def measure_day(spark: SparkSession, settings: Settings, packed: PackedApplicati
     optional = [field.name for field in payload_schema(packed.load().event) if field.nullable]
     spark.sparkContext.addPyFile(str(packed.zip_file))
     schema = pa.schema([*_SEEN, *((f"null_{name}", pa.bool_()) for name in optional)])
-    seen = events.mapInArrow(_decoding(settings, packed, optional, schema), from_arrow_schema(schema))
+    # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
+    records = events.select(F.col("event_id").cast("binary").alias("key"), "value", "kafka_timestamp", "archived_at")
+    seen = records.mapInArrow(_decoding(settings, packed, optional, schema), from_arrow_schema(schema))
     measures = [
         *_of_records(seen, optional),
         *_of_copies(events),
@@ -114,16 +110,10 @@ def _decoding(
         for batch in batches:
             rows = []
             for given in batch.to_pylist():
-                row = {
-                    "event_id": given["event_id"],
-                    "kafka_partition": given["kafka_partition"],
-                    "kafka_offset": given["kafka_offset"],
-                    "taken": given["kafka_timestamp"],
-                    "archived": given["archived_at"],
-                }
+                row = {"taken": given["kafka_timestamp"], "archived": given["archived_at"]}
                 try:
                     event = decode_event(event_schema, given["value"], limit_bytes=settings.event_limit_bytes)
-                    check_key(event, None if given["event_id"] is None else given["event_id"].encode())
+                    check_key(event, given["key"])
                 except RefusedEvent as refusal:
                     row["reason"] = str(refusal.reason)
                 else:

@@ -226,9 +226,9 @@ def _publish_audited(
     if hard:
         raise HeldBack(
             f"new rows of {name} are held back on the branch {branch}: {'; '.join(hard)}",
-            'readers and training stay with the rows before. Look at them: deeplambda sql "SELECT * FROM lake.'
-            f"{name}.examples VERSION AS OF '{branch}'\"; then 'deeplambda data publish {name} {branch} --why …', or "
-            f"'deeplambda data drop {name} {branch} --why …', or correct the files and ingest again",
+            "readers and training stay with the rows before; see the new ones: deeplambda sql "
+            f'"SELECT * FROM lake.{name}.examples VERSION AS OF {written.snapshot}"; then publish or drop them: '
+            f"'deeplambda data publish {name} {branch} --why …', or correct the files and ingest again",
         )
     held_rows.publish(spark, name, branch, written.snapshot)
     return unexpected

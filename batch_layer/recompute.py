@@ -188,6 +188,7 @@ def _add(spark: SparkSession, application: str, horizon: Horizon, rows: DataFram
             f"MERGE INTO {view} AS there USING withdrawn_positions AS gone ON there.kafka_partition = "
             "gone.kafka_partition AND there.kafka_offset = gone.kafka_offset WHEN MATCHED THEN DELETE"
         )
+        spark.catalog.dropTempView("withdrawn_positions")
     base = current_snapshot(spark, view)
     there = read_snapshot(spark, view, base).select("event_id")  # type: ignore[arg-type]  # it grows
     rows.join(there, "event_id", "left_anti").writeTo(view).option(SNAPSHOT_OPTION, run).append()

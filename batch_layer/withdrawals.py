@@ -118,7 +118,7 @@ def restore(
         raise BadInput(
             f"{application} has no withdrawal {withdrawal!r}", f"see 'deeplambda data history {application}'"
         )
-    spark.sql(f"DELETE FROM {table} WHERE withdrawal = :name", {"name": withdrawal})
+    spark.sql(f"DELETE FROM {table} WHERE withdrawal = '{withdrawal}'")  # a name of ours, for there are rows of it
     return _recorded(
         engine, "restored", application, current_snapshot(spark, table), previous, withdrawal, rows, who, why
     )

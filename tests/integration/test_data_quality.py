@@ -53,7 +53,9 @@ def engine(stack: Settings) -> Engine:
 def points(name: str, rows: int, label: str | None = None) -> str:
     """Rows of a table; the label says whether x is above 0, unless another is given."""
     xs = [(n % 40 - 19.5) / 10 for n in range(rows)]
-    return HEADER + "".join(f"{name}-{n},{x},{n / 7},{label or ('yes' if x > 0 else 'no')}\n" for n, x in enumerate(xs))
+    return HEADER + "".join(
+        f"{name}-{n},{x},{n % 7 / 7},{label or ('yes' if x > 0 else 'no')}\n" for n, x in enumerate(xs)
+    )
 
 
 def quality(bench: Bench) -> list[dict[str, Any]]:
