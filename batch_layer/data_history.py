@@ -7,6 +7,7 @@ ingests it has, and a card's snapshot, which upkeep keeps, says for ever what it
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -21,9 +22,6 @@ from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import registry
 from deeplambda.state.card import Card
 from deeplambda.state.data_changes import record_change
-
-SHOWN = 5
-"""Event ids that a difference names of each kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +216,7 @@ def check(spark: SparkSession, application: str, snapshot: int) -> None:
 def _decided(
     engine: Engine,
     application: str,
-    kind: str,
+    kind: Literal["published", "dropped"],
     branch: str,
     snapshot: int | None,
     previous: int | None,
@@ -228,7 +226,7 @@ def _decided(
 ) -> DataChanged:
     change = DataChanged(
         application=application,
-        kind=kind,  # type: ignore[arg-type]  # one of the two that this module writes
+        kind=kind,
         table="examples",
         snapshot=snapshot,
         previous=previous,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from typing import Literal
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
@@ -154,7 +155,7 @@ def _versions_that_saw(
 
 def _recorded(
     engine: Engine,
-    kind: str,
+    kind: Literal["withdrawn", "restored"],
     application: str,
     snapshot: int | None,
     previous: int | None,
@@ -166,7 +167,7 @@ def _recorded(
 ) -> DataChanged:
     change = DataChanged(
         application=application,
-        kind=kind,  # type: ignore[arg-type]  # one of the two that this module writes
+        kind=kind,
         table="withdrawals",
         snapshot=snapshot,
         previous=previous,
