@@ -1,46 +1,31 @@
 """The batch layer's commands: `deeplambda data`, `deeplambda batch`, `deeplambda model`."""
 
 import logging
-import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 from pydantic_core import from_json, to_json
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
+from batch_layer.command_start import ApplicationName, all_packed, console, packed_application, spark_of
 from batch_layer.console import PipelineConsole, TrialTable
+from batch_layer.data_commands import app as data
 from batch_layer.model_commands import app as model
 from batch_layer.refusals import ACCEPTED_SHARE
-from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import deciding_metric
-from deeplambda.config import Settings, load_settings
+from deeplambda.config import load_settings
 from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError
-from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.loading import PackedApplication
 from deeplambda.service.full_disk import full_disk
 from deeplambda.service.loops import in_one_line
 
 __all__ = ["batch", "data", "model"]
 
-data = typer.Typer(no_args_is_help=True)
 batch = typer.Typer(no_args_is_help=True)
-console = Console()
 _log = logging.getLogger(__name__)
 
-ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
 ApplicationNames = Annotated[
     list[str], typer.Argument(metavar="APPLICATION...", help="applications, by name or the path of the folder")
 ]
@@ -66,16 +51,6 @@ InitFrom = Annotated[
 ]
 
 
-def _packed(name: str) -> tuple[Settings, PackedApplication]:
-    settings, (packed,) = _all_packed([name])
-    return settings, packed
-
-
-def _all_packed(names: Iterable[str]) -> tuple[Settings, list[PackedApplication]]:
-    settings = load_settings()
-    return settings, [pack_application(name, settings) for name in names]
-
-
 def _one_after_the_other(applications: Iterable[PackedApplication], work: Callable[[PackedApplication], None]) -> None:
     """`work` on each; what fails for one stops no other. Raises: ExceptionGroup of what failed."""
     failures: list[DeepLambdaError] = []
@@ -92,74 +67,13 @@ def _one_after_the_other(applications: Iterable[PackedApplication], work: Callab
         raise ExceptionGroup("some applications failed", failures)
 
 
-def _spark(settings: Settings, what: str) -> Any:
-    from deeplambda.adapters.lake import spark_session
-
-    log = settings.data_dir / "logs" / f"batch-{what}.log"
-    with console.status(f"starting Spark ({settings.spark_master}); it logs to {log}"), _stderr_of_children(log):
-        return spark_session(settings, what)
-
-
-@contextmanager
-def _stderr_of_children(log: Path) -> Iterator[None]:
-    """Let processes that start meanwhile, which is Spark's JVM, write their stderr to `log`: ours is for people."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    own = os.dup(2)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(own, 2)
-            os.close(own)
-
-
-def _progress(done: ProgressColumn) -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn(), console=console)
-
-
-@data.command("put")
-def data_put(
-    application: ApplicationName,
-    folder: Annotated[Path, typer.Argument(help="the folder that holds the files", exists=True, file_okay=False)],
-) -> None:
-    """Upload the application's raw files as they are, each with its SHA-256.
-
-    What is on S3 already, byte for byte, is not sent again, nor are the parts of a large file that S3 has: an
-    interrupted run is taken up by running it again.
-    """
-    from batch_layer.raw_objects import files_of, raw_key
-
-    settings, packed = _packed(application)
-    names = files_of(packed.load(), folder)
-    store, sent = ObjectStore(settings), 0
-    with _progress(DownloadColumn()) as progress:
-        bar = progress.add_task("upload", total=sum((folder / name).stat().st_size for name in names))
-        for name in names:
-            sent += store.put_file(raw_key(packed.name, name), folder / name, partial(progress.advance, bar))
-    console.print(f"{sent} uploaded, {len(names) - sent} there already: s3://{store.bucket}/{raw_key(packed.name, '')}")
-
-
-@data.command("list")
-def data_list(application: ApplicationName) -> None:
-    """Show the application's raw objects, their sizes and recorded hashes."""
-    from batch_layer.raw_objects import raw_key
-
-    settings, packed = _packed(application)
-    store = ObjectStore(settings)
-    table = Table("object", "bytes", "SHA-256")
-    for found in store.list(raw_key(packed.name, "")):
-        table.add_row(found.key, f"{found.bytes:,}", store.digest(found.key) or "not recorded")
-    console.print(table)
-
-
 @batch.command("ingest")
 def batch_ingest(application: ApplicationName) -> None:
     """Check every row of the raw objects and append the new ones to `lake.<application>.examples`."""
     from batch_layer.pipeline import ingest_examples
 
-    settings, packed = _packed(application)
-    ingest_examples(_spark(settings, "ingest"), settings, packed, PipelineConsole(console))
+    settings, packed = packed_application(application)
+    ingest_examples(spark_of(settings, "ingest"), settings, packed, PipelineConsole(console))
 
 
 @batch.command("prepare")
@@ -171,8 +85,8 @@ def batch_prepare(
     from batch_layer.pipeline import prepare_shards
     from batch_layer.prepare import data_set
 
-    settings, packed = _packed(application)
-    spark = _spark(settings, "prepare")
+    settings, packed = packed_application(application)
+    spark = spark_of(settings, "prepare")
     prepare_shards(spark, settings, packed, data_set(spark, packed, snapshot), PipelineConsole(console))
 
 
@@ -184,9 +98,9 @@ def batch_train(
     from batch_layer.pipeline import train_and_publish
     from batch_layer.prepare import data_set
 
-    settings, packed = _packed(application)
+    settings, packed = packed_application(application)
     overrides = _hyperparameters(set_, packed)
-    spark = _spark(settings, "train")
+    spark = spark_of(settings, "train")
     dataset = data_set(spark, packed)
     given: Any = {"workers": workers, "init_from": init_from}
     train_and_publish(spark, settings, packed, dataset, overrides, PipelineConsole(console), **given)
@@ -201,8 +115,8 @@ def model_lineage(
     """Show what a version was made of: raw objects, rows, events, labels, code, and the versions it began from."""
     from batch_layer.lineage import lineage, lineage_tree
 
-    settings, packed = _packed(application)
-    found = lineage(_spark(settings, "lineage"), settings, packed.name, version)
+    settings, packed = packed_application(application)
+    found = lineage(spark_of(settings, "lineage"), settings, packed.name, version)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -235,9 +149,9 @@ def batch_tune(
     from batch_layer.prepare import data_set
     from batch_layer.tune import tune
 
-    settings, packed = _packed(application)
+    settings, packed = packed_application(application)
     overrides, shown = _hyperparameters(set_, packed), PipelineConsole(console)
-    spark = _spark(settings, "tune")
+    spark = spark_of(settings, "tune")
     dataset = data_set(spark, packed)
     prepare_shards(spark, settings, packed, dataset, shown)
     spark.stop()  # its executors' cores and memory are free for trials
@@ -255,7 +169,7 @@ def batch_tune(
         table.best_first(found)
     chosen = overrides | found[0].drawn
     if publish:
-        card = train_and_publish(_spark(settings, "tune"), settings, packed, dataset, chosen, shown)
+        card = train_and_publish(spark_of(settings, "tune"), settings, packed, dataset, chosen, shown)
         if promote:
             gate.promote(settings, packed, card.version)
             console.print(f"[green]champion[/]: {packed.name}/{card.version}")
@@ -276,9 +190,9 @@ def batch_run(
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
     from batch_layer.pipeline import run_pipeline
 
-    settings, packed_ones = _all_packed(applications)
+    settings, packed_ones = all_packed(applications)
     overrides = _hyperparameters(set_, *packed_ones)
-    spark = _spark(settings, "run")
+    spark = spark_of(settings, "run")
 
     def run(packed: PackedApplication) -> None:
         given: Any = {"promotes": promote, "workers": workers, "init_from": init_from}
@@ -307,8 +221,8 @@ def batch_recompute(
     """
     from batch_layer.recompute import recompute
 
-    settings, packed_ones = _all_packed(applications)
-    spark = _spark(settings, "recompute")
+    settings, packed_ones = all_packed(applications)
+    spark = spark_of(settings, "recompute")
 
     def score(packed: PackedApplication) -> None:
         with console.status(f"scoring the archive of {packed.name}"):
@@ -340,8 +254,8 @@ def batch_maintain(
     """
     from batch_layer.upkeep import maintain
 
-    settings, packed = _packed(application)
-    spark = _spark(settings, "maintain")
+    settings, packed = packed_application(application)
+    spark = spark_of(settings, "maintain")
     with console.status("looking" if dry_run else "tidying"):
         freed = maintain(spark, settings, packed.name, dry_run=dry_run)
     table = Table("what", "would go" if dry_run else "gone", "bytes", title=f"upkeep of {packed.name}")

@@ -97,6 +97,8 @@ class PipelineConsole:
         ):
             if rows:
                 self._console.print(f"{rows:,} rows {what}")
+        for reason in ingested.unexpected:
+            self._console.print(f"[yellow]unexpected[/]: {reason}")
         self._console.print(f"quarantined: {ingested.quarantined:,} rows; {ingested.duration_s:.1f} s")
 
     def prepared(self, dataset: "DataSet", announcements: Sequence[PartitionPrepared]) -> None:

@@ -6,12 +6,17 @@
 3. Every row is checked against the event schema and given its split (`row_checks`).
 4. Before anything is written, the whole is refused when an object is corrupt, when an event id or a declared group
    would be in two splits, or when a split would be empty.
-5. One Iceberg append adds the good rows that are not there yet, and those whose content is another than the newest of
-   their event id: corrections (`newest`). Another append puts the refused rows in `quarantine` with the reason.
+5. An Iceberg append puts the refused rows in `quarantine` with the reason.
+6. Another adds, on a branch, the good rows that are not there yet, and those whose content is another than the newest
+   of their event id: corrections (`newest`); but none that a person took back. There they are audited (`audit`), and
+   the figures are kept.
+7. If every hard expectation of the application holds, the branch's rows become the table's (`held_rows`). Otherwise
+   they wait there for a person, and whoever reads the table finds what was there before.
 """
 
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -19,7 +24,10 @@ from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_layer import held_rows, quality_rows
+from batch_layer.audit import audit
 from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
+from batch_layer.quality import broken, share
 from batch_layer.raw_objects import objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
 from batch_layer.row_checks import LEFT_OUT, checked_schema, reader_check
@@ -33,18 +41,23 @@ from batch_layer.whole_objects import (
     read_together,
 )
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import create_tables
+from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, written_by
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
+from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.errors import BadInput, CorruptObject, HeldBack
 from deeplambda.loading import PackedApplication
+from deeplambda.records.lifecycle import QualityMeasure, QualityMeasured
 from deeplambda.sources import Images, Reader, Source, split_names
+from deeplambda.state import registry
 
 _ORIGINAL = ["source", "source_sha256", "record"]
 """What tells quarantined rows apart from one run to the next; their numbers depend on how Spark divides a file."""
 
 
+_OUT_OF_RANGE = "should (be (greater|less) than|be a multiple|have at (least|most)|match pattern)"
+"""In pydantic's words, that a value has the declared type and not the declared range."""
 _CONTENT, _NTH = "__content", "__nth"  # no field of an event is called so
 _PLACE = ("source", "row", _CONTENT)
 """What orders rows of one event id; content only where two sources read one object."""
@@ -56,7 +69,8 @@ class Ingested:
 
     added: of new event ids. corrected: of ids that were there with other content. duplicates: rows whose event id a
     later row of the run has, by the object's name and the place in it. left_out: rows outside the intervals of
-    `ByTime`. unlabelled: good rows without a label. quarantined: rows put there by this run.
+    `ByTime`. unlabelled: good rows without a label. quarantined: rows put there by this run. unexpected: what the audit
+    found that breaks an expectation, in words.
     """
 
     found: Mapping[str, int]
@@ -67,13 +81,15 @@ class Ingested:
     duplicates: int = 0
     left_out: int = 0
     unlabelled: int = 0
+    unexpected: Sequence[str] = ()
 
 
 def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -> Ingested:
     """Append what is new in the application's raw objects. A second run adds nothing.
 
-    Raises: BadInput when an object is missing, a column is not there, rows are in two splits or a split is empty;
-    ConfigurationError; CorruptObject when an object is damaged; Conflict when another run is at it.
+    Raises: HeldBack when the new rows break a hard expectation; BadInput when an object is missing, a column is not
+    there, rows are in two splits or a split is empty; ConfigurationError; CorruptObject when an object is damaged;
+    Conflict when another run is at it.
     """
     application, started = packed.load(), time.monotonic()
     splits = split_names(application.sources, application.splits)
@@ -83,7 +99,7 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -
         create_tables(spark, application)  # within the lock: what another run has added by now is seen
         checked = _checked(spark, settings, packed, root).persist()
         try:
-            return _append(spark, application, checked, splits, started)
+            return _append(spark, settings, packed, checked, splits, started)
         finally:
             checked.unpersist()
 
@@ -111,14 +127,24 @@ def _checked(spark: SparkSession, settings: Settings, packed: PackedApplication,
 
 
 def _append(
-    spark: SparkSession, application: Application, checked: DataFrame, splits: tuple[str, ...], started: float
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    checked: DataFrame,
+    splits: tuple[str, ...],
+    started: float,
 ) -> Ingested:
+    application = packed.load()
     examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
     verdicts, columns = _verdicts(checked), spark.table(examples).columns
     fields = {*payload_schema(application.event).names, "label"}
     content = content_hash(column for column in spark.table(examples).schema if column.name in fields)
     good = checked.where("reason IS NULL").withColumn(_CONTENT, content)
+    if (taken_back := held_rows.taken_back(spark, application.name)) is not None:
+        same = ["event_id", _CONTENT, "source", "source_sha256"]  # a corrected object's rows are all welcome
+        good = good.join(taken_back.withColumn(_CONTENT, content).select(same), same, "left_anti").select(good.columns)
     ids = _ids(good, spark.table(examples).withColumn(_CONTENT, content)).persist()
+    unexpected: list[str] = []
     try:
         counts = ids.groupBy("split").agg(
             F.count("*").alias("found"),
@@ -136,31 +162,83 @@ def _append(
         found, added, corrected, rows = (
             sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
         )
+        quarantined = _quarantine(spark, quarantine, checked) if _refused(verdicts) else 0
         if changed := added + corrected:
             facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
             if added < rows:
                 facts = _facts(good, ids, few=changed <= SENT_TO_ALL)
-            # Each task writes its rows, a file for each split: dealt out by split, one task would write a whole split.
-            writer = facts.select(columns).writeTo(examples)
-            writer.option("distribution-mode", "none").option("fanout-enabled", "true").append()
+            facts = facts.select(columns)
+            of_run = [
+                *_of_verdicts(verdicts),
+                share("duplicates", rows - found, rows),
+                share("conflicting_ids", corrected, changed),
+            ]
+            unexpected = _publish_audited(spark, settings, packed, facts, newest, of_run)
     finally:
         ids.unpersist()
     return Ingested(
         found={split: row["found"] for split, row in by_split.items()},
         added={split: row["added"] for split, row in by_split.items() if row["added"]},
-        quarantined=_quarantine(spark, quarantine, checked) if _refused(verdicts) else 0,
+        quarantined=quarantined,
         duration_s=time.monotonic() - started,
         corrected={split: row["corrected"] for split, row in by_split.items() if row["corrected"]},
         duplicates=rows - found,
         left_out=sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT),
         unlabelled=sum(row["rows"] - row["labelled"] for row in verdicts if row["reason"] is None),
+        unexpected=unexpected,
     )
+
+
+def _publish_audited(
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    facts: DataFrame,
+    newest: DataFrame,
+    of_run: list[QualityMeasure],
+) -> list[str]:
+    """Write, audit, publish; the expectations that do not hold, in words. Raises: HeldBack where one is hard."""
+    name, application = packed.name, packed.load()
+    ingest_name = f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    branch = held_rows.new_branch(spark, name, ingest_name)
+    writer = facts.writeTo(held_rows.to_branch(name, branch)).option(SNAPSHOT_OPTION, branch)
+    # Each task writes its rows, a file for each split: dealt out by split, one task would write a whole split.
+    writer.option("distribution-mode", "none").option("fanout-enabled", "true").append()
+    written = written_by(spark, f"lake.{name}.examples", branch)
+    assert written is not None, "there are new rows"
+    with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
+        champion = registry.champion(connection, name)
+    measures = of_run + audit(spark, settings, packed, held_rows.added(spark, name, written), newest, champion)
+    found = broken(application.expectations, measures)
+    hard = [reason for expected, reason in found if expected.hard]
+    unexpected = [reason for _, reason in found]
+    measured = QualityMeasured(
+        application=name,
+        subject="ingest",
+        day=now().date(),
+        ingest=ingest_name,
+        snapshot=written.snapshot,
+        measures=measures,
+        broken=unexpected,
+        branch=branch if hard else None,
+    )
+    quality_rows.keep(spark, settings, measured)
+    if hard:
+        raise HeldBack(
+            f"new rows of {name} are held back on the branch {branch}: {'; '.join(hard)}",
+            "readers and training stay with the rows before; see the new ones: deeplambda sql "
+            f'"SELECT * FROM lake.{name}.examples VERSION AS OF {written.snapshot}"; then publish or drop them: '
+            f"'deeplambda data publish {name} {branch} --why …', or correct the files and ingest again",
+        )
+    held_rows.publish(spark, name, branch, written.snapshot)
+    return unexpected
 
 
 def _verdicts(checked: DataFrame) -> list[Row]:
     """Rows, labelled rows and the first detail by reason and split. Raises: CorruptObject, BadInput."""
     counts = F.count("*").alias("rows"), F.count("label").alias("labelled"), F.min("detail").alias("detail")
-    verdicts: list[Row] = checked.groupBy("reason", "split").agg(*counts).collect()
+    outside = F.count_if(F.col("detail").rlike(_OUT_OF_RANGE)).alias("outside")
+    verdicts: list[Row] = checked.groupBy("reason", "split").agg(*counts, outside).collect()
     for row in verdicts:
         if row["reason"] == CORRUPT_OBJECT:
             raise CorruptObject(row["detail"], "upload the original again with 'deeplambda data put', then ingest")
@@ -176,6 +254,17 @@ def _verdicts(checked: DataFrame) -> list[Row]:
 
 def _refused(verdicts: list[Row]) -> list[Row]:
     return [row for row in verdicts if row["reason"] not in (None, LEFT_OUT)]
+
+
+def _of_verdicts(verdicts: list[Row]) -> list[QualityMeasure]:
+    """Of the raw rows that were looked at: those refused, by reason, and those outside a declared range."""
+    rows = sum(row["rows"] for row in verdicts if row["reason"] != LEFT_OUT)
+    by_reason: dict[str, int] = {}
+    for row in _refused(verdicts):
+        by_reason[row["reason"]] = by_reason.get(row["reason"], 0) + row["rows"]
+    refused = [share("refused", some, rows, reason) for reason, some in by_reason.items()]
+    outside = sum(row["outside"] for row in _refused(verdicts))
+    return [*(refused or [share("refused", 0, rows)]), share("out_of_range", outside, rows)]
 
 
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:

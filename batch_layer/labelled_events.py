@@ -23,9 +23,9 @@ from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.counted_events import counted_events
+from batch_layer.counted_events import counted_events, counted_labels
 from batch_layer.newest import content_hash, newest_examples
-from deeplambda.adapters.lake import current_snapshot, read_snapshot
+from deeplambda.adapters.lake import current_snapshot
 from deeplambda.application import Application, Event, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -155,7 +155,7 @@ def _known(spark: SparkSession, packed: PackedApplication, pinned: LabelledEvent
     position of its first copy in the archive, if it has one, its copies, and whether it is an example."""
     spark.sparkContext.addPyFile(str(packed.zip_file))
     position, in_time = F.struct(*_POSITION), F.col("kafka_timestamp") <= F.lit(pinned.as_of)
-    labels = read_snapshot(spark, f"lake.{packed.name}.labels", pinned.labels_snapshot)
+    labels = counted_labels(spark, packed.name, pinned.labels_snapshot)
     columns = ["event_id", "label", *_POSITION]
     checked = labels.select(columns).mapInArrow(
         _checking_labels(packed), labels.select(columns).schema.add("reason", "string")

@@ -4,7 +4,8 @@
    partition's events in order, so all offsets before that are in it.
 2. Where the visible batch view is the champion's, only what the archive has gained past its horizon is looked at, for
    the version, and so its code, says the same of the rest; else all of it is.
-3. Spark scores every such event that passes the gate the stream uses; of an event sent twice the first copy counts.
+3. Spark scores every such event that nobody has withdrawn and that passes the gate the stream uses; of an event sent
+   twice the first copy counts. What was withdrawn since the visible view was made goes from it.
    What is refused, by the gate, by the champion's code or by its model, stands alone and goes to the quarantine.
 4. One Iceberg commit adds to `predictions`, or overwrites it: a new snapshot, which no view shows yet.
 5. Nothing more happens when too many events would lose the prediction that they have.
@@ -30,6 +31,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer import refusals
+from batch_layer.counted_events import POSITION, counted, withdrawn
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import (
@@ -119,12 +121,13 @@ def recompute(
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
         reaches = Horizon(offsets={**visible.horizon.offsets, **reached} if grows else reached)
+        events = counted(spark, packed.name, "events", events)
         seen = _scored(settings, champion, events).persist(StorageLevel.DISK_ONLY)
         try:
             scored, refused = seen.where("reason IS NULL"), seen.where("reason IS NOT NULL")
             base = None
             if grows:
-                base = _add(spark, view, visible.horizon, _first_copies(scored), run)
+                base = _add(spark, packed.name, visible.horizon, _first_copies(scored), run)
             else:
                 _first_copies(scored).writeTo(view).option(SNAPSHOT_OPTION, run).overwrite(F.lit(True))
             looked_at, count = seen.count(), refused.count()
@@ -167,17 +170,25 @@ def _gained(spark: SparkSession, events: DataFrame, horizon: Horizon) -> DataFra
     return events.join(F.broadcast(ends), "kafka_partition", "left").where(past).drop("absorbed")
 
 
-def _add(spark: SparkSession, view: str, horizon: Horizon, rows: DataFrame, run: str) -> int | None:
+def _add(spark: SparkSession, application: str, horizon: Horizon, rows: DataFrame, run: str) -> int | None:
     """Append to the visible batch view what it does not hold, for of an event sent again the first copy counts.
 
     The snapshot that was appended to.
     """
-    table = view.removeprefix("lake.")
+    view, table = f"lake.{application}.predictions", f"{application}.predictions"
     spark.sql(f"CALL lake.system.set_current_snapshot('{table}', {horizon.snapshot})")
     if snapshot_size(spark, view, horizon.snapshot).files > _MANY_FILES:  # type: ignore[arg-type]  # it grows
         spark.sql(f"CALL lake.system.rewrite_data_files(table => '{table}')")
-    there = read_snapshot(spark, view, horizon.snapshot).select("event_id")  # type: ignore[arg-type]  # it grows
+    gone = withdrawn(spark, application, "events")
+    if gone is not None and spark.table(view).join(gone, list(POSITION), "left_semi").count():
+        gone.createOrReplaceTempView("withdrawn_positions")
+        spark.sql(
+            f"MERGE INTO {view} AS there USING withdrawn_positions AS gone ON there.kafka_partition = "
+            "gone.kafka_partition AND there.kafka_offset = gone.kafka_offset WHEN MATCHED THEN DELETE"
+        )
+        spark.catalog.dropTempView("withdrawn_positions")
     base = current_snapshot(spark, view)
+    there = read_snapshot(spark, view, base).select("event_id")  # type: ignore[arg-type]  # it grows
     rows.join(there, "event_id", "left_anti").writeTo(view).option(SNAPSHOT_OPTION, run).append()
     return base
 
@@ -200,7 +211,7 @@ def _first_copies(scored: DataFrame) -> DataFrame:
 
 
 @lru_cache(maxsize=2)
-def _loaded(settings: Settings, champion_json: str) -> "tuple[LoadedCode, torch.nn.Module]":
+def loaded(settings: Settings, champion_json: str) -> "tuple[LoadedCode, torch.nn.Module]":
     """The champion's code and model, kept by the worker between tasks."""
     import torch
 
@@ -214,12 +225,12 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
     champion_json, version = champion.model_dump_json(), champion.version
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        code, model = _loaded(settings, champion_json)
+        code, model = loaded(settings, champion_json)
         for batch in batches:
             inputs = batch.to_pylist()
             records = [(None if row["event_id"] is None else bytes(row["event_id"]), row["value"]) for row in inputs]
             admitted = admit(code.featurizer, records, limit_bytes=settings.event_limit_bytes)
-            found = _answered(model, code.application.objective, admitted.features)
+            found = answered(model, code.application.objective, admitted.features)
             rows = [inputs[admitted.rows_N[n]] for n in found.rows_N]
             events = [admitted.events_N[n] for n in found.rows_N]
             yield _seen(
@@ -250,7 +261,7 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
     return score
 
 
-def _answered(model: "torch.nn.Module", objective: Objective, features: Features) -> Answers:
+def answered(model: "torch.nn.Module", objective: Objective, features: Features) -> Answers:
     """The predictions of the rows for which the model has an answer, and why the others have none."""
     import torch
 

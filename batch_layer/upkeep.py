@@ -6,7 +6,7 @@
 2. Files below a table that no snapshot knows go, once they are old enough not to be a write in progress.
 3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
    the champion nor a version of the last days was trained on, and tunings and uploads that nobody took up again.
-4. In MySQL, records of the outbox go that Kafka has had for long.
+4. In MySQL, records of the outbox go that Kafka has had for long, and marks of replays whose dead letters are gone.
 """
 
 import logging
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pyspark.sql import SparkSession
-from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select
+from sqlalchemy import Table as MySqlTable
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import TABLES, change_tag
@@ -28,7 +29,7 @@ from deeplambda.config import Settings
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_batch_view
-from deeplambda.state.tables import OUTBOX
+from deeplambda.state.tables import OUTBOX, REPLAYED_LETTERS
 
 KEPT_SNAPSHOTS = timedelta(hours=1)
 """How long a snapshot stays that nothing pins. Who reads one for longer holds a tag on it meanwhile: `lake.held`."""
@@ -37,6 +38,8 @@ RETAINED = 100
 ORPHANS_AFTER = timedelta(days=3)
 FINISHED_AFTER = timedelta(days=1)
 """How long a published run's checkpoints stay, so that a loop that was broken off goes on from them."""
+REPLAYED_KEPT = timedelta(days=30)
+"""As long as Kafka keeps dead letters, by which a record is sent again."""
 SMALL_FILES = 20
 """From so many on, small files are worth writing together."""
 
@@ -44,7 +47,7 @@ _log = logging.getLogger(__name__)
 _TAG = "deeplambda-{}"
 _OURS = re.compile(r"deeplambda-(\d+)")
 _OFTEN_COMMITTED = ("events", "labels")
-_COMPACTED = ("events", "labels", "quarantine", "models", "model_metrics")
+_COMPACTED = ("events", "labels", "quarantine", "models", "model_metrics", "data_quality", "withdrawals")
 """Not `examples`, whose snapshot tells one data set from another, nor `predictions`: a recomputation goes on from the
 snapshot that the horizon shows, and writes its files together itself."""
 
@@ -101,7 +104,9 @@ def maintain(
                 freed.add("unfinished uploads", 1, upload.bytes)
                 if not dry_run:
                     store.abort(upload)
-        freed.add("outbox records", _trim_outbox(engine, now() - days, dry_run=dry_run))
+        relayed, replayed = OUTBOX.c.published_at < now() - days, REPLAYED_LETTERS.c.at < now() - REPLAYED_KEPT
+        freed.add("outbox records", _trim(engine, OUTBOX, relayed, dry_run=dry_run))
+        freed.add("marks of replays", _trim(engine, REPLAYED_LETTERS, replayed, dry_run=dry_run))
     return freed
 
 
@@ -135,15 +140,15 @@ class Table:
         rows = self._spark.sql(f"SELECT snapshot_id, committed_at FROM lake.{self._table}.snapshots ORDER BY 2")
         return [(row.snapshot_id, row.committed_at.astimezone()) for row in rows.collect()]
 
-    def tagged(self) -> dict[str, int]:
-        """The snapshots by tag."""
-        rows = self._spark.sql(f"SELECT name, snapshot_id FROM lake.{self._table}.refs WHERE type = 'TAG'").collect()
+    def named(self) -> dict[str, int]:
+        """The snapshots by tag or branch."""
+        rows = self._spark.sql(f"SELECT name, snapshot_id FROM lake.{self._table}.refs").collect()
         return {row.name: row.snapshot_id for row in rows}
 
     def pin(self, wanted: set[int]) -> None:
         """Have tags of ours on these snapshots and on no others."""
         table = f"lake.{self._table}"
-        tagged = {int(found[1]): name for name in self.tagged() if (found := _OURS.fullmatch(name))}
+        tagged = {int(found[1]): name for name in self.named() if (found := _OURS.fullmatch(name))}
         for snapshot in sorted(wanted - tagged.keys()):
             change_tag(self._spark, table, f"CREATE OR REPLACE TAG `{_TAG.format(snapshot)}` AS OF VERSION {snapshot}")
         for snapshot in sorted(tagged.keys() - wanted):
@@ -206,7 +211,7 @@ def _maintain_table(
     cutoff, snapshots = now() - kept, table.snapshots()
     there = {snapshot for snapshot, _ in snapshots}
     wanted = (pinned & there) | kept_by_age(snapshots, cutoff, now() - days)
-    held = wanted | set(table.tagged().values()) | {snapshot for snapshot, _ in snapshots[-RETAINED:]}
+    held = wanted | set(table.named().values()) | {snapshot for snapshot, _ in snapshots[-RETAINED:]}
     expired = [snapshot for snapshot, at in snapshots if at < cutoff and snapshot not in held]
     freed.add("snapshots", len(expired))
     if expired and not dry_run:
@@ -256,9 +261,8 @@ def _untouched(objects: Iterable[StoredObject], before: datetime) -> bool:
     return all(each.modified < before for each in objects)
 
 
-def _trim_outbox(engine: Engine, before: datetime, *, dry_run: bool) -> int:
-    old = OUTBOX.c.published_at < before
+def _trim(engine: Engine, table: MySqlTable, old: ColumnElement[bool], *, dry_run: bool) -> int:
     with mysql.mysql_errors(), engine.begin() as connection:
         if dry_run:
             return connection.scalar(select(func.count()).where(old)) or 0
-        return connection.execute(delete(OUTBOX).where(old)).rowcount
+        return connection.execute(delete(table).where(old)).rowcount

@@ -129,7 +129,9 @@ def _raw_rows(application: Application, source: Source, store: ObjectStore) -> I
     origin: dict[str, Any] = {"source": first, "source_sha256": ""}
     try:
         raw = {name: store.get(raw_key(application.name, name)) for name in source.objects}
-        origin["source_sha256"] = sha256_of(raw[first])
+        digests = [sha256_of(content) for content in raw.values()]
+        # Of several that are read together, rows are of another source as soon as one of them has changed.
+        origin["source_sha256"] = digests[0] if len(digests) == 1 else sha256_of("".join(digests).encode())
         for number, row in enumerate(application.examples(source, raw)):
             yield origin | {"row": number} | checks.of_raw(row)
     except (CorruptObject, ValueError) as exc:  # ValueError: sources of unequal length

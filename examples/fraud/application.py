@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from deeplambda.application import Application, Choice, Event, LogUniform
+from deeplambda.application import EXPECTATIONS, Application, Choice, Event, Expect, LogUniform
 from deeplambda.features import Tensor
 from deeplambda.objective import Classification
 from deeplambda.sources import ByTime, Parquet
@@ -41,6 +41,7 @@ class Fraud(Application):
     features = Tensor("float32", (7,))
     objective = Classification(("0", "1"), weights=(1.0, 10.0))  # as the file names them; one payment in 112 is a fraud
     metrics = ("average_precision", "roc_auc")  # of so few frauds, accuracy says nothing
+    expectations = (*EXPECTATIONS, Expect("out_of_range", 0.001))  # else the amounts are in another currency
     hyperparameters = {"epochs": 8, "batch_size": 128, "learning_rate": 3e-3, "weight_decay": 0.01, "hidden": 32}  # noqa: RUF012
     search_space = {"learning_rate": LogUniform(3e-4, 1e-2), "hidden": Choice((16, 32, 64))}  # noqa: RUF012
 

@@ -27,12 +27,13 @@ _CHUNK_ROWS = 2_000
 class Versions:
     """The inputs of a refresh: while none has changed, another refresh would make the same tables.
 
-    labels, metrics: snapshots of these tables. day: the day of the refresh, for rows older than KEPT leave.
+    labels, metrics, withdrawals: snapshots of these tables. day: of the refresh, for rows older than KEPT leave.
     """
 
     horizon: Horizon
     labels: int | None
     metrics: int | None
+    withdrawals: int | None
     day: int
 
 
@@ -42,6 +43,7 @@ def newest_versions(spark: SparkSession, application: str, horizon: Horizon, at:
         horizon=horizon,
         labels=current_snapshot(spark, f"lake.{application}.labels"),
         metrics=current_snapshot(spark, f"lake.{application}.model_metrics"),
+        withdrawals=_withdrawals(spark, application),
         day=at.toordinal(),
     )
 
@@ -49,32 +51,48 @@ def newest_versions(spark: SparkSession, application: str, horizon: Horizon, at:
 def refresh(spark: SparkSession, engine: Engine, application: str, versions: Versions, at: datetime) -> int:
     """Make both tables anew; returns the rows of `recent_predictions`. Raises: NotReady when MySQL is away."""
     lacking = lacking_columns(spark, application, versions.horizon)
-    predictions = _rows(spark, recent_predictions_sql(application, versions.horizon, at - KEPT, lacking))
+    marked = versions.withdrawals is not None
+    query = recent_predictions_sql(application, versions.horizon, at - KEPT, lacking, withdrawals=marked)
+    predictions = _rows(spark, query)
     _replace(engine, RECENT_PREDICTIONS, application, predictions)
     _replace(engine, RECENT_MODEL_METRICS, application, _rows(spark, model_metrics_sql(application)))
     return len(predictions)
 
 
+def _withdrawals(spark: SparkSession, application: str) -> int | None:
+    table = f"lake.{application}.withdrawals"  # a lake of before there were any has no such table
+    return current_snapshot(spark, table) if spark.catalog.tableExists(table) else None
+
+
 def recent_predictions_sql(
-    application: str, horizon: Horizon, since: datetime, lacking: Collection[str] = ()
+    application: str, horizon: Horizon, since: datetime, lacking: Collection[str] = (), *, withdrawals: bool = False
 ) -> str | None:
     """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view.
 
     A label that is too long for its column stays in the archive alone: one would keep all rows from being made anew.
-    lacking: columns that the horizon's snapshot does not have.
+    lacking: columns that the horizon's snapshot does not have. withdrawals: whether some events or labels may be
+    withdrawn.
     """
     if horizon.snapshot is None:
         return None
     columns = ", ".join(VIEW_SCHEMA.names)
+    events, labels = (
+        f"""LEFT ANTI JOIN (SELECT kafka_partition, kafka_offset FROM lake.{application}.withdrawals
+            WHERE topic = '{topic}') USING (kafka_partition, kafka_offset)"""
+        if withdrawals
+        else ""
+        for topic in ("events", "labels")
+    )
     return f"""
         SELECT {columns}, label
         FROM (
             SELECT {batch_columns(lacking)} FROM lake.{application}.predictions VERSION AS OF {horizon.snapshot}
+            {events}
             WHERE occurred_at >= TIMESTAMP '{since.isoformat()}' ORDER BY occurred_at DESC LIMIT {ROWS_LIMIT}
         )
         LEFT JOIN (
             SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_offset)) AS label
-            FROM lake.{application}.labels
+            FROM lake.{application}.labels {labels}
             WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT} GROUP BY event_id
         ) USING (event_id)"""
 

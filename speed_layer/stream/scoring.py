@@ -59,7 +59,7 @@ class Scorer:
             admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes, within_s=math.inf)
             if not admitted.events_N and self._code.renew():
                 continue
-            out = [dead_letter(self._name, rows[n], refusal) for n, refusal in admitted.refused]
+            out = [dead_letter(self._name, rows[n], refusal, self._code.version) for n, refusal in admitted.refused]
             try:
                 return out + self._scored(featurizer, rows, admitted)
             except OtherFeatures as other:
@@ -108,6 +108,7 @@ class Scorer:
                 self._name,
                 rows[admitted.rows_N[n]],
                 RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED),
+                self._code.version,
             )
             for n, refusal in refused.items()
         ]
@@ -137,7 +138,7 @@ def scoring(settings: Settings, name: str) -> Callable[[Iterator[pa.RecordBatch]
     return score
 
 
-def dead_letter(application: str, row: dict[str, Any], refusal: RefusedEvent) -> Record:
+def dead_letter(application: str, row: dict[str, Any], refusal: RefusedEvent, model_version: int | None) -> Record:
     letter = DeadLetter.of_record(
         application=application,
         reason=refusal.reason,
@@ -148,5 +149,6 @@ def dead_letter(application: str, row: dict[str, Any], refusal: RefusedEvent) ->
         received_at=row["timestamp"],
         key=row["key"],
         value=row["value"],
+        model_version=model_version,
     )
     return topics.dead_letters(application), letter.record_key.encode(), letter.model_dump_json().encode()

@@ -59,6 +59,43 @@ class LogUniform:
     high: float
 
 
+MEASURES: Mapping[str, str] = {
+    "out_of_range": "accuracy",
+    "label_conflicts": "accuracy",
+    "label_shift": "accuracy",
+    "champion_disagreement": "accuracy",
+    "nulls": "completeness",
+    "unlabelled": "completeness",
+    "missing_offsets": "completeness",
+    "duplicates": "consistency",
+    "conflicting_ids": "consistency",
+    "leaks": "consistency",
+    "delay_s": "timeliness",
+    "unreadable": "accessibility",
+    "refused": "validity",
+}
+"""What is measured of new rows and of a day's events, and the dimension of quality it belongs to: docs/loop.md."""
+
+
+@dataclass(frozen=True)
+class Expect:
+    """A bound on a measure of new rows, one of `MEASURES`. field: of the event, or whatever else the measure tells
+    apart; None: each of them. hard: whether rows that break it are held back from training until a person decides."""
+
+    measure: str
+    at_most: float
+    field: str | None = None
+    hard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ConfigurationError(f"there is no measure {self.measure!r}", f"there are {', '.join(MEASURES)}")
+
+
+EXPECTATIONS = (Expect("unreadable", 0), Expect("label_shift", 0.3), Expect("champion_disagreement", 0.2))
+"""What is expected of every application's new rows that declares nothing else; add to them by (*EXPECTATIONS, …)."""
+
+
 class Application(ABC):
     """Subclass this once; see `examples/digits/application.py` for one in 40 lines."""
 
@@ -79,6 +116,8 @@ class Application(ABC):
     if wanted gradient_clip (the largest norm of a step's gradient) and patience (epochs without a better first metric
     on the split `validation` after which training ends)."""
     search_space: ClassVar[Mapping[str, Choice | LogUniform]] = {}
+    expectations: ClassVar[Sequence[Expect]] = EXPECTATIONS
+    """Bounds on the quality of new rows; what breaks a hard one waits on a branch of the lake for a person."""
     features: ClassVar[Tensor | Specification | None] = None
     """What `transform` gives: one tensor, or several by name. None: whatever it gives in training, ever after."""
     transform_limit_s: ClassVar[float] = 10.0

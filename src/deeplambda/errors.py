@@ -5,6 +5,7 @@ DeepLambdaError
 ├── BadInput                data that breaks its contract; never retried
 │   ├── InvalidEvent        one event; the stream dead-letters it, REST answers 422
 │   ├── CorruptObject       an object whose hash differs from the recorded one
+│   ├── HeldBack            new rows that break a hard expectation; they wait on a branch for a person's word
 │   ├── TooManyRefused      a batch view that would drop too many events that have a prediction
 │   └── UnknownApplication  no application of that name
 ├── Unauthorized            a caller without a valid token
@@ -48,6 +49,10 @@ class InvalidEvent(BadInput):
 
 class CorruptObject(BadInput):
     """An object whose hash differs from the recorded one."""
+
+
+class HeldBack(BadInput):
+    """New rows that break a hard expectation of their application; readers and training do not see them."""
 
 
 class TooManyRefused(BadInput):

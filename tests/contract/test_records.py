@@ -98,6 +98,32 @@ WRITTEN = [
         }
         for name in ("RecordsExpired", "RecordsSkipped")
     ),
+    {
+        "type": "QualityMeasured",
+        "application": "digits",
+        "at": AT,
+        "subject": "ingest",
+        "day": "2026-01-02",
+        "ingest": "20260102-030405-ab12",
+        "snapshot": 9007199254740993,
+        "measures": [{"dimension": "completeness", "measure": "nulls", "field": "city", "value": 0.25, "rows": 40}],
+        "broken": ["nulls of city is 0.25 over 40 rows, at most 0.1 is expected"],
+        "branch": "ingest-20260102-030405-ab12",
+    },
+    {
+        "type": "DataChanged",
+        "application": "digits",
+        "at": AT,
+        "kind": "rolled_back",
+        "table": "examples",
+        "snapshot": 9007199254740993,
+        "previous": 9007199254740994,
+        "subject": None,
+        "rows": 40,
+        "versions": [3],
+        "who": "ada",
+        "why": "labels of another data set",
+    },
 ]
 
 

@@ -131,8 +131,12 @@ class Publisher:
 
     def send_bytes(self, topic: str, key: str | None, value: bytes) -> None:
         """Queue one record whose value is JSON already. Raises: NotReady."""
+        self.send_record(topic, None if key is None else key.encode(), value)
+
+    def send_record(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        """Queue one record as it is. Raises: NotReady."""
         with kafka_errors(self._settings):
-            self._pending.append(self._producer.send(topic, key=None if key is None else key.encode(), value=value))
+            self._pending.append(self._producer.send(topic, key=key, value=value))
 
     def flush(self, timeout_s: float = 30) -> None:
         """Wait until every queued record is stored. Raises: NotReady when one is not; queue it again."""

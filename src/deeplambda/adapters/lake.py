@@ -84,6 +84,18 @@ TABLES: Mapping[str, tuple[str, str]] = {
         "recorded_at TIMESTAMP NOT NULL",
         "",
     ),
+    "data_quality": (
+        "subject STRING NOT NULL, day DATE NOT NULL, ingest STRING, snapshot BIGINT, dimension STRING NOT NULL, "
+        "measure STRING NOT NULL, field STRING, value DOUBLE NOT NULL, rows BIGINT NOT NULL, "
+        "measured_at TIMESTAMP NOT NULL",
+        "",
+    ),
+    "withdrawals": (  # topic: events or labels
+        "withdrawal STRING NOT NULL, topic STRING NOT NULL, event_id STRING, kafka_partition INT NOT NULL, "
+        "kafka_offset BIGINT NOT NULL, withdrawn_at TIMESTAMP NOT NULL, withdrawn_by STRING NOT NULL, "
+        "why STRING NOT NULL",
+        "",
+    ),
 }
 
 

@@ -28,6 +28,7 @@ _DELETED_AT_ONCE = 1000  # S3's limit
 PART_BYTES = 64 * 2**20
 """Of a large file, what is sent and held at once. S3Proxy takes at most 128 MiB in one request."""
 _MOST_PARTS = 10_000  # S3's limit
+_PIECE_BYTES = 2**20
 
 
 Sent = Callable[[int], None]
@@ -223,6 +224,22 @@ class ObjectStore:
                 "restore the object, or upload it again",
             )
         return content
+
+    def is_sound(self, key: str) -> bool:
+        """Whether the object can be read to its end and has the SHA-256 that was recorded with it, if one was.
+
+        It is read in pieces, of whatever size it is. Raises: NotReady.
+        """
+        digest = hashlib.new(_HASH)
+        try:
+            with self._errors(key):
+                response = self.client.get_object(Bucket=self.bucket, Key=key)
+                for piece in response["Body"].iter_chunks(_PIECE_BYTES):
+                    digest.update(piece)
+        except BadInput:
+            return False
+        recorded = response["Metadata"].get(_HASH)
+        return recorded in (None, digest.hexdigest())
 
     def list(self, prefix: str) -> list[StoredObject]:
         """Every object under `prefix`. Raises: NotReady."""

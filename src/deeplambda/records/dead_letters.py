@@ -22,6 +22,7 @@ class DeadLetter(BaseModel):
     reason: a short class, for counting (for events: `deeplambda.records.decoding.Reason`). detail: the sentence for a
     person. topic, partition, offset, received_at: where and when the broker stored the record. value_size_bytes: of the
     whole value, so that a cut one can be recognised; as long as `topic` retains the record, it has the whole value.
+    model_version: whose code refused it, where that is known.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -38,6 +39,7 @@ class DeadLetter(BaseModel):
     key_base64: str | None = None
     value_base64: str | None = None
     value_size_bytes: int = 0
+    model_version: int | None = None
 
     @classmethod
     def of_record(
@@ -53,6 +55,7 @@ class DeadLetter(BaseModel):
         key: bytes | None,
         value: bytes | None,
         event_id: str | None = None,
+        model_version: int | None = None,
     ) -> Self:
         """The letter for a Kafka record with this key and value."""
         return cls(
@@ -67,6 +70,7 @@ class DeadLetter(BaseModel):
             key_base64=None if key is None else b64encode(key[:KEPT_KEY_BYTES]).decode(),
             value_base64=None if value is None else b64encode(value[:KEPT_VALUE_BYTES]).decode(),
             value_size_bytes=len(value or b""),
+            model_version=model_version,
         )
 
     @property

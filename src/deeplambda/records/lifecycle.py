@@ -3,6 +3,7 @@
 Their JSON form is public: a field may be added, none is renamed or removed.
 """
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
@@ -132,6 +133,55 @@ class RecordsSkipped(_OfOffsets):
     type: Literal["RecordsSkipped"] = "RecordsSkipped"
 
 
+class QualityMeasure(BaseModel):
+    """One figure of the quality of some rows: `deeplambda.application.MEASURES`. field: what it is of; None: all."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    dimension: str
+    measure: str
+    field: str | None = None
+    value: float
+    rows: int
+
+
+class QualityMeasured(_LifecycleRecord):
+    """The quality of an ingest's new rows, or of a day's events, has been measured.
+
+    subject: `ingest` or `events`. day: which day's. ingest: the ingest's name. snapshot: where the rows are. broken:
+    the expectations that do not hold, in words. branch: where the new rows wait that break a hard one.
+    """
+
+    type: Literal["QualityMeasured"] = "QualityMeasured"
+    subject: Literal["ingest", "events"]
+    day: date
+    ingest: str | None = None
+    snapshot: int | None = None
+    measures: list[QualityMeasure]
+    broken: list[str] = []
+    branch: str | None = None
+
+
+class DataChanged(_LifecycleRecord):
+    """A person has changed which rows count: published or dropped held ones, rolled a table back, withdrawn records or
+    restored them.
+
+    table: of the lake. snapshot: the table's newest after it, previous: before it. subject: a branch's or a
+    withdrawal's name. versions: models that learned from rows that no longer count.
+    """
+
+    type: Literal["DataChanged"] = "DataChanged"
+    kind: Literal["published", "dropped", "rolled_back", "withdrawn", "restored"]
+    table: str
+    snapshot: int | None
+    previous: int | None
+    subject: str | None = None
+    rows: int
+    versions: list[int] = []
+    who: str
+    why: str
+
+
 LifecycleRecord = Annotated[
     PartitionPrepared
     | EpochTrained
@@ -141,7 +191,9 @@ LifecycleRecord = Annotated[
     | ModelRolledBack
     | BatchViewPublished
     | RecordsExpired
-    | RecordsSkipped,
+    | RecordsSkipped
+    | QualityMeasured
+    | DataChanged,
     Field(discriminator="type"),
 ]
 LIFECYCLE_RECORD: TypeAdapter[LifecycleRecord] = TypeAdapter(LifecycleRecord)

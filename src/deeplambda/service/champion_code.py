@@ -18,13 +18,13 @@ _LOOK_EVERY_S = 0.5
 
 
 class ChampionCode:
-    """Keeps one application's featurizer; one lives in each process that makes features."""
+    """Keeps one application's featurizer; one lives in each process that makes features. version: whose it is."""
 
     def __init__(self, settings: Settings, name: str, client: ModelClient, *, patience_s: float) -> None:
         self._settings, self._name, self._client, self._patience_s = settings, name, client, patience_s
         self._store = ObjectStore(settings)
         self._featurizer: Featurizer | None = None
-        self._version: int | None = None
+        self.version: int | None = None
 
     def current(self) -> Featurizer:
         """The one loaded last; at first, that of the version that serves. Raises: NotReady when none does in time."""
@@ -33,7 +33,7 @@ class ChampionCode:
     def load(self, version: int) -> Featurizer:
         """Take up a version's code and learned state. Raises: CorruptObject, BadInput, NotReady."""
         card = fetch_card(self._store, self._name, version)
-        self._featurizer, self._version = load_code(self._store, self._settings, card).featurizer, version
+        self._featurizer, self.version = load_code(self._store, self._settings, card).featurizer, version
         return self._featurizer
 
     def renew(self) -> bool:
@@ -44,7 +44,7 @@ class ChampionCode:
         """
         known = self._featurizer
         serving = self._serving_version()
-        return serving != self._version and (known is None or self.load(serving).id != known.id)
+        return serving != self.version and (known is None or self.load(serving).id != known.id)
 
     def _serving_version(self) -> int:
         deadline = time.monotonic() + self._patience_s

@@ -110,6 +110,32 @@ PROMOTIONS = Table(
     Column("at", UtcDateTime, nullable=False),
     Index("promotions_by_application", "application", "id"),
 )
+DATA_CHANGES = Table(
+    "data_changes",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("kind", String(16), nullable=False, comment="published, dropped, rolled_back, withdrawn or restored"),
+    Column("table_name", _NAME, nullable=False),
+    Column("snapshot", BigInteger, comment="the table's newest after the change"),
+    Column("previous", BigInteger, comment="before it"),
+    Column("subject", String(64), comment="a branch's or a withdrawal's name"),
+    Column("changed_rows", BigInteger, nullable=False),
+    Column("who", _NAME, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index("data_changes_by_application", "application", "id"),
+)
+REPLAYED_LETTERS = Table(
+    "replayed_letters",
+    SCHEMA,
+    Column("topic", String(249), primary_key=True, comment="where the refused record stands"),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("who", _NAME, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index("replayed_by_time", "at"),
+)
 HORIZONS = Table(
     "horizons",
     SCHEMA,

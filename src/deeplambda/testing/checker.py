@@ -175,6 +175,15 @@ def _check_event(work: Work) -> str:
             "give it another name; a label is no part of an event",
             f"{event.__name__}.{name}",
         )
+    optional = [field.name for field in schema if field.nullable]
+    for expected in work.application.expectations:
+        if expected.measure == "nulls" and expected.field not in (None, *optional):
+            work.find(
+                "event",
+                f"an expectation bounds the nulls of {expected.field!r}, of which there are none",
+                f"name a field that may be None: {', '.join(optional) or 'there is none'}",
+                "expectations",
+            )
     try:
         event.model_json_schema()
     except Exception as exc:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from batch_layer.recompute import _PASS_ROWS, _answered
+from batch_layer.recompute import _PASS_ROWS, answered
 from deeplambda.objective import Regression
 
 ROWS = 2 * _PASS_ROWS + 40
@@ -22,14 +22,14 @@ class Fussy(nn.Module):
 
 
 def test_every_row_of_several_passes_has_the_answer_of_its_own_place() -> None:
-    answered = _answered(nn.Identity(), Regression(), FEATURES)
-    assert answered.rows_N == list(range(ROWS))
-    assert answered.numbers_N == list(range(ROWS))
+    found = answered(nn.Identity(), Regression(), FEATURES)
+    assert found.rows_N == list(range(ROWS))
+    assert found.numbers_N == list(range(ROWS))
 
 
 def test_of_the_pass_in_which_the_model_fails_only_the_culprit_is_refused() -> None:
-    answered = _answered(Fussy(), Regression(), FEATURES)
+    found = answered(Fussy(), Regression(), FEATURES)
     others = [row for row in range(ROWS) if row != _PASS_ROWS + 1]
-    assert list(answered.rows_N) == others
-    assert answered.numbers_N == pytest.approx(others)
-    assert "I do not like this one" in answered.refused[_PASS_ROWS + 1].message
+    assert list(found.rows_N) == others
+    assert found.numbers_N == pytest.approx(others)
+    assert "I do not like this one" in found.refused[_PASS_ROWS + 1].message

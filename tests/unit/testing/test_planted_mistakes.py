@@ -123,6 +123,16 @@ MISTAKES = [
         line="class Small(Application)",
     ),
     Mistake(
+        "an expectation of a field that is never null",
+        (
+            ("import Application, Choice, Event, LogUniform", "import Application, Choice, Event, Expect, LogUniform"),
+            ('    name = "small"', '    name = "small"\n    expectations = (Expect("nulls", 0.1, field="size"),)'),
+        ),
+        "event",
+        ("nulls of 'size'", "note"),
+        line="expectations =",
+    ),
+    Mistake(
         "no column type",
         (("size: Annotated", "parts: set[int]\n    size: Annotated"),),
         "source",

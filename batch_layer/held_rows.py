@@ -1,0 +1,98 @@
+"""Held rows: what an ingest adds waits on a branch of `examples` until it is audited, and longer where a person has to
+decide. Readers of the table see the rows once they are published, which is one change of a reference.
+
+There is one branch at a time, for an ingest reads all raw objects: what the next one adds comprises what waits.
+"""
+
+from functools import reduce
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from deeplambda.adapters.lake import Written, change_tag, read_snapshot
+from deeplambda.errors import BadInput
+
+_PREFIX, _TAKEN_BACK = "ingest-", "taken-back-"
+
+
+def branches(spark: SparkSession, application: str) -> dict[str, int]:
+    """The newest snapshot of each branch that waits, by its name."""
+    refs = f"lake.{application}.examples.refs"
+    found = spark.sql(f"SELECT name, snapshot_id FROM {refs} WHERE type = 'BRANCH' AND name LIKE '{_PREFIX}%'")
+    return {row.name: row.snapshot_id for row in found.collect()}
+
+
+def new_branch(spark: SparkSession, application: str, ingest: str) -> str:
+    """A branch that begins where the table is now, in place of any that waits; the table to write to."""
+    table, branch = f"lake.{application}.examples", f"{_PREFIX}{ingest}"
+    for waiting in branches(spark, application):
+        drop(spark, application, waiting)
+    change_tag(spark, table, f"CREATE OR REPLACE BRANCH `{branch}`")
+    return branch
+
+
+def to_branch(application: str, branch: str) -> str:
+    """What Spark writes to in order to add to the branch."""
+    return f"lake.{application}.examples.`branch_{branch}`"
+
+
+def added(spark: SparkSession, application: str, written: Written) -> DataFrame:
+    """The rows that one append to `examples`, or to a branch of it, has added."""
+    if written.parent is None:
+        return read_snapshot(spark, f"lake.{application}.examples", written.snapshot)
+    between = spark.read.option("start-snapshot-id", written.parent).option("end-snapshot-id", written.snapshot)
+    return between.table(f"lake.{application}.examples")
+
+
+def publish(spark: SparkSession, application: str, branch: str, snapshot: int) -> None:
+    """Make the rows of the branch, whose newest snapshot this is, the table's."""
+    spark.sql(f"CALL lake.system.set_current_snapshot(table => '{application}.examples', snapshot_id => {snapshot})")
+    drop(spark, application, branch)
+
+
+def drop(spark: SparkSession, application: str, branch: str) -> None:
+    """Give a branch up; its rows go with the table's old snapshots."""
+    change_tag(spark, f"lake.{application}.examples", f"DROP BRANCH IF EXISTS `{branch}`")
+
+
+def take_back(spark: SparkSession, application: str, snapshot: int) -> None:
+    """Keep a snapshot whose rows are not to come again with the next ingest, and remember that they are not."""
+    tag = f"CREATE OR REPLACE TAG `{_TAKEN_BACK}{snapshot}` AS OF VERSION {snapshot}"
+    change_tag(spark, f"lake.{application}.examples", tag)
+
+
+def taken_back(spark: SparkSession, application: str) -> DataFrame | None:
+    """The rows of ingests that a person took back, and that nobody has brought back since; None where there are none.
+
+    An ingest reads all raw objects each time, and would add them again until their object is corrected.
+    """
+    table = f"lake.{application}.examples"
+    tags = spark.sql(f"SELECT snapshot_id FROM {table}.refs WHERE name LIKE '{_TAKEN_BACK}%'").collect()
+    if not tags:
+        return None
+    rows = reduce(DataFrame.unionByName, (_as_of(spark, table, tag.snapshot_id) for tag in tags))
+    counted = spark.table(table).select("ingested_at").distinct()
+    return rows.join(F.broadcast(counted), "ingested_at", "left_anti")
+
+
+def _as_of(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
+    """With the columns of today: one that was added since is NULL."""
+    rows, today = read_snapshot(spark, table, snapshot), spark.table(table).schema
+    there = set(rows.columns)
+    return rows.select(
+        *(
+            F.col(f"`{each.name}`") if each.name in there else F.lit(None).cast(each.dataType).alias(each.name)
+            for each in today
+        )
+    )
+
+
+def known(spark: SparkSession, application: str, branch: str) -> int:
+    """The snapshot of a branch that waits. Raises: BadInput."""
+    waiting = branches(spark, application)
+    if branch not in waiting:
+        raise BadInput(
+            f"no new rows of {application} wait on {branch!r}",
+            f"there are: {', '.join(waiting)}" if waiting else "none wait: nothing is to be published or dropped",
+        )
+    return waiting[branch]

@@ -1,0 +1,182 @@
+"""Withdrawals: events or labels that were sent in error stay in the archive, marked, and count nowhere any more.
+
+1. The rows of the archive that a person means are chosen; of an event, all its copies.
+2. One append to `withdrawals` marks them, by their position, with who, when and why. From then on they are out of what
+   is counted (`counted_events`): training, recomputation, MySQL's recent tables.
+3. MySQL's real-time rows of them are deleted.
+4. The batch view loses them with the next recomputation.
+A crash after 2 is mended by doing it again. Whoever sends an event again under the same id sends a new one.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Literal
+
+from pyspark.errors import AnalysisException, ParseException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from sqlalchemy import Engine, delete
+
+from batch_layer.counted_events import POSITION, counted_events, counted_labels
+from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import current_snapshot, read_snapshot
+from deeplambda.errors import BadInput
+from deeplambda.records.lifecycle import DataChanged
+from deeplambda.state import registry
+from deeplambda.state.card import Card
+from deeplambda.state.data_changes import record_change
+from deeplambda.state.tables import REALTIME_PREDICTIONS, RECENT_PREDICTIONS
+
+_DELETED_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which records of a topic are meant: those for which all that is given holds.
+
+    topic: `events` or `labels`. since, until: by the broker's time, the second excluded. producer: the `source` of a
+    CloudEvent. where: a condition in Spark SQL on the archive's columns, and `json`, the record's text.
+    """
+
+    topic: str = "events"
+    since: datetime | None = None
+    until: datetime | None = None
+    producer: str | None = None
+    where: str | None = None
+
+
+def chosen(spark: SparkSession, application: str, choice: Choice) -> DataFrame:
+    """The archive's rows that a choice means and that still count. Raises: BadInput for a condition that is none."""
+    if not (choice.since or choice.until or choice.producer or choice.where):
+        raise BadInput("nothing says which records are meant", "give --from, --to, --producer or --where")
+    if choice.topic == "labels":
+        if choice.producer:
+            raise BadInput("a label names no producer", "choose labels by --from, --to or --where")
+        rows = counted_labels(spark, application)
+        found = rows
+    else:
+        rows = counted_events(spark, application)
+        found = rows.withColumn("json", F.col("value").cast("string"))
+    if choice.since:
+        found = found.where(F.col("kafka_timestamp") >= F.lit(choice.since))
+    if choice.until:
+        found = found.where(F.col("kafka_timestamp") < F.lit(choice.until))
+    if choice.producer:
+        found = found.where(F.get_json_object("json", "$.source") == choice.producer)
+    if choice.where:
+        try:
+            found = found.where(choice.where)
+        except (AnalysisException, ParseException) as exc:
+            raise BadInput(
+                f"{choice.where!r} is no condition: {exc}", f"its columns are {', '.join(found.columns)}"
+            ) from exc
+    if choice.topic == "labels":
+        return found
+    return rows.join(found.select("event_id").distinct(), "event_id", "left_semi").select(rows.columns)
+
+
+def withdraw(
+    spark: SparkSession, engine: Engine, application: str, choice: Choice, *, who: str, why: str
+) -> DataChanged | None:
+    """Mark what is chosen; None where nothing is. Raises: BadInput, NotReady."""
+    table, name = f"lake.{application}.withdrawals", secrets.token_hex(4)
+    previous = current_snapshot(spark, table)
+    marks = (
+        chosen(spark, application, choice)
+        .select("event_id", "kafka_partition", "kafka_offset")
+        .withColumns(
+            {
+                "withdrawal": F.lit(name),
+                "topic": F.lit(choice.topic),
+                "withdrawn_at": F.current_timestamp(),
+                "withdrawn_by": F.lit(who),
+                "why": F.lit(why),
+            }
+        )
+    )
+    marks.select(spark.table(table).columns).writeTo(table).append()
+    marked = spark.table(table).where(F.col("withdrawal") == name)
+    if not (rows := marked.count()):
+        return None
+    with mysql.mysql_errors(), engine.connect() as connection:
+        versions = _versions_that_saw(spark, application, choice.topic, marked, registry.cards(connection, application))
+    if choice.topic == "events":
+        hide(engine, application, (row.event_id for row in marked.select("event_id").distinct().toLocalIterator()))
+    now_at = current_snapshot(spark, table)
+    return _recorded(engine, "withdrawn", application, now_at, previous, name, rows, who, why, versions)
+
+
+def restore(
+    spark: SparkSession, engine: Engine, application: str, withdrawal: str, *, who: str, why: str
+) -> DataChanged:
+    """Undo a withdrawal; the batch view has its events again once the whole archive is recomputed. Raises: BadInput."""
+    table = f"lake.{application}.withdrawals"
+    previous = current_snapshot(spark, table)
+    if not (rows := spark.table(table).where(F.col("withdrawal") == withdrawal).count()):
+        raise BadInput(
+            f"{application} has no withdrawal {withdrawal!r}", f"see 'deeplambda data history {application}'"
+        )
+    spark.sql(f"DELETE FROM {table} WHERE withdrawal = '{withdrawal}'")  # a name of ours, for there are rows of it
+    return _recorded(
+        engine, "restored", application, current_snapshot(spark, table), previous, withdrawal, rows, who, why
+    )
+
+
+def hide(engine: Engine, application: str, event_ids: Iterator[str]) -> None:
+    """Delete the events' rows from MySQL's views. Raises: NotReady."""
+    while some := list(islice(event_ids, _DELETED_AT_ONCE)):
+        with mysql.mysql_errors(), engine.begin() as connection:
+            for view in (REALTIME_PREDICTIONS, RECENT_PREDICTIONS):
+                connection.execute(delete(view).where(view.c.application == application, view.c.event_id.in_(some)))
+
+
+def _versions_that_saw(
+    spark: SparkSession, application: str, topic: str, marked: DataFrame, cards: Iterable[Card]
+) -> list[int]:
+    """The versions whose snapshot of the topic's archive has some of the records."""
+    table, name = f"lake.{application}.{topic}", f"{topic}_snapshot"
+    there = {row.snapshot_id for row in spark.sql(f"SELECT snapshot_id FROM {table}.snapshots").collect()}
+    by_snapshot: dict[int, bool] = {}
+    versions = []
+    for card in cards:
+        snapshot = getattr(card, name, None)  # a version that was trained on examples alone has none
+        if snapshot not in there:
+            continue
+        if snapshot not in by_snapshot:
+            rows = read_snapshot(spark, table, snapshot).join(F.broadcast(marked), list(POSITION), "left_semi")
+            by_snapshot[snapshot] = not rows.isEmpty()
+        if by_snapshot[snapshot]:
+            versions.append(card.version)
+    return versions
+
+
+def _recorded(
+    engine: Engine,
+    kind: Literal["withdrawn", "restored"],
+    application: str,
+    snapshot: int | None,
+    previous: int | None,
+    name: str,
+    rows: int,
+    who: str,
+    why: str,
+    versions: list[int],
+) -> DataChanged:
+    change = DataChanged(
+        application=application,
+        kind=kind,
+        table="withdrawals",
+        snapshot=snapshot,
+        previous=previous,
+        subject=name,
+        rows=rows,
+        versions=versions,
+        who=who,
+        why=why,
+    )
+    with mysql.mysql_errors(), engine.begin() as connection:
+        record_change(connection, change)
+    return change

@@ -1,0 +1,236 @@
+"""New rows count once they have passed their audit, and what a person got wrong is undone."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_core import to_json
+from pyspark.sql import SparkSession
+from rich.console import Console
+from sqlalchemy import Engine, insert, select
+
+from batch_layer import held_rows
+from batch_layer.console import PipelineConsole
+from batch_layer.counted_events import counted_events
+from batch_layer.data_history import difference, drop_held, history, impact, publish_held, roll_back
+from batch_layer.event_quality import measure_day, measure_events
+from batch_layer.pipeline import run_pipeline
+from batch_layer.recompute import recompute
+from batch_layer.withdrawals import Choice, restore, withdraw
+from deeplambda.adapters import mysql
+from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput, HeldBack
+from deeplambda.loading import pack_application
+from deeplambda.state import registry
+from deeplambda.state.data_changes import changes
+from deeplambda.state.tables import REALTIME_PREDICTIONS
+from tests.integration.blobs import lifecycle
+from tests.integration.own_model_service import OwnService, model_of
+from tests.integration.test_recompute import archive, batch_view, image
+from tests.integration.test_sources import Bench
+from tests.traffic import digit_event
+from tests.unit.batch_layer.test_gate import card
+
+HEADER = "id,x,y,above\n"
+SOURCES = (
+    'sources = (Csv("*.csv", label="above", event_id="id", split="train"), '
+    'Csv("test/", label="above", event_id="id", split="test"))'
+)
+
+
+@pytest.fixture
+def bench(spark: SparkSession, stack: Settings, tmp_path: Path) -> Bench:
+    return Bench(spark, stack, tmp_path)
+
+
+@pytest.fixture
+def engine(stack: Settings) -> Engine:
+    return mysql.engine(stack, "platform")
+
+
+def points(name: str, rows: int, label: str | None = None) -> str:
+    """Rows of a table; the label says whether x is above 0, unless another is given."""
+    xs = [(n % 40 - 19.5) / 10 for n in range(rows)]
+    return HEADER + "".join(
+        f"{name}-{n},{x},{n % 7 / 7},{label or ('yes' if x > 0 else 'no')}\n" for n, x in enumerate(xs)
+    )
+
+
+def quality(bench: Bench) -> list[dict[str, Any]]:
+    return [row.asDict() for row in bench.spark.table(f"lake.{bench.name}.data_quality").collect()]
+
+
+def test_rows_that_break_an_expectation_wait_and_what_a_person_decides_can_be_undone(
+    bench: Bench, engine: Engine
+) -> None:
+    bench.write("x: float\n    y: float\n    city: str | None = None", SOURCES)
+    bench.put(a__csv=points("a", 80), test_of_t__csv=points("t", 80))
+    assert bench.ingest().added == {"train": 80, "test": 80}
+    first = current_snapshot(bench.spark, f"lake.{bench.name}.examples")
+    assert first is not None
+    figures = {(row["measure"], row["field"]): (row["value"], row["rows"]) for row in quality(bench)}
+    assert figures["nulls", "city"] == (1, 160)
+    assert figures["leaks", None] == (1, 160), "the same points are in train and test"
+    assert figures["unreadable", None] == (0, 2)
+    assert figures["refused", None] == (0, 160)
+    (told,) = lifecycle(bench.settings, lambda fact: fact["application"] == bench.name)
+    assert (told["type"], told["branch"], len(told["measures"])) == ("QualityMeasured", None, len(figures))
+
+    bench.put(b__csv=points("b", 60, label="yes"))
+    for _ in range(2):
+        with pytest.raises(HeldBack, match=r"held back on the branch (\S+): label_shift is 0\.\d+ over 60 rows"):
+            bench.ingest()
+    assert current_snapshot(bench.spark, f"lake.{bench.name}.examples") == first, "readers stay with the rows before"
+    assert len(bench.rows()) == 160
+    ((branch, snapshot),) = held_rows.branches(bench.spark, bench.name).items()
+    assert read_snapshot(bench.spark, f"lake.{bench.name}.examples", snapshot).count() == 220
+    with pytest.raises(BadInput, match="no new rows"):
+        publish_held(bench.spark, engine, bench.name, "ingest-elsewhere", who="ada", why="a try")
+
+    published = publish_held(bench.spark, engine, bench.name, branch, who="ada", why="they are all above")
+    assert (published.rows, published.snapshot, published.previous) == (60, snapshot, first)
+    assert len(bench.rows()) == 220
+    assert held_rows.branches(bench.spark, bench.name) == {}
+    learned = card(1, 0.9).model_copy(update={"application": bench.name, "snapshot": snapshot})
+    registry.publish(engine, bench.name, "run-1", lambda version: learned)
+    (found,) = difference(bench.spark, bench.name, first, snapshot)
+    assert (found.kind, found.split, found.label, found.rows) == ("added", "train", "yes", 60)
+    assert impact(bench.spark, bench.name, snapshot, [learned]) == [1]
+    assert impact(bench.spark, bench.name, first, [learned]) == [1], "it saw the first rows as well"
+
+    undone = roll_back(bench.spark, engine, bench.name, first, who="bob", why="they were not")
+    assert (undone.rows, undone.versions, undone.previous) == (60, [1], snapshot)
+    assert len(bench.rows()) == 160
+    assert bench.ingest().added == {}, "what was taken back does not come again"
+    assert len(bench.rows()) == 160
+    marks = {each.id: (each.current, each.versions) for each in history(bench.spark, bench.name, [learned])}
+    assert (marks[first], marks[snapshot]) == ((True, []), (False, [1]))
+
+    roll_back(bench.spark, engine, bench.name, snapshot, who="bob", why="they were, after all")
+    assert len(bench.rows()) == 220
+    assert bench.ingest().added == {}
+
+    bench.put(c__csv=points("c", 90, label="no"))
+    with pytest.raises(HeldBack):
+        bench.ingest()
+    (branch,) = held_rows.branches(bench.spark, bench.name)
+    drop_held(bench.spark, engine, bench.name, branch, who="ada", why="a broken export")
+    assert bench.ingest().added == {}, "nor does what was dropped"
+    bench.put(c__csv=points("c", 90))
+    assert bench.ingest().added == {"train": 90}, "all rows of the corrected file come"
+    with engine.connect() as connection:
+        decided = [(row.kind, row.who, row.changed_rows, row.why) for row in changes(connection, bench.name)]
+    assert decided == [
+        ("published", "ada", 60, "they are all above"),
+        ("rolled_back", "bob", 60, "they were not"),
+        ("rolled_back", "bob", 0, "they were, after all"),
+        ("dropped", "ada", 90, "a broken export"),
+    ]
+
+
+def test_mislabelled_rows_are_held_back_because_the_champion_says_otherwise(bench: Bench) -> None:
+    bench.write("x: float\n    y: float", SOURCES)
+    bench.put(a__csv=points("a", 400), test_of_t__csv=points("t", 200))
+    quiet = PipelineConsole(Console(quiet=True))
+    run_pipeline(bench.spark, bench.settings, bench.packed, {"epochs": 20}, quiet)
+
+    wrong = points("b", 200).replace(",yes\n", ",?\n").replace(",no\n", ",yes\n").replace(",?\n", ",no\n")
+    bench.put(b__csv=wrong)
+    with pytest.raises(HeldBack, match=r"champion_disagreement is 0\.\d+ over 200 rows, at most 0\.2 is expected"):
+        bench.ingest()
+    bench.put(b__csv=points("b", 200))
+    assert bench.ingest().added == {"train": 200}
+    (agreed,) = [
+        row["value"] for row in quality(bench) if row["measure"] == "champion_disagreement" and row["value"] < 0.2
+    ]
+    assert agreed == 0
+
+
+def test_withdrawn_events_stay_in_the_archive_and_count_nowhere(
+    spark: SparkSession, stack: Settings, tmp_path: Path, engine: Engine
+) -> None:
+    service = OwnService(stack, tmp_path)
+    packed = pack_application(service.name, service.settings)
+    names = [f"event-{n}" for n in range(20)]
+    archive(spark, service, {name: to_json(digit_event(name, image())) for name in names})
+    service.promote(service.publish(model_of(1)))
+    recompute(spark, service.settings, packed)
+    live = {
+        "application": service.name,
+        "event_id": "event-3",
+        "kafka_partition": 0,
+        "kafka_offset": 3,
+        "model_version": 1,
+        "prediction": "7",
+    } | dict.fromkeys(("occurred_at", "predicted_at", "received_at", "stored_at"), datetime.now(UTC))
+    with engine.begin() as connection:
+        connection.execute(insert(REALTIME_PREDICTIONS).values(**live))
+
+    def events_of_view() -> set[str]:
+        return {name for name, _, _ in batch_view(spark, service)}
+
+    choice = Choice(where="event_id IN ('event-3', 'event-7')")
+    with pytest.raises(BadInput, match="nothing says"):
+        withdraw(spark, engine, service.name, Choice(), who="ada", why="all of them")
+    with pytest.raises(BadInput, match="is no condition"):
+        withdraw(spark, engine, service.name, Choice(where="nothing ="), who="ada", why="a slip")
+    later = Choice(where=choice.where, since=datetime.now(UTC) + timedelta(days=1))
+    assert withdraw(spark, engine, service.name, later, who="ada", why="of tomorrow") is None
+    done = withdraw(spark, engine, service.name, choice, who="ada", why="a test rig was live")
+    assert done is not None
+    assert done.rows == 2
+    assert withdraw(spark, engine, service.name, choice, who="ada", why="again") is None, "they count no more"
+    mine = select(REALTIME_PREDICTIONS.c.event_id).where(REALTIME_PREDICTIONS.c.application == service.name)
+    with engine.connect() as connection:
+        assert list(connection.scalars(mine)) == []
+    published = recompute(spark, service.settings, packed)
+    assert (published.scored, published.rows, published.offsets) == (0, 18, {0: 20})
+    assert events_of_view() == set(names) - {"event-3", "event-7"}
+    assert counted_events(spark, service.name).count() == 18
+    assert spark.table(f"lake.{service.name}.events").count() == 20
+
+    archive(spark, service, {"event-3": to_json(digit_event("event-3", image()))}, first_offset=20)
+    assert recompute(spark, service.settings, packed).rows == 19, "whoever sends it again sends a new one"
+    assert done.subject is not None
+    restore(spark, engine, service.name, done.subject, who="bob", why="it was no test")
+    assert recompute(spark, service.settings, packed, whole=True).rows == 20
+
+
+def test_a_days_events_are_measured_in_numbers_that_can_be_counted(
+    spark: SparkSession, stack: Settings, tmp_path: Path
+) -> None:
+    service = OwnService(stack, tmp_path)
+    packed = pack_application(service.name, service.settings)
+    good = {name: to_json(digit_event(name, image())) for name in ("a", "b", "c", "d", "e", "f")}
+    archive(spark, service, good | {"broken": b"{not JSON"})
+    archive(spark, service, {"a": good["a"], "b": to_json(digit_event("b", image(b"\x05\x05\x05\x05")))}, 8)
+    at, table = datetime.now(UTC), f"lake.{service.name}.labels"
+    labels = [("a", "1", 0, 0, at, at), ("a", "2", 0, 1, at, at), ("c", "3", 0, 2, at, at)]
+    spark.createDataFrame(labels, spark.table(table).schema).writeTo(table).append()
+
+    measured = measure_day(spark, service.settings, packed, at.date())
+    figures = {(found.measure, found.field): (found.value, found.rows) for found in measured.measures}
+    assert figures["refused", "not_json"] == (pytest.approx(1 / 9), 9)
+    assert figures["duplicates", None] == (pytest.approx(2 / 9), 9)
+    assert figures["conflicting_ids", None] == (pytest.approx(1 / 7), 7)
+    assert figures["missing_offsets", None] == (pytest.approx(1 / 10), 10)
+    assert figures["label_conflicts", None] == (pytest.approx(1 / 2), 2)
+    assert figures["unlabelled", None] == (pytest.approx(5 / 7), 7)
+    assert figures["delay_s", "event to broker, p99"][1] == 8
+    kept = spark.table(f"lake.{service.name}.data_quality").where("subject = 'events'")
+    assert kept.count() == len(measured.measures)
+    assert measure_events(spark, service.settings, packed) == [], (
+        "a day that has not ended is not taken for a whole one"
+    )
+
+
+def test_a_lake_of_before_there_were_withdrawals_counts_every_event(
+    spark: SparkSession, stack: Settings, tmp_path: Path
+) -> None:
+    service = OwnService(stack, tmp_path)
+    create_tables(spark, pack_application(service.name, service.settings).load())
+    archive(spark, service, {"a": b"{}"})
+    spark.sql(f"DROP TABLE lake.{service.name}.withdrawals")
+    assert counted_events(spark, service.name).count() == 1

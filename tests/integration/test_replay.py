@@ -1,0 +1,91 @@
+"""Refused events are sent again once what refused them is mended, and each of them once."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import Publisher, consumer, create_topics, end_offsets
+from deeplambda.clock import now
+from deeplambda.config import Settings
+from deeplambda.records import dead_letters, topics
+from deeplambda.records.dead_letters import DeadLetter
+from speed_layer.commands import speed
+from speed_layer.replay import Filter, letters, replay
+from tests.integration.own_model_service import OwnService
+
+LONG = b'{"note": "' + b"x" * 300 + b'"}'
+
+
+@pytest.fixture
+def refused(stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnService:
+    """An application of the test's own with five refused events: one without a key, one whose letter was cut."""
+    service = OwnService(stack, tmp_path)
+    create_topics(service.settings)
+    monkeypatch.setattr(dead_letters, "KEPT_VALUE_BYTES", 100)
+    records = [(f"event-{n}".encode(), b"{not JSON") for n in range(3)] + [(None, b"{}"), (b"long", LONG)]
+    with Publisher(service.settings) as publisher:
+        for key, value in records:
+            publisher.send_record(topics.events(service.name), key, value)
+        publisher.flush()
+        for partition, offset, key, value in received(service):
+            letter = DeadLetter.of_record(
+                application=service.name,
+                reason="missing_key" if key is None else "not_json",
+                detail="as it is",
+                topic=topics.events(service.name),
+                partition=partition,
+                offset=offset,
+                received_at=now(),
+                key=key,
+                value=value,
+                model_version=2 if key is None else 1,
+            )
+            publisher.send(topics.dead_letters(service.name), letter.record_key, letter)
+    return service
+
+
+def received(service: OwnService) -> list[tuple[int, int, bytes | None, bytes]]:
+    """Partition, offset, key and value of every event of the application."""
+    topic, found = topics.events(service.name), []
+    ends, reader = end_offsets(service.settings, topic), consumer(service.settings, topic)
+    while any(reader.position(partition) < ends[partition.partition] for partition in reader.assignment()):
+        for records in reader.poll(timeout_ms=500).values():
+            found += [(record.partition, record.offset, record.key, record.value) for record in records]
+    reader.close()
+    return found
+
+
+def test_what_was_refused_is_sent_again_whole_and_once(refused: OwnService) -> None:
+    engine = mysql.engine(refused.settings, "platform")
+
+    def send(chosen: Filter, *, dry_run: bool = False) -> tuple[dict[str, int], dict[str, int]]:
+        done = replay(refused.settings, engine, refused.name, chosen, who="ada", dry_run=dry_run)
+        return dict(done.sent), dict(done.left_out)
+
+    assert send(Filter(), dry_run=True) == ({"not_json": 4, "missing_key": 1}, {})
+    assert len(received(refused)) == 5, "a dry run sends nothing"
+    assert send(Filter(version=2, reason="not_json")) == ({}, {})
+    assert send(Filter(since=now())) == ({}, {})
+    assert send(Filter(version=2)) == ({"missing_key": 1}, {})
+    assert send(Filter()) == ({"not_json": 4}, {"sent again before": 1})
+    assert send(Filter()) == ({}, {"sent again before": 5})
+
+    found = Counter((key, value) for _, _, key, value in received(refused))
+    assert set(found.values()) == {2}, "each as it was, byte for byte"
+    assert found[b"long", LONG] == 2
+
+
+def test_dead_letters_are_listed_by_the_form_of_before_and_shown_whole(refused: OwnService) -> None:
+    runner = CliRunner()
+    listed = runner.invoke(speed, ["dead-letters", refused.name, "-n", "2"])
+    assert listed.exit_code == 0, listed.output
+    assert "dead letters of" in listed.output
+    (letter,) = letters(refused.settings, refused.name, Filter(reason="missing_key"))
+    shown = runner.invoke(speed, ["dead-letters", "show", refused.name, letter.record_key])
+    assert '"model_version": 2' in shown.output
+    assert '"value": "{}"' in shown.output
+    planned = runner.invoke(speed, ["dead-letters", "replay", refused.name, "--reason", "missing_key"])
+    assert "would be sent again: 1 events" in planned.output
