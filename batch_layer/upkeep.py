@@ -7,6 +7,7 @@
 3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
    the champion nor a version of the last days was trained on, and uploads that nobody took up again.
 4. In MySQL, records of the outbox go that Kafka has had for long.
+Before all that, `verdicts` gets the decisions about versions that commands have made since.
 """
 
 import logging
@@ -20,6 +21,7 @@ from datetime import datetime, timedelta
 from pyspark.sql import SparkSession
 from sqlalchemy import Connection, Engine, delete, func, select
 
+from batch_layer.lake_rows import append_verdicts
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import TABLES, change_tag
 from deeplambda.adapters.s3 import ObjectStore, StoredObject
@@ -44,7 +46,7 @@ _log = logging.getLogger(__name__)
 _TAG = "deeplambda-{}"
 _OURS = re.compile(r"deeplambda-(\d+)")
 _OFTEN_COMMITTED = ("events", "labels")
-_COMPACTED = ("events", "labels", "quarantine", "models", "model_metrics")
+_COMPACTED = ("events", "labels", "quarantine", "models", "model_metrics", "verdicts")
 """Not `examples`, whose snapshot tells one data set from another, nor `predictions`: a recomputation goes on from the
 snapshot that the horizon shows, and writes its files together itself."""
 
@@ -83,6 +85,8 @@ def maintain(
         known = spark.sql(f"SHOW NAMESPACES IN lake LIKE '{application}'").collect()
         tables = spark.sql(f"SHOW TABLES IN lake.{application}").collect() if known else []
         there = {row.tableName for row in tables}
+        if "verdicts" in there and not dry_run:
+            append_verdicts(spark, engine, application)
         for name in (each for each in TABLES if each in there):
             table = Table(spark, application, name)
             kept = kept_snapshots if name in _OFTEN_COMMITTED else max(days, kept_snapshots)

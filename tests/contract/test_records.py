@@ -33,6 +33,7 @@ VERDICT = {
         }
     ],
     "figures": {"calibration_error": 0.01},
+    "best": {"test": 2},
 }
 ADDED = {"refused", "first_refusal", "code_sha256", "who", "why", "verdict"}
 WRITTEN = [

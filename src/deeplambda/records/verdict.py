@@ -11,8 +11,8 @@ class Comparison(BaseModel):
 
     split: `test` or `recent`. role: why `against` is compared with: it serves, or did best on this split so far. slice:
     `field=value` where only those rows count. difference: how much better the candidate is, in the metric's unit.
-    low, high: its interval of 90 %, so each end is a one-sided bound of 95 %. p: how likely a candidate that is no
-    better looks this good. refused: whether this comparison alone speaks against the candidate.
+    low, high: its interval of 90 %, so each end is a one-sided bound of 95 %; None where these rows do not bound it. p:
+    how likely a candidate that is no better looks this good. refused: whether this comparison alone speaks against it.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -26,8 +26,8 @@ class Comparison(BaseModel):
     candidate: float
     other: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     test: Literal["McNemar", "bootstrap"]
     refused: bool = False
@@ -35,7 +35,7 @@ class Comparison(BaseModel):
 
 class Verdict(BaseModel):
     """reasons: why the version must not serve; none when it may. figures: of the version alone, such as its latency and
-    its calibration error, by name."""
+    its calibration error, by name. best: by split, the version that did best on it so far, should this one serve."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -43,3 +43,4 @@ class Verdict(BaseModel):
     reasons: list[str] = []
     comparisons: list[Comparison] = []
     figures: dict[str, float] = {}
+    best: dict[str, int] = {}

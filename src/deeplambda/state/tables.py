@@ -58,6 +58,14 @@ def _prediction_columns() -> list[Column[Any]]:
     return columns
 
 
+def _decided() -> list[Column[Any]]:
+    return [
+        Column("who", String(128), comment="who asked for it"),
+        Column("why", Text, comment="in that one's words"),
+        Column("verdict", JSON(none_as_null=True), comment="the gate's, with its figures"),
+    ]
+
+
 HIDDEN_FROM_ANALYSTS = frozenset({"outbox", "queries"})
 """The account `analyst` is granted no right to these, and the SQL guard does not know them."""
 
@@ -108,7 +116,20 @@ PROMOTIONS = Table(
     Column("previous", Integer),
     Column("kind", String(16), nullable=False, comment="promoted or rolled_back"),
     Column("at", UtcDateTime, nullable=False),
+    *_decided(),
     Index("promotions_by_application", "application", "id"),
+)
+REJECTIONS = Table(
+    "rejections",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("champion", Integer, comment="which served meanwhile"),
+    Column("reason", Text, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    *_decided(),
+    Index("rejections_by_application", "application", "id"),
 )
 HORIZONS = Table(
     "horizons",
