@@ -20,7 +20,7 @@ from deeplambda.metrics import lower_is_better
 from deeplambda.records.verdict import Comparison, Verdict
 from deeplambda.state import registry
 from deeplambda.state.card import Card
-from deeplambda.state.tables import MODEL_VERSIONS
+from deeplambda.state.tables import DRIFT_WINDOWS, MODEL_VERSIONS
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -157,6 +157,53 @@ def history_table(decisions: Sequence[Any]) -> Table:
             f"{each.version} {each.kind.replace('_', ' ')}",
             escape("\n".join(filter(None, said))),
             escape("\n".join(map(_figure, verdict.comparisons if verdict else ()))),
+        )
+    return table
+
+
+@app.command("drift")
+def drift(
+    application: ApplicationName,
+    rows: Annotated[int, typer.Option("--rows", help="how many windows of each kind", min=1)] = 10,
+) -> None:
+    """Show the newest windows of live events, and how far they are from those that the champion was judged by.
+
+    Inputs, predictions and, where labels come, answers are watched. An alarm stands where the value has reached the
+    threshold, until a window is as before; docs/loop.md says what the figures mean.
+    """
+    settings = load_settings()
+    packed = pack_application(application, settings)
+    table = DRIFT_WINDOWS.c
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
+        windows = [
+            window
+            for what in ("inputs", "predictions", "accuracy")
+            for window in connection.execute(
+                select(DRIFT_WINDOWS)
+                .where(table.application == packed.name, table.what == what)
+                .order_by(table.id.desc())
+                .limit(rows)
+            )
+        ]
+    console.print(drift_table(windows))
+    if not windows:
+        console.print("no window is full yet: see 'deeplambda status' for the part archive, which watches")
+
+
+def drift_table(windows: Sequence[Any]) -> Table:
+    """A row for each row of `drift_windows`; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in ("what", "version", "until", "value", "threshold", "clearest field"):
+        table.add_column(heading, overflow="fold")
+    for each in windows:
+        (clearest, *_) = each.evidence["fields"]
+        table.add_row(
+            f"[red]{each.what}[/]" if each.drifted else each.what,
+            str(each.version),
+            f"{each.last_at:%Y-%m-%d %H:%M:%S}Z",
+            f"{each.value:.3g}",
+            f"{each.threshold:.3g}",
+            escape(f"{clearest['field']}: p {clearest['p']:.2g}, PSI {clearest['psi']:.2f}"),
         )
     return table
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Double,
@@ -130,6 +131,24 @@ REJECTIONS = Table(
     Column("at", UtcDateTime, nullable=False),
     *_decided(),
     Index("rejections_by_application", "application", "id"),
+)
+DRIFT_WINDOWS = Table(
+    "drift_windows",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("what", String(16), nullable=False, comment="inputs, predictions or accuracy"),
+    Column("first_at", UtcDateTime, nullable=False),
+    Column("last_at", UtcDateTime, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("value", Double, nullable=False, comment="of the detector; an alarm is raised at the threshold"),
+    Column("threshold", Double, nullable=False),
+    Column("p", Double, nullable=False, comment="the smallest of a field"),
+    Column("drifted", Boolean, nullable=False, comment="whether an alarm stands"),
+    Column("evidence", JSON, nullable=False, comment="offsets, fields, examples"),
+    Column("at", UtcDateTime, nullable=False),
+    Index("drift_by_application", "application", "what", "id"),
 )
 HORIZONS = Table(
     "horizons",
