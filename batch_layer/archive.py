@@ -2,7 +2,8 @@
 
 `python -m batch_layer.archive` runs one Spark stream for each topic. An append is exactly-once: Iceberg keeps the
 stream's batch number with each commit. A stream without a checkpoint begins where its table ends, so a lost checkpoint
-neither doubles nor loses a row. Beside the streams, upkeep tidies what their many commits leave.
+neither doubles nor loses a row. Beside the streams, upkeep tidies what their many commits leave, and
+the monitor watches for drift.
 """
 
 from functools import partial
@@ -11,6 +12,7 @@ from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
+from batch_layer.monitor import watch
 from batch_layer.upkeep import keep_up
 from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import create_tables, spark_session
@@ -97,7 +99,9 @@ def main() -> None:
     settings = load_settings()
     spark = spark_session(settings, "archive", {"spark.driver.memory": "512m"})
     streams = [stream for name in settings.applications for stream in archive_streams(spark, settings, name)]
-    beside = {"upkeep": partial(keep_up, spark, settings)} if settings.maintain_every_s else {}
+    beside = {"drift": partial(watch, settings)}
+    if settings.maintain_every_s:
+        beside["upkeep"] = partial(keep_up, spark, settings)
     run_streams(spark, settings, layer="batch", part="archive", streams=streams, beside=beside)
     spark.stop()
 

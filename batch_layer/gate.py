@@ -1,88 +1,39 @@
 """Judge: which model version may serve, and the change of champion.
 
 1. Every artefact of the version is checked, as a service would before it serves it.
-2. Candidate and champion are measured now on the same rows, those of the candidate's test split, each with its own code
-   and learned state; where the champion cannot take them, what their cards say is compared, and a refusal says so.
-3. The candidate may be worse than the champion by the application's margin.
+2. Candidate and champion are measured now on the same rows, those of the candidate's test split and of its newest
+   labelled events, each with its own code and learned state; so is the version that did best so far, where that is
+   another. Where the champion cannot take the rows, what their cards say is compared, and a refusal says so.
+3. The rules of `verdicts` decide. Verdict, who asked and why go to the registry and to Kafka.
 """
 
-import math
-from dataclasses import dataclass
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from batch_layer.same_rows import on_same_rows
+from batch_layer.verdicts import LATENCY, RECENT, Criterion, Role, compared, verdict
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application, deciding_metric
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, InvalidEvent, UnfitModel
 from deeplambda.features import Features, call
 from deeplambda.loading import PackedApplication
-from deeplambda.metrics import lower_is_better
 from deeplambda.records.answers import answers
 from deeplambda.records.lifecycle import ModelPromoted, ModelRolledBack
+from deeplambda.records.verdict import Verdict
+from deeplambda.splits import TEST
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
 
-
-@dataclass(frozen=True, kw_only=True)
-class Criterion:
-    """By what a candidate is compared with the champion. margin: how much worse it may be, in the metric's unit."""
-
-    metric: str
-    lower_is_better: bool = False
-    margin: float = Application.margin
-
-    @classmethod
-    def of(cls, application: Application) -> "Criterion":
-        """The application's own."""
-        name = deciding_metric(application)
-        return cls(metric=name, lower_is_better=lower_is_better(application, name), margin=application.margin)
-
-    def worse(self, found: float, wanted: float) -> bool:
-        """Whether a candidate's figure is worse than the champion's by more than the margin."""
-        behind = found - wanted if self.lower_is_better else wanted - found
-        return behind > self.margin
-
-
-def verdict(
-    candidate: Card,
-    champion: Card | None,
-    code_version: str,
-    criterion: Criterion,
-    same_rows: tuple[float, float] | None = None,
-) -> str | None:
-    """Why `candidate` must not serve; None when it may.
-
-    code_version: of the application as it is deployed. same_rows: the metric of candidate and champion, measured now on
-    the same rows; without it, what their cards say is compared, each of the test split of its own data set.
-    """
-    if candidate.code_version != code_version:
-        return (
-            f"it was trained with code {candidate.code_version}, but {code_version} is deployed, whose transform may "
-            "give other features: train again"
-        )
-    for name, value in candidate.metrics.items():
-        if not math.isfinite(value):
-            return f"its {name} is {value}"
-    name = criterion.metric
-    if name not in candidate.metrics:
-        return f"its card has no {name}"
-    if champion is None or (same_rows is None and name not in champion.metrics):
-        return None
-    found, wanted = same_rows or (candidate.metrics[name], champion.metrics[name])
-    if criterion.worse(found, wanted):
-        on = "both on the same test rows" if same_rows else "each on the test rows of its own data set"
-        return (
-            f"its {name} {found:.4f} is worse than {wanted:.4f} of the champion, version {champion.version}, by more "
-            f"than {criterion.margin:g} ({on})"
-        )
-    return None
+_log = logging.getLogger(__name__)
 
 
 def verify(settings: Settings, packed: PackedApplication, version: int) -> Card:
@@ -129,54 +80,107 @@ def _check_on_kept_rows(store: ObjectStore, settings: Settings, card: Card, name
 
 
 def promote(
-    settings: Settings, packed: PackedApplication, version: int, *, force: bool = False
+    settings: Settings,
+    packed: PackedApplication,
+    version: int,
+    *,
+    force: bool = False,
+    who: str | None = None,
+    why: str | None = None,
 ) -> ModelPromoted | None:
     """Make `version` the champion and tell Kafka at once; None when it is already.
 
-    force: overrule the verdict on quality and code, never on artefacts that are broken.
+    force: overrule the verdict on quality and code, never on artefacts that are broken. who, why: for the registry.
     Raises: BadInput when there is no such version, UnfitModel (told to Kafka as well), NotReady.
     """
     platform = engine(settings, "platform")
-    reason = _reason_against(settings, packed, version, force=force)
-    if reason is not None:
-        registry.reject(platform, packed.name, version, reason)
+    verdict = judge(settings, packed, version, force=force)
+    decision = registry.Decision(who=who, why=why, verdict=verdict)
+    if verdict.reasons:
+        reason = "; ".join(verdict.reasons)
+        registry.reject(platform, packed.name, version, reason, decision)
         _tell(settings, platform)
         raise UnfitModel(
             f"{packed.name}/{version} was not promoted: {reason}",
-            f"the champion serves on; see 'deeplambda model list {packed.name}'",
+            f"the champion serves on; see 'deeplambda model history {packed.name}'",
         )
-    promoted = registry.promote(platform, packed.name, version)
+    promoted = registry.promote(platform, packed.name, version, decision)
     _tell(settings, platform)
     return promoted
 
 
-def roll_back(settings: Settings, application: str) -> ModelRolledBack:
-    """Make the version that served before the champion again and tell Kafka at once.
+def judge(settings: Settings, packed: PackedApplication, version: int, *, force: bool = False) -> Verdict:
+    """The verdict on `version`, which changes nothing. force: look at its artefacts alone.
 
-    Needs neither the artefacts nor torch: it has served before, and services check every model that they load.
-    Raises: UnfitModel when there is none, NotReady.
+    Raises: BadInput when there is no such version, NotReady.
     """
-    platform = engine(settings, "platform")
-    rolled_back = registry.roll_back(platform, application)
-    _tell(settings, platform)
-    return rolled_back
-
-
-def _reason_against(settings: Settings, packed: PackedApplication, version: int, *, force: bool) -> str | None:
     with mysql_errors(), engine(settings, "platform").connect() as connection:
         registry.published_card(connection, packed.name, version)  # no such version is not a rejected one
         champion = registry.champion(connection, packed.name)
+        best = registry.best_so_far(connection, packed.name)
+        rivals = {number: registry.published_card(connection, packed.name, number) for number in set(best.values())}
     try:
         card = verify(settings, packed, version)
     except (BadInput, UnfitModel) as exc:
-        return str(exc)
+        return Verdict(version=version, reasons=[str(exc)])
     if force:
-        return None
-    criterion = Criterion.of(packed.load())
-    same_rows = None
-    if champion is not None and card.code_version == packed.code_version:
-        same_rows = on_same_rows(settings, card, champion, criterion.metric)
-    return verdict(card, champion, packed.code_version, criterion, same_rows)
+        return Verdict(version=version, best=dict.fromkeys((TEST, RECENT), version))
+    criterion, comparisons, figures = Criterion.of(packed.load()), [], {}
+    if card.code_version == packed.code_version:
+        figures = {LATENCY: _latency_ms(settings, card)}
+        for split, other, role in _others(card, champion, rivals, best):
+            if (same := on_same_rows(settings, card, other, split)) is None:
+                continue
+            try:
+                comparisons += compared(same, split, other.version, role, criterion)
+            except BadInput as exc:  # such as recent events of one class alone
+                _log.warning("%s/%d and %d: %s rows say nothing: %s", packed.name, version, other.version, split, exc)
+    return verdict(card, champion, packed.code_version, criterion, comparisons, figures, best)
+
+
+def _others(
+    card: Card, champion: Card | None, rivals: Mapping[int, Card], best: Mapping[str, int]
+) -> Iterator[tuple[str, Card, Role]]:
+    """On which split the candidate is compared, with whom and why."""
+    if champion is not None and champion.version != card.version:
+        for split in (TEST, RECENT):
+            yield split, champion, "champion"
+            rival = rivals.get(best.get(split, champion.version), champion)
+            if rival.version not in (champion.version, card.version):
+                yield split, rival, "best"
+
+
+def _latency_ms(settings: Settings, card: Card) -> float:
+    """The median over the version's kept rows of what transform and model take for one of them; 0 without any."""
+    import torch
+
+    store = ObjectStore(settings)
+    code, kept = load_code(store, settings, card), fetch_kept_rows(store, card)
+    model = fetch_model(store, code.application, card)
+    if kept is None:
+        return 0.0
+    took_ms = []
+    with torch.inference_mode():
+        for row in range(len(kept.payload)):
+            started = time.perf_counter()
+            features = code.featurizer.features(kept.payload.slice(row, 1))
+            call(model, {key: torch.from_numpy(array) for key, array in features.items()})
+            took_ms.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(took_ms)
+
+
+def roll_back(
+    settings: Settings, application: str, to: int | None = None, *, who: str | None = None, why: str | None = None
+) -> ModelRolledBack:
+    """Make an earlier champion serve again and tell Kafka at once: `to`, or else the version before the champion.
+
+    Needs neither the artefacts nor torch: it has served before, and services check every model that they load.
+    Raises: UnfitModel when there is none, BadInput when `to` has never served, NotReady.
+    """
+    platform = engine(settings, "platform")
+    rolled_back = registry.roll_back(platform, application, to, registry.Decision(who=who, why=why))
+    _tell(settings, platform)
+    return rolled_back
 
 
 def _tell(settings: Settings, platform: Engine) -> None:

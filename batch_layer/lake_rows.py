@@ -1,12 +1,17 @@
-"""Model data and quality metrics in Hive: one row for each version in `models`, its figures in `model_metrics`."""
+"""Model data in Hive: a row for each version in `models`, its figures in `model_metrics`, the gate's in `verdicts`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic_core import to_json
 from pyspark.sql import SparkSession
+from sqlalchemy import Engine
 
 from deeplambda.adapters.lake import create_tables
+from deeplambda.adapters.mysql import mysql_errors
 from deeplambda.application import Application
+from deeplambda.records.verdict import Comparison, Verdict
+from deeplambda.state import registry
 
 
 def append_model_rows(
@@ -24,3 +29,32 @@ def append_model_rows(
             columns = there.columns
             values = [[row[column] for column in columns] for row in rows]
             spark.createDataFrame(values, schema=there.schema).coalesce(1).writeTo(name).append()
+
+
+def append_verdicts(spark: SparkSession, engine: Engine, application: str) -> int:
+    """Append the registry's decisions that are not in `verdicts` yet; how many. A command decides without Spark, so
+    whoever has a session next, the pipeline or upkeep, brings them there."""
+    name = f"lake.{application}.verdicts"
+    table = spark.table(name)
+    there = {row.decision for row in table.select("decision").distinct().collect()}
+    with mysql_errors(), engine.connect() as connection:
+        decisions = [each._asdict() for each in registry.history(connection, application)]
+    new = [each for each in decisions if _key(each) not in there]
+    rows = [row for decision in new for row in verdict_rows(decision)]
+    if rows:
+        values = [[row.get(column) for column in table.columns] for row in rows]
+        spark.createDataFrame(values, schema=table.schema).coalesce(1).writeTo(name).append()
+    return len(new)
+
+
+def verdict_rows(decision: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A decision of `registry.history` as rows of `verdicts`: one for each comparison, or one without any."""
+    verdict = Verdict.model_validate(decision["verdict"]) if decision["verdict"] else Verdict(version=0)
+    shared = {"decision": _key(decision), "figures": to_json(verdict.figures).decode() if verdict.figures else None}
+    shared |= {name: decision[name] for name in ("kind", "version", "champion", "at", "who", "why", "reason")}
+    compared: list[Comparison] = verdict.comparisons
+    return [{**each.model_dump(), **shared} for each in compared] or [shared]
+
+
+def _key(decision: Mapping[str, Any]) -> str:
+    return f"{decision['kind']}/{decision['id']}"

@@ -1,11 +1,13 @@
 """`deeplambda model`: what was published, and which of it serves."""
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from getpass import getuser
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
@@ -15,15 +17,17 @@ from deeplambda.config import Settings, load_settings
 from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
 from deeplambda.metrics import lower_is_better
+from deeplambda.records.verdict import Comparison, Verdict
 from deeplambda.state import registry
 from deeplambda.state.card import Card
-from deeplambda.state.tables import MODEL_VERSIONS
+from deeplambda.state.tables import DRIFT_WINDOWS, MODEL_VERSIONS
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
 Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model list'", min=1)]
+Why = Annotated[str | None, typer.Option("--why", help="the reason, for 'deeplambda model history'")]
 
 
 @app.command("list")
@@ -90,18 +94,21 @@ def promote(
     application: ApplicationName,
     version: Annotated[int | None, typer.Argument(help="default: the newest", min=1)] = None,
     force: Annotated[bool, typer.Option("--force", help="even when it is worse or its code is not deployed")] = False,
+    why: Why = None,
 ) -> None:
     """Make a version the champion: services load it at once.
 
-    A version is refused when its first metric is worse than the champion's by more than the application's margin, or
-    when its code is no longer the deployed one. One whose artefacts are broken is refused even with --force.
+    A version is refused when its first metric is worse than the champion's by more than the application's margin, both
+    measured now on the same rows, or worse by that than the best version so far; docs/loop.md has the other rules. It
+    is refused, too, when its code is no longer the deployed one. One whose artefacts are broken is refused even with
+    --force.
     """
     from batch_layer.gate import promote as promote_version
 
     settings = load_settings()
     packed = pack_application(application, settings)
     chosen = version or _newest(settings, packed.name)
-    change = promote_version(settings, packed, chosen, force=force)
+    change = promote_version(settings, packed, chosen, force=force, who=getuser(), why=why)
     if change is None:
         console.print(f"{packed.name}/{chosen} is the champion already")
     else:
@@ -109,13 +116,106 @@ def promote(
 
 
 @app.command("rollback")
-def rollback(application: ApplicationName) -> None:
-    """Make the version that served before the champion again, within seconds."""
+def rollback(
+    application: ApplicationName,
+    to: Annotated[int | None, typer.Option("--to", help="any that has served; default: the one before", min=1)] = None,
+    why: Why = None,
+) -> None:
+    """Make an earlier champion serve again, within seconds."""
     from batch_layer.gate import roll_back
 
     settings = load_settings()
-    back = roll_back(settings, pack_application(application, settings).name)
+    back = roll_back(settings, pack_application(application, settings).name, to, who=getuser(), why=why)
     console.print(f"[yellow]rolled back[/]: {back.application}/{back.version} serves again{_after(back.previous)}")
+
+
+@app.command("history")
+def history(
+    application: ApplicationName,
+    rows: Annotated[int, typer.Option("--rows", help="how many of the newest", min=1)] = 20,
+) -> None:
+    """Show promotions, rejections and rollbacks, newest first: who, when, why, and what the gate found."""
+    settings = load_settings()
+    packed = pack_application(application, settings)
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
+        decisions = registry.history(connection, packed.name, rows)
+    console.print(history_table(decisions))
+    if not decisions:
+        console.print(f"nothing decided yet: 'deeplambda model promote {packed.name}'")
+
+
+def history_table(decisions: Sequence[Any]) -> Table:
+    """A row for each of what `registry.history` gives; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in ("when", "what", "who and why", "the gate's figures"):
+        table.add_column(heading, overflow="fold")
+    for each in decisions:
+        verdict = Verdict.model_validate(each.verdict) if each.verdict else None
+        said = [f"{each.who or 'unknown'}: {each.why}" if each.why else each.who or "", each.reason or ""]
+        table.add_row(
+            f"{each.at:%Y-%m-%d %H:%M}Z",
+            f"{each.version} {each.kind.replace('_', ' ')}",
+            escape("\n".join(filter(None, said))),
+            escape("\n".join(map(_figure, verdict.comparisons if verdict else ()))),
+        )
+    return table
+
+
+@app.command("drift")
+def drift(
+    application: ApplicationName,
+    rows: Annotated[int, typer.Option("--rows", help="how many windows of each kind", min=1)] = 10,
+) -> None:
+    """Show the newest windows of live events, and how far they are from those that the champion was judged by.
+
+    Inputs, predictions and, where labels come, answers are watched. An alarm stands where the value has reached the
+    threshold, until a window is as before; docs/loop.md says what the figures mean.
+    """
+    settings = load_settings()
+    packed = pack_application(application, settings)
+    table = DRIFT_WINDOWS.c
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
+        windows = [
+            window
+            for what in ("inputs", "predictions", "accuracy")
+            for window in connection.execute(
+                select(DRIFT_WINDOWS)
+                .where(table.application == packed.name, table.what == what)
+                .order_by(table.id.desc())
+                .limit(rows)
+            )
+        ]
+    console.print(drift_table(windows))
+    if not windows:
+        console.print("no window is full yet: see 'deeplambda status' for the part archive, which watches")
+
+
+def drift_table(windows: Sequence[Any]) -> Table:
+    """A row for each row of `drift_windows`; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in ("what", "version", "until", "value", "threshold", "clearest field"):
+        table.add_column(heading, overflow="fold")
+    for each in windows:
+        (clearest, *_) = each.evidence["fields"]
+        table.add_row(
+            f"[red]{each.what}[/]" if each.drifted else each.what,
+            str(each.version),
+            f"{each.last_at:%Y-%m-%d %H:%M:%S}Z",
+            f"{each.value:.3g}",
+            f"{each.threshold:.3g}",
+            escape(f"{clearest['field']}: p {clearest['p']:.2g}, PSI {clearest['psi']:.2f}"),
+        )
+    return table
+
+
+def _figure(comparison: Comparison) -> str:
+    bounded = comparison.low is not None and comparison.high is not None
+    interval = f" [{comparison.low:+.4f}, {comparison.high:+.4f}]" if bounded else ""
+    where = f" {comparison.slice}" if comparison.slice else ""
+    return (
+        f"{comparison.split}{where}: {comparison.metric} {comparison.candidate:.4f}, {comparison.role} "
+        f"{comparison.against} {comparison.other:.4f}{interval}"
+    )
 
 
 def _versions(settings: Settings, application: str) -> tuple[list[Card], Card | None]:

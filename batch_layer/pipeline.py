@@ -7,6 +7,7 @@ passes a listener that is told how far it has come. Running the loop again redoe
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from getpass import getuser
 from typing import Any, Protocol
 
 from pyspark.sql import SparkSession
@@ -14,7 +15,7 @@ from pyspark.sql import SparkSession
 from batch_layer.checkpoint import newest_epoch, run_id
 from batch_layer.gate import promote
 from batch_layer.ingest import Ingested, ingest
-from batch_layer.lake_rows import append_model_rows
+from batch_layer.lake_rows import append_model_rows, append_verdicts
 from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
 from batch_layer.publish import metric_rows, model_row, publish_run
 from batch_layer.trainer import all_hyperparameters
@@ -72,7 +73,10 @@ def run_pipeline(
         preparing = executor.submit(prepare_shards, spark, settings, packed, dataset, listener)
         card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing, workers, init_from)
     if promotes:
-        promote(settings, packed, card.version)
+        try:
+            promote(settings, packed, card.version, who=getuser(), why="trained by the pipeline")
+        finally:
+            append_verdicts(spark, mysql.engine(settings, "platform"), packed.name)
     return card
 
 

@@ -10,6 +10,7 @@ import torch
 from pydantic_core import to_json
 
 from batch_layer.prepare import featurizer_of, fetch_data_set, fetch_state
+from batch_layer.reference import reference_of
 from batch_layer.shard_format import MANIFEST, PAYLOAD, manifest_key, prepared_prefix
 from batch_layer.training_run import TrainedRun
 from deeplambda.adapters.kafka import Publisher
@@ -24,7 +25,7 @@ from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import EpochTrained
 from deeplambda.splits import TEST, VALIDATION
 from deeplambda.state import outbox, registry
-from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, STATE, WEIGHTS, Card, artefact_key, code_key
+from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, REFERENCE, STATE, WEIGHTS, Card, artefact_key, code_key
 from deeplambda.state.kept_rows import LIMIT_ROWS, KeptRows, decode_payload
 from deeplambda.state.onnx_export import exported
 from deeplambda.state.weights import encoded_weights
@@ -38,11 +39,15 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
     platform, store = engine(settings, "platform"), ObjectStore(settings)
     state = fetch_state(store, packed.name, trained.dataset)
     kept = _kept_rows(store, featurizer_of(packed, state), trained)
+    reference = reference_of(store, packed.load(), trained.dataset, trained.model)
 
     def store_artefacts(version: int) -> Card:
         onnx = exported(trained.model, kept.features)
         store.put(code_key(packed.name, packed.code_version), packed.zip_file.read_bytes())
         state_sha256 = store.put(artefact_key(packed.name, version, STATE), state.content) if state else None
+        reference_sha256 = (
+            store.put(artefact_key(packed.name, version, REFERENCE), to_json(reference)) if reference else None
+        )
         card = Card(
             application=packed.name,
             version=version,
@@ -65,6 +70,7 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
             state_format=state.format if state else None,
             state_sha256=state_sha256,
             kept_rows_sha256=store.put(artefact_key(packed.name, version, KEPT_ROWS), kept.encode()),
+            reference_sha256=reference_sha256,
             trained_rows=trained.epochs[-1].rows,
             training_s=sum(epoch.duration_s for epoch in trained.epochs),
             device=trained.epochs[-1].device,

@@ -1,11 +1,13 @@
-"""Candidate and champion on the same rows: the test split of the candidate's data set, which lies on S3.
+"""Candidate and another version on the same rows: a split of the candidate's data set, which lies on S3.
 
-The features there are the candidate's. A champion of other code, or of another learned state, makes its own of the
+The features there are the candidate's. A version of other code, or of another learned state, makes its own of the
 payloads that lie beside them; what either has no features for, neither is judged by. Legend: N rows, C classes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +19,19 @@ from batch_layer.rows import Rows
 from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_shard
 from batch_layer.trainer import outputs_of
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import payload_schema
+from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, UnfitModel
-from deeplambda.metrics import measured
 from deeplambda.objective import Classification, Objective
 from deeplambda.records.featurizer import Featurizer
+from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.splits import TEST
 from deeplambda.state.card import Card
 from deeplambda.state.kept_rows import decode_payload
 from deeplambda.state.versions import fetch_model, load_code
 
 _UNKNOWN_CLASS = -50.0
-"""A logit below the row's others: a class that the champion does not know is one that it never predicts."""
+"""A logit below the row's others: a class that the other version does not know is one that it never predicts."""
 
 _AT_ONCE = 500
 """Rows that a transform gets in one call, as in preparation: it has a time limit for each."""
@@ -37,55 +39,97 @@ _AT_ONCE = 500
 _log = logging.getLogger(__name__)
 
 
-def on_same_rows(settings: Settings, candidate: Card, champion: Card, metric: str) -> tuple[float, float] | None:
-    """The metric of candidate and champion, as the candidate's application measures it, taken now on the same rows.
+@dataclass(frozen=True, kw_only=True)
+class SameRows:
+    """N rows of one split, as a candidate and another version answer them, both in the form of the candidate's outputs.
 
-    None, and a line in the log, when the champion cannot be judged by these rows: they lack a field that its event must
-    have, its objective is another, or an artefact is no longer there. Raises: NotReady.
+    application: the candidate's. slices: by declared field, the rows' values.
+    """
+
+    application: Application
+    labels_N: NDArray[Any]
+    ours_N: NDArray[np.float32]
+    theirs_N: NDArray[np.float32]
+    slices: dict[str, pa.ChunkedArray]
+
+
+def on_same_rows(settings: Settings, candidate: Card, other: Card, split: str = TEST) -> SameRows | None:
+    """What candidate and other version answer now to the rows of a split of the candidate's data set.
+
+    None where the data set has no such split; and, with a line in the log, when the other cannot be judged by its rows:
+    they lack a field that its event must have, its objective is another, or an artefact is no longer there.
+    Raises: NotReady.
     """
     store, compute = ObjectStore(settings), best_compute()
     try:
-        codes = [load_code(store, settings, card) for card in (candidate, champion)]
+        shards = _shards(store, candidate, split)
+        if not shards:
+            return None
+        codes = [load_code(store, settings, card) for card in (candidate, other)]
         ours, theirs = (code.featurizer for code in codes)
-        cards = zip(codes, (candidate, champion), strict=True)
+        cards = zip(codes, (candidate, other), strict=True)
         models = [compute.place(fetch_model(store, code.application, card)) for code, card in cards]
         application, labels = codes[0].application, []
         outputs: tuple[list[NDArray[np.float32]], ...] = ([], [])
-        for of_split in _test_rows(store, candidate, theirs if theirs.id != ours.id else None):
-            labels.append(of_split[0].labels_N.numpy())
-            for found, code, model, rows in zip(outputs, codes, models, of_split, strict=True):
+        sliced: list[pa.Table] = []
+        for of_split in _rows(store, shards, theirs if theirs.id != ours.id else None, application.slices):
+            labels.append(of_split.ours.labels_N.numpy())
+            sliced.append(of_split.slices)
+            of_both = (of_split.ours, of_split.theirs)
+            for found, code, model, rows in zip(outputs, codes, models, of_both, strict=True):
                 made = outputs_of(model, rows, compute.device)
                 found.append(in_order(made, code.application.objective, application.objective))
         if not labels:
-            raise BadInput(f"data set {candidate.dataset} of {candidate.application} has no test rows that both take")
-        ours_N, theirs_N = (
-            measured(application, np.concatenate(labels), np.concatenate(found))[metric] for found in outputs
-        )
+            raise BadInput(f"data set {candidate.dataset} of {candidate.application} has no {split} row that both take")
     except (BadInput, UnfitModel) as exc:
         _log.warning(
             "%s/%d and %d were not measured on the same rows: %s",
-            *(candidate.application, candidate.version, champion.version, exc),
+            *(candidate.application, candidate.version, other.version, exc),
         )
         return None
-    return ours_N, theirs_N
+    slices = pa.concat_tables(sliced) if application.slices else None
+    return SameRows(
+        application=application,
+        labels_N=np.concatenate(labels),
+        ours_N=np.concatenate(outputs[0]),
+        theirs_N=np.concatenate(outputs[1]),
+        slices={name: slices[name] for name in application.slices} if slices else {},
+    )
 
 
-def _test_rows(store: ObjectStore, card: Card, other: Featurizer | None) -> Iterator[tuple[Rows, Rows]]:
-    """The version's test rows, in pieces, with its own features and with those that `other` makes; None: alike."""
+class _Piece(NamedTuple):
+    """Some rows with the features of either version. slices: columns of the declared fields."""
+
+    ours: Rows
+    theirs: Rows
+    slices: pa.Table
+
+
+def _shards(store: ObjectStore, card: Card, split: str) -> list[PartitionPrepared]:
     shards = MANIFEST.validate_json(store.get(manifest_key(card.application, card.dataset)))
-    for shard in sorted((each for each in shards if each.split == TEST), key=lambda each: each.partition):
+    return sorted((each for each in shards if each.split == split and each.rows), key=lambda each: each.partition)
+
+
+def _rows(
+    store: ObjectStore, shards: Sequence[PartitionPrepared], other: Featurizer | None, slices: Sequence[str]
+) -> Iterator[_Piece]:
+    """The shards' rows, in pieces, with their own features and with those that `other` makes; None: alike."""
+    for shard in shards:
         rows = Rows.of(*read_shard(store.get(shard.key, sha256=shard.sha256), shard.key))
-        if not len(rows):
+        if other is None and not slices:
+            yield _Piece(rows, rows, pa.table({}))
             continue
+        payload = decode_payload(store.get(payload_key(shard.application, shard.dataset, shard.split, shard.partition)))
+        sliced = pa.Table.from_batches([payload]).select(list(slices))
         if other is None:
-            yield rows, rows
-        else:
-            payload = decode_payload(store.get(payload_key(card.application, card.dataset, TEST, shard.partition)))
-            for first in range(0, len(rows), _AT_ONCE):
-                found = other.isolated(as_payload_of(other, payload.slice(first, _AT_ONCE)))
-                if found.rows_N:
-                    passed = rows.chosen(first + torch.tensor(found.rows_N, dtype=torch.int64))
-                    yield passed, Rows.of(found.features, passed.labels_N.numpy())
+            yield _Piece(rows, rows, sliced)
+            continue
+        for first in range(0, len(rows), _AT_ONCE):
+            found = other.isolated(as_payload_of(other, payload.slice(first, _AT_ONCE)))
+            if found.rows_N:
+                rows_N = [first + n for n in found.rows_N]
+                passed = rows.chosen(torch.tensor(rows_N, dtype=torch.int64))
+                yield _Piece(passed, Rows.of(found.features, passed.labels_N.numpy()), sliced.take(rows_N))
 
 
 def as_payload_of(featurizer: Featurizer, payload: pa.RecordBatch) -> pa.RecordBatch:

@@ -23,8 +23,8 @@ MANIFEST = TypeAdapter(list[PartitionPrepared])
 """What the manifest of a data set holds, as JSON."""
 
 
-ANNOUNCEMENT, PAYLOAD = ".announcement.json", ".arrow"
-"""How the keys of announcements and payloads end."""
+SHARD, ANNOUNCEMENT, PAYLOAD = ".safetensors", ".announcement.json", ".arrow"
+"""How the keys of shards, announcements and payloads end."""
 
 
 def prepared_prefix(application: str, dataset: str) -> str:
@@ -34,7 +34,7 @@ def prepared_prefix(application: str, dataset: str) -> str:
 
 def shard_key(application: str, dataset: str, split: str, partition: int) -> str:
     """Where a shard is kept."""
-    return f"{prepared_prefix(application, dataset)}{split}-{partition:05}.safetensors"
+    return f"{prepared_prefix(application, dataset)}{split}-{partition:05}{SHARD}"
 
 
 def announcement_key(application: str, dataset: str, split: str, partition: int) -> str:

@@ -7,6 +7,7 @@
 3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
    the champion nor a version of the last days was trained on, and tunings and uploads that nobody took up again.
 4. In MySQL, records of the outbox go that Kafka has had for long, and marks of replays whose dead letters are gone.
+Before all that, `verdicts` gets the decisions about versions that commands have made since.
 """
 
 import logging
@@ -21,6 +22,7 @@ from pyspark.sql import SparkSession
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select
 from sqlalchemy import Table as MySqlTable
 
+from batch_layer.lake_rows import append_verdicts
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import TABLES, change_tag
 from deeplambda.adapters.s3 import ObjectStore, StoredObject
@@ -47,7 +49,7 @@ _log = logging.getLogger(__name__)
 _TAG = "deeplambda-{}"
 _OURS = re.compile(r"deeplambda-(\d+)")
 _OFTEN_COMMITTED = ("events", "labels")
-_COMPACTED = ("events", "labels", "quarantine", "models", "model_metrics", "data_quality", "withdrawals")
+_COMPACTED = ("events", "labels", "quarantine", "models", "model_metrics", "verdicts", "data_quality", "withdrawals")
 """Not `examples`, whose snapshot tells one data set from another, nor `predictions`: a recomputation goes on from the
 snapshot that the horizon shows, and writes its files together itself."""
 
@@ -86,6 +88,8 @@ def maintain(
         known = spark.sql(f"SHOW NAMESPACES IN lake LIKE '{application}'").collect()
         tables = spark.sql(f"SHOW TABLES IN lake.{application}").collect() if known else []
         there = {row.tableName for row in tables}
+        if "verdicts" in there and not dry_run:
+            append_verdicts(spark, engine, application)
         for name in (each for each in TABLES if each in there):
             table = Table(spark, application, name)
             kept = kept_snapshots if name in _OFTEN_COMMITTED else max(days, kept_snapshots)

@@ -111,6 +111,25 @@ class Application(ABC):
     margin: ClassVar[float] = 0.005
     """In the first metric's unit, how much worse than the champion a version may be that replaces it: the default is
     what the accuracy of equal runs differs by with other seeds."""
+    proof: ClassVar[bool] = False
+    """Whether the rows must show beyond chance that a version is within the margin; else it has to be so as measured,
+    since the rows of a small test split show little."""
+    minimum_effect: ClassVar[float | None] = None
+    """In the first metric's unit, how much better than the champion a version must be, beyond chance; None: not at all.
+    It is asked of the newest labelled events where there are any, else of the test split."""
+    forgetting: ClassVar[float | None] = None
+    """What a version may lose on the test split that is better on the newest labelled events, beyond chance, for the
+    world has changed. None: four times the margin."""
+    slices: ClassVar[Sequence[str]] = ()
+    """Fields of the event. Of rows with one of their values each version must be good too: by more than the margin, and
+    beyond chance, none may be worse. A number's values are divided into quarters."""
+    calibration_margin: ClassVar[float] = 0.05
+    """How much further than the champion's a classifier's confidence may be from the share of right answers."""
+    latency_budget_ms: ClassVar[float | None] = None
+    """How long transform and model may take for one event, in the median, on the machine that judges; None: as long as
+    they take."""
+    drift_window: ClassVar[int] = 200
+    """How many events that follow one another are compared with those that the champion was judged by. 0: none are."""
     hyperparameters: ClassVar[Mapping[str, Any]]
     """Defaults of `build_model`'s arguments and of the trainer's: epochs, batch_size, learning_rate, weight_decay, and
     if wanted gradient_clip (the largest norm of a step's gradient) and patience (epochs without a better first metric

@@ -8,6 +8,7 @@
 | log_loss | classes, labels (the mean of each label's) | lower |
 | average_precision, roc_auc | classes (of two, the second), labels; the mean over those that can be judged | higher |
 | brier | classes, labels (the mean of each label's) | lower |
+| calibration_error | classes | lower |
 | rmse, mae | numbers | lower |
 | r2 | numbers | higher |
 
@@ -15,7 +16,7 @@ Of a function, higher is better. Legend: N rows, C classes, L labels, K either.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.objective import Classification, MultiLabel, Objective, Regression
 
 Kind = Literal["classes", "labels", "numbers"]
+_CALIBRATION_GROUPS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,15 @@ def _brier(judged: _Judged) -> float:
         labels = list(range(len(judged.names)))
         return float(brier_score_loss(judged.labels, judged.probabilities_NK, labels=labels))
     return _mean_of_each(judged, lambda truth_N, score_N: brier_score_loss(truth_N, score_N, labels=[0, 1]))
+
+
+def _calibration_error(judged: _Judged) -> float:
+    return calibration_error(*_confidence(judged))
+
+
+def _confidence(judged: _Judged) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    confidence_N = judged.probabilities_NK[np.arange(len(judged.labels)), judged.decided]
+    return confidence_N, judged.decided == judged.labels
 
 
 def _average_precision(judged: _Judged) -> float:
@@ -154,6 +165,7 @@ _NAMED: Mapping[str, _Named] = {
     "average_precision": _Named(of=("classes", "labels"), lower_is_better=False, compute=_average_precision),
     "roc_auc": _Named(of=("classes", "labels"), lower_is_better=False, compute=_roc_auc),
     "brier": _Named(of=("classes", "labels"), lower_is_better=True, compute=_brier),
+    "calibration_error": _Named(of=("classes",), lower_is_better=True, compute=_calibration_error),
     "rmse": _Named(of=("numbers",), lower_is_better=True, compute=_rmse),
     "mae": _Named(of=("numbers",), lower_is_better=True, compute=_mae),
     "r2": _Named(of=("numbers",), lower_is_better=False, compute=_r2),
@@ -197,16 +209,51 @@ def lower_is_better(application: Application, name: str) -> bool:
     return not isinstance(application.metrics, Mapping) and name in _NAMED and _NAMED[name].lower_is_better
 
 
-def measured(application: Application, labels: NDArray[Any], outputs: NDArray[np.float32]) -> dict[str, float]:
-    """Each of the application's metrics by name. labels: as `label_array` gives them; outputs: raw ones of N rows.
+def measured(
+    application: Application, labels: NDArray[Any], outputs: NDArray[np.float32], names: Sequence[str] | None = None
+) -> dict[str, float]:
+    """The application's metrics by name. labels: as `label_array` gives them; outputs: raw ones of N rows. names: of
+    those that are wanted; None: all.
 
     Raises: BadInput for a metric that these rows do not determine, or a function that raises.
     """
-    names = metric_names(application)
+    names = names or metric_names(application)
     if isinstance(application.metrics, Mapping):
         return {name: _of_function(name, application.metrics[name], labels, outputs) for name in names}
     judged = _judged(application.objective, labels, outputs)
     return {name: _NAMED[name].compute(judged) for name in names}
+
+
+def right_rows(objective: Objective, labels: NDArray[Any], outputs: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """(N,): whether the model's decision about a row is its label, or all of its labels; None for an objective whose
+    predictions are not right or wrong. Raises: BadInput for outputs of another shape than the objective's."""
+    if not isinstance(objective, (Classification, MultiLabel)):
+        return None
+    judged = _judged(objective, labels, outputs)
+    right_NK: NDArray[np.bool_] = (judged.decided == judged.labels).reshape(len(labels), -1)
+    return np.asarray(right_NK.all(axis=1))
+
+
+def confidence(
+    objective: Objective, labels: NDArray[Any], outputs: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+    """Of each row, how sure a classifier is of its answer, and whether that is right; None for other objectives.
+
+    Raises: BadInput for outputs of another shape than the objective's.
+    """
+    return _confidence(_judged(objective, labels, outputs)) if isinstance(objective, Classification) else None
+
+
+def calibration_error(confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> float:
+    """The mean distance between how sure a model is of its answers and how many of them are right, over 15 groups of
+    rows of like confidence.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2, with groups of equal size, which are
+    less at the mercy of a few rows.
+    """
+    surplus_N = (confidence_N - right_N)[np.argsort(confidence_N)]
+    begins = np.linspace(0, len(surplus_N), min(_CALIBRATION_GROUPS, len(surplus_N)), endpoint=False).astype(int)
+    return float(np.abs(np.add.reduceat(surplus_N, begins)).sum() / len(surplus_N))
 
 
 def _of_function(name: str, metric: Callable[..., Any], labels: NDArray[Any], outputs: NDArray[np.float32]) -> float:

@@ -11,6 +11,31 @@ from deeplambda.records.predictions import VIEW_SCHEMA, Prediction, scores_text
 from deeplambda.records.runtime_metrics import RuntimeMetric
 
 AT = "2026-01-02T03:04:05Z"
+VERDICT = {
+    "version": 2,
+    "reasons": [],
+    "comparisons": [
+        {
+            "split": "test",
+            "against": 1,
+            "role": "champion",
+            "metric": "accuracy",
+            "slice": None,
+            "rows": 10000,
+            "candidate": 0.99,
+            "other": 0.98,
+            "difference": 0.01,
+            "low": 0.008,
+            "high": 0.012,
+            "p": 0.001,
+            "test": "McNemar",
+            "refused": False,
+        }
+    ],
+    "figures": {"calibration_error": 0.01},
+    "best": {"test": 2},
+}
+ADDED = {"refused", "first_refusal", "code_sha256", "who", "why", "verdict"}
 WRITTEN = [
     {
         "type": "PartitionPrepared",
@@ -61,8 +86,20 @@ WRITTEN = [
         "previous": None,
         "weights_sha256": "ab",
         "code_sha256": "ef",
+        "who": "ada",
+        "why": "new labels",
+        "verdict": VERDICT,
     },
-    {"type": "ModelRejected", "application": "digits", "at": AT, "version": 3, "reason": "worse"},
+    {
+        "type": "ModelRejected",
+        "application": "digits",
+        "at": AT,
+        "version": 3,
+        "reason": "worse",
+        "who": "ada",
+        "why": None,
+        "verdict": VERDICT,
+    },
     {
         "type": "ModelRolledBack",
         "application": "digits",
@@ -71,6 +108,8 @@ WRITTEN = [
         "previous": 2,
         "weights_sha256": "cd",
         "code_sha256": "ef",
+        "who": "ada",
+        "why": "it fails on returns",
     },
     {
         "type": "BatchViewPublished",
@@ -84,6 +123,25 @@ WRITTEN = [
         "scored": 120,
         "refused": 3,
         "duration_s": 8.25,
+    },
+    {
+        "type": "DriftDetected",
+        "application": "digits",
+        "at": AT,
+        "version": 2,
+        "what": "predictions",
+        "window": {
+            "rows": 200,
+            "first_at": AT,
+            "last_at": AT,
+            "from_offsets": {"0": 100, "1": 90},
+            "to_offsets": {"0": 200, "1": 190},
+        },
+        "statistic": "e-detector",
+        "value": 41000.5,
+        "threshold": 30000.0,
+        "fields": [{"field": "confidence", "statistic": 99.5, "p": 1e-18, "psi": 0.5}],
+        "examples": ["a", "b"],
     },
     *(
         {
@@ -135,7 +193,7 @@ def test_a_fact_reads_and_writes_the_same_json(written: dict[str, object]) -> No
 
 @pytest.mark.parametrize("written", WRITTEN, ids=lambda record: record["type"])
 def test_a_fact_from_before_fields_were_added_is_read(written: dict[str, object]) -> None:
-    old = {name: value for name, value in written.items() if name not in {"refused", "first_refusal", "code_sha256"}}
+    old = {name: value for name, value in written.items() if name not in ADDED}
     assert LIFECYCLE_RECORD.validate_python(old).type == written["type"]
 
 

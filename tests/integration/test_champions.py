@@ -170,6 +170,43 @@ def test_a_second_rollback_does_not_bring_back_what_was_rolled_back(stack: Setti
     assert registry.roll_back(platform, name).version == versions[0]
 
 
+def test_a_rollback_to_any_version_that_has_served_passes_over_those_between(stack: Settings) -> None:
+    platform, name = mysql.engine(stack, "platform"), f"rolled_{new_data_set()[:8]}"
+    versions = [register(stack, name) for _ in range(5)]
+    for version in versions[:4]:
+        registry.promote(platform, name, version)
+    with pytest.raises(BadInput, match="has never served"):
+        registry.roll_back(platform, name, to=versions[4])
+    with pytest.raises(UnfitModel, match="is the champion already"):
+        registry.roll_back(platform, name, to=versions[3])
+    assert registry.roll_back(platform, name, to=versions[1]).previous == versions[3]
+    assert registry.roll_back(platform, name).version == versions[0]
+    assert registry.roll_back(platform, name, to=versions[2]).version == versions[2], "it has served as well"
+
+
+def test_every_decision_is_kept_with_who_when_and_why(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    better = published(stack, champion)
+    promoted = promote(stack, application, better.version, who="ada", why="new labels")
+    worse = published(stack, champion, metrics=champion.metrics | {"accuracy": champion.metrics["accuracy"] - 0.1})
+    with pytest.raises(UnfitModel):
+        promote(stack, application, worse.version, who="bob")
+    roll_back(stack, application.name, who="eve", why="it is wrong about returns")
+    with mysql.engine(stack, "platform").connect() as connection:
+        newest = registry.history(connection, application.name, 3)
+    assert [(each.kind, each.version, each.champion, each.who, each.why) for each in newest] == [
+        ("rolled_back", champion.version, better.version, "eve", "it is wrong about returns"),
+        ("rejected", worse.version, better.version, "bob", None),
+        ("promoted", better.version, champion.version, "ada", "new labels"),
+    ]
+    assert "is worse than" in newest[1].reason
+    assert promoted is not None
+    assert promoted.verdict is not None
+    assert newest[2].verdict == promoted.verdict.model_dump(mode="json")
+    assert newest[2].verdict["best"] == {"test": better.version}
+
+
 def register(stack: Settings, application: str) -> int:
     """A version without artefacts: a card in the registry."""
     template = card(1, 0.9)
@@ -258,8 +295,9 @@ def test_the_commands_tell_what_serves(
     newer = published(stack, champion)
     home = str(next(tmp_path_factory.getbasetemp().glob(f"applications*/{application.name}")))
     assert "sound" in deeplambda("model", "verify", home, str(newer.version)).stdout
-    assert f"{application.name}/{newer.version}" in deeplambda("model", "promote", home).stdout
-    assert "serves again" in deeplambda("model", "rollback", home).stdout
+    assert f"{application.name}/{newer.version}" in deeplambda("model", "promote", home, "--why", "it is new").stdout
+    assert "it is new" in deeplambda("model", "history", home).stdout
+    assert "serves again" in deeplambda("model", "rollback", home, "--to", str(champion.version)).stdout
     shown = deeplambda("model", "show", home, str(champion.version)).stdout
     assert champion.weights_sha256 in shown
     listed = deeplambda("model", "list", home).stdout.splitlines()

@@ -74,7 +74,7 @@ def test_metrics_of_numbers() -> None:
 @pytest.mark.parametrize(
     ("objective", "lower"),
     [
-        (THREE, {"log_loss", "brier"}),
+        (THREE, {"log_loss", "brier", "calibration_error"}),
         (TOPICS, {"log_loss", "brier"}),
         (Regression(), {"rmse", "mae"}),
     ],

@@ -96,6 +96,13 @@ TABLES: Mapping[str, tuple[str, str]] = {
         "why STRING NOT NULL",
         "",
     ),
+    "verdicts": (  # a decision without a comparison is one row, whose columns of comparisons are null
+        "decision STRING NOT NULL, kind STRING NOT NULL, version INT NOT NULL, champion INT, at TIMESTAMP NOT NULL, "
+        "who STRING, why STRING, reason STRING, figures STRING, split STRING, against INT, role STRING, metric STRING, "
+        "slice STRING, rows BIGINT, candidate DOUBLE, other DOUBLE, difference DOUBLE, low DOUBLE, high DOUBLE, "
+        "p DOUBLE, test STRING, refused BOOLEAN",
+        "",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from deeplambda.clock import now
+from deeplambda.records.verdict import Verdict
 
 
 class _LifecycleRecord(BaseModel):
@@ -73,14 +74,20 @@ class ModelPromoted(_LifecycleRecord):
     previous: int | None
     weights_sha256: str
     code_sha256: str | None = None
+    who: str | None = None
+    why: str | None = None
+    verdict: Verdict | None = None
 
 
 class ModelRejected(_LifecycleRecord):
-    """A version was refused promotion."""
+    """A version was refused promotion. reason: in words; verdict: its figures, where it was measured."""
 
     type: Literal["ModelRejected"] = "ModelRejected"
     version: int
     reason: str
+    who: str | None = None
+    why: str | None = None
+    verdict: Verdict | None = None
 
 
 class ModelRolledBack(_LifecycleRecord):
@@ -91,6 +98,8 @@ class ModelRolledBack(_LifecycleRecord):
     previous: int
     weights_sha256: str
     code_sha256: str | None = None
+    who: str | None = None
+    why: str | None = None
 
 
 class BatchViewPublished(_LifecycleRecord):
@@ -182,6 +191,51 @@ class DataChanged(_LifecycleRecord):
     why: str
 
 
+class DriftWindow(BaseModel):
+    """Events of one application that followed one another, by the broker's time of the first and the last.
+
+    from_offsets: by partition of `<application>.events`, of the first event; to_offsets: of the one after the last.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rows: int
+    first_at: AwareDatetime
+    last_at: AwareDatetime
+    from_offsets: dict[int, int]
+    to_offsets: dict[int, int]
+
+
+class DriftedField(BaseModel):
+    """How one field's values in the window differ from those that the version was judged by: the chi-square statistic
+    of their histograms, its p, and the population stability index."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    field: str
+    statistic: float
+    p: float
+    psi: float
+
+
+class DriftDetected(_LifecycleRecord):
+    """What `version` is asked, says, or gets right is no longer what it was judged by.
+
+    statistic, value, threshold: what crossed its threshold. fields: those that the window at the crossing differs in,
+    the clearest first. examples: ids of events in it that are rarest by the first of them.
+    """
+
+    type: Literal["DriftDetected"] = "DriftDetected"
+    version: int
+    what: Literal["inputs", "predictions", "accuracy"]
+    window: DriftWindow
+    statistic: str
+    value: float
+    threshold: float
+    fields: list[DriftedField]
+    examples: list[str]
+
+
 LifecycleRecord = Annotated[
     PartitionPrepared
     | EpochTrained
@@ -193,7 +247,8 @@ LifecycleRecord = Annotated[
     | RecordsExpired
     | RecordsSkipped
     | QualityMeasured
-    | DataChanged,
+    | DataChanged
+    | DriftDetected,
     Field(discriminator="type"),
 ]
 LIFECYCLE_RECORD: TypeAdapter[LifecycleRecord] = TypeAdapter(LifecycleRecord)

@@ -14,8 +14,8 @@ from deeplambda.features import SINGLE, Tensor
 from deeplambda.learned import Format
 from deeplambda.records.featurizer import featurizer_id
 
-WEIGHTS, ONNX, STATE, KEPT_ROWS, CARD = (
-    *("weights.safetensors", "model.onnx", "state", "kept_rows.safetensors", "card.json"),
+WEIGHTS, ONNX, STATE, KEPT_ROWS, REFERENCE, CARD = (
+    *("weights.safetensors", "model.onnx", "state", "kept_rows.safetensors", "reference.json", "card.json"),
 )
 
 
@@ -28,6 +28,7 @@ class Card(BaseModel):
     from; init_from: its name with its application's, as `digits/3`; made_anew: tensors that were not taken from it.
     features: what the model takes. metrics: of the test split. code_sha256: of the zip of the application's sources.
     state_format, state_sha256: of what `fit` learned, None where it has none.
+    reference_sha256: of the histograms that live events are compared with.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +57,7 @@ class Card(BaseModel):
     state_format: Format | None = None
     state_sha256: str | None = None
     kept_rows_sha256: str | None = None
+    reference_sha256: str | None = None
     trained_rows: int
     training_s: float
     device: str

@@ -1,16 +1,30 @@
 """The model registry: versions, and which of them serves. MySQL holds the truth; Kafka hears of it by the outbox."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, Engine, Row, Select, func, insert, literal, null, select, union_all
 
 from deeplambda.adapters.mysql import mysql_errors, named_lock
 from deeplambda.errors import BadInput, Conflict, UnfitModel
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import ModelPromoted, ModelPublished, ModelRejected, ModelRolledBack
+from deeplambda.records.verdict import Verdict
 from deeplambda.state import outbox
 from deeplambda.state.card import Card
-from deeplambda.state.tables import MODEL_VERSIONS, PROMOTIONS
+from deeplambda.state.tables import MODEL_VERSIONS, PROMOTIONS, REJECTIONS
+
+_PROMOTED, _ROLLED_BACK, _REJECTED = "promoted", "rolled_back", "rejected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Who decides, and why in that one's words; verdict: the gate's, None where it was not asked."""
+
+    who: str | None = None
+    why: str | None = None
+    verdict: Verdict | None = None
 
 
 def version_of_run(engine: Engine, application: str, run: str) -> int | None:
@@ -110,29 +124,67 @@ def still_champion(connection: Connection, card: Card) -> None:
         )
 
 
-def promote(engine: Engine, application: str, version: int) -> ModelPromoted | None:
+def best_so_far(connection: Connection, application: str) -> dict[str, int]:
+    """By split, the version that did best on it when the champion was promoted; one that was forced is the best."""
+    query = select(PROMOTIONS.c.verdict).where(
+        PROMOTIONS.c.application == application,
+        PROMOTIONS.c.version == _last_promotion(application).scalar_subquery(),
+        PROMOTIONS.c.kind == _PROMOTED,
+    )
+    found = connection.scalar(query.order_by(PROMOTIONS.c.id.desc()).limit(1))
+    return Verdict.model_validate(found).best if found else {}
+
+
+def history(connection: Connection, application: str, limit: int | None = None) -> list[Row[Any]]:
+    """Promotions, rollbacks and rejections, the newest first: id (of its kind), kind, version, champion (before, or
+    meanwhile), at, who, why, reason, verdict. limit: how many; None: all."""
+    decided = ("id", "at", "who", "why", "verdict")
+    changes = select(
+        PROMOTIONS.c.kind,
+        PROMOTIONS.c.version,
+        PROMOTIONS.c.previous.label("champion"),
+        null().label("reason"),
+        *(PROMOTIONS.c[name] for name in decided),
+    ).where(PROMOTIONS.c.application == application)
+    refusals = select(
+        literal(_REJECTED).label("kind"),
+        REJECTIONS.c.version,
+        REJECTIONS.c.champion,
+        REJECTIONS.c.reason,
+        *(REJECTIONS.c[name] for name in decided),
+    ).where(REJECTIONS.c.application == application)
+    both = union_all(changes, refusals)
+    return list(connection.execute(both.order_by(both.selected_columns.at.desc()).limit(limit)))
+
+
+def promote(engine: Engine, application: str, version: int, decision: Decision = Decision()) -> ModelPromoted | None:
     """Make `version` the champion; None when it is already. Raises: BadInput."""
     with mysql_errors(), engine.begin() as connection:
         card = published_card(connection, application, version)
         previous = connection.scalar(_last_promotion(application).with_for_update())
         if previous == version:
             return None
-        promotion = _set_champion(connection, card, previous, "promoted")
+        promotion = _set_champion(connection, card, previous, _PROMOTED, decision)
         outbox.record(connection, topics.LIFECYCLE, application, promotion)
     return promotion
 
 
-def reject(engine: Engine, application: str, version: int, reason: str) -> None:
-    """Write the event that `version` was refused promotion. The gate calls it; nothing else changes."""
+def reject(engine: Engine, application: str, version: int, reason: str, decision: Decision = Decision()) -> None:
+    """Record that `version` was refused promotion. The gate calls it; nothing else changes."""
     with mysql_errors(), engine.begin() as connection:
-        rejection = ModelRejected(application=application, version=version, reason=reason)
+        rejection = ModelRejected(application=application, version=version, reason=reason, **vars(decision))
+        champion_version = connection.scalar(_last_promotion(application))
+        connection.execute(insert(REJECTIONS).values(champion=champion_version, reason=reason, **_kept(rejection)))
         outbox.record(connection, topics.LIFECYCLE, application, rejection)
 
 
-def roll_back(engine: Engine, application: str) -> ModelRolledBack:
-    """Undo the last promotion that stands: the version before it serves again. Raises: UnfitModel when there is none.
+def roll_back(
+    engine: Engine, application: str, to: int | None = None, decision: Decision = Decision()
+) -> ModelRolledBack:
+    """Have an earlier champion serve again: `to`, or else the one before. Raises: BadInput, UnfitModel when none was.
 
-    A second rollback undoes the promotion before that one; what was rolled back never comes back but by a promotion.
+    Without `to`, the last promotion that stands is undone; again, the one before that. What was rolled back, or passed
+    over on the way back, never comes back but by a promotion or by name.
     """
     with mysql_errors(), engine.begin() as connection:
         changes = connection.execute(
@@ -141,28 +193,43 @@ def roll_back(engine: Engine, application: str) -> ModelRolledBack:
             .order_by(PROMOTIONS.c.id)
             .with_for_update()
         ).all()
-        standing: list[int] = []
-        for change in changes:
-            if change.kind == "promoted":
-                standing.append(change.version)
-                continue
-            standing = [version for version in standing if version != standing[-1]]
-            if standing[-1:] != [change.version]:  # rollbacks once went back and forth between two versions
-                standing.append(change.version)
+        standing = _standing((change.version, change.kind) for change in changes)
         earlier_ones = [version for version in standing if version != standing[-1]]
-        if not earlier_ones:
-            raise UnfitModel(
-                f"{application} has no earlier champion to go back to", "promote a version: 'deeplambda model promote'"
+        if to is not None and to not in {change.version for change in changes}:
+            raise BadInput(
+                f"{application}/{to} has never served, so there is no going back to it",
+                f"'deeplambda model history {application}' lists those that have; promote it instead",
             )
-        champion_version, earlier = standing[-1], earlier_ones[-1]
-        card = published_card(connection, application, earlier)
-        promoted = _set_champion(connection, card, champion_version, "rolled_back")
+        if (to is None and not earlier_ones) or standing[-1:] == [to]:
+            raise UnfitModel(
+                f"{application} has no earlier champion to go back to"
+                if to is None
+                else f"{application}/{to} is the champion already",
+                "promote a version: 'deeplambda model promote'",
+            )
+        card = published_card(connection, application, earlier_ones[-1] if to is None else to)
+        promoted = _set_champion(connection, card, standing[-1], _ROLLED_BACK, decision)
         rolled_back = ModelRolledBack.model_validate(promoted.model_dump(exclude={"type"}))
         outbox.record(connection, topics.LIFECYCLE, application, rolled_back)
     return rolled_back
 
 
-def _last_promotion(application: str):  # type: ignore[no-untyped-def]  # SQLAlchemy infers Select[tuple[int]]
+def _standing(changes: Iterable[tuple[int, str]]) -> list[int]:
+    """Champions in their order, without those that a rollback undid or passed over; the last one serves."""
+    standing: list[int] = []
+    for version, kind in changes:
+        if kind == _PROMOTED:
+            standing.append(version)
+            continue
+        standing = [earlier for earlier in standing if earlier != standing[-1]]
+        while version in standing and standing[-1] != version:
+            standing.pop()
+        if standing[-1:] != [version]:  # rollbacks once went back and forth between two versions
+            standing.append(version)
+    return standing
+
+
+def _last_promotion(application: str) -> Select[int]:
     return (
         select(PROMOTIONS.c.version)
         .where(PROMOTIONS.c.application == application)
@@ -171,7 +238,9 @@ def _last_promotion(application: str):  # type: ignore[no-untyped-def]  # SQLAlc
     )
 
 
-def _set_champion(connection: Connection, card: Card, previous: int | None, kind: str) -> ModelPromoted:
+def _set_champion(
+    connection: Connection, card: Card, previous: int | None, kind: str, decision: Decision
+) -> ModelPromoted:
     """Write the change of champion and the record that services follow, in the caller's transaction; that record."""
     promotion = ModelPromoted(
         application=card.application,
@@ -179,11 +248,14 @@ def _set_champion(connection: Connection, card: Card, previous: int | None, kind
         previous=previous,
         weights_sha256=card.weights_sha256,
         code_sha256=card.code_sha256,
+        **vars(decision),
     )
-    connection.execute(
-        insert(PROMOTIONS).values(
-            kind=kind, **promotion.model_dump(include={"application", "version", "previous", "at"})
-        )
-    )
+    connection.execute(insert(PROMOTIONS).values(kind=kind, previous=previous, **_kept(promotion)))
     outbox.record(connection, topics.CHAMPIONS, promotion.application, promotion)
     return promotion
+
+
+def _kept(fact: ModelPromoted | ModelRejected) -> dict[str, Any]:
+    """The columns that a promotion and a rejection share."""
+    verdict = fact.verdict.model_dump(mode="json") if fact.verdict else None
+    return {"verdict": verdict, **fact.model_dump(include={"application", "version", "at", "who", "why"})}

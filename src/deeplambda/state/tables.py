@@ -7,6 +7,7 @@ import pyarrow as pa
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Double,
@@ -56,6 +57,14 @@ def _prediction_columns() -> list[Column[Any]]:
             kind = MEDIUMTEXT()
         columns.append(Column(field.name, kind, primary_key=is_key, nullable=field.nullable))
     return columns
+
+
+def _decided() -> list[Column[Any]]:
+    return [
+        Column("who", String(128), comment="who asked for it"),
+        Column("why", Text, comment="in that one's words"),
+        Column("verdict", JSON(none_as_null=True), comment="the gate's, with its figures"),
+    ]
 
 
 HIDDEN_FROM_ANALYSTS = frozenset({"outbox", "queries"})
@@ -108,6 +117,7 @@ PROMOTIONS = Table(
     Column("previous", Integer),
     Column("kind", String(16), nullable=False, comment="promoted or rolled_back"),
     Column("at", UtcDateTime, nullable=False),
+    *_decided(),
     Index("promotions_by_application", "application", "id"),
 )
 DATA_CHANGES = Table(
@@ -135,6 +145,36 @@ REPLAYED_LETTERS = Table(
     Column("who", _NAME, nullable=False),
     Column("at", UtcDateTime, nullable=False),
     Index("replayed_by_time", "at"),
+)
+REJECTIONS = Table(
+    "rejections",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("champion", Integer, comment="which served meanwhile"),
+    Column("reason", Text, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    *_decided(),
+    Index("rejections_by_application", "application", "id"),
+)
+DRIFT_WINDOWS = Table(
+    "drift_windows",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("what", String(16), nullable=False, comment="inputs, predictions or accuracy"),
+    Column("first_at", UtcDateTime, nullable=False),
+    Column("last_at", UtcDateTime, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("value", Double, nullable=False, comment="of the detector; an alarm is raised at the threshold"),
+    Column("threshold", Double, nullable=False),
+    Column("p", Double, nullable=False, comment="the smallest of a field"),
+    Column("drifted", Boolean, nullable=False, comment="whether an alarm stands"),
+    Column("evidence", JSON, nullable=False, comment="offsets, fields, examples"),
+    Column("at", UtcDateTime, nullable=False),
+    Index("drift_by_application", "application", "what", "id"),
 )
 HORIZONS = Table(
     "horizons",

@@ -1,0 +1,359 @@
+"""Monitor: live events, the champion's predictions and, where labels come, its answers, in windows beside the rows that
+it was judged by. Runs beside the archive's streams.
+
+1. Kafka's records of events, predictions and labels are collected until a window is full.
+2. `drift` compares it with the champion's reference, and each of the three kinds has a detector of its own.
+3. One transaction keeps the window in `drift_windows` and, when the detector raises the alarm, writes `DriftDetected`
+   to the outbox.
+It takes a tenth of a processor core at most: what comes faster is passed over, and windows have gaps between them then.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from kafka import TopicPartition
+from pydantic import ValidationError
+from pydantic_core import from_json
+from sqlalchemy import Connection, Row, delete, insert, select
+
+from batch_layer.drift import THRESHOLD, Detector, compared, named, rarest, worsened
+from batch_layer.summaries import Column, Histogram, Reference, accuracy_columns, input_columns, prediction_columns
+from deeplambda.adapters import kafka, mysql
+from deeplambda.adapters.kafka import Consumer
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.application import Event, payload_batch
+from deeplambda.config import Settings
+from deeplambda.errors import BadInput
+from deeplambda.records import topics
+from deeplambda.records.decoding import RefusedEvent, decode_event
+from deeplambda.records.lifecycle import DriftDetected, DriftedField, DriftWindow
+from deeplambda.records.predictions import Prediction
+from deeplambda.service.loops import LoopStatus
+from deeplambda.state import outbox, registry
+from deeplambda.state.card import REFERENCE, Card, artefact_key
+from deeplambda.state.tables import DRIFT_WINDOWS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
+from deeplambda.state.versions import load_code
+
+GROUP = "deeplambda.drift"
+What = Literal["inputs", "predictions", "accuracy"]
+WHATS: tuple[What, ...] = get_args(What)
+STATISTIC = "e-detector"
+EXAMPLES = 5
+
+_WORKING_SHARE = 0.1
+_LONGEST_PAUSE_S = 5.0
+_POLL_ROWS = 200
+_LOOK_EVERY_S = 5.0
+_WINDOWS_BEHIND = 20
+_WINDOWS_KEPT = 2_000
+_LABELS_WAITING, _LABEL_ATTEMPTS = 10_000, 5
+
+_log = logging.getLogger(__name__)
+
+
+class Seen(NamedTuple):
+    """An event's place, and what of it is compared: the event itself, its prediction, or (whether it was right, by how
+    much it was wrong)."""
+
+    event_id: str
+    partition: int
+    offset: int
+    at: datetime
+    value: Any
+
+
+class _Label(NamedTuple):
+    """attempts: how often the event's prediction has been looked for."""
+
+    event_id: str
+    label: str
+    attempts: int = 0
+
+
+def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
+    """Watch every application until told to stop. Raises: NotReady, after which `Loop` calls it again."""
+    watches = {name: Watch(settings, name) for name in settings.applications}
+    kinds = (topics.events, topics.predictions, topics.labels)
+    with closing(kafka.consumer(settings, *(kind(name) for name in watches for kind in kinds), group=GROUP)) as reader:
+        looked_s = -_LOOK_EVERY_S
+        while not stop.is_set():
+            with kafka.kafka_errors(settings):
+                polled = reader.poll(1_000, _POLL_ROWS)
+            started_s = time.monotonic()
+            if looks := started_s - looked_s >= _LOOK_EVERY_S:
+                looked_s = started_s
+            for name, each in watches.items():
+                if looks:
+                    each.look()
+                    with kafka.kafka_errors(settings):
+                        _keep_up(reader, each)
+                for kind, take in ((kinds[0], each.events), (kinds[1], each.predictions), (kinds[2], each.labels)):
+                    take([record for at, records in polled.items() if at.topic == kind(name) for record in records])
+            with kafka.kafka_errors(settings):
+                reader.commit()
+            status.working()
+            worked_s = time.monotonic() - started_s
+            stop.wait(min(_LONGEST_PAUSE_S, worked_s * (1 / _WORKING_SHARE - 1)))
+
+
+def _keep_up(reader: Consumer, watch: "Watch") -> None:
+    """Go on with the newest records of a topic that it is far behind in."""
+    read: tuple[tuple[str, What], ...] = (
+        (topics.events(watch.name), "inputs"),
+        (topics.predictions(watch.name), "predictions"),
+    )
+    for topic, what in read:
+        partitions = [each for each in reader.assignment() if each.topic == topic]
+        ends: dict[TopicPartition, int] = reader.end_offsets(partitions)
+        behind = sum(end - reader.position(partition) for partition, end in ends.items())
+        if behind > watch.falls_behind_by:
+            _log.info("%s: %d records of %s are passed over", watch.name, behind, topic)
+            reader.seek_to_end(*partitions)
+            watch.forget(what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Champion:
+    """What is watched for. window: how many events it has."""
+
+    version: int
+    event: type[Event]
+    window: int
+    reference: Reference
+
+
+class Watch:
+    """One application's windows. `watch` calls all of it, on one thread."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.name = name
+        self._settings, self._engine = settings, mysql.engine(settings, "platform")
+        self._version: int | None = None
+        self._champion: _Champion | None = None
+        self._seen: dict[str, list[Seen]] = {what: [] for what in WHATS}
+        self._detectors: dict[str, Detector] = {}
+        self._labels: deque[_Label] = deque(maxlen=_LABELS_WAITING)
+
+    @property
+    def falls_behind_by(self) -> int:
+        """From how many records on it goes on with the newest."""
+        return _WINDOWS_BEHIND * (self._champion.window if self._champion else 0)
+
+    def look(self) -> None:
+        """Take up the version that serves, where it is another, and see to the labels that wait. Raises: NotReady."""
+        with mysql.mysql_errors(), self._engine.connect() as connection:
+            serving = registry.champion(connection, self.name)
+            if serving is not None and serving.version != self._version:
+                self._detectors = {what: _last(connection, self.name, what, serving.version) for what in WHATS}
+        if serving is not None and serving.version != self._version:
+            self._version, self._champion, self._seen = serving.version, None, {what: [] for what in WHATS}
+            try:
+                self._champion = _taken_up(self._settings, serving)
+            except BadInput as exc:
+                _log.warning("%s/%d is not watched: %s", self.name, serving.version, exc)
+        self._answer([self._labels.popleft() for _ in range(len(self._labels))])
+
+    def forget(self, what: What) -> None:
+        """Begin a window anew, for what follows does not follow what there is of it."""
+        self._seen[what] = []
+
+    def events(self, records: Iterable[Any]) -> None:
+        """Take records of `<application>.events`; one that the schema refuses is the stream's business."""
+        if (champion := self._champion) is None:
+            return
+        for record in records:
+            try:
+                event = decode_event(champion.event, record.value, limit_bytes=self._settings.event_limit_bytes)
+            except RefusedEvent:
+                continue
+            at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+            self._take("inputs", Seen(event.event_id, record.partition, record.offset, at, event))
+
+    def predictions(self, records: Iterable[Any]) -> None:
+        """Take records of `<application>.predictions`, as far as the champion made them."""
+        for record in records if self._champion else ():
+            try:
+                made = Prediction.model_validate_json(record.value or b"")
+            except ValidationError:
+                continue
+            if made.model_version == self._version:
+                position = (made.event_id, made.kafka_partition, made.kafka_offset, made.received_at)
+                self._take("predictions", Seen(*position, made))
+
+    def labels(self, records: Iterable[Any]) -> None:
+        """Take records of `<application>.labels`; those of events whose prediction is not in MySQL yet wait a while."""
+        if self._champion:
+            self._answer([label for record in records if (label := _label(record)) is not None])
+
+    def _answer(self, labels: Sequence[_Label]) -> None:
+        found = self._answered([each.event_id for each in labels])
+        for each in labels:
+            if (row := found.get(each.event_id)) is not None:
+                self._take("accuracy", Seen(row.event_id, row.partition, row.offset, row.at, _judged(row, each.label)))
+            elif each.attempts < _LABEL_ATTEMPTS:
+                self._labels.append(each._replace(attempts=each.attempts + 1))
+
+    def _answered(self, event_ids: Sequence[str]) -> dict[str, Row[Any]]:
+        """The champion's predictions of some events."""
+        found: dict[str, Row[Any]] = {}
+        with mysql.mysql_errors(), self._engine.connect() as connection:
+            for table in (RECENT_PREDICTIONS.c, REALTIME_PREDICTIONS.c):
+                query = select(
+                    table.event_id,
+                    table.prediction,
+                    table.value,
+                    table.kafka_partition.label("partition"),
+                    table.kafka_offset.label("offset"),
+                    table.occurred_at.label("at"),
+                ).where(
+                    table.application == self.name,
+                    table.model_version == self._version,
+                    table.event_id.in_(event_ids),
+                )
+                found |= {row.event_id: row for row in connection.execute(query)} if event_ids else {}
+        return found
+
+    def _take(self, what: What, seen: Seen) -> None:
+        self._seen[what].append(seen)
+        if self._champion and len(self._seen[what]) >= self._champion.window:
+            self._conclude(self._champion, what, self._seen[what])
+            self._seen[what] = []
+
+    def _conclude(self, champion: _Champion, what: What, seen: Sequence[Seen]) -> None:
+        reference: dict[str, Histogram] = getattr(champion.reference, what)
+        columns = _columns(champion, what, seen)
+        fields = compared(reference, columns)
+        if what == "accuracy":  # a better one is no drift to be told of
+            fields = [
+                each if worsened(reference[each.field], columns[each.field]) else each.model_copy(update={"p": 1.0})
+                for each in fields
+            ]
+        if not fields:
+            return
+        detector = self._detectors[what]
+        raised = detector.take(np.array([each.p for each in fields]))
+        window, told = _window(seen), named(fields) or sorted(fields, key=lambda each: each.p)[:1]
+        first = told[0].field
+        fact = DriftDetected(
+            application=self.name,
+            version=champion.version,
+            what=what,
+            window=window,
+            statistic=STATISTIC,
+            value=detector.value,
+            threshold=THRESHOLD,
+            fields=told,
+            examples=[seen[n].event_id for n in rarest(reference[first], columns[first], EXAMPLES)],
+        )
+        self._keep(fact, detector, raised=raised)
+
+    def _keep(self, fact: DriftDetected, detector: Detector, *, raised: bool) -> None:
+        row = {
+            **fact.model_dump(mode="json", include={"application", "version", "what", "value", "threshold"}),
+            **{name: getattr(fact.window, name) for name in ("rows", "first_at", "last_at")},
+            "evidence": fact.model_dump(mode="json", include={"window", "fields", "examples"}),
+            "p": min(each.p for each in fact.fields),
+            "drifted": detector.drifted,
+            "at": fact.at,
+        }
+        table = DRIFT_WINDOWS.c
+        with mysql.mysql_errors(), self._engine.begin() as connection:
+            connection.execute(insert(DRIFT_WINDOWS).values(row))
+            oldest = connection.scalar(
+                select(table.id)
+                .where(table.application == self.name, table.what == fact.what)
+                .order_by(table.id.desc())
+                .offset(_WINDOWS_KEPT)
+                .limit(1)
+            )
+            if oldest is not None:
+                old = (table.application == self.name) & (table.what == fact.what) & (table.id <= oldest)
+                connection.execute(delete(DRIFT_WINDOWS).where(old))
+            if raised:
+                outbox.record(connection, topics.LIFECYCLE, self.name, fact)
+        if raised:
+            _log.warning("%s/%d: %s drift by %s", self.name, self._version, fact.what, _said(fact.fields))
+
+
+def _taken_up(settings: Settings, card: Card) -> _Champion | None:
+    """None for a version that was published before there were references, or an application that is not watched."""
+    store = ObjectStore(settings)
+    application = load_code(store, settings, card).application
+    if card.reference_sha256 is None or not application.drift_window:
+        return None
+    raw = store.get(artefact_key(card.application, card.version, REFERENCE), sha256=card.reference_sha256)
+    return _Champion(
+        version=card.version,
+        event=application.event,
+        window=application.drift_window,
+        reference=Reference.model_validate_json(raw),
+    )
+
+
+def _last(connection: Connection, application: str, what: What, version: int) -> Detector:
+    """The version's detector as it was after its last window."""
+    table = DRIFT_WINDOWS.c
+    query = select(table.value, table.drifted).where(
+        table.application == application, table.what == what, table.version == version
+    )
+    found = connection.execute(query.order_by(table.id.desc()).limit(1)).first()
+    return Detector() if found is None else Detector(value=found.value, drifted=bool(found.drifted))
+
+
+def _columns(champion: _Champion, what: What, seen: Sequence[Seen]) -> dict[str, Column]:
+    values = [each.value for each in seen]
+    if what == "inputs":
+        return input_columns(payload_batch(champion.event, values))
+    if what == "predictions":
+        given = ([each.prediction for each in values], [each.confidence for each in values])
+        return prediction_columns(*given, [each.value for each in values])
+    rights, errors = zip(*values, strict=True)
+    of_numbers = all(error is not None for error in errors)
+    return accuracy_columns(None if of_numbers else rights, errors if of_numbers else None)
+
+
+def _label(record: Any) -> _Label | None:
+    """The label in a record; None where there is none."""
+    try:
+        given = from_json(record.value or b"")
+    except ValueError:
+        return None
+    if not isinstance(given, dict) or given.get("label") is None:
+        return None
+    event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
+    return _Label(str(event_id), str(given["label"])) if event_id else None
+
+
+def _judged(row: Row[Any], label: str) -> tuple[bool, float | None]:
+    """Whether the prediction is the label, and of numbers by how much it is wrong."""
+    if row.value is None:
+        return row.prediction == label, None
+    try:
+        return row.prediction == label, abs(row.value - float(label))
+    except ValueError:
+        return False, None
+
+
+def _window(seen: Sequence[Seen]) -> DriftWindow:
+    by_partition: dict[int, list[int]] = {}
+    for each in seen:
+        by_partition.setdefault(each.partition, []).append(each.offset)
+    return DriftWindow(
+        rows=len(seen),
+        first_at=min(each.at for each in seen),
+        last_at=max(each.at for each in seen),
+        from_offsets={partition: min(offsets) for partition, offsets in by_partition.items()},
+        to_offsets={partition: max(offsets) + 1 for partition, offsets in by_partition.items()},
+    )
+
+
+def _said(fields: Sequence[DriftedField]) -> str:
+    return ", ".join(f"{each.field} (p {each.p:.1e}, PSI {each.psi:.2f})" for each in fields[:5])

@@ -1,0 +1,337 @@
+"""Which candidate may serve: comparisons on the same rows, and the rules that make a verdict of them. Pure.
+
+1. On each split, the candidate may be worse than the champion by the application's margin, and no more.
+2. Nor may it be worse by more than that than the version that did best on the split so far: else ten versions, each
+   a little worse than the one before, would add up.
+3. One that is better on the newest labelled events, beyond chance, may lose somewhat more on the test split: the world
+   has changed, and the test split is of before.
+4. In no declared slice may it be worse by more than the margin, beyond chance; nor may its confidence say less than the
+   champion's. A minimum effect and a latency budget count where the application has them.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from batch_layer.paired_tests import Difference, mcnemar, resampled
+from batch_layer.same_rows import SameRows
+from deeplambda.application import Application, deciding_metric
+from deeplambda.errors import BadInput
+from deeplambda.metrics import calibration_error, confidence, lower_is_better, measured, right_rows
+from deeplambda.records.verdict import Comparison, Verdict
+from deeplambda.splits import TEST
+from deeplambda.state.card import Card
+
+RECENT = "recent"
+"""The split of the newest labelled events."""
+CALIBRATION, LATENCY = "calibration_error", "latency_ms"
+_LEVEL = 0.05
+_FORGETTING_MARGINS = 4
+_SLICES_LIMIT = 20
+"""Of a field with more values, those with the most rows are slices."""
+_SLICE_ROWS = 20
+"""Fewer rows show nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """By what a candidate is compared; the application's attributes, as `Application` describes them."""
+
+    metric: str
+    lower_is_better: bool = False
+    margin: float = Application.margin
+    proof: bool = Application.proof
+    minimum_effect: float | None = Application.minimum_effect
+    forgetting: float | None = Application.forgetting
+    calibration_margin: float = Application.calibration_margin
+    latency_budget_ms: float | None = Application.latency_budget_ms
+
+    @classmethod
+    def of(cls, application: Application) -> "Criterion":
+        """The application's own."""
+        name = deciding_metric(application)
+        return cls(
+            metric=name,
+            lower_is_better=lower_is_better(application, name),
+            margin=application.margin,
+            proof=application.proof,
+            minimum_effect=application.minimum_effect,
+            forgetting=application.forgetting,
+            calibration_margin=application.calibration_margin,
+            latency_budget_ms=application.latency_budget_ms,
+        )
+
+    def gain(self, found: float, wanted: float) -> float:
+        """How much better the first figure is."""
+        return wanted - found if self.lower_is_better else found - wanted
+
+    @property
+    def forgetting_margin(self) -> float:
+        """How much worse on the test split one may be that is better on the newest labelled events."""
+        return _FORGETTING_MARGINS * self.margin if self.forgetting is None else self.forgetting
+
+
+Role = Literal["champion", "best"]
+
+
+def compared(same: SameRows, split: str, against: int, role: Role, criterion: Criterion) -> list[Comparison]:
+    """The comparisons of a candidate with one version on one split's rows: of all rows; with the champion, of
+    calibration and of each slice too.
+
+    Raises: BadInput when the rows do not determine the application's metric.
+    """
+    comparing = _Comparing(same, split, against, role, criterion)
+    found = [comparing.rows(np.arange(len(same.labels_N)))]
+    if role == "best":
+        return found
+    found += comparing.calibration()
+    slices = list(slices_of(same.slices))
+    for name, rows_M in slices:
+        try:
+            found.append(comparing.rows(rows_M, name, slices=len(slices)))
+        except BadInput:  # such as a slice without a row of one class: nothing can be said of it
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class _Comparing:
+    same: SameRows
+    split: str
+    against: int
+    role: Role
+    criterion: Criterion
+
+    def rows(self, rows_M: NDArray[np.intp], name: str | None = None, slices: int = 1) -> Comparison:
+        """By the application's metric, on some of the rows. name: of the slice that they are, one of `slices`."""
+        same, metric = self.same, self.criterion.metric
+        objective = same.application.objective
+        labels_M, ours_M, theirs_M = (each[rows_M] for each in (same.labels_N, same.ours_N, same.theirs_N))
+
+        def figure(outputs_M: NDArray[np.float32], chosen: NDArray[np.intp] | slice) -> float:
+            return measured(same.application, labels_M[chosen], outputs_M[chosen], [metric])[metric]
+
+        def gained(chosen: NDArray[np.intp]) -> float:
+            try:
+                return self.criterion.gain(figure(ours_M, chosen), figure(theirs_M, chosen))
+            except BadInput:  # such as a draw without a row of one class
+                return math.nan
+
+        candidate, other = figure(ours_M, slice(None)), figure(theirs_M, slice(None))
+        ours, theirs = (right_rows(objective, labels_M, each) for each in (ours_M, theirs_M))
+        if ours is not None and theirs is not None and _is_share(candidate, ours) and _is_share(other, theirs):
+            found = mcnemar(ours, theirs)
+        else:
+            found = resampled(gained, len(rows_M))
+        refused = self._refused(found) if name is None else self._refused_slice(found, slices)
+        return self._comparison(metric, len(rows_M), candidate, other, found, refused=refused, slice=name)
+
+    def calibration(self) -> Iterator[Comparison]:
+        """One for a classifier, else none."""
+        objective, labels_N = self.same.application.objective, self.same.labels_N
+        ours, theirs = (confidence(objective, labels_N, each) for each in (self.same.ours_N, self.same.theirs_N))
+        if ours is None or theirs is None:
+            return
+
+        def gained(chosen: NDArray[np.intp]) -> float:
+            error, other = (calibration_error(of[0][chosen], of[1][chosen]) for of in (ours, theirs))
+            return other - error
+
+        found = resampled(gained, len(labels_N))
+        figures = calibration_error(*ours), calibration_error(*theirs)
+        refused = found.high is not None and found.high < -self.criterion.calibration_margin
+        yield self._comparison(CALIBRATION, len(labels_N), *figures, found, refused=refused)
+
+    def _refused(self, found: Difference) -> bool:
+        """Rule 3 is not of one comparison alone."""
+        margin = self.criterion.margin
+        return found.value < -margin or (self.criterion.proof and (found.low is None or found.low < -margin))
+
+    def _refused_slice(self, found: Difference, slices: int) -> bool:
+        """With Bonferroni's correction, for there are many."""
+        return found.value < -self.criterion.margin and found.p_worse < _LEVEL / slices
+
+    def _comparison(
+        self, metric: str, rows: int, candidate: float, other: float, found: Difference, **others: Any
+    ) -> Comparison:
+        return Comparison(
+            split=self.split,
+            against=self.against,
+            role=self.role,
+            metric=metric,
+            rows=rows,
+            candidate=candidate,
+            other=other,
+            difference=found.value,
+            low=found.low,
+            high=found.high,
+            p=found.p_better,
+            test=found.test,
+            **others,
+        )
+
+
+def _is_share(figure: float, right_M: NDArray[np.bool_]) -> bool:
+    """Whether a metric is the share of rows that are right, whatever it is called."""
+    return math.isclose(figure, float(right_M.mean()), rel_tol=1e-9)
+
+
+def slices_of(columns: Mapping[str, pa.ChunkedArray]) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """`field=value` and the rows that it is true of, in each field's order; a number's values in quarters."""
+    for field, column in columns.items():
+        if pa.types.is_floating(column.type) or (pa.types.is_integer(column.type) and _many(column)):
+            numbers_N = column.to_numpy(zero_copy_only=False).astype(float)
+            edges = np.unique(np.nanquantile(numbers_N, [0.25, 0.5, 0.75]))
+            quarter_N = np.searchsorted(edges, numbers_N, side="right")
+            bounds = [-math.inf, *edges, math.inf]
+            named: Iterable[tuple[str, NDArray[Any]]] = (
+                (f"{field} in [{bounds[n]:g}, {bounds[n + 1]:g})", (quarter_N == n) & ~np.isnan(numbers_N))
+                for n in range(len(bounds) - 1)
+            )
+        else:
+            texts_N = np.array([str(value) for value in column.to_pylist()], dtype=object)
+            values, counts = np.unique(texts_N, return_counts=True)
+            often = values[np.argsort(-counts, kind="stable")][:_SLICES_LIMIT]
+            named = ((f"{field}={value}", texts_N == value) for value in often)
+        for name, chosen_N in named:
+            if chosen_N.sum() >= _SLICE_ROWS:
+                yield name, np.flatnonzero(chosen_N)
+
+
+def _many(column: pa.ChunkedArray) -> bool:
+    return int(pc.count_distinct(column).as_py()) > _SLICES_LIMIT
+
+
+def verdict(
+    candidate: Card,
+    champion: Card | None,
+    code_version: str,
+    criterion: Criterion,
+    comparisons: Sequence[Comparison] = (),
+    figures: Mapping[str, float] | None = None,
+    best: Mapping[str, int] | None = None,
+) -> Verdict:
+    """Whether `candidate` may serve.
+
+    code_version: of the application as it is deployed. comparisons: with the champion, on the same rows; without any of
+    the test split, what their cards say is compared, each of the test split of its own data set. On each split, those
+    with the version that did best so far follow. figures: of the candidate, by name. best: by split, that version.
+    """
+    reasons = [_unfit(candidate, code_version, criterion)]
+    if champion is not None and reasons == [None]:
+        if any(each.split == TEST for each in comparisons):
+            reasons += [_said(each, champion.version) for each in _refusing(comparisons, criterion)]
+            reasons.append(_without_effect(comparisons, criterion))
+        else:
+            reasons.append(_worse_card(candidate, champion, criterion))
+    latency_ms = (figures or {}).get(LATENCY, 0.0)
+    if criterion.latency_budget_ms is not None and latency_ms > criterion.latency_budget_ms:
+        reasons.append(
+            f"one event takes it {latency_ms:.2f} ms in the median, more than the {criterion.latency_budget_ms:g} ms "
+            "that the application allows"
+        )
+    refused = [reason for reason in reasons if reason]
+    return Verdict(
+        version=candidate.version,
+        reasons=refused,
+        comparisons=list(comparisons),
+        figures=dict(figures or {}),
+        best=_best(candidate, comparisons, best or {}),
+    )
+
+
+def _unfit(candidate: Card, code_version: str, criterion: Criterion) -> str | None:
+    """Why it may not serve, whatever the champion is like."""
+    if candidate.code_version != code_version:
+        return (
+            f"it was trained with code {candidate.code_version}, but {code_version} is deployed, whose transform may "
+            "give other features: train again"
+        )
+    for name, value in candidate.metrics.items():
+        if not math.isfinite(value):
+            return f"its {name} is {value}"
+    return None if criterion.metric in candidate.metrics else f"its card has no {criterion.metric}"
+
+
+def _worse_card(candidate: Card, champion: Card, criterion: Criterion) -> str | None:
+    name = criterion.metric
+    if name not in champion.metrics:
+        return None
+    found, wanted = candidate.metrics[name], champion.metrics[name]
+    if criterion.gain(found, wanted) >= -criterion.margin:
+        return None
+    return (
+        f"its {name} {found:.4f} is worse than {wanted:.4f} of the champion, version {champion.version}, by more than "
+        f"{criterion.margin:g} (each on the test rows of its own data set)"
+    )
+
+
+def _refusing(comparisons: Sequence[Comparison], criterion: Criterion) -> list[Comparison]:
+    """Those that speak against the candidate, with rule 3."""
+    proven = any(
+        (each.split, each.role, each.metric, each.slice) == (RECENT, "champion", criterion.metric, None)
+        and each.difference > 0
+        and each.p < _LEVEL
+        for each in comparisons
+    )
+    return [
+        each
+        for each in comparisons
+        if each.refused and not (proven and each.split == TEST and each.difference >= -criterion.forgetting_margin)
+    ]
+
+
+def _without_effect(comparisons: Sequence[Comparison], criterion: Criterion) -> str | None:
+    if criterion.minimum_effect is None:
+        return None
+    whole = [
+        each
+        for each in comparisons
+        if each.role == "champion" and each.metric == criterion.metric and each.slice is None
+    ]
+    asked = next((each for each in whole if each.split == RECENT), whole[0])
+    if asked.difference >= criterion.minimum_effect and asked.p < _LEVEL:
+        return None
+    return (
+        f"its {asked.metric} {asked.candidate:.4f} is not better than {asked.other:.4f} of the champion, version "
+        f"{asked.against}, by {criterion.minimum_effect:g} beyond chance ({_how_sure(asked)})"
+    )
+
+
+def _said(refused: Comparison, champion: int) -> str:
+    who = "the champion" if refused.against == champion else "the best so far"
+    if refused.metric == CALIBRATION:
+        return (
+            f"its confidence is {refused.candidate:.4f} from the share of right answers, that of {who}, version "
+            f"{refused.against}, {refused.other:.4f} ({_how_sure(refused)})"
+        )
+    where = f" where {refused.slice}" if refused.slice else ""
+    return (
+        f"its {refused.metric} {refused.candidate:.4f}{where} is worse than {refused.other:.4f} of {who}, version "
+        f"{refused.against}, by more than the margin ({_how_sure(refused)})"
+    )
+
+
+def _how_sure(comparison: Comparison) -> str:
+    between = (
+        ""
+        if comparison.low is None or comparison.high is None
+        else f"; the difference lies between {comparison.low:+.4f} and {comparison.high:+.4f}"
+    )
+    told = "told from chance" if (comparison.high or 0) < 0 or (comparison.low or 0) > 0 else "not told from chance"
+    return f"both on the same {comparison.rows:,} {comparison.split} rows{between}, {told} by {comparison.test}"
+
+
+def _best(candidate: Card, comparisons: Sequence[Comparison], before: Mapping[str, int]) -> dict[str, int]:
+    """By split, which version did best, this one included: none gives way but to a better."""
+    best = {**before, TEST: candidate.version}
+    for each in comparisons:  # the one with the best so far comes after the champion's, where these are two versions
+        if each.slice is None and each.metric != CALIBRATION:
+            best[each.split] = each.against if each.difference < 0 else candidate.version
+    return best

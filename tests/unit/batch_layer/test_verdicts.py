@@ -1,0 +1,189 @@
+"""What decides: figures of the same rows, with every rule of the gate. Legend: N rows, C classes."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from batch_layer.same_rows import SameRows
+from batch_layer.verdicts import LATENCY, RECENT, Criterion, Role, compared, slices_of, verdict
+from deeplambda.application import Application, Event
+from deeplambda.objective import Classification, Objective, Regression
+from deeplambda.records.verdict import Comparison, Verdict
+from deeplambda.splits import TEST
+from tests.unit.batch_layer import test_gate as gate
+
+ROWS = 1_000
+ACCURACY = Criterion(metric="accuracy")
+
+
+class Coin(Application):
+    name = "coin"
+    event = Event
+    sources = ()
+    objective: Objective = Classification(("head", "tail"))
+    metrics: Any = ("accuracy",)
+    hyperparameters = {}  # noqa: RUF012
+
+    def transform(self, batch: pa.RecordBatch) -> Any: ...
+
+    def build_model(self) -> Any: ...
+
+
+def right(rows: int, more: int = 0, of: int = ROWS) -> NDArray[np.bool_]:
+    """The first `rows` rows are right, and the last `more`."""
+    return (np.arange(of) < rows) | (np.arange(of) >= of - more)
+
+
+def answers(right_N: NDArray[np.bool_], sure: float = 2.0) -> NDArray[np.float32]:
+    """Logits for labels that are all `tail`, (N, 2)."""
+    return np.where(right_N[:, None], [[0, sure]], [[sure, 0]]).astype(np.float32)
+
+
+def same_rows(ours_N: NDArray[Any], theirs_N: NDArray[Any], **slices: list[Any]) -> SameRows:
+    return SameRows(
+        application=Coin(),
+        labels_N=np.ones(len(ours_N), np.int64),
+        ours_N=ours_N,
+        theirs_N=theirs_N,
+        slices={name: pa.chunked_array([values]) for name, values in slices.items()},
+    )
+
+
+def measured(
+    ours_N: NDArray[np.bool_],
+    theirs_N: NDArray[np.bool_],
+    split: str = TEST,
+    against: int = 1,
+    role: Role = "champion",
+    criterion: Criterion = ACCURACY,
+    **slices: list[Any],
+) -> list[Comparison]:
+    return compared(same_rows(answers(ours_N), answers(theirs_N), **slices), split, against, role, criterion)
+
+
+def judged(*comparisons: list[Comparison], criterion: Criterion = ACCURACY, **others: Any) -> Verdict:
+    """Version 2 against the champion, version 1."""
+    every = [each for some in comparisons for each in some]
+    return verdict(gate.card(2, 0.9), gate.card(1, 0.9), "c0de", criterion, every, **others)
+
+
+def test_a_difference_says_what_it_comes_from_and_how_sure_it_is() -> None:
+    (whole, calibration) = measured(right(960), right(950))
+    assert (whole.candidate, whole.other, whole.test, whole.rows) == (0.96, 0.95, "McNemar", ROWS)
+    assert whole.difference == pytest.approx(0.01)
+    assert whole.low is not None
+    assert whole.high is not None
+    assert 0 < whole.low < 0.01 < whole.high
+    assert (calibration.metric, calibration.test) == ("calibration_error", "bootstrap")
+
+
+def test_a_version_that_is_worse_by_chance_within_the_margin_may_serve_unless_proof_is_asked_for() -> None:
+    proving = Criterion(metric="accuracy", proof=True)
+    few = right(91, of=100), right(91, of=100)
+    assert not judged(measured(*few)).reasons
+    (reason,) = judged(measured(*few, criterion=proving), criterion=proving).reasons
+    assert "not told from chance" in reason
+    many = right(9_100, of=10_000), right(9_100, of=10_000)
+    assert not judged(measured(*many, criterion=proving), criterion=proving).reasons
+
+
+def test_ten_promotions_each_a_little_worse_than_the_one_before_are_stopped() -> None:
+    correct, best, promoted = 990, {TEST: 1}, 0
+    for version in range(2, 12):
+        pair = right(correct - 4), right(correct)
+        comparisons = measured(*pair, against=version - 1)
+        if best[TEST] != version - 1:
+            comparisons += measured(right(correct - 4), right(990), against=best[TEST], role="best")
+        champion = gate.card(version - 1, 0.9)
+        found = verdict(gate.card(version, 0.9), champion, "c0de", ACCURACY, comparisons, best=best)
+        if found.reasons:
+            assert "of the best so far, version 1" in found.reasons[0]
+            break
+        correct, best, promoted = correct - 4, found.best, promoted + 1
+    assert promoted == 1
+
+
+def test_a_better_version_is_the_one_that_later_ones_are_compared_with() -> None:
+    assert judged(measured(right(960), right(950)), best={TEST: 1, RECENT: 1}).best == {TEST: 2, RECENT: 1}
+    assert judged(measured(right(948), right(950)), best={TEST: 1}).best == {TEST: 1}
+    better_than_champion = measured(right(949), right(945), against=1)
+    worse_than_best = measured(right(949), right(950), against=7, role="best")
+    assert judged(better_than_champion, worse_than_best, best={TEST: 7}).best == {TEST: 7}
+
+
+def test_one_that_is_proven_better_on_recent_events_may_forget_a_little() -> None:
+    forgets = measured(right(980), right(990))
+    assert judged(forgets).reasons
+    assert not judged(forgets, measured(right(700), right(500), RECENT)).reasons
+    assert judged(forgets, measured(right(501), right(500), RECENT)).reasons, "a gain by chance"
+    assert judged(measured(right(900), right(990)), measured(right(700), right(500), RECENT)).reasons, "too much"
+
+
+def test_one_that_is_worse_on_recent_events_may_not_serve() -> None:
+    (reason,) = judged(measured(right(995), right(990)), measured(right(480), right(500), RECENT)).reasons
+    assert "1,000 recent rows" in reason
+
+
+def test_a_minimum_effect_is_asked_for_beyond_chance() -> None:
+    demanding = Criterion(metric="accuracy", minimum_effect=0.01)
+    assert not judged(measured(right(965), right(950)), criterion=demanding).reasons
+    assert judged(measured(right(955), right(950)), criterion=demanding).reasons
+    few = measured(right(93, of=100), right(91, of=100))
+    (reason,) = judged(few, criterion=demanding).reasons
+    assert "not told from chance" in reason
+
+
+def test_a_slice_that_is_worse_beyond_chance_is_named() -> None:
+    country = ["CH"] * 900 + ["LI"] * 100
+    ours_N, theirs_N = right(950), right(960)
+    theirs_N[:12] = False  # so the champion is better in the last hundred rows alone
+    found = judged(measured(ours_N, theirs_N, country=country))
+    (reason,) = found.reasons
+    assert "where country=LI" in reason
+    slices = {each.slice: each.refused for each in found.comparisons if each.slice}
+    assert slices == {"country=CH": False, "country=LI": True}
+    by_chance = judged(measured(right(951), right(950, 1), country=country))
+    assert not by_chance.reasons
+
+
+def test_numbers_are_sliced_in_quarters_and_few_rows_are_no_slice() -> None:
+    found = dict(slices_of({"amount": pa.chunked_array([[float(n) for n in range(100)]])}))
+    assert [len(rows_N) for rows_N in found.values()] == [25] * 4
+    assert not dict(slices_of({"country": pa.chunked_array([["CH"] * 19])}))
+
+
+def test_a_version_whose_confidence_says_less_may_not_serve() -> None:
+    right_N = right(800)
+    honest, boasting = answers(right_N, sure=1.4), answers(right_N, sure=9)
+    (reason,) = judged(compared(same_rows(boasting, honest), TEST, 1, "champion", ACCURACY)).reasons
+    assert "its confidence is" in reason
+    assert not judged(compared(same_rows(honest, boasting), TEST, 1, "champion", ACCURACY)).reasons
+
+
+def test_a_version_that_takes_too_long_may_not_serve() -> None:
+    hurried = Criterion(metric="accuracy", latency_budget_ms=5)
+    even = measured(right(950), right(950))
+    assert not judged(even, criterion=hurried, figures={LATENCY: 4.9}).reasons
+    (reason,) = judged(even, criterion=hurried, figures={LATENCY: 5.1}).reasons
+    assert "5.10 ms" in reason
+
+
+def test_a_metric_that_is_no_share_of_rows_is_resampled() -> None:
+    class Prices(Coin):
+        objective = Regression()
+        metrics = ("rmse",)
+
+    random = np.random.default_rng(0)
+    labels_N = random.normal(size=ROWS)
+    theirs_N = (labels_N + random.normal(size=ROWS)).astype(np.float32)
+    ours_N = (labels_N + 1.2 * (theirs_N - labels_N)).astype(np.float32)
+    same = SameRows(application=Prices(), labels_N=labels_N, ours_N=ours_N, theirs_N=theirs_N, slices={})
+    criterion = Criterion.of(Prices())
+    (whole,) = compared(same, TEST, 1, "champion", criterion)
+    assert whole.test == "bootstrap"
+    assert whole.refused
+    assert whole.high is not None
+    assert whole.high < -0.1
