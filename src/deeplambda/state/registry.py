@@ -1,6 +1,7 @@
 """The model registry: versions, and which of them serves. MySQL holds the truth; Kafka hears of it by the outbox."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 from sqlalchemy import Connection, Engine, func, insert, select
 
@@ -85,6 +86,15 @@ def champion(connection: Connection, application: str) -> Card | None:
     """The card of the version that serves; None before the first promotion."""
     version = connection.scalar(_last_promotion(application))
     return None if version is None else published_card(connection, application, version)
+
+
+def last_promoted_at(connection: Connection, application: str, version: int) -> datetime | None:
+    """When a version was last made the champion by a promotion; None when it never was."""
+    return connection.scalar(
+        select(func.max(PROMOTIONS.c.at)).where(
+            PROMOTIONS.c.application == application, PROMOTIONS.c.version == version, PROMOTIONS.c.kind == "promoted"
+        )
+    )
 
 
 def still_champion(connection: Connection, card: Card) -> None:
