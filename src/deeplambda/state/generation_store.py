@@ -79,14 +79,14 @@ def generation_lock(engine: Engine, application: str) -> Iterator[Connection]:
 
 def is_worked_on(connection: Connection, application: str) -> bool:
     """Whether a process holds the lock."""
-    return connection.scalar(text("SELECT IS_FREE_LOCK(:name)"), {"name": lock_name(application)}) == 0
+    return bool(connection.scalar(text("SELECT IS_FREE_LOCK(:name)"), {"name": lock_name(application)}) == 0)
 
 
 def still_held(connection: Connection, application: str) -> bool:
     """Whether `connection` holds the lock; asking keeps the connection alive."""
     held = connection.scalar(text("SELECT IS_USED_LOCK(:name) = CONNECTION_ID()"), {"name": lock_name(application)})
     connection.rollback()
-    return held == 1
+    return bool(held == 1)
 
 
 def newest(connection: Connection, application: str) -> Generation | None:
@@ -102,7 +102,7 @@ def listed(connection: Connection, application: str, at_most: int = 20) -> list[
         .order_by(GENERATIONS.c.number.desc())
         .limit(at_most)
     )
-    return [_generation(row._mapping) for row in connection.execute(query)]
+    return [_generation(row._asdict()) for row in connection.execute(query)]
 
 
 def begin(
@@ -196,6 +196,6 @@ def _changed(
     return replace(generation, **columns)
 
 
-def _generation(row: Mapping[str, Any]) -> Generation:
+def _generation(row: dict[str, Any]) -> Generation:
     offsets = {int(partition): offset for partition, offset in row["label_offsets"].items()}  # JSON's keys are texts
-    return Generation(**dict(row) | {"label_offsets": offsets})
+    return Generation(**row | {"label_offsets": offsets})

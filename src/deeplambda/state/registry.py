@@ -90,11 +90,12 @@ def champion(connection: Connection, application: str) -> Card | None:
 
 def last_promoted_at(connection: Connection, application: str, version: int) -> datetime | None:
     """When a version was last made the champion by a promotion; None when it never was."""
-    return connection.scalar(
+    newest: datetime | None = connection.scalar(
         select(func.max(PROMOTIONS.c.at)).where(
             PROMOTIONS.c.application == application, PROMOTIONS.c.version == version, PROMOTIONS.c.kind == "promoted"
         )
     )
+    return newest
 
 
 def still_champion(connection: Connection, card: Card) -> None:
