@@ -55,8 +55,8 @@ LABEL org.opencontainers.image.title="DeepLambda" \
 RUN groupadd --gid 1000 deeplambda \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /data --shell /usr/sbin/nologin deeplambda \
     && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist} \
-    /secrets{,/operator,/archive,/gateway,/grafana,/kafka,/metastore,/model,/mqtt,/mqtt-bridge,/mysql,/query,/s3} \
-    /secrets/{spark,stream,superset,views} \
+    /secrets{,/operator,/archive,/gateway,/generations,/grafana,/kafka,/metastore,/model,/mqtt,/mqtt-bridge,/mysql} \
+    /secrets/{query,s3,spark,stream,superset,views} \
     /volumes/{kafka-data,s3-data,mysql-data,stream-checkpoints,archive-checkpoints,grafana-data,mqtt,secrets-operator}
 COPY --from=libraries /opt/deeplambda/venv /opt/deeplambda/venv
 COPY --from=components /opt/deeplambda/cache /opt/deeplambda/cache

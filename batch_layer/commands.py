@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -17,9 +18,10 @@ from batch_layer.refusals import ACCEPTED_SHARE
 from deeplambda.application import deciding_metric
 from deeplambda.config import load_settings
 from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError
-from deeplambda.loading import PackedApplication
+from deeplambda.loading import PackedApplication, find_folder, pack_application
 from deeplambda.service.full_disk import full_disk
 from deeplambda.service.loops import in_one_line
+from deeplambda.state.generation_store import Cause
 
 __all__ = ["batch", "data", "model"]
 
@@ -201,6 +203,35 @@ def batch_run(
             console.print(f"[green]champion[/]: {packed.name}/{card.version}")
 
     _one_after_the_other(packed_ones, run)
+
+
+@batch.command("generations")
+def batch_generations(
+    application: Annotated[str | None, typer.Argument(help="default: all that are served")] = None,
+    start: Annotated[bool, typer.Option("--start", help="begin one now, or take up the one that was left")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on showing, until Ctrl-C")] = False,
+    cause: Annotated[Cause, typer.Option(hidden=True)] = "person",
+    why: Annotated[str, typer.Option(help="what is kept as the reason of the one that is begun")] = "asked for",
+) -> None:
+    """Show what the platform has trained by itself, step by step, and what the next training waits for.
+
+    A generation takes new labels to a trained version and offers it to the gate. With DEEPLAMBDA_GENERATIONS the part
+    `generations` begins them by itself; one runs at a time.
+    """
+    from batch_layer import generation_commands
+
+    settings = load_settings()
+    if start:
+        if application is None:
+            raise BadInput("--start needs an application", "name one")
+        packed = pack_application(application, settings)
+        spark = partial(spark_of, settings, "generation")
+        generation_commands.start(settings, packed, cause, why, console, spark)
+    elif application is None:
+        generation_commands.show(settings, settings.applications, console, follow=follow)
+    else:
+        name = find_folder(application, settings).name
+        generation_commands.show(settings, [name], console, follow=follow)
 
 
 @batch.command("recompute")

@@ -242,6 +242,25 @@ class Settings(BaseSettings):
         description="How often the archive tidies up by itself; 0: never, 'deeplambda batch maintain' does.",
     )
 
+    generations: bool = Field(
+        default=False,
+        description="Whether the part `generations` trains anew by itself, and promotes what the gate lets through.",
+    )
+    generation_labels: int = Field(
+        default=10_000, ge=0, description="How many new labels start a generation; 0: no number of them does."
+    )
+    generation_drift_labels: int = Field(
+        default=500, ge=1, description="How many labels since a drift was noticed start the generation that answers it."
+    )
+    generation_every_s: int = Field(
+        default=86_400,
+        ge=0,
+        description="After how many seconds without a training any new label starts a generation; 0: never.",
+    )
+    generation_pause_s: int = Field(
+        default=3600, ge=0, description="The least time, in seconds, from the end of a generation to the next one."
+    )
+
     def listening_on(self, address: str) -> str:
         """`host:port` where the service that clients find at `address`, a `host:port` or a URL, listens."""
         return f"{self.listen_host or host_of(address)}:{port_of(address)}"

@@ -182,6 +182,25 @@ WRITTEN = [
         "who": "ada",
         "why": "labels of another data set",
     },
+    {
+        "type": "GenerationStarted",
+        "application": "digits",
+        "at": AT,
+        "number": 3,
+        "cause": "labels",
+        "why": "10,000 new labels",
+        "new_labels": 10000,
+    },
+    {"type": "GenerationStepped", "application": "digits", "at": AT, "number": 3, "step": "train", "attempt": 2},
+    {
+        "type": "GenerationEnded",
+        "application": "digits",
+        "at": AT,
+        "number": 3,
+        "state": "rejected",
+        "version": 5,
+        "verdict": "worse",
+    },
 ]
 
 

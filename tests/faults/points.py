@@ -2,6 +2,8 @@
 
 import io
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
 from rich.console import Console
@@ -23,12 +26,15 @@ from batch_layer.recompute import recompute
 from batch_layer.shard_format import MANIFEST, manifest_key
 from batch_layer.upkeep import maintain
 from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import create_topics
 from deeplambda.adapters.lake import TABLES, create_tables, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.loading import pack_application
 from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_batch_view
+from tests.conftest import ROOT
+from tests.faults.s3_gate import Moment, s3_gate
 
 STAGES = ("ingest", "prepare", "train", "recompute", "maintain")
 _SOURCE = """
@@ -115,6 +121,18 @@ class Points:
         many = self.spark.createDataFrame(rows, there.schema).repartition(_SMALL_FILES)
         many.writeTo(f"lake.{self.name}.events").option("distribution-mode", "none").append()
 
+    def label(self) -> None:
+        """Put a label where the archive stream would for every archived event, and make the topics to ask for more."""
+        create_topics(self.settings.model_copy(update={"applications": (self.name,)}))
+        there, at = self.spark.table(f"lake.{self.name}.labels"), datetime.now(UTC)
+        values = [
+            {"event_id": f"event-{n}", "label": "yes" if n % 7 - 3.5 > n % 5 - 2.25 else "no", "kafka_partition": n % 2}
+            | {"kafka_offset": n // 2, "kafka_timestamp": at, "archived_at": at}
+            for n in range(_EVENTS)
+        ]
+        rows = [[row[column] for column in there.columns] for row in values]
+        self.spark.createDataFrame(rows, there.schema).writeTo(f"lake.{self.name}.labels").append()
+
     def run(self, stage: str) -> Any:
         """A stage in this process, from its beginning to its end."""
         self.refresh()
@@ -141,7 +159,8 @@ class Points:
 
     def command(self, stage: str) -> list[str]:
         """A stage as a person runs it."""
-        return [str(Path(sys.executable).with_name("deeplambda")), "batch", stage, str(self.home)]
+        options = ["--start"] if stage == "generations" else []
+        return [str(Path(sys.executable).with_name("deeplambda")), "batch", stage, str(self.home), *options]
 
     def refresh(self) -> None:
         """Have the session look anew at tables that other processes have written to."""
@@ -203,6 +222,24 @@ class Points:
             horizon=horizon.offsets,
             events=self.rows("events", "event_id", "kafka_partition", "kafka_offset", "value"),
         )
+
+
+def kill(points: Points, stage: str, moment: Moment, name: str) -> None:
+    """Run a stage as a process of its own, until a moment of its work: kill -9 to it, its JVM and its workers."""
+    victim: subprocess.Popen[bytes]
+
+    def end() -> None:
+        family = [psutil.Process(victim.pid), *psutil.Process(victim.pid).children(recursive=True)]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(family[1:], timeout=10)
+
+    log = points.home.parent / f"{stage}.log"
+    with s3_gate(points.settings.s3_endpoint or "", moment, end) as gate, log.open("wb") as output:
+        environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
+        victim = subprocess.Popen(points.command(stage), cwd=ROOT, env=environment, stdout=output, stderr=output)
+        status = victim.wait(timeout=240)
+    assert status == -signal.SIGKILL, f"{stage} was not ended {name}:\n{log.read_text()}"
 
 
 def _table(number: int) -> str:

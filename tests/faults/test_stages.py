@@ -15,19 +15,17 @@ A disk is full for each stage where Spark keeps its scratch files, and where S3 
 """
 
 import os
-import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 from pyspark.sql import SparkSession
 
 from deeplambda.config import Settings
 from tests.conftest import ROOT
-from tests.faults.points import STAGES, Left, Points
-from tests.faults.s3_gate import Moment, s3_gate
+from tests.faults.points import STAGES, Left, Points, kill
+from tests.faults.s3_gate import Moment
 from tests.faults.small_disk import can_mount, small_s3, with_small_disk
 
 KILLS = {
@@ -92,24 +90,6 @@ def test_a_killed_stage_run_again_leaves_what_an_undisturbed_one_does(
     points.run("maintain")
     assert not points.unknown_files()
     assert not points.left().differs(undisturbed)
-
-
-def kill(points: Points, stage: str, moment: Moment, name: str) -> None:
-    """Run a stage as a process of its own, until a moment of its work: kill -9 to it, its JVM and its workers."""
-    victim: subprocess.Popen[bytes]
-
-    def end() -> None:
-        family = [psutil.Process(victim.pid), *psutil.Process(victim.pid).children(recursive=True)]
-        for process in family:
-            process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(family[1:], timeout=10)
-
-    log = points.home.parent / f"{stage}.log"
-    with s3_gate(points.settings.s3_endpoint or "", moment, end) as gate, log.open("wb") as output:
-        environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
-        victim = subprocess.Popen(points.command(stage), cwd=ROOT, env=environment, stdout=output, stderr=output)
-        status = victim.wait(timeout=240)
-    assert status == -signal.SIGKILL, f"{stage} was not ended {name}:\n{log.read_text()}"
 
 
 needs_small_disks = pytest.mark.skipif(

@@ -236,6 +236,39 @@ class DriftDetected(_LifecycleRecord):
     examples: list[str]
 
 
+class _OfGeneration(_LifecycleRecord):
+    """number: counted by application, from 1."""
+
+    number: int
+
+
+class GenerationStarted(_OfGeneration):
+    """A training by the platform itself has begun. cause: drift, labels, schedule or person. new_labels: that
+    came since the generation before."""
+
+    type: Literal["GenerationStarted"] = "GenerationStarted"
+    cause: str
+    why: str
+    new_labels: int
+
+
+class GenerationStepped(_OfGeneration):
+    """A generation has come to a step. attempt: which process works on it, from 1."""
+
+    type: Literal["GenerationStepped"] = "GenerationStepped"
+    step: str
+    attempt: int
+
+
+class GenerationEnded(_OfGeneration):
+    """A generation is over. state: promoted, rejected, unchanged or failed. version: that it trained."""
+
+    type: Literal["GenerationEnded"] = "GenerationEnded"
+    state: str
+    version: int | None
+    verdict: str
+
+
 LifecycleRecord = Annotated[
     PartitionPrepared
     | EpochTrained
@@ -248,7 +281,10 @@ LifecycleRecord = Annotated[
     | RecordsSkipped
     | QualityMeasured
     | DataChanged
-    | DriftDetected,
+    | DriftDetected
+    | GenerationStarted
+    | GenerationStepped
+    | GenerationEnded,
     Field(discriminator="type"),
 ]
 LIFECYCLE_RECORD: TypeAdapter[LifecycleRecord] = TypeAdapter(LifecycleRecord)

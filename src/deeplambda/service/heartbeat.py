@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 
-HeartbeatPart = Literal["archive", "mqtt-bridge", "stream", "views"]
+HeartbeatPart = Literal["archive", "generations", "mqtt-bridge", "stream", "views"]
 """The parts that have a heartbeat in place of a port."""
 HEARTBEAT_PARTS: tuple[HeartbeatPart, ...] = get_args(HeartbeatPart)
 STALE_AFTER = timedelta(seconds=20)

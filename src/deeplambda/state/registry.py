@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, func, insert, literal, null, select, union_all
@@ -112,6 +113,16 @@ def champion(connection: Connection, application: str) -> Card | None:
     """The card of the version that serves; None before the first promotion."""
     version = connection.scalar(_last_promotion(application))
     return None if version is None else published_card(connection, application, version)
+
+
+def last_promoted_at(connection: Connection, application: str, version: int) -> datetime | None:
+    """When a version was last made the champion by a promotion; None when it never was."""
+    newest: datetime | None = connection.scalar(
+        select(func.max(PROMOTIONS.c.at)).where(
+            PROMOTIONS.c.application == application, PROMOTIONS.c.version == version, PROMOTIONS.c.kind == "promoted"
+        )
+    )
+    return newest
 
 
 def still_champion(connection: Connection, card: Card) -> None:

@@ -176,6 +176,25 @@ DRIFT_WINDOWS = Table(
     Column("at", UtcDateTime, nullable=False),
     Index("drift_by_application", "application", "what", "id"),
 )
+GENERATIONS = Table(
+    "generations",
+    SCHEMA,
+    Column("application", _NAME, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("cause", String(16), nullable=False, comment="drift, labels, schedule or person"),
+    Column("why", Text, nullable=False),
+    Column("state", String(16), nullable=False, comment="running, promoted, rejected, unchanged or failed"),
+    Column("step", String(16), nullable=False, comment="the one under way, or the last"),
+    Column("attempts", Integer, nullable=False, comment="processes that have worked on it"),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("heartbeat_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("label_offsets", JSON, nullable=False, comment="by partition, the first label that it has not seen"),
+    Column("new_labels", BigInteger, nullable=False, comment="that came since the generation before"),
+    Column("data", JSON, comment="data set, and the champion that it begins from"),
+    Column("version", Integer),
+    Column("verdict", Text, comment="why it ended as it did"),
+)
 HORIZONS = Table(
     "horizons",
     SCHEMA,

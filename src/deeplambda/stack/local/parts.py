@@ -85,6 +85,10 @@ _KAFKA = ("kafka_bootstrap", "kafka_security", "kafka_user", "kafka_password", "
 _S3 = ("s3_endpoint", "s3_region", "s3_bucket", "s3_access_key", "s3_secret_key")
 _MYSQL = ("mysql_address", "mysql_database", "mysql_platform_password", "mysql_views_password", "analyst_password")
 _SPARK = ("metastore_uri", "spark_master", "spark_driver_host", "spark_options", "spark_secret", "checkpoint_location")
+_GENERATIONS = (
+    *("generations", "generation_labels", "generation_drift_labels", "generation_every_s", "generation_pause_s"),
+    "trainer_memory_mb",
+)
 _APPLICATIONS = ("applications", "applications_dir", "cache_dir", "listen_host")
 
 PARTS: tuple[Part, ...] = (
@@ -183,6 +187,17 @@ PARTS: tuple[Part, ...] = (
         environment=_PYTHON,
         probe=partial(heartbeat.probe_heartbeat, part="archive"),
         states=partial(heartbeat.last_states, part="archive"),
+    ),
+    Part(
+        name="generations",
+        title="Generations, trained by themselves",
+        needs=("kafka", "metastore", "mysql", "s3"),
+        components=("spark",),
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_MYSQL, *_SPARK, *_GENERATIONS),
+        command=_module("batch_layer.generations"),
+        environment=_PYTHON,
+        probe=partial(heartbeat.probe_heartbeat, part="generations"),
+        states=partial(heartbeat.last_states, part="generations"),
     ),
     Part(
         name="views",

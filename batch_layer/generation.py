@@ -1,0 +1,235 @@
+"""One generation: an application's new labels → a trained version → the gate → promoted or rejected.
+
+1. Take the application's lock. Take up the generation that a process left which was killed, or open the next one.
+2. `collect`: wait until the archive holds the labels that Kafka has, and pin the data set and the champion. A data set
+   that a version was trained on before ends it, unless a person asked: then the gate is offered that version.
+3. `prepare`: its shards.
+4. `train`: with the champion's hyperparameters, and publish the version.
+5. `judge`: offer it to the gate, which promotes or rejects it.
+Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
+again, so a process may be killed anywhere: the next one ends as it would have. A process that loses the lock, because
+MySQL went away, ends at once, as if it had been killed.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from sqlalchemy import Connection, Engine
+
+from batch_layer.gate import promote
+from batch_layer.news import News
+from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
+from batch_layer.prepare import DataSet, data_set
+from batch_layer.triggers import MAX_ATTEMPTS, Due
+from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.mysql import engine, mysql_errors
+from deeplambda.config import Settings
+from deeplambda.errors import Conflict, DeepLambdaError, NotReady, UnfitModel
+from deeplambda.loading import PackedApplication
+from deeplambda.service.loops import in_one_line
+from deeplambda.state import generation_store as store
+from deeplambda.state import outbox, registry
+from deeplambda.state.generation_store import Generation, generation_lock
+
+_BEAT_S = 5.0
+_ARCHIVE_WITHIN_S = 120.0  # its streams commit every 5 s; one that stands still is its own alert
+_ARCHIVE_ASKED_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+def run_generation(
+    settings: Settings,
+    packed: PackedApplication,
+    due: Due,
+    listener: PipelineListener,
+    start_spark: Callable[[], SparkSession],
+) -> Generation:
+    """Take up the generation that was left, or begin one, and see it to its end; that end.
+
+    due: why one is begun. start_spark: called once there is work.
+    Raises: Conflict when another process works on one; what the steps raise, with the generation `failed`, or left to
+    be taken up where another attempt may do better.
+    """
+    platform = engine(settings, "platform")
+    with generation_lock(platform, packed.name) as lock:
+        generation = _taken_up(platform, packed.name) or _begun(settings, platform, packed.name, due)
+        with _beating(platform, lock, generation):
+            try:
+                if generation.attempts > MAX_ATTEMPTS:
+                    last = f", the last time: {generation.verdict}" if generation.verdict else ""
+                    return store.end(
+                        platform, generation, "failed", f"given up: {MAX_ATTEMPTS} processes did not finish it{last}"
+                    )
+                return _Work(settings, platform, packed, listener, start_spark()).run(generation)
+            except Exception as exc:
+                said = in_one_line(exc)
+                if _is_final(exc):
+                    store.end(platform, generation, "failed", said)
+                else:
+                    store.note(platform, generation, said)
+                raise
+            finally:
+                with Publisher(settings) as publisher:
+                    outbox.relay(platform, publisher)
+
+
+def _taken_up(platform: Engine, application: str) -> Generation | None:
+    with mysql_errors(), platform.connect() as connection:
+        left = store.newest(connection, application)
+    return store.take_up(platform, left) if left is not None and left.is_running else None
+
+
+def _begun(settings: Settings, platform: Engine, application: str, due: Due) -> Generation:
+    with News(settings, [application]) as news, mysql_errors(), platform.connect() as connection:
+        before = store.newest(connection, application)
+        new_labels = news.labels_since(application, before.label_offsets if before else {})
+        ends = news.label_ends(application)
+    return store.begin(platform, application, due.cause, due.why, ends, new_labels)
+
+
+def _is_final(exc: Exception) -> bool:
+    """Whether another attempt would end the same way. What is not the platform's own error may be a service's."""
+    if isinstance(exc, Conflict) and not isinstance(exc, UnfitModel):
+        return False
+    return isinstance(exc, DeepLambdaError) and not exc.retryable
+
+
+@contextmanager
+def _beating(platform: Engine, lock: Connection, generation: Generation) -> Iterator[None]:
+    """Meanwhile say that the process lives, and end it once the lock is lost: another one may hold it by then."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(_BEAT_S):
+            try:
+                held = store.still_held(lock, generation.application)
+                store.beat(platform, generation)
+            except Exception:
+                _log.exception("MySQL did not answer")
+                held = False
+            if not held:
+                _log.error("generation %s of %s has lost its lock", generation.number, generation.application)
+                os._exit(1)
+
+    thread = threading.Thread(target=beat, name="generation-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _Data(BaseModel):
+    """What a generation learns from, as its row keeps it. champion: at that moment, whose hyperparameters it takes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: DataSet
+    champion: int | None
+
+
+class _Work:
+    """The steps of one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        platform: Engine,
+        packed: PackedApplication,
+        listener: PipelineListener,
+        spark: SparkSession,
+    ) -> None:
+        self._settings, self._platform, self._packed = settings, platform, packed
+        self._listener, self._spark = listener, spark
+
+    def run(self, generation: Generation) -> Generation:
+        generation = self._step(generation, "collect")
+        if generation.data is None:
+            generation = self._pinned(generation)
+        data = _Data.model_validate(generation.data)
+        known = self._version_of(data.dataset, before=generation.started_at)
+        if known is not None and (generation.cause != "person" or known == data.champion):
+            verdict = f"nothing is new: version {known} was trained on the same rows"
+            return store.end(self._platform, generation, "unchanged", verdict)
+        if known is None:
+            generation = self._step(generation, "prepare")
+            prepare_shards(self._spark, self._settings, self._packed, data.dataset, self._listener)
+            generation = self._step(generation, "train")
+            known = self._trained(data)
+        generation = store.trained(self._platform, generation, known)
+        generation = self._step(generation, "judge")
+        return self._judged(generation)
+
+    def _step(self, generation: Generation, name: str) -> Generation:
+        generation = store.step(self._platform, generation, name)
+        with Publisher(self._settings) as publisher:
+            outbox.relay(self._platform, publisher)
+        return generation
+
+    def _pinned(self, generation: Generation) -> Generation:
+        with self._listener.working("waiting for the archive to hold the labels that Kafka has"):
+            offsets = self._archived_labels(generation.label_offsets)
+        with mysql_errors(), self._platform.connect() as connection:
+            champion = registry.champion(connection, self._packed.name)
+        data = _Data(dataset=data_set(self._spark, self._packed), champion=champion.version if champion else None)
+        return store.pin(self._platform, generation, data.model_dump(mode="json"), offsets)
+
+    def _version_of(self, dataset: DataSet, before: datetime) -> int | None:
+        """The newest version that was trained on the same rows by the same code before this generation began."""
+        with mysql_errors(), self._platform.connect() as connection:
+            cards = registry.cards(connection, self._packed.name)
+        same = [card.version for card in cards if card.dataset == dataset.id and card.created_at < before]
+        return max(same, default=None)
+
+    def _archived_labels(self, wanted: dict[int, int]) -> dict[int, int]:
+        """By partition, the first label that the archive lacks, once that is `wanted` or past it."""
+        table = f"lake.{self._packed.name}.labels"
+        until_s = time.monotonic() + _ARCHIVE_WITHIN_S
+        while True:
+            self._spark.catalog.refreshTable(table)
+            ends = self._spark.table(table).groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("end"))
+            archived = {row["kafka_partition"]: row["end"] for row in ends.collect()}
+            behind = {p: end for p, end in wanted.items() if archived.get(p, 0) < end}
+            if not behind:
+                return archived
+            if time.monotonic() > until_s:
+                raise NotReady(
+                    f"{table} is behind Kafka in partition {min(behind)}: {archived.get(min(behind), 0)} of "
+                    f"{behind[min(behind)]} labels",
+                    "see 'deeplambda status' and 'deeplambda logs archive'",
+                )
+            time.sleep(_ARCHIVE_ASKED_S)
+
+    def _trained(self, data: "_Data") -> int:
+        overrides: dict[str, Any] = {}
+        if data.champion is not None:
+            with mysql_errors(), self._platform.connect() as connection:
+                champion = registry.published_card(connection, self._packed.name, data.champion)
+            if champion.code_version == self._packed.code_version:
+                overrides = champion.hyperparameters
+        card = train_and_publish(self._spark, self._settings, self._packed, data.dataset, overrides, self._listener)
+        return card.version
+
+    def _judged(self, generation: Generation) -> Generation:
+        version = generation.version or 0
+        with mysql_errors(), self._platform.connect() as connection:
+            promoted_at = registry.last_promoted_at(connection, self._packed.name, version)
+        try:
+            if (
+                promoted_at is None or promoted_at < generation.started_at
+            ):  # else the last process was killed after this
+                promote(self._settings, self._packed, version)
+        except UnfitModel as exc:
+            return store.end(self._platform, generation, "rejected", exc.message)
+        return store.end(self._platform, generation, "promoted", "the gate let it through")

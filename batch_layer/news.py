@@ -1,0 +1,105 @@
+"""What Kafka knows that may start a generation: how many labels came, and when drift was noticed.
+
+Only offsets and the platform's own facts are read, no label: asking every few seconds costs next to nothing.
+"""
+
+from bisect import bisect_right, insort
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Literal
+
+from kafka import TopicPartition
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from sqlalchemy import Connection
+
+from batch_layer.triggers import Known
+from deeplambda.adapters.kafka import consumer, kafka_errors
+from deeplambda.config import Settings
+from deeplambda.records import topics
+from deeplambda.state import generation_store, registry
+
+
+class _Drift(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["DriftDetected"]
+    application: str
+    at: AwareDatetime
+
+
+class News:
+    """Reads the lifecycle topic as it grows. Use it as a context. Raises: NotReady from every method."""
+
+    def __init__(self, settings: Settings, applications: Iterable[str]) -> None:
+        self._settings = settings
+        self._labels = consumer(settings, *map(topics.labels, applications))
+        self._lifecycle = consumer(settings, topics.LIFECYCLE)
+        self._drifts: dict[str, list[datetime]] = defaultdict(list)
+
+    def label_ends(self, application: str) -> dict[int, int]:
+        """By partition, the offset that the application's next label will get."""
+        return self._offsets(application, self._labels.end_offsets)
+
+    def known(self, connection: Connection, application: str) -> Known:
+        """What is to be known to decide whether a generation is due."""
+        champion = registry.champion(connection, application)
+        last = generation_store.newest(connection, application)
+        drift_at = self._drift_since(application, last.started_at if last else None)
+        return Known(
+            trained_at=champion.created_at if champion else None,
+            last=last,
+            new_labels=self.labels_since(application, last.label_offsets if last else {}),
+            drift_at=drift_at,
+            labels_since_drift=self.labels_since(application, self._offsets_at(application, drift_at))
+            if drift_at
+            else 0,
+        )
+
+    def labels_since(self, application: str, seen: Mapping[int, int]) -> int:
+        """How many labels Kafka has from the offsets `seen` on."""
+        firsts = self._offsets(application, self._labels.beginning_offsets)
+        ends = self.label_ends(application)
+        return sum(end - max(firsts[p], seen.get(p, 0)) for p, end in ends.items() if end > seen.get(p, 0))
+
+    def _drift_since(self, application: str, moment: datetime | None) -> datetime | None:
+        """When the first drift after `moment` was noticed. Monitors repeat themselves, so a later one is no news."""
+        self._read_lifecycle()
+        noticed = self._drifts[application]
+        if moment is not None:
+            del noticed[: bisect_right(noticed, moment)]
+        return noticed[0] if noticed else None
+
+    def _read_lifecycle(self) -> None:
+        with kafka_errors(self._settings):
+            ends = self._lifecycle.end_offsets(self._lifecycle.assignment())
+            while any(self._lifecycle.position(each) < end for each, end in ends.items()):
+                for records in self._lifecycle.poll(timeout_ms=500).values():
+                    for record in records:
+                        with suppress(ValidationError):  # all the other kinds
+                            drift = _Drift.model_validate_json(record.value)
+                            insort(self._drifts[drift.application], drift.at)
+
+    def _offsets_at(self, application: str, moment: datetime) -> dict[int, int]:
+        """By partition, the offset of the first label that the broker took after `moment`."""
+        asked = {each: int(moment.timestamp() * 1000) for each in self._partitions(application)}
+        with kafka_errors(self._settings):
+            found = self._labels.offsets_for_times(asked)
+        ends = self.label_ends(application)
+        return {each.partition: at.offset if at else ends[each.partition] for each, at in found.items()}
+
+    def _offsets(self, application: str, ask: Any) -> dict[int, int]:
+        with kafka_errors(self._settings):
+            return {each.partition: offset for each, offset in ask(self._partitions(application)).items()}
+
+    def _partitions(self, application: str) -> list[TopicPartition]:
+        self._labels.follow_partitions()
+        return [each for each in self._labels.assignment() if each.topic == topics.labels(application)]
+
+    def __enter__(self) -> "News":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._labels.close()
+        self._lifecycle.close()

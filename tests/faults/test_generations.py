@@ -1,0 +1,146 @@
+"""A generation that is killed at any of its steps and taken up ends as an undisturbed one; and one runs at a time.
+
+| step | kill -9 |
+|---|---|
+| collect | while it reads what the archive holds |
+| prepare | a shard stored but not announced |
+| train | an epoch stored but not told on Kafka; a card without a row in the registry |
+| judge | while the gate looks at the version's artefacts; the champion changed, but the end not noted |
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+from rich.console import Console
+from sqlalchemy import select, update
+
+from batch_layer.console import PipelineConsole
+from batch_layer.generation import run_generation
+from batch_layer.triggers import Due
+from deeplambda.adapters import mysql
+from deeplambda.config import Settings
+from deeplambda.errors import Conflict
+from deeplambda.state import generation_store, registry
+from deeplambda.state.generation_store import Generation
+from deeplambda.state.tables import GENERATIONS, PROMOTIONS
+from tests.conftest import ROOT
+from tests.faults.points import Points, kill
+from tests.faults.s3_gate import Moment, s3_gate
+
+KILLS = {
+    "collect": Moment("^GET .*/labels/metadata/"),
+    "prepare": Moment(r"^PUT .*/train-\d+\.safetensors", stored=True),
+    "train": Moment(r"^PUT .*/checkpoint-00001\.json", stored=True),
+    "publish": Moment(r"^PUT .*/models/2/card\.json", stored=True),
+    "judge": Moment(r"^GET .*/models/2/model\.onnx"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a generation ended, and what it left, but for names, ids and the clock."""
+
+    state: str
+    verdict: str | None
+    versions: list[tuple[Any, ...]]
+    promotions: list[tuple[Any, ...]]
+    rows: list[tuple[Any, ...]]
+
+    @classmethod
+    def of(cls, points: Points, generation: Generation) -> "Ended":
+        with mysql.engine(points.settings, "platform").connect() as connection:
+            cards = registry.cards(connection, points.name)
+            changes = select(PROMOTIONS.c.version, PROMOTIONS.c.previous, PROMOTIONS.c.kind)
+            promotions = connection.execute(changes.where(PROMOTIONS.c.application == points.name)).all()
+        points.refresh()
+        return cls(
+            state=generation.state,
+            verdict=generation.verdict,
+            versions=[(card.version, card.weights_sha256, card.metrics, card.trained_rows) for card in cards],
+            promotions=[tuple(row) for row in promotions],
+            rows=points.rows("models", "version", "weights_sha256"),
+        )
+
+
+def generated(points: Points, cause: generation_store.Cause = "person") -> Generation:
+    """A generation in this process, from where one was left to its end."""
+    points.refresh()
+    listener = PipelineConsole(Console(quiet=True))
+    due = Due(cause=cause, why="a test asks")
+    return run_generation(points.settings, points.packed, due, listener, lambda: points.spark)
+
+
+@pytest.fixture
+def points(spark: SparkSession, stack: Settings, tmp_path: Path) -> Points:
+    """With a champion, and events whose labels no version has seen."""
+    made = Points(spark, stack, tmp_path)
+    for stage in ("ingest", "prepare", "train"):
+        made.finish(stage)
+    made.label()
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    made = Points(spark, stack, tmp_path_factory.mktemp("undisturbed"))
+    for stage in ("ingest", "prepare", "train"):
+        made.finish(stage)
+    made.label()
+    return Ended.of(made, generated(made))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(["train"], id="train"),
+        pytest.param(list(KILLS), id="all", marks=[pytest.mark.long, pytest.mark.timeout(2400)]),
+    ],
+)
+def test_a_killed_generation_that_is_taken_up_ends_as_an_undisturbed_one(
+    steps: list[str], points: Points, undisturbed: Ended
+) -> None:
+    for step in steps:
+        kill(points, "generations", KILLS[step], step)
+    taken_up = generated(points)
+    assert taken_up.attempts == len(steps) + 1
+    assert taken_up.number == 1
+    assert Ended.of(points, taken_up) == undisturbed
+    assert undisturbed.state == "promoted"
+
+    _forget_end(points)
+    assert Ended.of(points, generated(points)) == undisturbed, "killed once the champion had changed"
+
+    nothing_new = generated(points, cause="schedule")
+    assert (nothing_new.number, nothing_new.state, nothing_new.version) == (2, "unchanged", None), "an empty week"
+
+
+def _forget_end(points: Points) -> None:
+    """What a kill between promotion and end leaves."""
+    of_points = GENERATIONS.c.application == points.name
+    with mysql.engine(points.settings, "platform").begin() as connection:
+        connection.execute(update(GENERATIONS).where(of_points).values(state="running", ended_at=None, verdict=None))
+
+
+def test_of_two_generations_started_at_once_one_runs_and_the_other_says_so(points: Points) -> None:
+    said: list[str] = []
+
+    def start_another() -> None:
+        with pytest.raises(Conflict) as refused:
+            generated(points)
+        said.append(str(refused.value))
+
+    command, moment = points.command("generations"), Moment(r"^PUT .*/train-\d+\.safetensors", stored=True)
+    with s3_gate(points.settings.s3_endpoint or "", moment, start_another) as gate:
+        environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "generation 1" in done.stdout
+    assert said == [
+        f"generation 1 of {points.name} is under way in another process; "
+        f"follow it: 'deeplambda batch generations {points.name} --follow'"
+    ]
