@@ -19,12 +19,12 @@ from speed_layer.model_service.metrics import ServiceMetrics
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 SENT_BY = {
-    ("batch", "archive"): "src/deeplambda/service/streams.py",
+    ("batch", "archive"): "src/deeplambda/service/stream_report.py",
     ("batch", "train"): "batch_layer/training_run.py",
     ("serving", "gateway"): "serving_layer/hive_gateway/refresher.py",
     ("serving", "views"): "serving_layer/views/reporting.py",
     ("speed", "model"): "speed_layer/model_service/metrics.py",
-    ("speed", "stream"): "src/deeplambda/service/streams.py",
+    ("speed", "stream"): "src/deeplambda/service/stream_report.py",
 }
 """By layer and part, the module that measures."""
 
