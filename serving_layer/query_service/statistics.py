@@ -13,13 +13,13 @@ from sqlalchemy import Connection, Double, Engine, Row, case, cast, func, select
 from deeplambda.clock import now
 from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_horizon
-from deeplambda.state.tables import HORIZONS, METRICS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
+from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from serving_layer.query_service.intervals import wilson_95
+from serving_layer.query_service.lag import waiting, waiting_by_partition
 from serving_layer.query_service.messages import LabelledVersion, Live, LiveVersion, Statistics
 from serving_layer.query_service.mysql_queries import analyst_errors, limit_time
 
 _RATE_OVER = timedelta(minutes=1)
-_REPORTED_WITHIN = timedelta(minutes=1)
 _NEWEST_ROWS = 1_000
 _NUMBER = "^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
 
@@ -38,8 +38,8 @@ def statistics(engine: Engine, application: str) -> Statistics:
             horizon_moved_at=moved_at,
             live=_live(connection, application),
             labelled=_labelled(connection, application),
-            waiting=_waiting(connection, application),
-            waiting_by_partition=_waiting_by_partition(connection, application),
+            waiting=waiting(connection, application),
+            waiting_by_partition=waiting_by_partition(connection, application),
         )
 
 
@@ -87,28 +87,6 @@ def _live(connection: Connection, application: str) -> Live:
         event_to_row_p99_ms=p99,
         versions=versions,
     )
-
-
-def _waiting(connection: Connection, application: str) -> dict[str, int | None]:
-    table = METRICS.c
-    reported = connection.execute(
-        select(table.part, table.value)
-        .where(table.at >= now() - _REPORTED_WITHIN, table.application == application, table.name == "lag")
-        .order_by(table.kafka_offset)
-    )
-    return dict.fromkeys(("stream", "views")) | {row.part: int(row.value) for row in reported}
-
-
-def _waiting_by_partition(connection: Connection, application: str) -> dict[int, int]:
-    table = METRICS.c
-    own = (table.at >= now() - _REPORTED_WITHIN, table.application == application, table.part == "stream")
-    last = select(func.max(table.at)).where(*own, table.name == "lag").scalar_subquery()
-    reported = connection.execute(
-        select(table.kafka_partition, table.value)
-        .where(*own, table.name == "partition_lag", table.at >= last)
-        .order_by(table.kafka_partition)
-    )
-    return {row.kafka_partition: int(row.value) for row in reported}
 
 
 def _labelled(connection: Connection, application: str) -> list[LabelledVersion]:

@@ -100,7 +100,7 @@ class Scorer:
         refused: dict[int, BadInput] = dict(found.refused)
         out = []
         for piece, scored in found.pieces:
-            answered = answers(featurizer.application.objective, scored.outputs)
+            answered, predicted_at = answers(featurizer.application.objective, scored.outputs), now()
             refused |= {piece.start + n: refusal for n, refusal in answered.refused.items()}
             for answer, n in enumerate(answered.rows_N):
                 event, row = admitted.events_N[piece.start + n], rows[admitted.rows_N[piece.start + n]]
@@ -112,7 +112,7 @@ class Scorer:
                         kafka_offset=row["offset"],
                         occurred_at=event.occurred_at,
                         received_at=row["timestamp"],
-                        predicted_at=now(),
+                        predicted_at=predicted_at,
                         model_version=scored.model_version,
                         prediction=answered.values_N[answer],
                         confidence=float(answered.confidence_N[answer]),
