@@ -17,6 +17,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from deeplambda.adapters.kafka import Publisher, spark_options
 from deeplambda.adapters.kafka_ranges import RangeReader, Row
 from deeplambda.config import Settings
+from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from speed_layer.stream.costs import FIRST_ROWS, Costs, next_limit
 from speed_layer.stream.scoring import RECORDS, Scorer, scoring
@@ -45,7 +46,10 @@ class Router:
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         source = batch.sparkSession._jvm.deeplambda.spark.EventSource
-        ranges = ranges_of(source.batch(self._topic))
+        planned = source.batch(self._topic)
+        if planned is None:
+            raise NotReady(f"what the micro-batch {batch_id} of {self._topic} holds is not known", "it is tried again")
+        ranges = ranges_of(planned)
         rows = sum(end - first for first, end in ranges.values())
         started_s = time.perf_counter()
         if self._costs.favour_driver(rows) and self._in_driver(ranges, rows):

@@ -51,6 +51,11 @@ def test_a_range_may_be_read_again(reader: RangeReader) -> None:
     assert numbers(reader, 100, 200) == numbers(reader, 100, 200) == list(range(100, 200))
 
 
+def test_a_range_that_was_broken_off_is_read_anew(reader: RangeReader) -> None:
+    next(reader.chunks({0: (0, RECORDS)}))
+    assert numbers(reader, 0, RECORDS) == list(range(RECORDS))
+
+
 def test_a_chunk_is_bounded(reader: RangeReader) -> None:
     assert max(len(chunk) for chunk in reader.chunks({0: (0, RECORDS)})) <= CHUNK_ROWS
 

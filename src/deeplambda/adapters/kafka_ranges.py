@@ -73,10 +73,10 @@ class RangeReader:
         if added := wanted.keys() - known:
             self._consumer.assign(sorted(known | added))
         for partition, (first, _) in wanted.items():
-            if self._next.get(partition) != first:
+            # Known again only once the range is read to its end: one that is broken off is read anew.
+            if self._next.pop(partition, None) != first:
                 self._consumer.seek(partition, first)
                 self._ahead[partition] = deque()
-                self._next[partition] = first
         self._consumer.pause(*(self._consumer.assignment() - wanted.keys()))
         self._consumer.resume(*wanted)
 

@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from py4j.protocol import Py4JNetworkError
@@ -108,27 +108,23 @@ def run_streams(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with Publisher(settings) as publisher:
-        loops = [(stream, Loop(stream.application, stream.run, stop, said=why_failed)) for stream in streams]
-        others = [Loop(name, work, stop, said=why_failed) for name, work in (beside or {}).items()]
-        for loop in (*(loop for _, loop in loops), *others):
-            loop.start()
-        reporter = _Reporter(publisher, layer, part, [stream for stream, _ in loops])
-        ends = TopicEnds(settings, [stream.topic for stream, _ in loops])
-        while not stop.is_set():
-            _check_spark(spark)
-            _check_any_runs([loop for _, loop in loops])
-            _look(ends, [stream for stream, _ in loops])
-            states = states_of((stream.application, state_of(loop.status, stream.lag)) for stream, loop in loops)
-            for loop in others:  # a turn may take long, so silence says nothing
-                states[loop.name] = f"{FAILING}: {why}" if (why := loop.status.waits_for) else "running"
-            if any(stream.silent_s < HUNG_AFTER_S for stream, _ in loops):
-                write_heartbeat(settings, part, states=states, streams=len(loops))
-            reporter.report_when_due()
-            stop.wait(_BEAT_S)
-        stopped_by_s = time.monotonic() + _STOP_WITHIN_S
-        for _, loop in loops:
-            loop.join(max(0.0, stopped_by_s - time.monotonic()))
+    loops = [(stream, Loop(stream.application, stream.run, stop, said=why_failed)) for stream in streams]
+    others = [Loop(name, work, stop, said=why_failed) for name, work in (beside or {}).items()]
+    reporting = _reporting(settings, layer, part, [stream for stream, _ in loops])
+    for loop in (*(loop for _, loop in loops), *others, Loop("reporting", reporting, stop, longest_pause_s=_REPORT_S)):
+        loop.start()
+    while not stop.is_set():
+        _check_spark(spark)
+        _check_any_runs([loop for _, loop in loops])
+        states = states_of((stream.application, state_of(loop.status, stream.lag)) for stream, loop in loops)
+        for loop in others:  # a turn may take long, so silence says nothing
+            states[loop.name] = f"{FAILING}: {why}" if (why := loop.status.waits_for) else "running"
+        if any(stream.silent_s < HUNG_AFTER_S for stream, _ in loops):
+            write_heartbeat(settings, part, states=states, streams=len(loops))
+        stop.wait(_BEAT_S)
+    stopped_by_s = time.monotonic() + _STOP_WITHIN_S
+    for _, loop in loops:
+        loop.join(max(0.0, stopped_by_s - time.monotonic()))
 
 
 def state_of(status: LoopStatus, lag: Lag) -> str:
@@ -146,37 +142,28 @@ def why_failed(exc: Exception) -> str:
     return f"{ours or other}: {message}"[:300]
 
 
-class _Reporter:
-    """Publishes the metrics of a part's streams every _REPORT_S."""
+def _reporting(
+    settings: Settings, layer: str, part: str, streams: Collection[Stream]
+) -> Callable[[LoopStatus, threading.Event], None]:
+    """The work of a loop that looks at the streams' lag, and publishes their metrics."""
 
-    def __init__(self, publisher: Publisher, layer: str, part: str, streams: Iterable[Stream]) -> None:
-        self._publisher, self._since_s = publisher, time.monotonic()
-        self._metrics = [
-            (stream, MetricPublisher(publisher, layer=layer, part=part, application=stream.application))
-            for stream in streams
-        ]
+    def work(status: LoopStatus, stop: threading.Event) -> None:
+        ends, since_s = TopicEnds(settings, [stream.topic for stream in streams]), time.monotonic()
+        with Publisher(settings) as publisher:
+            while not stop.is_set():
+                found, at_s = ends.ask(), time.monotonic()
+                for stream in streams:
+                    stream.lag.looked(at_s, ends=found[stream.topic], done=stream.report.done)
+                if at_s - since_s >= _REPORT_S:
+                    for stream in streams:
+                        metrics = MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
+                        stream.report.publish(metrics, at_s - since_s, stream.lag.by_partition)
+                    publisher.flush()
+                    since_s = at_s
+                status.working()
+                stop.wait(_BEAT_S)
 
-    def report_when_due(self) -> None:
-        over_s = time.monotonic() - self._since_s
-        if over_s < _REPORT_S:
-            return
-        self._since_s += over_s
-        try:
-            for stream, metrics in self._metrics:
-                stream.report.publish(metrics, over_s, stream.lag.by_partition)
-            self._publisher.flush()
-        except NotReady as exc:  # losing metrics while the broker is away must not end the streams
-            _LOG.warning("metrics not published: %s", exc)
-
-
-def _look(ends: TopicEnds, streams: Iterable[Stream]) -> None:
-    try:
-        found = ends.ask()
-    except NotReady as exc:  # the streams say so themselves
-        _LOG.warning("the lag is not known: %s", exc)
-        return
-    for stream in streams:
-        stream.lag.looked(time.monotonic(), ends=found[stream.topic], done=stream.report.done)
+    return work
 
 
 def _check_spark(spark: SparkSession) -> None:
