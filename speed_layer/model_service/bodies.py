@@ -2,19 +2,17 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
-from deeplambda.errors import BadInput, NotReady
+from deeplambda.errors import BadInput, Overloaded
 
 ROOM_BYTES = 8 * BODY_LIMIT_BYTES
-"""For all bodies that are in memory at one time; a request beyond it is answered 503 with Retry-After."""
-LARGE_BYTES = 1024 * 1024
-"""A larger body is worked on only while no other large one is: parsed JSON takes up to 25 times its text."""
+"""For all bodies that are in memory at one time; a request beyond it is answered 429 with Retry-After."""
 _PIECE_BYTES = 1024 * 1024
 
 
@@ -24,14 +22,13 @@ class BodyReader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken_bytes = 0
-        self._large = threading.Lock()
 
     @contextmanager
     def body(self, request: Request, *media_types: str) -> Iterator[bytes]:
         """The request's body; its memory counts as free when the block ends, so nothing may use it after that.
 
         media_types: those that the route accepts; a body without a media type is accepted too.
-        Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, NotReady without room.
+        Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, Overloaded without room.
         """
         _check_type(request, media_types)
         if request.content_length is not None and request.content_length > BODY_LIMIT_BYTES:
@@ -41,9 +38,7 @@ class BodyReader:
             for piece in _pieces(request):
                 pieces.append(piece)
                 self._take(len(piece))
-            size_bytes = sum(map(len, pieces))
-            with self._large if size_bytes > LARGE_BYTES else nullcontext():
-                yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
             self._take(-sum(map(len, pieces)))
 
@@ -51,7 +46,7 @@ class BodyReader:
         with self._lock:
             self._taken_bytes += size_bytes
             if size_bytes > 0 and self._taken_bytes > ROOM_BYTES:
-                raise NotReady("the service is reading as many requests as it has room for", "try again shortly")
+                raise Overloaded("the service has as many requests in memory as it has room for", "try again shortly")
 
 
 def _check_type(request: Request, media_types: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ MIN_SPEEDUP = 1.2
 PASS_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 """The numbers of rows that a pass may have; another number is padded to the next of them. oneDNN makes a plan for each,
 which takes 2 MiB and the time of several passes. Larger passes are no quicker per row: they exceed the cache."""
+LONGEST_PASS_S = 0.05
+"""A pass has no more rows than take this long: other requests and applications wait for it."""
+_AS_QUICK = 1.05  # a smaller pass is better if its rows take at most so many times as long
 _TRIAL_ROWS = 32  # twice that is the largest pass
 
 # A request's features are a read-only view of its body, and no model writes to its input.
@@ -50,12 +53,14 @@ class FastPath:
     """A model ready for requests, safe to call from several threads.
 
     variant: name of the data type and memory layout. exact: the fp32 variant. rescores: whether close rows go to it.
+    best_rows: of how many rows a pass takes the least time for each.
     """
 
     variant: str
     forward: Forward
     exact: Forward
     rescores: bool
+    best_rows: int = PASS_ROWS[-1]
 
     def __call__(self, features: Features) -> NDArray[np.float32]:
         """Raw outputs (N, C) or (N,) of features by name, (N, …) each."""
@@ -106,8 +111,7 @@ def fast_path(model: nn.Module, kept: Features, *, name: str, decides: bool) -> 
         variant, forward = _quickest(faithful, trial)
         exact = next(call for kind, call in reversed(faithful) if kind.startswith("fp32"))
         path = FastPath(variant=variant, forward=forward, exact=exact, rescores="bfloat16" in variant)
-        _warm_up(path, trial)
-    return path
+        return replace(path, best_rows=_warm_up(path, trial))
 
 
 def _one_pass(forward: Forward, rows: Tensors) -> Tensor:
@@ -197,10 +201,16 @@ def _seconds(forward: Forward, trial: Tensors, repeats: int = 7) -> float:
     return min(seconds)
 
 
-def _warm_up(path: FastPath, trial: Tensors) -> None:
+def _warm_up(path: FastPath, trial: Tensors) -> int:
+    """Have oneDNN make its plans; the best number of rows for a pass."""
+    row_s = {}
     twice = {name: torch.cat([tensor, tensor]) for name, tensor in trial.items()}
     for count in PASS_ROWS:
         rows = {name: tensor[:count] for name, tensor in twice.items()}
         path.forward(rows)
         if path.rescores:
             path.exact(rows)
+        pass_s = _seconds(path.forward, rows, repeats=3)
+        if count == 1 or pass_s <= LONGEST_PASS_S:
+            row_s[count] = pass_s / count
+    return next(count for count, each_s in row_s.items() if each_s <= _AS_QUICK * min(row_s.values()))

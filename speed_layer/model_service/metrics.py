@@ -58,6 +58,10 @@ class ServiceMetrics:
             f"{prefix}_batch_rows", "Rows of a request", ["application"], buckets=_BATCH_BUCKETS_ROWS,
             registry=self.registry,
         )  # fmt: skip
+        self._pass_rows = Histogram(
+            f"{prefix}_pass_rows", "Rows of a pass through the model", ["application"], buckets=_BATCH_BUCKETS_ROWS[:7],
+            registry=self.registry,
+        )  # fmt: skip
         self._version = Gauge(
             f"{prefix}_model_version", "The version that serves; 0: none", ["application"], registry=self.registry
         )
@@ -91,6 +95,10 @@ class ServiceMetrics:
         self._batch_rows.labels(application).observe(rows)
         with self._lock:
             self._windows[application].predictions += rows
+
+    def passed(self, application: str, rows: int) -> None:
+        """Count a pass through the model, which requests in flight have shared."""
+        self._pass_rows.labels(application).observe(rows)
 
     def swapped(self, application: str, version: int) -> None:
         """Count a swap to `version`; a `ChampionWatch` calls this."""

@@ -7,7 +7,7 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md; Trito
 Legend: N rows, … one row's shape.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,7 +19,7 @@ from pydantic_core import from_json, to_json
 from deeplambda.adapters.model_service import DATATYPES
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.features import Features, Specification, Tensor
-from deeplambda.objective import Predictions
+from speed_layer.model_service.jobs import Scored
 
 OUTPUTS, PREDICTION, CONFIDENCE = "outputs", "prediction", "confidence"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -33,6 +33,11 @@ class InferRequest:
     id: str | None
     features: Features
     outputs: tuple[tuple[str, bool], ...]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it asks for more than raw outputs."""
+        return any(name != OUTPUTS for name, _ in self.outputs)
 
 
 def decode_request(body: bytes, header_length: str | None, wanted: Specification) -> InferRequest:
@@ -220,16 +225,15 @@ def encode_response(
     *,
     model: str,
     version: int,
-    outputs: NDArray[np.float32],
-    decode: Callable[[NDArray[np.float32]], Predictions],
+    scored: Scored,
 ) -> tuple[bytes, Mapping[str, str]]:
-    """Body and headers of a reply. outputs: raw ones of N rows; `decode` runs only if its result is asked for."""
-    decoded = decode(outputs) if any(name != OUTPUTS for name, _ in request.outputs) else None
+    """Body and headers of a reply. scored: with predictions if any are asked for."""
+    decoded = scored.predictions
     tensors: list[dict[str, Any]] = []
     tensor_chunks: list[bytes] = []
     for name, binary in request.outputs:
         if name == OUTPUTS or decoded is None:
-            array: NDArray[Any] = outputs
+            array: NDArray[Any] = scored.outputs
         else:
             array = np.array(decoded.values, dtype=object) if name == PREDICTION else decoded.confidence_N
         tensor: dict[str, Any] = {"name": name, "datatype": _DATATYPES[name], "shape": list(array.shape)}

@@ -40,7 +40,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         """Set gunicorn's options; gunicorn calls this when the application is constructed."""
         options: dict[str, Any] = {
             "bind": self._settings.listening_on(self._settings.model_url),
-            "worker_class": "deeplambda.service.http_worker.BoundedWorker",
+            "worker_class": "deeplambda.service.cooperative_worker.CooperativeWorker",
             "workers": 1,
             "threads": THREADS,
             "keepalive": KEEP_ALIVE_S,

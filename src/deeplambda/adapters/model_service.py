@@ -35,6 +35,9 @@ _KEEP_ALIVE_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKE
 
 FEATURIZER_HEADER = "X-Featurizer"
 """Names the code version and learned state that a request's features were made with."""
+TIMEOUT_HEADER = "X-Timeout-Ms"
+"""How many milliseconds after a request's first byte its answer is still of use; the service refuses what it cannot
+answer by then. Triton's parameter `timeout`, in microseconds, means the same."""
 DATATYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 """By NumPy's name of a dtype, the Open Inference Protocol's."""
 
