@@ -73,9 +73,10 @@ def _of_platform_error(exc: DeepLambdaError) -> Response:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(exc, DeadlinePassed):
         _log.warning("%s", exc)
     extra = {"remedy": exc.remedy} if exc.remedy else {}
-    response = problem(status, status.phrase, exc.message, **extra)
-    if isinstance(exc, Overloaded):
-        response.headers["Retry-After"] = str(max(1, math.ceil(exc.wait_s)))  # in whole seconds: RFC 9110, 10.2.3
+    if not isinstance(exc, Overloaded):
+        return problem(status, status.phrase, exc.message, **extra)
+    response = problem(status, status.phrase, exc.message, retry_after_s=round(exc.wait_s, 3), **extra)
+    response.headers["Retry-After"] = str(max(1, math.ceil(exc.wait_s)))  # in whole seconds: RFC 9110, 10.2.3
     return response
 
 
