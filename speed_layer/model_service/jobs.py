@@ -46,6 +46,7 @@ class Job:
         self.features: Features = rows if isinstance(rows, dict) else {}
         self.count = len(self.events) or row_count(self.features)
         self.scored: Future[Scored] = Future()
+        self.queued_at = 0.0
         self._taken = 0
         self._left = self.count
         self._pieces: list[tuple[int, Scored]] = []

@@ -28,6 +28,7 @@ from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
 from speed_layer.model_service.fast_path import FastPath
 from speed_layer.model_service.jobs import Job, Piece, Scored, part_of
+from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
 
 WAITING_ROWS = 1024
@@ -39,10 +40,10 @@ _LESS_LOAD = "send less at a time, or start more replicas"
 class Passes:
     """One application's queue, and the threads that take passes from it.
 
-    turns: shared by all applications. on_pass: called with the rows of each pass; the metrics count them.
+    turns: shared by all applications. on_pass: called after each pass; the metrics count them.
     """
 
-    def __init__(self, name: str, turns: Turns, on_pass: Callable[[str, int], None]) -> None:
+    def __init__(self, name: str, turns: Turns, on_pass: Callable[[PassTimes], None]) -> None:
         self._turns, self._on_pass, self._name = turns, on_pass, name
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -52,15 +53,21 @@ class Passes:
         for number in range(turns.at_once):
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
 
+    def check_room(self) -> None:
+        """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
+        if self._ahead_rows >= WAITING_ROWS:
+            wait_s = self._ahead_rows * self._row_s
+            raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", _LESS_LOAD, wait_s)
+
     def submit(self, job: Job) -> None:
         """Queue a request's rows; `job.scored` will have the result. Raises: Overloaded."""
         best = job.champion.path.best_rows
         with self._changed:
+            self.check_room()
             wait_s = (self._ahead_rows + job.count) * self._row_s
-            if self._ahead_rows >= WAITING_ROWS:
-                raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", _LESS_LOAD, wait_s)
             if time.monotonic() + wait_s > job.until:
                 raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", _LESS_LOAD, wait_s)
+            job.queued_at = time.monotonic()
             self._jobs.append(job)
             self._ahead_rows += min(job.count, best)
             if self._running == 0 or self._ahead_rows >= best:
@@ -113,11 +120,15 @@ class Passes:
         return pieces
 
     def _pass(self, pieces: list[Piece]) -> None:
-        champion = pieces[0].job.champion
+        champion, begun = pieces[0].job.champion, time.monotonic()
+        waited_s = sum(begun - piece.job.queued_at for piece in pieces)
         pieces = sorted(pieces, key=lambda piece: not piece.job.events)
         rows, features, refused = _features(champion.featurizer, pieces)
+        made = time.monotonic()
         with self._turns:
+            ran = time.monotonic()
             passed, outputs, failed = _outputs(champion.path, features)
+        scored = time.monotonic()
         refused |= {rows[row]: refusal for row, refusal in failed.items()}
         rows = [rows[row] for row in passed]
         found = None
@@ -127,7 +138,18 @@ class Passes:
             if answered.refused:
                 rows, outputs = [rows[row] for row in answered.rows_N], outputs[answered.rows_N]
             found = replace(answered, refused={}).all()
-        self._on_pass(self._name, len(rows))
+        self._on_pass(
+            PassTimes(
+                application=self._name,
+                version=champion.card.version,
+                requests=len(pieces),
+                rows=sum(piece.count for piece in pieces),
+                waited_s=waited_s + len(pieces) * (ran - made),
+                features_s=made - begun,
+                model_s=scored - ran,
+                answers_s=time.monotonic() - scored,
+            )
+        )
         _deliver(pieces, rows, Scored(outputs=outputs, predictions=found), refused, self._changed)
 
 

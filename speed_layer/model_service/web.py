@@ -9,58 +9,25 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 from pydantic_core import from_json, to_json
-from werkzeug.exceptions import NotFound
 
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict, DeadlinePassed, NotReady, UnknownApplication
+from deeplambda.errors import BadInput, Conflict, DeadlinePassed
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import result_of
 from speed_layer.model_service import oip
-from speed_layer.model_service.bodies import BodyReader
+from speed_layer.model_service.bodies import BodyReader, aside
 from speed_layer.model_service.champions import Champion, ChampionWatch
+from speed_layer.model_service.extensions import NAMES, extensions
 from speed_layer.model_service.instances import decode_instances, encode_predictions
 from speed_layer.model_service.jobs import Job, Scored
 from speed_layer.model_service.metrics import ServiceMetrics
 from speed_layer.model_service.passes import Passes
+from speed_layer.model_service.serving import Champions, no_champion
 from speed_layer.model_service.turns import Turns
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
 _JSON = {"Content-Type": "application/json"}
-
-
-class Champions:
-    """The champions of all applications, by name."""
-
-    def __init__(self, watches: Mapping[str, ChampionWatch]) -> None:
-        self.watches = watches
-
-    def watch(self, name: str) -> ChampionWatch:
-        """Raises: UnknownApplication."""
-        if name not in self.watches:
-            raise UnknownApplication(f"no model {name!r}", f"this service serves: {', '.join(self.watches)}")
-        return self.watches[name]
-
-    def serving(self, name: str, version: str | None) -> Champion:
-        """The champion of `name`, which has to be `version` if one is given.
-
-        Raises: UnknownApplication, NotFound for another version, NotReady before the first champion.
-        """
-        watch = self.watch(name)
-        champion = watch.current
-        if champion is None:
-            raise no_champion(watch)
-        if version is not None and version != str(champion.card.version):
-            raise NotFound(f"version {version} of {name!r} does not serve; version {champion.card.version} does")
-        return champion
-
-
-def no_champion(*watches: ChampionWatch) -> NotReady:
-    """The error for requests to applications without a champion; it gives each one's reason."""
-    reasons = [f"{watch.name!r} has no champion yet" + (f": {watch.error}" if watch.error else "") for watch in watches]
-    return NotReady(
-        "; ".join(reasons), f"if none was promoted, train one and run 'deeplambda model promote {watches[0].name}'"
-    )
 
 
 class OtherFeaturizer(Conflict):
@@ -81,11 +48,14 @@ def check_featurizer(given: str | None, champion: Champion) -> None:
         raise OtherFeaturizer(given, champion)
 
 
-def deadline() -> float:
-    """`time.monotonic()` by which the request's answer has to be there, as its header says. Raises: BadInput."""
+def deadline(timeout_us: int | None = None) -> float:
+    """`time.monotonic()` by which the request's answer has to be there, as its header says, or its parameter.
+
+    Raises: BadInput.
+    """
     given = request.headers.get(TIMEOUT_HEADER)
     if given is None:
-        return float("inf")
+        return g.begun + timeout_us / 1e6 if timeout_us else float("inf")  # type: ignore[no-any-return]
     if not (given.isascii() and given.isdecimal() and 0 < len(given) < 10):
         raise BadInput(f"header {TIMEOUT_HEADER} is {given[:40]!r}", "send a whole number of milliseconds")
     begun: float = g.begun
@@ -98,6 +68,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     app.json.sort_keys = False  # type: ignore[attr-defined]
     problems.register(app)
     app.register_error_handler(OtherFeaturizer, _other_featurizer)
+    app.register_blueprint(extensions(settings, champions, metrics.statistics))
     bodies = BodyReader()
     turns = Turns(os.cpu_count() or 1)
     passes = {name: Passes(name, turns, metrics.passed) for name in champions.watches}
@@ -105,12 +76,20 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     def score(name: str, job: Job) -> Scored:
         with metrics.in_progress.track_inprogress():
             passes[name].submit(job)
+            begun, scored = time.monotonic(), None
             try:
                 scored = result_of(job.scored, job.left_s)
             except TimeoutError as exc:
                 job.scored.cancel()
                 raise DeadlinePassed("no answer in the time that the request gives", "try again later") from exc
-        metrics.scored(name, job.champion.card.version, job.count)
+            finally:
+                metrics.scored(
+                    name,
+                    job.champion.card.version,
+                    job.count,
+                    took_s=time.monotonic() - begun,
+                    succeeded=scored is not None,
+                )
         return scored
 
     @app.before_request
@@ -135,7 +114,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     @app.get("/v2")
     def server() -> Answer:
         return _json({"name": "deeplambda", "version": installed_version("deeplambda"),
-                      "extensions": ["binary_tensor_data"]})  # fmt: skip
+                      "extensions": NAMES})  # fmt: skip
 
     @app.get("/v2/health/live")
     def live() -> Answer:
@@ -167,9 +146,14 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         champion = champions.serving(name, version)
         with bodies.body(request, "application/json", "application/octet-stream") as body:
             check_featurizer(request.headers.get(FEATURIZER_HEADER), champion)
-            asked = oip.decode_request(body, request.headers.get(oip.HEADER_LENGTH), champion.card.features)
-            scored = score(name, Job(champion, asked.features, decodes=asked.decodes, until=deadline()))
-        reply, headers = oip.encode_response(asked, model=name, version=champion.card.version, scored=scored)
+            header, wanted = request.headers.get(oip.HEADER_LENGTH), champion.card.features
+            passes[name].check_room()
+            asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
+            scored = score(name, Job(champion, asked.features, decodes=asked.decodes, until=deadline(asked.timeout_us)))
+        classes = getattr(champion.application.objective, "classes", ())
+        reply, headers = oip.encode_response(
+            asked, model=name, version=champion.card.version, scored=scored, classes=classes
+        )
         return reply, {**headers, **_version(champion)}
 
     @app.get("/v1/models")
@@ -194,7 +178,10 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         champion = champions.serving(name, None)
         application = champion.application
         with bodies.body(request, "application/json") as body:
-            events = decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes)
+            passes[name].check_room()
+            events = aside(
+                lambda: decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes), len(body)
+            )
         scored = score(name, Job(champion, events, until=deadline()))
         assert scored.predictions is not None
         reply = encode_predictions(events, champion.card.version, scored.predictions)
