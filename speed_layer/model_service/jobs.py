@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplambda.application import Event
-from deeplambda.errors import DeepLambdaError, InvalidEvent
+from deeplambda.errors import DeadlinePassed, DeepLambdaError, InvalidEvent, Overloaded
 from deeplambda.features import Features, row_count
 from deeplambda.objective import Predictions
 from speed_layer.model_service.champions import Champion
+
+LESS_LOAD = "send less at a time, or start more replicas"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,13 @@ class Job:
     def left_s(self) -> float | None:
         """How long its answer may still take; None: as long as it will."""
         return None if self.until == float("inf") else max(0.0, self.until - time.monotonic())
+
+    @property
+    def too_late(self) -> Overloaded | DeadlinePassed:
+        """Why it has no answer in time: no pass took it, or the one that did takes longer."""
+        if self.waiting == self.count:
+            return Overloaded("the request's time was over before its turn came", LESS_LOAD)
+        return DeadlinePassed("the answer would have come later than the request asks", "give it more time")
 
     @property
     def is_over(self) -> bool:

@@ -324,7 +324,7 @@ def configuration(model: str, features: Specification, output_shape: Sequence[in
 
 def _configured(name: str, datatype: str, shape: Sequence[int]) -> dict[str, Any]:
     kind = f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}"
-    scalar = {} if shape else {"reshape": {"shape": []}}  # a configuration has no empty dims
+    scalar: dict[str, Any] = {} if shape else {"reshape": {"shape": []}}  # a configuration has no empty dims
     return {"name": name, "data_type": kind, "dims": list(shape) or [1], **scalar}
 
 

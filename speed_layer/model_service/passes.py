@@ -20,21 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplambda.application import Event, payload_batch
-from deeplambda.errors import BadInput, DeadlinePassed, InvalidEvent, Overloaded
+from deeplambda.errors import BadInput, InvalidEvent, Overloaded
 from deeplambda.features import Features, chosen, concatenated, row_count
 from deeplambda.records.admission import unstorable
 from deeplambda.records.answers import answers, finite
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
 from speed_layer.model_service.fast_path import FastPath
-from speed_layer.model_service.jobs import Job, Piece, Scored, part_of
+from speed_layer.model_service.jobs import LESS_LOAD, Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
 
 WAITING_ROWS = 1024
 """How many rows may wait before a request's own; of a large one those of one pass count, after which it gives way."""
 _SEEN_VALUES = "send values like those that it was trained on"
-_LESS_LOAD = "send less at a time, or start more replicas"
 
 
 class Passes:
@@ -57,7 +56,7 @@ class Passes:
         """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
         if self._ahead_rows >= WAITING_ROWS:
             wait_s = self._ahead_rows * self._row_s
-            raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", _LESS_LOAD, wait_s)
+            raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", LESS_LOAD, wait_s)
 
     def submit(self, job: Job) -> None:
         """Queue a request's rows; `job.scored` will have the result. Raises: Overloaded."""
@@ -66,7 +65,7 @@ class Passes:
             self.check_room()
             wait_s = (self._ahead_rows + job.count) * self._row_s
             if time.monotonic() + wait_s > job.until:
-                raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", _LESS_LOAD, wait_s)
+                raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
             job.queued_at = time.monotonic()
             self._jobs.append(job)
             self._ahead_rows += min(job.count, best)
@@ -109,7 +108,7 @@ class Passes:
                 break
             counted = min(job.waiting, best)
             if job.is_over:
-                job.fail(DeadlinePassed("the answer would have come too late", _LESS_LOAD))
+                job.fail(job.too_late)
             else:
                 pieces.append(job.take(room))
                 room -= pieces[-1].count

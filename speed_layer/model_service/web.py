@@ -12,7 +12,7 @@ from pydantic_core import from_json, to_json
 
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict, DeadlinePassed
+from deeplambda.errors import BadInput, Conflict
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import result_of
 from speed_layer.model_service import oip
@@ -55,7 +55,7 @@ def deadline(timeout_us: int | None = None) -> float:
     """
     given = request.headers.get(TIMEOUT_HEADER)
     if given is None:
-        return g.begun + timeout_us / 1e6 if timeout_us else float("inf")  # type: ignore[no-any-return]
+        return g.begun + timeout_us / 1e6 if timeout_us else float("inf")
     if not (given.isascii() and given.isdecimal() and 0 < len(given) < 10):
         raise BadInput(f"header {TIMEOUT_HEADER} is {given[:40]!r}", "send a whole number of milliseconds")
     begun: float = g.begun
@@ -81,7 +81,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
                 scored = result_of(job.scored, job.left_s)
             except TimeoutError as exc:
                 job.scored.cancel()
-                raise DeadlinePassed("no answer in the time that the request gives", "try again later") from exc
+                raise job.too_late from exc
             finally:
                 metrics.scored(
                     name,

@@ -4,6 +4,7 @@ A connection costs a greenlet, never a thread: clients that send slowly, read sl
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
 - A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
+- A request with a body takes its turn after those that have come before; one without, such as a health check, does not.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
@@ -17,6 +18,7 @@ import contextlib
 import errno
 import os
 import time
+from collections import deque
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -35,6 +37,7 @@ from deeplambda.service.http_worker import LINGER_BYTES, LINGER_S, REQUEST_WITHI
 
 REPLY_WITHIN_S = 10.0
 _IDLE_AT_STOP_S = 2.0
+_WITHOUT_BODY = {"GET", "HEAD"}
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
 
 T = TypeVar("T")
@@ -113,6 +116,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: set[Connection] = set()
+        self._turns: deque[Waiter] = deque()
 
     def patch(self) -> None:
         """Make the listeners cooperative, and nothing else; gunicorn calls this first in the new worker process."""
@@ -169,6 +173,8 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         try:
             name = listener.getsockname()
             for request in parser:
+                if request.method not in _WITHOUT_BODY:
+                    self._await_turn()
                 self.handle_request(name, request, connection, addr)
                 connection.flush()
             self._linger(connection, client)
@@ -188,6 +194,20 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
                 self.log.warning("%s sends too slowly: a request is read for %.0f s", addr, REQUEST_WITHIN_S)
             self._connections.discard(connection)
             util.close(client)
+
+    def _await_turn(self) -> None:
+        """Let the loop look at other connections before the next of these requests is worked on."""
+        waiter = Waiter()
+        self._turns.append(waiter)
+        if len(self._turns) == 1:
+            waiter.hub.loop.run_callback(self._give_turn)
+        waiter.get()
+
+    def _give_turn(self) -> None:
+        waiter = self._turns.popleft()
+        if self._turns:
+            waiter.hub.loop.run_callback(self._give_turn)
+        waiter.switch(None)
 
     @staticmethod
     def _linger(connection: Connection, client: gevent.socket.socket) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from deeplambda.errors import DeadlinePassed, InvalidEvent, Overloaded
+from deeplambda.errors import InvalidEvent, Overloaded
 from deeplambda.features import Features
 from deeplambda.records.decoding import decode_event
 from deeplambda.records.featurizer import Featurizer
@@ -169,7 +169,7 @@ def test_what_cannot_be_answered_in_time_is_refused_and_what_became_too_late_tak
     found = submitted(passes, late)
     assert eventually(lambda: late.is_over, WAIT_S)
     model.gate.set()
-    with pytest.raises(DeadlinePassed):
+    with pytest.raises(Overloaded, match="before its turn"):
         found.result(WAIT_S)
     assert [9] not in model.passes
     with pytest.raises(Overloaded, match="longer than it may"):  # by now it is known how long a row takes
