@@ -31,11 +31,13 @@ from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import ModelPromoted
 from deeplambda.state.card import Card, fetch_card
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
+from speed_layer.model_service.devices import chosen_device
 from speed_layer.model_service.fast_path import FastPath, fast_path
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+HEAR_EVERY_S = 10.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
 
 
@@ -76,7 +78,7 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
     trial = kept.features if kept else zero_features(card.features)
     objective = application.objective
     decides = type(objective) is Classification and objective.threshold is None
-    path = fast_path(model, trial, name=name, decides=decides)
+    path = fast_path(model, trial, name=name, decides=decides, device=chosen_device(settings.device))
     if kept:
         kept.check_features(featurizer.features, name)
         kept.check_outputs(path.exactly, name)
@@ -106,6 +108,7 @@ class ChampionWatch:
         self._pending: ModelPromoted | None = None
         self._promoted = self._caught_up = False
         self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
+        self._heard_at = time.monotonic()
         self._newest: ModelPromoted | None = None
         self._is_wanted = True
         self._orders: queue.SimpleQueue[tuple[bool, Future[None]]] = queue.SimpleQueue()
@@ -116,6 +119,11 @@ class ChampionWatch:
     def is_ready(self) -> bool:
         """Whether the champion serves, or the whole topic has been read and names none."""
         return self.current is not None or not self._is_wanted or (self._caught_up and not self._promoted)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long Kafka has not answered what the champions topic holds."""
+        return time.monotonic() - self._heard_at
 
     def start(self) -> None:
         """Begin to follow the topic."""
@@ -147,6 +155,7 @@ class ChampionWatch:
                     delay_s, self.error = FIRST_RETRY_S, None
                     with kafka_errors(self._settings):
                         ends = reader.end_offsets(reader.assignment())
+                    self._heard_at = time.monotonic()
                     while not self._stopped.is_set():
                         with kafka_errors(self._settings):
                             batches = reader.poll(timeout_ms=int(POLL_S * 1000))
@@ -155,6 +164,10 @@ class ChampionWatch:
                         if not self._caught_up:
                             with kafka_errors(self._settings):
                                 self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
+                        if self.silent_s > HEAR_EVERY_S:  # where no broker is, a poll finds nothing as well
+                            with kafka_errors(self._settings):
+                                reader.end_offsets(reader.assignment())
+                            self._heard_at = time.monotonic()
                         self._load_pending()
                         self._follow_orders()
             except Exception as exc:  # whatever it is: without this thread the application would never swap again

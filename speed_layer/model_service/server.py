@@ -74,6 +74,7 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Re
     from speed_layer.model_service.serving import Champions
     from speed_layer.model_service.web import create_app
 
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is what variants are compared with
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.getLogger("kafka").setLevel(logging.ERROR)
     logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it logs each attempt to reach a broker that is down

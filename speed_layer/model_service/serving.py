@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from werkzeug.exceptions import NotFound
 
+from deeplambda.clock import now
+from deeplambda.config import Settings
 from deeplambda.errors import NotReady, UnknownApplication
 from speed_layer.model_service.champions import Champion, ChampionWatch
 
@@ -40,3 +42,26 @@ def no_champion(*watches: ChampionWatch) -> NotReady:
     return NotReady(
         "; ".join(reasons), f"if none was promoted, train one and run 'deeplambda model promote {watches[0].name}'"
     )
+
+
+def check_fresh(settings: Settings, watch: ChampionWatch) -> None:
+    """Whether what a watch serves may still be sent requests, as the settings of staleness say; they do by default.
+
+    Raises: NotReady that says since when it is stale.
+    """
+    silent_s = watch.silent_s
+    if 0 < settings.stale_champions_s < silent_s:
+        raise NotReady(
+            f"{watch.name!r}: the champions topic has not answered for {silent_s:.0f} s, more than the "
+            f"{settings.stale_champions_s:g} s of DEEPLAMBDA_STALE_CHAMPIONS_S: {watch.error}",
+            "see 'deeplambda status'",
+        )
+    champion = watch.current
+    if champion is not None and settings.stale_model_h:
+        age_h = (now() - champion.card.created_at).total_seconds() / 3600
+        if age_h > settings.stale_model_h:
+            raise NotReady(
+                f"version {champion.card.version} of {watch.name!r} was trained {age_h:.1f} h ago, more than the "
+                f"{settings.stale_model_h:g} h of DEEPLAMBDA_STALE_MODEL_H",
+                f"train and promote another: 'deeplambda batch run {watch.name}'",
+            )

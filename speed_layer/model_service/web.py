@@ -1,6 +1,5 @@
 """The model service's routes: the Open Inference Protocol v2, the simple protocol v1, health, metrics."""
 
-import os
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,12 +17,13 @@ from deeplambda.service.cooperative_worker import result_of
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader, aside
 from speed_layer.model_service.champions import Champion, ChampionWatch
+from speed_layer.model_service.devices import cpu_share
 from speed_layer.model_service.extensions import NAMES, extensions
 from speed_layer.model_service.instances import decode_instances, encode_predictions
 from speed_layer.model_service.jobs import Job, Scored
 from speed_layer.model_service.metrics import ServiceMetrics
 from speed_layer.model_service.passes import Passes
-from speed_layer.model_service.serving import Champions, no_champion
+from speed_layer.model_service.serving import Champions, check_fresh, no_champion
 from speed_layer.model_service.turns import Turns
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
@@ -70,7 +70,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     app.register_error_handler(OtherFeaturizer, _other_featurizer)
     app.register_blueprint(extensions(settings, champions, metrics.statistics))
     bodies = BodyReader()
-    turns = Turns(os.cpu_count() or 1)
+    turns = Turns(cpu_share())
     passes = {name: Passes(name, turns, metrics.passed) for name in champions.watches}
 
     def score(name: str, job: Job) -> Scored:
@@ -125,6 +125,8 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         waiting = [watch for watch in champions.watches.values() if not watch.is_ready]
         if waiting:
             raise no_champion(*waiting)
+        for watch in champions.watches.values():
+            check_fresh(settings, watch)
         return _json({"ready": True})
 
     @app.get("/v2/models/<name>")
@@ -138,7 +140,9 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     @app.get("/v2/models/<name>/ready")
     @app.get("/v2/models/<name>/versions/<version>/ready")
     def model_ready(name: str, version: str | None = None) -> Answer:
-        return _json({"name": name, "ready": True}, champions.serving(name, version))
+        champion = champions.serving(name, version)
+        check_fresh(settings, champions.watch(name))
+        return _json({"name": name, "ready": True}, champion)
 
     @app.post("/v2/models/<name>/infer")
     @app.post("/v2/models/<name>/versions/<version>/infer")

@@ -33,13 +33,17 @@ def forward(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> FlaskClient:
-    settings, featurizer = Settings(data_dir=tmp_path), Featurizer(Digits(), code_version="c1")
+def client_of(settings: Settings) -> FlaskClient:
+    featurizer = Featurizer(Digits(), code_version="c1")
     watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
     watch.current = Champion(featurizer=featurizer, card=CARD, path=path, output_shape=(10,))
     return create_app(settings, Champions({"digits": watch}), ServiceMetrics(("digits",))).test_client()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> FlaskClient:
+    return client_of(Settings(data_dir=tmp_path))
 
 
 def infer(client: FlaskClient, first_pixels: list[float], **headers: str) -> Any:
@@ -121,3 +125,18 @@ def test_the_repository_lists_what_serves_and_only_operators_change_it(client: F
     refused = client.post("/v2/repository/models/digits/unload")
     assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert client.get("/v2/models/digits/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"stale_model_h": 1}, "DEEPLAMBDA_STALE_MODEL_H"), ({"stale_champions_s": 1e-9}, "Kafka has not answered yet")],
+)
+def test_what_is_stale_is_not_ready_and_says_why_and_is_alive_and_answers(
+    tmp_path: Path, settings: dict[str, float], named: str
+) -> None:
+    client = client_of(Settings(data_dir=tmp_path, **settings))
+    for path in ("/v2/health/ready", "/v2/models/digits/ready"):
+        reply = client.get(path)
+        assert (reply.status_code, named in reply.json["detail"]) == (503, True), reply.json
+    assert client.get("/v2/health/live").status_code == 200
+    assert infer(client, [0]).status_code == 200
