@@ -20,6 +20,7 @@ MODULES = (
     "stream_backlog",
     "views",
     "model_service",
+    "serving_peers",
     "training",
     "recomputation",
     "horizon",

@@ -113,7 +113,7 @@ class Scorer:
                         occurred_at=event.occurred_at,
                         received_at=row["timestamp"],
                         predicted_at=predicted_at,
-                        model_version=scored.model_version,
+                        model_version=int(scored.versions_N[n]),
                         prediction=answered.values_N[answer],
                         confidence=float(answered.confidence_N[answer]),
                         value=answered.numbers_N[answer],
