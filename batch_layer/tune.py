@@ -206,9 +206,7 @@ def _searcher(
         metric=METRIC,
         mode=_mode(lower),
         points_to_evaluate=points,
-        sampler=optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True, seed=fixed["seed"] + len(known)
-        ),
+        sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=fixed["seed"] + len(known)),
     )
 
 

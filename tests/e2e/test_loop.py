@@ -78,7 +78,8 @@ def flip(store: ObjectStore, key: str, whole: bytes) -> None:
     store.client.put_object(Bucket=store.bucket, Key=key, Body=body, Metadata={"sha256": "0" * 64})
 
 
-@pytest.mark.parametrize("damage", [flip, pytest.param(cut, marks=pytest.mark.long)])
+@pytest.mark.long  # `test_images_are_labelled_by_their_folders` has an ingest that refuses one
+@pytest.mark.parametrize("damage", [flip, cut])
 def test_a_damaged_raw_file_is_refused_by_name(
     damage: Callable[[ObjectStore, str, bytes], None],
     stack: Settings,
