@@ -147,7 +147,8 @@ def _held_out_before(spark: SparkSession, application: str) -> list[Position]:
     has learned from is no test for it when it has become the champion."""
     told = F.get_json_object("card", "$.recent_from").alias("recent_from")
     rows = spark.table(f"lake.{application}.models").select(told).where("recent_from IS NOT NULL").collect()
-    return [TypeAdapter(Position).validate_json(row["recent_from"]) for row in rows]
+    found = [TypeAdapter(Position | None).validate_json(row["recent_from"]) for row in rows]
+    return [position for position in found if position is not None]
 
 
 def _known(spark: SparkSession, packed: PackedApplication, pinned: LabelledEvents, examples: int) -> DataFrame:
@@ -196,10 +197,10 @@ def _text_or_refusal(application: Application, label: str | None) -> tuple[str |
         return None, LabelRefusal.WRONG
 
 
-def rows(
+def admitted(
     spark: SparkSession, settings: Settings, packed: PackedApplication, found: LabelledEvents, examples: int
 ) -> DataFrame:
-    """The labelled events as rows: event id, payload, label, split; or a reason, for those that are left out.
+    """The labelled events as rows: event id, payload, label, split, group; or why they are refused.
 
     examples: the snapshot of those that the events go with.
     """
@@ -219,7 +220,7 @@ def rows(
         good, refused = checked.where("reason IS NULL"), checked.where("reason IS NOT NULL")
         first = F.min_by(F.struct(*checked.columns), "kafka_offset").alias("first")
         checked = good.groupBy("event_id").agg(first).select("first.*").unionByName(refused)
-    return _without_leaks(application, checked, newest_examples(spark, packed.name, examples)).drop("kafka_offset")
+    return checked.drop("kafka_offset")
 
 
 def _is_past(position: Position) -> Column:
@@ -301,8 +302,8 @@ def field_of(application: Application, column: str | None) -> str | None:
     return filled.pop() if len(filled) == 1 else None
 
 
-def _without_leaks(application: Application, events: DataFrame, examples: DataFrame) -> DataFrame:
-    """The events with a reason where one would bring a payload or a group into a second split.
+def without_leaks(application: Application, events: DataFrame, examples: DataFrame) -> DataFrame:
+    """Events as `admitted` gives them, with a reason where one would bring a payload or a group into a second split.
 
     What the examples have in several splits themselves, as they do where payloads are few, gives nothing away.
     """

@@ -201,20 +201,21 @@ class _Rows:
 def _rows(spark: SparkSession, settings: Settings, packed: PackedApplication, dataset: DataSet) -> Iterator[_Rows]:
     """Events are checked once, and kept on disk meanwhile; what is read of the archive stays there."""
     columns = ["event_id", *payload_schema(packed.load().event).names, "label", "split"]
-    examples = newest_examples(spark, dataset.application, dataset.snapshot).where("label IS NOT NULL").select(columns)
-    examples, found = examples.withColumn(_IS_EVENT, F.lit(False)), dataset.labelled_events
+    examples, found = newest_examples(spark, dataset.application, dataset.snapshot), dataset.labelled_events
+    labelled = examples.where("label IS NOT NULL").select(columns).withColumn(_IS_EVENT, F.lit(False))
     if found is None or not found.events:
-        yield _Rows(examples, None)
+        yield _Rows(labelled, None)
         return
     archive = (("events", found.events_snapshot), ("labels", found.labels_snapshot))
     with ExitStack() as reading:
         for table, snapshot in archive:
             reading.enter_context(held(spark, f"lake.{packed.name}.{table}", snapshot, settings.kept_days))
-        events = labelled_events.rows(spark, settings, packed, found, dataset.snapshot)
-        events = events.persist(StorageLevel.DISK_ONLY)
+        given = labelled_events.admitted(spark, settings, packed, found, dataset.snapshot)
+        reading.callback(given.persist(StorageLevel.DISK_ONLY).unpersist)
+        events = labelled_events.without_leaks(packed.load(), given, examples).persist(StorageLevel.DISK_ONLY)
         reading.callback(events.unpersist)
         good = events.where("reason IS NULL").select(columns).withColumn(_IS_EVENT, F.lit(True))
-        yield _Rows(examples.unionByName(good), events)
+        yield _Rows(labelled.unionByName(good), events)
 
 
 def _shards(dataset: DataSet, events: Mapping[str, int]) -> dict[str, int]:
