@@ -5,9 +5,9 @@ a loop of kafka-python that scores in its own process (`benchmarks/bare_loop.py`
 there for. The platform's own stream scores the same load: schema check, transform, model service, prediction. Latency
 is from the event's time stamp on its topic to the result's time stamp on its topic. The three take turns.
 
-Profile (2 cores, once): half of a micro-batch was its checkpoint: Hadoop's local file system starts a process to set
-each file's permissions; so streams write theirs by `LocalCheckpoints.java`. A `mapInArrow` adds 200 ms and more, a job
-that brings the rows to the driver 30 ms; so the driver reads small batches from Kafka itself.
+Half of a micro-batch was its checkpoint once: Hadoop's local file system starts a process to set a file's permissions
+(66 ms a file on a busy machine with two cores, where `LocalCheckpoints.java` takes 2). A `mapInArrow` adds 200 ms and
+more; so the driver reads small batches from Kafka itself, without a job of Spark's.
 """
 
 import statistics

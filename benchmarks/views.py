@@ -19,7 +19,7 @@ from threading import Thread
 
 import pymysql
 from kafka import KafkaProducer
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select, text
 
 from benchmarks.ratio import Ratio
 from deeplambda.adapters import mysql
@@ -29,12 +29,14 @@ from deeplambda.config import Settings, host_of, load_settings, port_of
 from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
 from deeplambda.state.tables import REALTIME_PREDICTIONS
+from serving_layer.views.trim import delete_in_chunks
 
 ROWS = 100_000
 AIM = 0.5
 RATE, FOR_S = 10_000, 120
 AIM_KEPT_UP = 0.98
 _COPY = "realtime_predictions_copy"
+_OWN_ROWS = text("DELETE FROM realtime_predictions WHERE application = :application LIMIT :rows")
 
 
 def measure() -> list[Ratio]:
@@ -58,11 +60,7 @@ def measure() -> list[Ratio]:
     finally:
         with mysql.engine(settings, "root").begin() as connection:
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_COPY}")
-        while True:
-            with engine.begin() as connection:
-                own_rows = delete(REALTIME_PREDICTIONS).where(REALTIME_PREDICTIONS.c.application == name)
-                if not connection.execute(own_rows.with_dialect_options(mysql_limit=20_000)).rowcount:
-                    break
+        delete_in_chunks(engine, _OWN_ROWS, {"application": name})
     return [
         Ratio(
             name=f"{ROWS:,} predictions to rows",

@@ -122,8 +122,8 @@ def bring_up_to_date(engine: Engine, table: Table, application: str, rows: Seque
     own = table.c.application == application
     gone = []
     with mysql.mysql_errors(), engine.begin() as connection:
-        found = connection.execution_options(yield_per=_CHUNK_ROWS).execute(select(table).where(own)).mappings()
-        for row in found:
+        found = connection.execute(select(table).where(own), execution_options={"yield_per": _CHUNK_ROWS})
+        for row in found.mappings():
             key = tuple(row[each.name] for each in keys)
             if key not in wanted:
                 gone.append(key)

@@ -6,7 +6,7 @@ records from Kafka itself, a few MiB at a time; a backlog is divided among all w
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -67,7 +67,7 @@ class Router:
 
     def _in_driver(self, ranges: Ranges, rows: int) -> bool:
         """Score the batch here; False, with nothing done, when its events are large."""
-        hops_ms = self._scorer.hops_ms = Counter()
+        hops_ms = self._scorer.hops_ms = defaultdict(float)
         with _timed(hops_ms, "read"):
             chunks = self._reader.chunks(ranges)
             chunk = next(chunks, [])
@@ -107,7 +107,7 @@ def ranges_of(batch_json: str) -> Ranges:
 
 
 @contextmanager
-def _timed(hops_ms: Counter[str], hop: str) -> Iterator[None]:
+def _timed(hops_ms: defaultdict[str, float], hop: str) -> Iterator[None]:
     started_s = time.perf_counter()
     yield
     hops_ms[hop] += (time.perf_counter() - started_s) * 1e3

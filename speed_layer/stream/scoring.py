@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -46,7 +46,7 @@ class Scorer:
         self._client = ModelClient(settings, name)
         self._code = ChampionCode(settings, name, self._client, patience_s=_PATIENCE_S)
         self._pass_rows = _FIRST_PASS_ROWS
-        self.hops_ms: Counter[str] = Counter()
+        self.hops_ms: defaultdict[str, float] = defaultdict(float)
 
     def records(self, rows: list[dict[str, Any]]) -> list[Record]:
         """What becomes of rows of Spark's Kafka source: a record for each.

@@ -34,7 +34,7 @@ class StreamReport:
         if rows > 0:
             self._rows += rows
             known = {name: float(progress.durationMs.get(key, 0)) for key, name in _HOPS.items()}
-            self._durations_ms.append(known | hops_ms)
+            self._durations_ms.append({**known, **hops_ms})
 
     def publish(self, metrics: MetricPublisher, over_s: float, lag: Mapping[int, int]) -> None:
         """Publish what has been added up, and begin anew. lag: rows by partition. Raises: NotReady."""
@@ -49,7 +49,7 @@ class StreamReport:
         metrics.publish("throughput", rows / over_s, "rows/s")
         means_ms = {
             name: sum(each.get(name, 0.0) for each in durations_ms) / len(durations_ms)
-            for name in sorted(set().union(*durations_ms))
+            for name in sorted({name for each in durations_ms for name in each})
         }
         for name, mean_ms in means_ms.items():
             metrics.publish(f"hop_{name}", mean_ms, "ms")

@@ -17,6 +17,7 @@ import org.apache.spark.sql.connector.catalog.SupportsRead;
 import org.apache.spark.sql.connector.catalog.Table;
 import org.apache.spark.sql.connector.catalog.TableProvider;
 import org.apache.spark.sql.connector.expressions.Transform;
+import org.apache.spark.sql.connector.metric.CustomMetric;
 import org.apache.spark.sql.connector.read.InputPartition;
 import org.apache.spark.sql.connector.read.PartitionReaderFactory;
 import org.apache.spark.sql.connector.read.Scan;
@@ -113,6 +114,10 @@ public class EventSource implements TableProvider {
 
         public StructType readSchema() {
             return kafka.readSchema();
+        }
+
+        public CustomMetric[] supportedCustomMetrics() { // which its readers report
+            return kafka.supportedCustomMetrics();
         }
 
         public MicroBatchStream toMicroBatchStream(String checkpointLocation) {
