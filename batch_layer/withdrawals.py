@@ -161,8 +161,8 @@ def _versions_that_saw(
     by_snapshot: dict[int, bool] = {}
     versions = []
     for card in cards:
-        snapshot = getattr(card, name, None)  # a version that was trained on examples alone has none
-        if snapshot not in there:
+        snapshot: int | None = getattr(card, name, None)  # a version that was trained on examples alone has none
+        if snapshot is None or snapshot not in there:
             continue
         if snapshot not in by_snapshot:
             rows = read_snapshot(spark, table, snapshot).join(F.broadcast(marked), list(POSITION), "left_semi")
