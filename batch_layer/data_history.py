@@ -7,7 +7,7 @@ ingests it has, and a card's snapshot, which upkeep keeps, says for ever what it
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import NamedTuple
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -36,6 +36,15 @@ class Snapshot:
     current: bool
     branch: str | None = None
     versions: list[int] = field(default_factory=list)
+
+
+class _Waiting(NamedTuple):
+    """Held rows. snapshot: theirs; begun_at: the table's when they were written; now_at: the table's now."""
+
+    snapshot: int
+    begun_at: int | None
+    now_at: int | None
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +175,7 @@ def roll_back(spark: SparkSession, engine: Engine, application: str, to: int, *,
         )
         held_rows.take_back(spark, application, previous)
         spark.sql(f"CALL lake.system.set_current_snapshot(table => '{application}.examples', snapshot_id => {to})")
-        with mysql.mysql_errors(), engine.begin() as connection:
-            record_change(connection, change)
-    return change
+        return record_change(engine, change)
 
 
 def publish_held(
@@ -180,30 +187,48 @@ def publish_held(
     """
     table = f"lake.{application}.examples"
     with mysql.named_lock(engine, f"deeplambda.{application}.ingest"):
-        previous, snapshot = current_snapshot(spark, table), held_rows.known(spark, application, branch)
-        of_it = f"FROM {table}.snapshots WHERE snapshot_id = {snapshot}"
-        (written,) = spark.sql(f"SELECT parent_id, int(summary['added-records']) AS rows {of_it}").collect()
-        if previous not in (None, written.parent_id):
+        waiting = _waiting(spark, application, branch)
+        if waiting.now_at not in (None, waiting.begun_at):
             raise Conflict(
                 f"{table} has changed since {branch} was written",
                 f"run 'deeplambda batch ingest {application}', which writes the new rows beside what is there now",
             )
-        held_rows.publish(spark, application, branch, snapshot)
-        return _decided(engine, application, "published", branch, snapshot, previous, written["rows"], who, why)
+        held_rows.publish(spark, application, branch, waiting.snapshot)
+        change = DataChanged(
+            application=application,
+            kind="published",
+            table="examples",
+            snapshot=waiting.snapshot,
+            previous=waiting.now_at,
+            subject=branch,
+            rows=waiting.rows,
+            who=who,
+            why=why,
+        )
+        return record_change(engine, change)
 
 
 def drop_held(spark: SparkSession, engine: Engine, application: str, branch: str, *, who: str, why: str) -> DataChanged:
     """Give rows up that an expectation holds back; an ingest passes them over.
 
-    Raises: BadInput, Conflict.
+    Raises: BadInput when none wait there; Conflict while an ingest is at it.
     """
-    table = f"lake.{application}.examples"
     with mysql.named_lock(engine, f"deeplambda.{application}.ingest"):
-        previous, snapshot = current_snapshot(spark, table), held_rows.known(spark, application, branch)
-        rows = _added_rows(spark, table, snapshot)
-        held_rows.take_back(spark, application, snapshot)
+        waiting = _waiting(spark, application, branch)
+        held_rows.take_back(spark, application, waiting.snapshot)
         held_rows.drop(spark, application, branch)
-        return _decided(engine, application, "dropped", branch, previous, previous, rows, who, why)
+        change = DataChanged(
+            application=application,
+            kind="dropped",
+            table="examples",
+            snapshot=waiting.now_at,
+            previous=waiting.now_at,
+            subject=branch,
+            rows=waiting.rows,
+            who=who,
+            why=why,
+        )
+        return record_change(engine, change)
 
 
 def check(spark: SparkSession, application: str, snapshot: int) -> None:
@@ -211,33 +236,6 @@ def check(spark: SparkSession, application: str, snapshot: int) -> None:
     table = _examples(spark, application)
     if not spark.sql(f"SELECT 1 FROM {table}.snapshots WHERE snapshot_id = {snapshot}").count():
         raise BadInput(f"{table} has no snapshot {snapshot}", f"see 'deeplambda data history {application}'")
-
-
-def _decided(
-    engine: Engine,
-    application: str,
-    kind: Literal["published", "dropped"],
-    branch: str,
-    snapshot: int | None,
-    previous: int | None,
-    rows: int,
-    who: str,
-    why: str,
-) -> DataChanged:
-    change = DataChanged(
-        application=application,
-        kind=kind,
-        table="examples",
-        snapshot=snapshot,
-        previous=previous,
-        subject=branch,
-        rows=rows,
-        who=who,
-        why=why,
-    )
-    with mysql.mysql_errors(), engine.begin() as connection:
-        record_change(connection, change)
-    return change
 
 
 def _examples(spark: SparkSession, application: str) -> str:
@@ -252,6 +250,9 @@ def _times(spark: SparkSession, application: str, snapshot: int) -> set[datetime
     return {row.ingested_at for row in rows}
 
 
-def _added_rows(spark: SparkSession, table: str, snapshot: int) -> int:
-    found = spark.sql(f"SELECT summary['added-records'] FROM {table}.snapshots WHERE snapshot_id = {snapshot}")
-    return int(found.collect()[0][0] or 0)
+def _waiting(spark: SparkSession, application: str, branch: str) -> _Waiting:
+    table = _examples(spark, application)
+    snapshot = held_rows.known(spark, application, branch)
+    (written,) = spark.sql(f"SELECT parent_id, summary FROM {table}.snapshots WHERE snapshot_id = {snapshot}").collect()
+    rows = int(written.summary.get("added-records", 0))
+    return _Waiting(snapshot, written.parent_id, current_snapshot(spark, table), rows)

@@ -181,12 +181,11 @@ def _add(spark: SparkSession, application: str, horizon: Horizon, rows: DataFram
         spark.sql(f"CALL lake.system.rewrite_data_files(table => '{table}')")
     gone = withdrawn(spark, application, "events")
     if gone is not None and spark.table(view).join(gone, list(POSITION), "left_semi").count():
-        gone.createOrReplaceTempView("withdrawn_positions")
+        positions = f"SELECT DISTINCT kafka_partition, kafka_offset FROM lake.{application}.withdrawals"
         spark.sql(
-            f"MERGE INTO {view} AS there USING withdrawn_positions AS gone ON there.kafka_partition = "
+            f"MERGE INTO {view} AS there USING ({positions} WHERE topic = 'events') AS gone ON there.kafka_partition = "
             "gone.kafka_partition AND there.kafka_offset = gone.kafka_offset WHEN MATCHED THEN DELETE"
         )
-        spark.catalog.dropTempView("withdrawn_positions")
     base = current_snapshot(spark, view)
     there = read_snapshot(spark, view, base).select("event_id")  # type: ignore[arg-type]  # it grows
     rows.join(there, "event_id", "left_anti").writeTo(view).option(SNAPSHOT_OPTION, run).append()

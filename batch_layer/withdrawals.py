@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Literal
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
@@ -105,8 +104,19 @@ def withdraw(
         versions = _versions_that_saw(spark, application, choice.topic, marked, registry.cards(connection, application))
     if choice.topic == "events":
         hide(engine, application, (row.event_id for row in marked.select("event_id").distinct().toLocalIterator()))
-    now_at = current_snapshot(spark, table)
-    return _recorded(engine, "withdrawn", application, now_at, previous, name, rows, who, why, versions)
+    change = DataChanged(
+        application=application,
+        kind="withdrawn",
+        table="withdrawals",
+        snapshot=current_snapshot(spark, table),
+        previous=previous,
+        subject=name,
+        rows=rows,
+        versions=versions,
+        who=who,
+        why=why,
+    )
+    return record_change(engine, change)
 
 
 def restore(
@@ -120,9 +130,18 @@ def restore(
             f"{application} has no withdrawal {withdrawal!r}", f"see 'deeplambda data history {application}'"
         )
     spark.sql(f"DELETE FROM {table} WHERE withdrawal = '{withdrawal}'")  # a name of ours, for there are rows of it
-    return _recorded(
-        engine, "restored", application, current_snapshot(spark, table), previous, withdrawal, rows, who, why
+    change = DataChanged(
+        application=application,
+        kind="restored",
+        table="withdrawals",
+        snapshot=current_snapshot(spark, table),
+        previous=previous,
+        subject=withdrawal,
+        rows=rows,
+        who=who,
+        why=why,
     )
+    return record_change(engine, change)
 
 
 def hide(engine: Engine, application: str, event_ids: Iterator[str]) -> None:
@@ -142,8 +161,8 @@ def _versions_that_saw(
     by_snapshot: dict[int, bool] = {}
     versions = []
     for card in cards:
-        snapshot = getattr(card, name, None)  # a version that was trained on examples alone has none
-        if snapshot not in there:
+        snapshot: int | None = getattr(card, name, None)  # a version that was trained on examples alone has none
+        if snapshot is None or snapshot not in there:
             continue
         if snapshot not in by_snapshot:
             rows = read_snapshot(spark, table, snapshot).join(F.broadcast(marked), list(POSITION), "left_semi")
@@ -151,32 +170,3 @@ def _versions_that_saw(
         if by_snapshot[snapshot]:
             versions.append(card.version)
     return versions
-
-
-def _recorded(
-    engine: Engine,
-    kind: Literal["withdrawn", "restored"],
-    application: str,
-    snapshot: int | None,
-    previous: int | None,
-    name: str,
-    rows: int,
-    who: str,
-    why: str,
-    versions: list[int],
-) -> DataChanged:
-    change = DataChanged(
-        application=application,
-        kind=kind,
-        table="withdrawals",
-        snapshot=snapshot,
-        previous=previous,
-        subject=name,
-        rows=rows,
-        versions=versions,
-        who=who,
-        why=why,
-    )
-    with mysql.mysql_errors(), engine.begin() as connection:
-        record_change(connection, change)
-    return change

@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from heapq import nlargest
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +23,7 @@ _SHOWN_BYTES = 2_000
 class _ListsByDefault(TyperGroup):
     """`dead-letters APPLICATION` is `dead-letters list APPLICATION`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["list", *args]
         return super().parse_args(ctx, args)

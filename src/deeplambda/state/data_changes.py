@@ -3,8 +3,9 @@
 import getpass
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, Engine, Row, insert, select
 
+from deeplambda.adapters.mysql import mysql_errors
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import outbox
@@ -16,23 +17,25 @@ def operator() -> str:
     return getpass.getuser()[:64]
 
 
-def record_change(connection: Connection, change: DataChanged) -> None:
-    """Write a change and the record of it, in the caller's transaction."""
-    connection.execute(
-        insert(DATA_CHANGES).values(
-            application=change.application,
-            kind=change.kind,
-            table_name=change.table,
-            snapshot=change.snapshot,
-            previous=change.previous,
-            subject=change.subject,
-            changed_rows=change.rows,
-            who=change.who,
-            why=change.why,
-            at=change.at,
+def record_change(engine: Engine, change: DataChanged) -> DataChanged:
+    """Write a change and the record of it, in one transaction; the change. Raises: NotReady."""
+    with mysql_errors(), engine.begin() as connection:
+        connection.execute(
+            insert(DATA_CHANGES).values(
+                application=change.application,
+                kind=change.kind,
+                table_name=change.table,
+                snapshot=change.snapshot,
+                previous=change.previous,
+                subject=change.subject,
+                changed_rows=change.rows,
+                who=change.who,
+                why=change.why,
+                at=change.at,
+            )
         )
-    )
-    outbox.record(connection, topics.LIFECYCLE, change.application, change)
+        outbox.record(connection, topics.LIFECYCLE, change.application, change)
+    return change
 
 
 def changes(connection: Connection, application: str) -> list[Row[Any]]:
