@@ -14,7 +14,10 @@ from rich.console import Console
 from benchmarks.own_stack import own_stack
 from benchmarks.ratio import Ratio, table
 
-MODULES = ("stream_throughput", "stream_latency", "model_service", "training", "recomputation", "horizon", "upkeep")
+MODULES = (
+    *("stream_throughput", "stream_latency", "model_service", "training", "recomputation", "horizon", "upkeep"),
+    "rollback",
+)
 """Each has NAME, AIM and `measure() -> Ratio`."""
 
 
