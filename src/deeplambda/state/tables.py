@@ -150,6 +150,19 @@ DRIFT_WINDOWS = Table(
     Column("at", UtcDateTime, nullable=False),
     Index("drift_by_application", "application", "what", "id"),
 )
+SKEW = Table(
+    "skew",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("field", String(32), nullable=False, comment="of a prediction, in which stream and batch differ"),
+    Column("compared", Integer, nullable=False),
+    Column("different", Integer, nullable=False),
+    Column("examples", JSON, nullable=False, comment="ids of events in which they do"),
+    Column("at", UtcDateTime, nullable=False),
+    Index("skew_by_application", "application", "at"),
+)
 HORIZONS = Table(
     "horizons",
     SCHEMA,
