@@ -24,6 +24,9 @@ from typing import Any, Protocol
 from deeplambda.errors import ConfigurationError
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+RECENT = "recent"
+"""The split of the newest labelled events, whatever an application's rule: the version that it judges never learns from
+it, and in the next data set they are rows like others."""
 
 
 class Splits(Protocol):
