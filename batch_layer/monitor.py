@@ -204,6 +204,8 @@ class Watch:
     def _answered(self, event_ids: Sequence[str]) -> dict[str, Row[Any]]:
         """The champion's predictions of some events."""
         found: dict[str, Row[Any]] = {}
+        if not event_ids:
+            return found
         with mysql.mysql_errors(), self._engine.connect() as connection:
             for table in (RECENT_PREDICTIONS.c, REALTIME_PREDICTIONS.c):
                 query = select(
@@ -218,7 +220,7 @@ class Watch:
                     table.model_version == self._version,
                     table.event_id.in_(event_ids),
                 )
-                found |= {row.event_id: row for row in connection.execute(query)} if event_ids else {}
+                found |= {row.event_id: row for row in connection.execute(query)}
         return found
 
     def _take(self, what: What, seen: Seen) -> None:
