@@ -295,6 +295,28 @@ def batch_maintain(
     console.print(table if freed.objects else f"{packed.name} has nothing to tidy")
 
 
+@batch.command("skew")
+def batch_skew(application: ApplicationName) -> None:
+    """Score about a thousand of the last day's archived events again, and compare with what the stream said of them.
+
+    The archive does the same by itself once a day; 'deeplambda speed skew' shows what came of it.
+    """
+    from batch_layer.skew import measure
+
+    settings, packed = packed_application(application)
+    spark = spark_of(settings, "skew")
+    with console.status("scoring"):
+        found = measure(spark, settings, packed.name)
+    for each in found:
+        console.print(
+            f"{packed.name}/{each.version}, {each.field}: {each.different:,} of {each.compared:,} events differ"
+            + (f", such as {', '.join(each.examples)}" if each.examples else ""),
+            highlight=False,
+        )
+    if not found:
+        console.print("nothing could be compared: no event of the last day was scored by the stream and is archived")
+
+
 def _hyperparameters(given: list[str] | None, *applications: PackedApplication) -> dict[str, Any]:
     """What is set, checked against each application before anything is started. Raises: BadInput."""
     from batch_layer.trainer import all_hyperparameters

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from batch_layer.same_rows import on_same_rows
-from batch_layer.verdicts import LATENCY, RECENT, Criterion, Role, compared, verdict
+from batch_layer.verdicts import LATENCY, Criterion, Role, compared, verdict
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.adapters.s3 import ObjectStore
@@ -28,7 +28,7 @@ from deeplambda.loading import PackedApplication
 from deeplambda.records.answers import answers
 from deeplambda.records.lifecycle import ModelPromoted, ModelRolledBack
 from deeplambda.records.verdict import Verdict
-from deeplambda.splits import TEST
+from deeplambda.splits import RECENT, TEST
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code

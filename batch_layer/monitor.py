@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,23 +80,22 @@ class _Label(NamedTuple):
 
 def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Watch every application until told to stop. Raises: NotReady, after which `Loop` calls it again."""
-    watches = {name: Watch(settings, name) for name in settings.applications}
-    kinds = (topics.events, topics.predictions, topics.labels)
-    with closing(kafka.consumer(settings, *(kind(name) for name in watches for kind in kinds), group=GROUP)) as reader:
+    watches = [Watch(settings, name) for name in settings.applications]
+    takes = {topic: take for each in watches for topic, take in each.takes.items()}
+    with closing(kafka.consumer(settings, *takes, group=GROUP)) as reader:
         looked_s = -_LOOK_EVERY_S
         while not stop.is_set():
             with kafka.kafka_errors(settings):
                 polled = reader.poll(1_000, _POLL_ROWS)
             started_s = time.monotonic()
-            if looks := started_s - looked_s >= _LOOK_EVERY_S:
+            if started_s - looked_s >= _LOOK_EVERY_S:
                 looked_s = started_s
-            for name, each in watches.items():
-                if looks:
+                for each in watches:
                     each.look()
                     with kafka.kafka_errors(settings):
                         _keep_up(reader, each)
-                for kind, take in ((kinds[0], each.events), (kinds[1], each.predictions), (kinds[2], each.labels)):
-                    take([record for at, records in polled.items() if at.topic == kind(name) for record in records])
+            for partition, records in polled.items():
+                takes[partition.topic](records)
             with kafka.kafka_errors(settings):
                 reader.commit()
             status.working()
@@ -141,6 +140,15 @@ class Watch:
         self._seen: dict[str, list[Seen]] = {what: [] for what in WHATS}
         self._detectors: dict[str, Detector] = {}
         self._labels: deque[_Label] = deque(maxlen=_LABELS_WAITING)
+
+    @property
+    def takes(self) -> dict[str, Callable[[Iterable[Any]], None]]:
+        """By topic, what takes its records."""
+        return {
+            topics.events(self.name): self.events,
+            topics.predictions(self.name): self.predictions,
+            topics.labels(self.name): self.labels,
+        }
 
     @property
     def falls_behind_by(self) -> int:
@@ -204,6 +212,8 @@ class Watch:
     def _answered(self, event_ids: Sequence[str]) -> dict[str, Row[Any]]:
         """The champion's predictions of some events."""
         found: dict[str, Row[Any]] = {}
+        if not event_ids:
+            return found
         with mysql.mysql_errors(), self._engine.connect() as connection:
             for table in (RECENT_PREDICTIONS.c, REALTIME_PREDICTIONS.c):
                 query = select(
@@ -218,7 +228,7 @@ class Watch:
                     table.model_version == self._version,
                     table.event_id.in_(event_ids),
                 )
-                found |= {row.event_id: row for row in connection.execute(query)} if event_ids else {}
+                found |= {row.event_id: row for row in connection.execute(query)}
         return found
 
     def _take(self, what: What, seen: Seen) -> None:

@@ -11,13 +11,12 @@ from batch_layer.rows import Rows
 from batch_layer.shard_format import PAYLOAD, SHARD, prepared_prefix, read_shard
 from batch_layer.summaries import Reference, accuracy_columns, histograms, input_columns, prediction_columns
 from batch_layer.trainer import outputs_of
-from batch_layer.verdicts import RECENT
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.metrics import right_rows
 from deeplambda.objective import Regression
 from deeplambda.records.answers import answers
-from deeplambda.splits import TEST
+from deeplambda.splits import RECENT, TEST
 from deeplambda.state.kept_rows import decode_payload
 
 _ROWS_LIMIT = 10_000

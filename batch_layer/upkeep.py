@@ -22,6 +22,7 @@ from pyspark.sql import SparkSession
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select
 from sqlalchemy import Table as MySqlTable
 
+from batch_layer import skew
 from batch_layer.lake_rows import append_verdicts
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import TABLES, change_tag
@@ -115,18 +116,21 @@ def maintain(
 
 
 def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
-    """Maintain every application, every now and then, until told to stop; files that no snapshot knows, once a day."""
-    orphans_at = now()
+    """Maintain every application, every now and then, until told to stop. Once a day, look for files that no snapshot
+    knows, and for skew."""
+    daily_at = now()
     while not stop.wait(settings.maintain_every_s):
         failure: Exception | None = None
         for application in settings.applications:
             try:
-                freed = maintain(spark, settings, application, orphans=now() >= orphans_at)
+                freed = maintain(spark, settings, application, orphans=now() >= daily_at)
+                if now() >= daily_at:
+                    skew.measure(spark, settings, application)
                 _log.info("upkeep of %s: %s", application, dict(freed.objects) or "nothing to tidy")
             except Exception as exc:  # whatever it is, the other applications have their turn
                 failure = exc
-        if now() >= orphans_at:
-            orphans_at = now() + timedelta(days=1)
+        if now() >= daily_at:
+            daily_at = now() + timedelta(days=1)
         if failure is None:
             status.working()
         else:

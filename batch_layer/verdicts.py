@@ -25,11 +25,9 @@ from deeplambda.application import Application, deciding_metric
 from deeplambda.errors import BadInput
 from deeplambda.metrics import calibration_error, confidence, lower_is_better, measured, right_rows
 from deeplambda.records.verdict import Comparison, Verdict
-from deeplambda.splits import TEST
+from deeplambda.splits import RECENT, TEST
 from deeplambda.state.card import Card
 
-RECENT = "recent"
-"""The split of the newest labelled events."""
 CALIBRATION, LATENCY = "calibration_error", "latency_ms"
 _LEVEL = 0.05
 _FORGETTING_MARGINS = 4

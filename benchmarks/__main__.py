@@ -26,6 +26,7 @@ MODULES = (
     "horizon",
     "upkeep",
     "tuning",
+    "rollback",
 )
 """Each has `measure()`, which returns one `Ratio` or several."""
 

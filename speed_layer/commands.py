@@ -6,19 +6,25 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from sqlalchemy import select
 
 from deeplambda.adapters.kafka import consumer, end_offsets, kafka_errors
+from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import Conflict
 from deeplambda.records import topics
 from deeplambda.records.expiry import gap_of
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.expiry import expired, skip
+from deeplambda.state.tables import SKEW
 from speed_layer.dead_letter_commands import app as dead_letters
 
 speed = typer.Typer(no_args_is_help=True)
 speed.add_typer(dead_letters, name="dead-letters", help="Show the events that were refused, and send them again.")
 console = Console()
+_ROWS = 40
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name")]
 
@@ -42,6 +48,23 @@ def watch(
             )
     except KeyboardInterrupt:
         console.print("stopped")
+
+
+@speed.command("skew")
+def skew(application: ApplicationName) -> None:
+    """Show by version and field, over the last days, of how many events batch says something else than the stream did.
+
+    The archive compares about a thousand events once a day; 'deeplambda batch skew' does it now.
+    """
+    settings = load_settings()
+    query = select(SKEW).where(SKEW.c.application == application).order_by(SKEW.c.at.desc(), SKEW.c.id).limit(_ROWS)
+    with mysql_errors(), engine(settings, "platform").connect() as connection:
+        rows = connection.execute(query).all()
+    table = Table("measured", "version", "field", "compared", "different", "examples", title=f"skew of {application}")
+    for row in rows:
+        figures = f"{row.compared:,}", f"{row.different:,}", escape(", ".join(row.examples))
+        table.add_row(f"{row.at:%Y-%m-%d %H:%M}Z", str(row.version), row.field, *figures)
+    console.print(table if rows else f"nothing compared yet: 'deeplambda batch skew {application}' does it now")
 
 
 @speed.command("skip-expired")

@@ -127,7 +127,8 @@ class Live(BaseModel):
 
 
 class LabelledVersion(BaseModel):
-    """Predictions of one version whose truth is known. interval_95: Wilson's, of the accuracy.
+    """Predictions of one version whose truth is known. interval_95: Wilson's, of the accuracy. unlabelled: how many
+    more there are whose truth is not known.
 
     Of predictions that are numbers, correct, accuracy and interval_95 are null, and mean_absolute_error is given.
     """
@@ -138,6 +139,19 @@ class LabelledVersion(BaseModel):
     accuracy: Share | None
     interval_95: tuple[Share, Share] | None
     mean_absolute_error: float | None = None
+    unlabelled: int = 0
+
+
+class LabelledHour(LabelledVersion):
+    """The same, of events that occurred within one hour, which began at `hour`."""
+
+    hour: AwareDatetime
+
+
+class LabelledClass(LabelledVersion):
+    """The same, of events whose truth is `label`."""
+
+    label: str
 
 
 class Statistics(BaseModel):
@@ -145,6 +159,8 @@ class Statistics(BaseModel):
 
     waiting: by part, the records that it has not taken up, at its last report; null where it reported none of late.
     waiting_by_partition: of the part `stream`, where any do.
+    labelled: of each version; labelled_hours: of each version and hour, the newest first; labelled_classes: of the
+    newest version, by what is true. All of the newest 100,000 predictions of a week at most.
     """
 
     application: str
@@ -156,6 +172,8 @@ class Statistics(BaseModel):
     labelled: list[LabelledVersion]
     waiting: dict[str, int | None]
     waiting_by_partition: dict[int, int]
+    labelled_hours: list[LabelledHour] = []
+    labelled_classes: list[LabelledClass] = []
 
 
 class Problem(BaseModel):

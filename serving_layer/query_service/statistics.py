@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Double, Engine, Row, case, cast, func, select, text
+from sqlalchemy import ColumnElement, Connection, Double, Engine, Row, case, cast, func, select, text
 
 from deeplambda.clock import now
 from deeplambda.state import registry
@@ -16,11 +16,19 @@ from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from serving_layer.query_service.intervals import wilson_95
 from serving_layer.query_service.lag import waiting, waiting_by_partition
-from serving_layer.query_service.messages import LabelledVersion, Live, LiveVersion, Statistics
+from serving_layer.query_service.messages import (
+    LabelledClass,
+    LabelledHour,
+    LabelledVersion,
+    Live,
+    LiveVersion,
+    Statistics,
+)
 from serving_layer.query_service.mysql_queries import analyst_errors, limit_time
 
 _RATE_OVER = timedelta(minutes=1)
 _NEWEST_ROWS = 1_000
+_GROUPS_LIMIT = 200
 _NUMBER = "^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
 
 
@@ -30,6 +38,7 @@ def statistics(engine: Engine, application: str) -> Statistics:
         limit_time(connection)
         champion = registry.champion(connection, application)
         moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == application))
+        versions = [LabelledVersion(**_figures(row)) for row in _labelled(connection, application)]
         return Statistics(
             application=application,
             at=now(),
@@ -37,7 +46,15 @@ def statistics(engine: Engine, application: str) -> Statistics:
             horizon=dict(read_horizon(connection, application).offsets),
             horizon_moved_at=moved_at,
             live=_live(connection, application),
-            labelled=_labelled(connection, application),
+            labelled=versions,
+            labelled_hours=[
+                LabelledHour(hour=row.hour, **_figures(row)) for row in _labelled(connection, application, _BY_HOUR)
+            ],
+            labelled_classes=[
+                LabelledClass(label=row.label, **_figures(row))
+                for row in _labelled(connection, application, _BY_CLASS, condition=_of_newest(versions))
+                if not row.numbers
+            ],
             waiting=waiting(connection, application),
             waiting_by_partition=waiting_by_partition(connection, application),
         )
@@ -89,40 +106,49 @@ def _live(connection: Connection, application: str) -> Live:
     )
 
 
-def _labelled(connection: Connection, application: str) -> list[LabelledVersion]:
+_BY_HOUR = func.date_format(RECENT_PREDICTIONS.c.occurred_at, "%Y-%m-%dT%H:00:00Z").label("hour")
+_BY_CLASS = RECENT_PREDICTIONS.c.label
+
+
+def _labelled(
+    connection: Connection, application: str, *others: ColumnElement[Any], condition: ColumnElement[bool] | None = None
+) -> list[Row[Any]]:
+    """Counts and errors by version, the newest first, and by `others`; without groups that have no label."""
     table = RECENT_PREDICTIONS.c
     error = case((table.label.regexp_match(_NUMBER), func.abs(table.value - cast(table.label, Double))))
-    found = connection.execute(
+    labelled = func.count(table.label)
+    query = (
         select(
             table.model_version,
-            func.count().label("rows"),
+            *others,
+            labelled.label("labelled"),
+            (func.count() - labelled).label("unlabelled"),
             func.sum(case((table.label == table.prediction, 1), else_=0)).label("correct"),
-            func.count(table.value).label("numbers"),
+            func.count(case((table.label.is_not(None), table.value))).label("numbers"),
             func.avg(error).label("error"),
         )
-        .where(table.application == application, table.label.is_not(None))
-        .group_by(table.model_version)
-        .order_by(table.model_version.desc())
+        .where(table.application == application)
+        .group_by("model_version", *(other.name for other in others))
+        .having(labelled > 0)
+        .order_by(*(text(f"{column.name} DESC") for column in (table.model_version, *others)))
+        .limit(_GROUPS_LIMIT)
     )
-    return [_of_numbers(row) if row.numbers else _of_classes(row) for row in found]
+    return list(connection.execute(query if condition is None else query.where(condition)))
 
 
-def _of_numbers(row: Row[Any]) -> LabelledVersion:
-    return LabelledVersion(
-        model_version=row.model_version,
-        rows=row.rows,
-        correct=None,
-        accuracy=None,
-        interval_95=None,
-        mean_absolute_error=row.error,
-    )
+def _of_newest(versions: list[LabelledVersion]) -> ColumnElement[bool]:
+    return RECENT_PREDICTIONS.c.model_version == (versions[0].model_version if versions else None)
 
 
-def _of_classes(row: Row[Any]) -> LabelledVersion:
-    return LabelledVersion(
-        model_version=row.model_version,
-        rows=row.rows,
-        correct=int(row.correct),
-        accuracy=int(row.correct) / row.rows,
-        interval_95=wilson_95(int(row.correct), row.rows),
-    )
+def _figures(row: Row[Any]) -> dict[str, Any]:
+    """Of numbers the error, else the accuracy."""
+    correct = None if row.numbers else int(row.correct)
+    return {
+        "model_version": row.model_version,
+        "rows": row.labelled,
+        "unlabelled": row.unlabelled,
+        "correct": correct,
+        "accuracy": None if correct is None else correct / row.labelled,
+        "interval_95": None if correct is None else wilson_95(correct, row.labelled),
+        "mean_absolute_error": row.error if row.numbers else None,
+    }

@@ -210,12 +210,10 @@ def test_an_event_is_refused_where_the_page_says() -> None:
     _, decode_event = answer("Where is an event refused?")
     with pytest.raises(RefusedEvent):
         decode_event(Event, b'{"event_id": "a"}', limit_bytes=100)
-    callers = {
-        CORE / "records" / "admission.py",
-        ROOT / "speed_layer" / "model_service" / "instances.py",
-        ROOT / "batch_layer" / "event_quality.py",
-    }
-    assert files_that_call("decode_event") - {CORE / "testing" / "checker.py"} == callers
+    callers = {CORE / "records" / "admission.py", ROOT / "speed_layer" / "model_service" / "instances.py"}
+    of_batch = {ROOT / "batch_layer" / "monitor.py", ROOT / "batch_layer" / "event_quality.py"}
+    passing_over = {CORE / "testing" / "checker.py", *of_batch}  # what the stream refuses
+    assert files_that_call("decode_event") - passing_over == callers
 
 
 def test_the_horizon_moves_where_the_page_says() -> None:

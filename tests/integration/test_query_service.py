@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -239,6 +240,9 @@ def test_the_page_loads_nothing_from_elsewhere(service: Service) -> None:
     assert "digits" in page
 
 
+HOUR = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
 @pytest.fixture
 def labelled(stack: Settings) -> Iterator[str]:
     application, engine = f"own_{uuid.uuid4().hex[:8]}", mysql.engine(stack, "views")
@@ -248,12 +252,12 @@ def labelled(stack: Settings) -> Iterator[str]:
             "event_id": f"{n:03}",
             "kafka_partition": 0,
             "kafka_offset": n,
-            "occurred_at": now(),
+            "occurred_at": HOUR + timedelta(minutes=n),
             "predicted_at": now(),
             "model_version": 3,
             "prediction": "7",
             "confidence": 0.9,
-            "label": None if n >= 100 else "7" if n < 90 else "1",
+            "label": None if n >= 100 else "7" if n < 90 else "1",  # so of the second hour 30 of 40 are right
         }
         for n in range(120)
     ]
@@ -268,3 +272,12 @@ def test_live_accuracy_comes_with_its_interval(stack: Settings, labelled: str) -
     (version,) = statistics(mysql.engine(stack, "analyst"), labelled).labelled
     assert (version.model_version, version.rows, version.correct, version.accuracy) == (3, 100, 90, 0.9)
     assert version.interval_95 == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert version.unlabelled == 20
+
+
+def test_live_accuracy_is_told_by_hour_and_by_class(stack: Settings, labelled: str) -> None:
+    found = statistics(mysql.engine(stack, "analyst"), labelled)
+    hours = [(each.hour, each.rows, each.correct, each.unlabelled) for each in found.labelled_hours]
+    assert hours == [(HOUR + timedelta(hours=1), 40, 30, 20), (HOUR, 60, 60, 0)]
+    classes = [(each.label, each.rows, each.accuracy) for each in found.labelled_classes]
+    assert classes == [("7", 90, 1.0), ("1", 10, 0.0)]

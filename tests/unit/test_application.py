@@ -172,3 +172,11 @@ def test_an_application_is_named_as_its_folder(settings: Settings, tmp_path: Pat
     shutil.copytree(EXAMPLES / "digits", tmp_path / "numbers")
     with pytest.raises(ConfigurationError, match="one name"):
         pack_application(str(tmp_path / "numbers"), settings)
+
+
+def test_a_slice_is_a_field_of_the_event(settings: Settings, tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES / "digits", tmp_path / "digits")
+    file = tmp_path / "digits" / "application.py"
+    file.write_text(file.read_text().replace('    name = "digits"', '    name = "digits"\n    slices = ("country",)'))
+    with pytest.raises(ConfigurationError, match="'country' of digits is no field of its event"):
+        pack_application(str(tmp_path / "digits"), settings)

@@ -195,6 +195,19 @@ GENERATIONS = Table(
     Column("version", Integer),
     Column("verdict", Text, comment="why it ended as it did"),
 )
+SKEW = Table(
+    "skew",
+    SCHEMA,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("application", _NAME, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("field", String(32), nullable=False, comment="of a prediction, in which stream and batch differ"),
+    Column("compared", Integer, nullable=False),
+    Column("different", Integer, nullable=False),
+    Column("examples", JSON, nullable=False, comment="ids of events in which they do"),
+    Column("at", UtcDateTime, nullable=False),
+    Index("skew_by_application", "application", "at"),
+)
 HORIZONS = Table(
     "horizons",
     SCHEMA,

@@ -6,19 +6,15 @@ from batch_layer import verdicts
 from batch_layer.verdicts import Criterion
 from deeplambda.clock import now
 from deeplambda.features import Tensor
-from deeplambda.records.verdict import Comparison
 from deeplambda.state.card import Card
 from examples.digits.application import Digits
-from tests.unit.batch_layer.test_verdicts import measured, right
 
 ACCURACY = Criterion(metric="accuracy")
 
 
-def verdict(
-    candidate: Card, champion: Card | None, code_version: str, criterion: Criterion, *same_rows: Comparison
-) -> str | None:
-    """Why not; None when it may serve."""
-    return "; ".join(verdicts.verdict(candidate, champion, code_version, criterion, same_rows).reasons) or None
+def verdict(candidate: Card, champion: Card | None, code_version: str, criterion: Criterion) -> str | None:
+    """By their cards alone, why the candidate may not serve; None when it may."""
+    return "; ".join(verdicts.verdict(candidate, champion, code_version, criterion).reasons) or None
 
 
 def card(version: int, accuracy: float, code_version: str = "c0de", **metrics: float) -> Card:
@@ -95,14 +91,6 @@ def test_the_application_says_by_what_and_how_much() -> None:
 
     assert Criterion.of(Strict()) == Criterion(metric="log_loss", lower_is_better=True, margin=0.25)
     assert Criterion.of(Digits()) == ACCURACY
-
-
-def test_what_was_measured_on_the_same_rows_counts_more_than_cards() -> None:
-    assert verdict(card(2, 0.90), card(1, 0.98), "c0de", ACCURACY, *measured(right(950, 30), right(950))) is None
-    reason = verdict(card(2, 0.99), card(1, 0.98), "c0de", ACCURACY, *measured(right(900), right(950)))
-    assert reason is not None
-    assert "0.9000 is worse than 0.9500" in reason
-    assert "both on the same 1,000 test rows" in reason
 
 
 def test_figures_of_different_rows_are_said_to_be() -> None:

@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from batch_layer.same_rows import SameRows
-from batch_layer.verdicts import LATENCY, RECENT, Criterion, Role, compared, slices_of, verdict
+from batch_layer.verdicts import LATENCY, Criterion, Role, compared, slices_of, verdict
 from deeplambda.application import Application, Event
 from deeplambda.objective import Classification, Objective, Regression
 from deeplambda.records.verdict import Comparison, Verdict
-from deeplambda.splits import TEST
+from deeplambda.splits import RECENT, TEST
 from tests.unit.batch_layer import test_gate as gate
 
 ROWS = 1_000
@@ -78,6 +78,15 @@ def test_a_difference_says_what_it_comes_from_and_how_sure_it_is() -> None:
     assert whole.high is not None
     assert 0 < whole.low < 0.01 < whole.high
     assert (calibration.metric, calibration.test) == ("calibration_error", "bootstrap")
+
+
+def test_what_was_measured_on_the_same_rows_counts_more_than_cards() -> None:
+    better_card, worse_card = gate.card(2, 0.99), gate.card(2, 0.90)
+    champion = gate.card(1, 0.98)
+    assert not verdict(worse_card, champion, "c0de", ACCURACY, measured(right(950, 30), right(950))).reasons
+    (reason,) = verdict(better_card, champion, "c0de", ACCURACY, measured(right(900), right(950))).reasons
+    assert "0.9000 is worse than 0.9500" in reason
+    assert "both on the same 1,000 test rows" in reason
 
 
 def test_a_version_that_is_worse_by_chance_within_the_margin_may_serve_unless_proof_is_asked_for() -> None:

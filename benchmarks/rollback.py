@@ -1,0 +1,91 @@
+"""Seconds from the decision to roll back to the first answer by the version rolled back to, against the promised five.
+
+The decision is `roll_back`, as the command calls it; the answers are those of the running model service over HTTP,
+asked for again and again. The version left is a copy of the champion, under a number of its own.
+"""
+
+import secrets
+import statistics
+import time
+from base64 import b64encode
+
+import urllib3
+from pydantic_core import to_json
+
+from batch_layer.gate import promote, roll_back
+from benchmarks.ratio import Ratio
+from deeplambda.adapters import mysql
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.clock import now
+from deeplambda.config import Settings, load_settings
+from deeplambda.loading import pack_application
+from deeplambda.state import registry
+from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, WEIGHTS, Card, artefact_key, fetch_card
+from examples.digits.application import Digits
+
+NAME = "first answer by the version rolled back to"
+AIM = 1.0
+_PROMISED_S = 5.0
+_ROUNDS = 5
+_PATIENCE_S = 60.0
+
+
+def measure() -> Ratio:
+    """The slowest of some rounds, for a promise is of each."""
+    settings = load_settings()
+    packed, platform = pack_application(Digits.name, settings), mysql.engine(settings, "platform")
+    with platform.connect() as connection:
+        champion = registry.champion(connection, Digits.name)
+    if champion is None:
+        raise LookupError(f"{Digits.name} has no champion")
+    other = _copy(settings, champion)
+    took_s = []
+    for _ in range(_ROUNDS):
+        promote(settings, packed, other, force=True, who="benchmark", why="to be rolled back")
+        _answered_by(settings, other)
+        begun = time.perf_counter()
+        roll_back(settings, Digits.name, champion.version, who="benchmark", why="measured")
+        _answered_by(settings, champion.version)
+        took_s.append(time.perf_counter() - begun)
+    print(f"rollback: {', '.join(f'{each:.2f}' for each in took_s)} s, median {statistics.median(took_s):.2f} s")
+    return Ratio(
+        name=NAME,
+        value=max(took_s) / _PROMISED_S,
+        baseline_name="the promise",
+        baseline=_PROMISED_S,
+        measured=max(took_s),
+        unit="s, the slowest of five",
+        aim=AIM,
+        higher_is_better=False,
+    )
+
+
+def _copy(settings: Settings, card: Card) -> int:
+    """Publish a version's artefacts once more."""
+    store, name = ObjectStore(settings), card.application
+
+    def artefacts(version: int) -> Card:
+        for artefact in (WEIGHTS, ONNX, KEPT_ROWS):
+            store.put(artefact_key(name, version, artefact), store.get(artefact_key(name, card.version, artefact)))
+        copied = fetch_card(store, name, card.version).model_copy(update={"version": version})
+        store.put(artefact_key(name, version, CARD), to_json(copied))
+        return copied
+
+    return registry.publish(mysql.engine(settings, "platform"), name, secrets.token_hex(8), artefacts)
+
+
+def _answered_by(settings: Settings, version: int) -> None:
+    """Ask until an answer is by `version`."""
+    event = {"event_id": "a", "occurred_at": now(), "image": b64encode(bytes(784)).decode()}
+    body = to_json({"instances": [event]})
+    deadline = time.monotonic() + _PATIENCE_S
+    with urllib3.PoolManager(headers={"Content-Type": "application/json"}) as pool:
+        while time.monotonic() < deadline:
+            reply = pool.request("POST", f"{settings.model_url}/v1/models/{Digits.name}:predict", body=body)
+            if reply.status == 200 and reply.json()["model_version"] == version:
+                return
+    raise TimeoutError(f"{Digits.name}/{version} has not answered within {_PATIENCE_S:.0f} s")
+
+
+if __name__ == "__main__":
+    print(measure())

@@ -1,0 +1,58 @@
+"""Skew between stream and batch, over real Kafka and a real archive."""
+
+from pathlib import Path
+
+import numpy as np
+from pydantic_core import to_json
+from pyspark.sql import SparkSession
+
+from batch_layer.skew import measure
+from deeplambda.adapters.kafka import Publisher, create_topics
+from deeplambda.clock import now
+from deeplambda.config import Settings
+from deeplambda.records import topics
+from deeplambda.records.answers import answers
+from deeplambda.records.predictions import Prediction
+from examples.digits.application import Digits
+from tests.integration.own_model_service import OwnService, drawn, fp32_outputs, model_of
+from tests.integration.test_recompute import archive
+from tests.traffic import digit_event
+
+EVENTS = 40
+
+
+def test_what_the_stream_said_otherwise_is_counted_by_version_and_field(
+    stack: Settings, spark: SparkSession, tmp_path: Path
+) -> None:
+    service, model = OwnService(stack, tmp_path), model_of(1)
+    create_topics(service.settings)
+    version, payload = service.publish(model), drawn(EVENTS)
+    images = payload["image"].to_pylist()
+    events = [digit_event(f"event-{n}", np.frombuffer(image, np.uint8)) for n, image in enumerate(images)]
+    found = answers(Digits.objective, fp32_outputs(model, {"features": Digits().transform(payload)}))
+    archive(spark, service, {event["event_id"]: to_json(event) for event in events})
+    with Publisher(service.settings) as publisher:
+        for n, event in enumerate(events):
+            right, moment = found.values_N[n], now()
+            said = Prediction(
+                application=service.name,
+                event_id=event["event_id"],
+                kafka_partition=0,
+                kafka_offset=n,
+                occurred_at=moment,
+                received_at=moment,
+                predicted_at=moment,
+                inference_ms=1.0,
+                model_version=version,
+                code_version=service.featurizer_id,
+                prediction="none" if n == 7 else right,
+                confidence=found.confidence_N[n],
+                scores=found.scores_N[n],
+            )
+            publisher.send(topics.predictions(service.name), said.event_id, said)
+    skew = {
+        each.field: (each.version, each.compared, each.different, each.examples)
+        for each in measure(spark, service.settings, service.name)
+    }
+    assert skew["prediction"] == (version, EVENTS, 1, ["event-7"])
+    assert {skew[field][2] for field in ("confidence", "value", "scores", "refused")} == {0}
