@@ -129,6 +129,12 @@ def test_a_batch_that_meets_an_overloaded_service_waits_and_is_scored_whole(serv
     assert len(scored.outputs) == len(scored.versions_N) == row_count(features)
 
 
+def test_a_part_that_takes_longer_than_the_client_waits_is_sent_in_smaller_ones(service: OwnService) -> None:
+    features = images(4000)
+    client = ModelClient(service.settings, service.name, read_timeout_s=0.25, part_bytes=2**30)
+    assert len(client.predict(features, service.featurizer_id).outputs) == row_count(features)
+
+
 @pytest.mark.parametrize("swaps", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_swaps_under_full_load_fail_nothing_and_every_answer_names_its_version(service: OwnService, swaps: int) -> None:
     versions = [service.publish(model_of(11)), service.publish(model_of(12))]
