@@ -40,6 +40,8 @@ class Model:
         assert self.gate.wait(WAIT_S)
         if (first_N == 1).any():
             raise IndexError("index out of range")
+        if (first_N == -1).any():
+            raise SystemExit
         return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
@@ -136,6 +138,13 @@ def test_a_row_that_the_model_fails_on_ends_its_own_request_alone(
     assert (first_outputs(good), first_outputs(fine)) == ([3, 4], [6])
     with pytest.raises(InvalidEvent, match=named):
         poor.result(WAIT_S)
+
+
+def test_a_model_that_would_end_the_process_ends_its_pass_and_the_next_one_runs(passes: Passes, model: Model) -> None:
+    serving = champion(model)
+    with pytest.raises(InvalidEvent, match="SystemExit"):
+        submitted(passes, Job(serving, rows(-1))).result(WAIT_S)
+    assert first_outputs(submitted(passes, Job(serving, rows(3)))) == [3]
 
 
 def test_rows_of_two_versions_share_no_pass(passes: Passes, model: Model) -> None:
