@@ -80,7 +80,7 @@ def events(service: OwnService, path: str, count: int) -> list[Client]:
 
 @contextlib.contextmanager
 def slow_clients(service: OwnService) -> Iterator[None]:
-    """As many that never send the rest of their request, and as many that never read their answers."""
+    """As many that never send the rest of their request, and as many that ask much and never read the answers."""
     head = f"POST {service.predict_path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     schema = f"GET /v1/models/{service.name} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     with contextlib.ExitStack() as slow:
@@ -88,10 +88,7 @@ def slow_clients(service: OwnService) -> Iterator[None]:
             writer = slow.enter_context(socket.create_connection(service.address))
             writer.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
             reader = slow.enter_context(socket.create_connection(service.address))
-            reader.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                for _ in range(1000):  # until its answers fill what the kernel keeps
-                    reader.send(schema)
+            reader.sendall(20 * schema)
         yield
 
 

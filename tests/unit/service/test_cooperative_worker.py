@@ -103,6 +103,14 @@ def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) 
         assert all(client.recv(65536).startswith(b"HTTP/1.1 200") for client in clients)
 
 
+def test_many_requests_on_one_connection_hold_up_no_other(served: Served) -> None:
+    with served.connected(request("/busy") * CLIENTS) as greedy:
+        reply = served.get("/busy")
+        answered = greedy.recv(2**20, socket.MSG_DONTWAIT).count(b"HTTP/1.1 200")
+    assert reply is not None
+    assert answered < CLIENTS // 2
+
+
 def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:
     with ThreadPoolExecutor(8) as clients:
         slow = [clients.submit(served.get, "/slow") for _ in range(8)]
