@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplambda.application import Event, payload_batch
-from deeplambda.errors import BadInput, InvalidEvent, Overloaded
+from deeplambda.errors import BadInput, DeadlinePassed, InvalidEvent, Overloaded
 from deeplambda.features import Features, chosen, concatenated, row_count
 from deeplambda.records.admission import unstorable
 from deeplambda.records.answers import answers, finite
@@ -60,19 +60,26 @@ class Passes:
             raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", LESS_LOAD, wait_s)
 
     def submit(self, job: Job) -> None:
-        """Queue a request's rows; `job.scored` will have the result. Raises: Overloaded."""
+        """Queue a request's rows; `job.scored` will have the result. Raises: Overloaded, DeadlinePassed."""
         best = job.champion.path.best_rows
         with self._changed:
             self.check_room()
-            passes = math.ceil((self._ahead_rows + job.count) / best) + min(self._running, 1)
-            wait_s = passes * self._pass_s
-            if time.monotonic() + wait_s > job.until:
-                raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
+            if self._jobs or self._running:  # what comes alone is tried, for passes may have become quicker meanwhile
+                self._check_time(job, best)
             job.queued_at = time.monotonic()
             self._jobs.append(job)
             self._ahead_rows += min(job.count, best)
             if self._running == 0 or self._ahead_rows >= best:
                 self._changed.notify()
+
+    def _check_time(self, job: Job, best: int) -> None:
+        left_s = job.until - time.monotonic()
+        alone_s = math.ceil(job.count / best) * self._pass_s
+        if alone_s > left_s:
+            raise DeadlinePassed(f"the answer would take {alone_s:.3f} s, longer than it may", "ask for fewer rows")
+        wait_s = (math.ceil((self._ahead_rows + job.count) / best) + 1) * self._pass_s
+        if wait_s > left_s:
+            raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
 
     def _may_begin(self) -> bool:
         return bool(self._jobs) and (self._running == 0 or self._ahead_rows >= self._jobs[0].champion.path.best_rows)
