@@ -38,7 +38,7 @@ from deeplambda.state.card import fetch_card
 from deeplambda.state.versions import fetch_model, load_code
 
 NAME = "HTTP predictions, binary batches of 32"
-AIM = 0.75
+AIM = 1.2
 BASELINE = "bare fp32 forward loop"
 BATCH_ROWS = 32
 IMAGES = 1024

@@ -26,7 +26,7 @@ from deeplambda.config import load_settings
 CLIENTS = (1, 8, 64, 256)
 PEERS = {"litserve": "LitServe", "ray": "Ray Serve"}
 AIM, AIM_P99 = 1.5, 1.0
-ROUNDS, ROUND_S = 3, 5.0
+ROUNDS, ROUND_S = 3, 4.0
 _STARTED_WITHIN_S = 180.0
 
 

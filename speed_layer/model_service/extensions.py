@@ -6,13 +6,14 @@ process ends.
 Source: triton-inference-server/server, docs/protocol: extension_model_configuration, _model_repository, _statistics.
 """
 
+from concurrent.futures import Future
 from typing import Any
 
 from flask import Blueprint, Response, request
 from pydantic_core import from_json, to_json
 
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
+from deeplambda.errors import BadInput, NotReady
 from deeplambda.service.cooperative_worker import result_of
 from deeplambda.service.tokens import authorize
 from speed_layer.model_service import oip
@@ -72,13 +73,20 @@ def extensions(settings: Settings, champions: Champions, statistics: Statistics)
         authorize(settings, request.headers.get("Authorization"), "operator")
         if _body().get("parameters"):
             raise BadInput("a model is served as it was published", "send no 'parameters'")
-        result_of(champions.watch(name).load(), _LOAD_WITHIN_S)
-        return Response()
+        return done(name, champions.watch(name).load())
 
     @routes.post("/repository/models/<name>/unload")
     def unload(name: str) -> Response:
         authorize(settings, request.headers.get("Authorization"), "operator")
-        result_of(champions.watch(name).unload(), _LOAD_WITHIN_S)
+        return done(name, champions.watch(name).unload())
+
+    def done(name: str, order: "Future[None]") -> Response:
+        try:
+            result_of(order, _LOAD_WITHIN_S)
+        except TimeoutError as exc:
+            raise NotReady(
+                f"{name!r} is not done within {_LOAD_WITHIN_S:.0f} s", "see 'deeplambda logs model'"
+            ) from exc
         return Response()
 
     return routes

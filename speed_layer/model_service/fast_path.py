@@ -162,7 +162,7 @@ def _converted(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Fo
 
     def stream() -> torch.cuda.Stream | None:
         if device.type == "cuda" and not hasattr(streams, "own"):
-            streams.own = torch.cuda.Stream(device)
+            streams.own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return getattr(streams, "own", None)
 
     def cast(tensor: Tensor) -> Tensor:

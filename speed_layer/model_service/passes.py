@@ -10,6 +10,7 @@ beside it only when it would be full, for two small ones cost more than one.
 5. predictions are decoded together, and each request is given its rows
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -20,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplambda.application import Event, payload_batch
-from deeplambda.errors import BadInput, InvalidEvent, Overloaded
+from deeplambda.errors import BadInput, DeadlinePassed, InvalidEvent, Overloaded
 from deeplambda.features import Features, chosen, concatenated, row_count
 from deeplambda.records.admission import unstorable
 from deeplambda.records.answers import answers, finite
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
-from speed_layer.model_service.fast_path import FastPath
+from speed_layer.model_service.fast_path import PASS_ROWS, FastPath
 from speed_layer.model_service.jobs import LESS_LOAD, Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
@@ -48,29 +49,37 @@ class Passes:
         self._changed = threading.Condition()
         self._running = 0
         self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
-        self._row_s = 0.0
+        self._pass_s = 0.0
         for number in range(turns.at_once):
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
 
     def check_room(self) -> None:
         """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
         if self._ahead_rows >= WAITING_ROWS:
-            wait_s = self._ahead_rows * self._row_s
+            wait_s = self._ahead_rows / PASS_ROWS[-1] * self._pass_s
             raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", LESS_LOAD, wait_s)
 
     def submit(self, job: Job) -> None:
-        """Queue a request's rows; `job.scored` will have the result. Raises: Overloaded."""
+        """Queue a request's rows; `job.scored` will have the result. Raises: Overloaded, DeadlinePassed."""
         best = job.champion.path.best_rows
         with self._changed:
             self.check_room()
-            wait_s = (self._ahead_rows + job.count) * self._row_s
-            if time.monotonic() + wait_s > job.until:
-                raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
+            if self._jobs or self._running:  # what comes alone is tried, for passes may have become quicker meanwhile
+                self._check_time(job, best)
             job.queued_at = time.monotonic()
             self._jobs.append(job)
             self._ahead_rows += min(job.count, best)
             if self._running == 0 or self._ahead_rows >= best:
                 self._changed.notify()
+
+    def _check_time(self, job: Job, best: int) -> None:
+        left_s = job.until - time.monotonic()
+        alone_s = math.ceil(job.count / best) * self._pass_s
+        if alone_s > left_s:
+            raise DeadlinePassed(f"the answer would take {alone_s:.3f} s, longer than it may", "ask for fewer rows")
+        wait_s = (math.ceil((self._ahead_rows + job.count) / best) + 1) * self._pass_s
+        if wait_s > left_s:
+            raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
 
     def _may_begin(self) -> bool:
         return bool(self._jobs) and (self._running == 0 or self._ahead_rows >= self._jobs[0].champion.path.best_rows)
@@ -88,14 +97,14 @@ class Passes:
             begun = time.monotonic()
             try:
                 self._pass(pieces)
-            except Exception as exc:  # such as TooManyRefused; the thread has to go on
+            except BaseException as exc:  # whatever a user's code raises, `sys.exit` as well: the thread has to go on
+                ends = exc if isinstance(exc, Exception) else InvalidEvent(f"the application raised {said(exc)}")
                 for piece in pieces:
-                    piece.job.fail(exc)
+                    piece.job.fail(ends)
             finally:
                 with self._changed:
                     self._running -= 1
-                    took_s = (time.monotonic() - begun) / sum(piece.count for piece in pieces)
-                    self._row_s += 0.1 * (took_s - self._row_s)
+                    self._pass_s += 0.1 * (time.monotonic() - begun - self._pass_s)
 
     def _taken(self) -> list[Piece]:
         """Rows for a pass, all for the champion of the request that came first."""
@@ -178,7 +187,7 @@ def _outputs(path: FastPath, features: Features) -> tuple[list[int], NDArray[np.
     def attempt(rows: slice) -> NDArray[np.float32]:
         try:
             return path(chosen(features, rows))
-        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
+        except BaseException as exc:  # a user's model may raise anything, on values that training has not seen
             raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
 
     found = halved(attempt, row_count(features), InvalidEvent)

@@ -27,6 +27,8 @@ from speed_layer.model_service.serving import Champions, check_fresh, no_champio
 from speed_layer.model_service.turns import Turns
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
+ENCODED_BYTES = 64
+"""About what a row adds to a reply."""
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -154,9 +156,10 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             passes[name].check_room()
             asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
             scored = score(name, Job(champion, asked.features, decodes=asked.decodes, until=deadline(asked.timeout_us)))
-        classes = getattr(champion.application.objective, "classes", ())
-        reply, headers = oip.encode_response(
-            asked, model=name, version=champion.card.version, scored=scored, classes=classes
+        classes, number = getattr(champion.application.objective, "classes", ()), champion.card.version
+        reply, headers = aside(
+            lambda: oip.encode_response(asked, model=name, version=number, scored=scored, classes=classes),
+            ENCODED_BYTES * len(scored.outputs),
         )
         return reply, {**headers, **_version(champion)}
 
@@ -187,8 +190,11 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
                 lambda: decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes), len(body)
             )
         scored = score(name, Job(champion, events, until=deadline()))
-        assert scored.predictions is not None
-        reply = encode_predictions(events, champion.card.version, scored.predictions)
+        predictions = scored.predictions
+        assert predictions is not None
+        reply = aside(
+            lambda: encode_predictions(events, champion.card.version, predictions), ENCODED_BYTES * len(events)
+        )
         return reply, {**_JSON, **_version(champion)}
 
     @app.get("/metrics")

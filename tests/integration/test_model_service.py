@@ -4,6 +4,7 @@ import threading
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import BadInput, NotReady
 from deeplambda.records import topics
 from deeplambda.records.runtime_metrics import RuntimeMetric
+from deeplambda.service import tokens
 from speed_layer.model_service.fast_path import ROUNDED
 from tests.integration.own_model_service import OwnService, fp32_outputs, images, model_of
 from tests.traffic import eventually
@@ -120,6 +122,44 @@ def test_stock_triton_client(service: OwnService, binary: bool) -> None:
         assert np.all((some.as_numpy("confidence") > 0.1) & (some.as_numpy("confidence") <= 1))
         with pytest.raises(triton.InferenceServerException, match="no model 'cats'"):
             client.infer("cats", [tensor])
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_stock_triton_clients_extensions(service: OwnService, coding: str) -> None:
+    features = images(3)
+    expected = fp32_outputs(model_of(1), features)
+    with triton.InferenceServerClient("{}:{}".format(*service.address)) as client:
+        tensor = triton.InferInput("features", [3, 1, 28, 28], "FP32")
+        tensor.set_data_from_numpy(features["features"])
+        best = triton.InferRequestedOutput("outputs", class_count=2)
+        found = client.infer(
+            service.name,
+            [tensor],
+            outputs=[best],
+            timeout=10_000_000,
+            request_compression_algorithm=coding,
+            response_compression_algorithm=coding,
+        ).as_numpy("outputs")
+        assert found.shape == (3, 2)
+        assert [int(text.split(b":")[1]) for text in found[:, 0]] == expected.argmax(axis=1).tolist()
+        (statistics,) = client.get_inference_statistics(service.name)["model_stats"]
+        assert statistics["inference_stats"]["success"]["count"] >= 1
+        assert client.get_inference_statistics()["model_stats"][0]["name"] == service.name
+        configuration = client.get_model_config(service.name, "1")
+        assert configuration["input"] == [{"name": "features", "data_type": "TYPE_FP32", "dims": [1, 28, 28]}]
+        listed = client.get_model_repository_index()
+        assert [(model["version"], model["state"]) for model in listed] == [("1", "READY")]
+        with pytest.raises(triton.InferenceServerException, match="needs a token"):
+            client.unload_model(service.name)
+        token = tokens.issue(service.settings, "operator", "test", timedelta(minutes=5))
+        operator = {"Authorization": f"Bearer {token}"}
+        client.unload_model(service.name, headers=operator)
+        assert not client.is_model_ready(service.name)
+        assert client.is_server_ready(), "what an operator has unloaded is no reason to send nothing to the others"
+        client.load_model(service.name, headers=operator)
+        assert client.is_model_ready(service.name, "1")
+        with pytest.raises(triton.InferenceServerException):
+            client.get_log_settings()
 
 
 def test_raw_events_are_predicted_as_the_transform_and_the_model_say(service: OwnService) -> None:

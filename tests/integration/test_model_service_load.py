@@ -80,7 +80,7 @@ def events(service: OwnService, path: str, count: int) -> list[Client]:
 
 @contextlib.contextmanager
 def slow_clients(service: OwnService) -> Iterator[None]:
-    """As many that never send the rest of their request, and as many that never read their answers."""
+    """As many that never send the rest of their request, and as many that ask much and never read the answers."""
     head = f"POST {service.predict_path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     schema = f"GET /v1/models/{service.name} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     with contextlib.ExitStack() as slow:
@@ -88,10 +88,7 @@ def slow_clients(service: OwnService) -> Iterator[None]:
             writer = slow.enter_context(socket.create_connection(service.address))
             writer.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
             reader = slow.enter_context(socket.create_connection(service.address))
-            reader.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                for _ in range(1000):  # until its answers fill what the kernel keeps
-                    reader.send(schema)
+            reader.sendall(20 * schema)
         yield
 
 
@@ -127,6 +124,12 @@ def test_a_batch_that_meets_an_overloaded_service_waits_and_is_scored_whole(serv
         scored = client.predict(features, service.featurizer_id)
         assert {reply.status for reply in crowd.result()} <= {200, 429}
     assert len(scored.outputs) == len(scored.versions_N) == row_count(features)
+
+
+def test_a_part_that_takes_longer_than_the_client_waits_is_sent_in_smaller_ones(service: OwnService) -> None:
+    features = images(4000)
+    client = ModelClient(service.settings, service.name, read_timeout_s=0.25, part_bytes=2**30)
+    assert len(client.predict(features, service.featurizer_id).outputs) == row_count(features)
 
 
 @pytest.mark.parametrize("swaps", [3, pytest.param(20, marks=pytest.mark.long)])

@@ -4,7 +4,8 @@ A connection costs a greenlet, never a thread: clients that send slowly, read sl
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
 - A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
-- A request with a body takes its turn after those that have come before; one without, such as a health check, does not.
+- A request with a body takes its turn after those that have come before; one without, such as a health check, does not,
+  unless more have come on the same connection.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
@@ -173,7 +174,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         try:
             name = listener.getsockname()
             for request in parser:
-                if request.method not in _WITHOUT_BODY:
+                if request.method not in _WITHOUT_BODY or parser.unreader.buf.tell():
                     self._await_turn()
                 self.handle_request(name, request, connection, addr)
                 connection.flush()

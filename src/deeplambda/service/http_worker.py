@@ -5,8 +5,8 @@
 - A connection is closed in the thread that served it: the lingering close would hold up every other client.
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
-gunicorn makes one `BoundedWorker` in each worker process, because the services name it as `worker_class`; the methods
-here override its hooks.
+gunicorn makes one `BoundedWorker` in each worker process, because the query service names it as `worker_class`; the
+methods here override its hooks.
 """
 
 import contextlib

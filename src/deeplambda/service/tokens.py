@@ -34,6 +34,8 @@ def authorize(settings: Settings, authorization: str | None, *roles: Role) -> st
 
     Raises: Unauthorized without a valid token, Forbidden when it is of another role.
     """
+    if not settings.token_key.get_secret_value():  # an empty key would let everybody sign
+        raise Unauthorized("this service has no key to check tokens with", "give it the secret 'token_key'")
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Unauthorized("this needs a token", "send 'Authorization: Bearer …'; 'deeplambda serve token' makes one")

@@ -1,7 +1,9 @@
 """Whatever a transform raises, returns or takes too long for costs the events that cause it, and no others."""
 
 import math
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,7 +18,7 @@ from deeplambda.learned import Vocabulary
 from deeplambda.objective import Classification, accuracy
 from deeplambda.records.admission import Admitted, admit
 from deeplambda.records.decoding import Reason
-from deeplambda.records.featurizer import Featurizer, featurizer_id
+from deeplambda.records.featurizer import Featurizer, bounded, featurizer_id
 
 
 class ReviewWritten(Event):
@@ -198,3 +200,18 @@ def test_one_row_alone_says_why_it_has_no_features() -> None:
     event = ReviewWritten.model_validate_json(record("a", "bad")[1])
     with pytest.raises(BadFeatures, match="KeyError"):
         featurizer.features(payload_batch(ReviewWritten, [event]))
+
+
+def test_a_process_that_was_forked_after_the_first_call_makes_calls_of_its_own() -> None:
+    calls = "bounded(lambda: None, 10, 'it'); child = os.fork(); bounded(lambda: None, 10, 'it')"
+    ends = "os._exit(0) if child == 0 else sys.exit(os.waitpid(child, 0)[1])"
+    code = f"import os, sys\nfrom deeplambda.records.featurizer import bounded\n{calls}\n{ends}"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_call_that_took_too_long_leaves_the_next_one_a_thread() -> None:
+    hung = threading.Event()
+    with pytest.raises(BadFeatures, match="it took longer"):
+        bounded(hung.wait, 0.05, "it")
+    assert bounded(lambda: 7, 60, "it") == 7
+    hung.set()

@@ -1,4 +1,4 @@
-"""A WSGI application for the tests of the worker: it answers at once, echoes, sends much, or takes its time."""
+"""A WSGI application for the tests of the worker: it answers, echoes, sends much, keeps the loop busy, or waits."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,10 @@ def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     content = {"/echo": lambda: environ["wsgi.input"].read(), "/much": lambda: bytes(MUCH_BYTES)}.get(
         path, lambda: path.encode()
     )()
+    if path == "/busy":
+        ends = time.thread_time() + 0.05
+        while time.thread_time() < ends:
+            pass
     if path == "/slow":
         result_of(_threads.submit(time.sleep, 1))
     start_response("200 OK", [("Content-Length", str(len(content)))])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -89,6 +90,25 @@ def test_a_request_in_pieces_and_several_in_one_piece_are_answered_in_order(serv
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.count(b"HTTP/1.1 200 OK") == 3
     assert answer.index(content) < answer.index(b"/a") < answer.index(b"/b")
+
+
+def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) -> None:
+    busy = request("/busy", "Content-Length: 0", method="POST")
+    with contextlib.ExitStack() as waiting:
+        clients = [waiting.enter_context(served.connected(busy)) for _ in range(CLIENTS)]
+        reply = served.get("/")
+        answered = select.select(clients, [], [], 0)[0]
+        assert reply is not None
+        assert len(answered) < CLIENTS // 2
+        assert all(client.recv(65536).startswith(b"HTTP/1.1 200") for client in clients)
+
+
+def test_many_requests_on_one_connection_hold_up_no_other(served: Served) -> None:
+    with served.connected(request("/busy") * CLIENTS) as greedy:
+        reply = served.get("/busy")
+        answered = greedy.recv(2**20, socket.MSG_DONTWAIT).count(b"HTTP/1.1 200")
+    assert reply is not None
+    assert answered < CLIENTS // 2
 
 
 def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:

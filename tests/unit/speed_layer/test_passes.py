@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from deeplambda.errors import InvalidEvent, Overloaded
+from deeplambda.errors import DeadlinePassed, InvalidEvent, Overloaded
 from deeplambda.features import Features
 from deeplambda.records.decoding import decode_event
 from deeplambda.records.featurizer import Featurizer
@@ -40,6 +40,8 @@ class Model:
         assert self.gate.wait(WAIT_S)
         if (first_N == 1).any():
             raise IndexError("index out of range")
+        if (first_N == -1).any():
+            raise SystemExit
         return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
@@ -138,6 +140,13 @@ def test_a_row_that_the_model_fails_on_ends_its_own_request_alone(
         poor.result(WAIT_S)
 
 
+def test_a_model_that_would_end_the_process_ends_its_pass_and_the_next_one_runs(passes: Passes, model: Model) -> None:
+    serving = champion(model)
+    with pytest.raises(InvalidEvent, match="SystemExit"):
+        submitted(passes, Job(serving, rows(-1))).result(WAIT_S)
+    assert first_outputs(submitted(passes, Job(serving, rows(3)))) == [3]
+
+
 def test_rows_of_two_versions_share_no_pass(passes: Passes, model: Model) -> None:
     before, after = champion(model), champion(other := Model())
     hold(passes, before, model)
@@ -172,8 +181,15 @@ def test_what_cannot_be_answered_in_time_is_refused_and_what_became_too_late_tak
     with pytest.raises(Overloaded, match="before its turn"):
         found.result(WAIT_S)
     assert [9] not in model.passes
-    with pytest.raises(Overloaded, match="longer than it may"):  # by now it is known how long a row takes
+    assert (
+        first_outputs(submitted(passes, Job(serving, rows(*[3] * 100), until=time.monotonic() + WAIT_S))) == [3] * 100
+    )
+    model.passes.clear()
+    held = hold(passes, serving, model)  # by now it is known how long a pass takes
+    with pytest.raises(DeadlinePassed, match="longer than it may"):
         passes.submit(Job(serving, rows(*[3] * 100), until=time.monotonic() + 1e-3))
+    model.gate.set()
+    assert first_outputs(held) == [0]
 
 
 def test_an_application_that_waits_has_the_next_turn_however_much_another_asks() -> None:

@@ -23,7 +23,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "generations": ("kafka_password", "mysql_platform_password", "s3_secret_key", "spark_secret"),
     "grafana": ("analyst_password", "grafana_admin_password"),
     "metastore": ("mysql_metastore_password", "s3_secret_key"),
-    "model": ("kafka_password", "s3_secret_key"),
+    "model": ("kafka_password", "s3_secret_key", "token_key"),
     "mqtt-bridge": ("kafka_producer_password", "mqtt_bridge_password"),
     "mysql": ("mysql_root_password",),
     "query": ("analyst_password", "mysql_platform_password", "token_key"),
