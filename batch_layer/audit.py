@@ -5,7 +5,8 @@
    splits, or with two labels.
 3. The champion, where there is one, answers a sample of the new rows, and one of the table's test rows with the same
    labels: by how much more it disagrees with the new labels.
-4. The raw objects are read once more, for Spark's readers compare no hash: theirs is to be the recorded one.
+4. The raw objects that Spark's readers have read are read once more, for those compare no hash: theirs is to be the
+   recorded one. Whole objects were compared when they were fetched.
 All are aggregates of Spark's: the driver gets figures, and never more than SAMPLE errors of each kind.
 """
 
@@ -29,6 +30,7 @@ from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import Regression
 from deeplambda.records.lifecycle import QualityMeasure
+from deeplambda.sources import Reader, matched
 from deeplambda.splits import TEST
 from deeplambda.state.card import Card
 
@@ -189,17 +191,18 @@ def _of_objects(spark: SparkSession, settings: Settings, packed: PackedApplicati
         for found in store.list(raw_key(application.name, ""))
         if found.key in meant
     ]
-    keys = spark.createDataFrame([(key,) for key in sorted(meant)], "key STRING")
+    paths = [path for source in application.sources if isinstance(source, Reader) for path in source.paths]
+    uncompared = sorted({raw_key(application.name, name) for path in paths for name in matched(path, names)})
+    keys = spark.createDataFrame([(key,) for key in uncompared], "key STRING")
 
     def read(batches: Batches) -> Batches:
         objects = ObjectStore(settings)
         bad = sum(not objects.is_sound(key) for batch in batches for key in batch["key"].to_pylist())
         yield pa.RecordBatch.from_pylist([{"unreadable": bad}], schema=_COUNT)
 
-    tasks = min(len(meant), spark.sparkContext.defaultParallelism)
-    bad: int = (
-        keys.repartition(tasks).mapInArrow(read, from_arrow_schema(_COUNT)).agg(F.sum("unreadable")).collect()[0][0]
-    )
+    tasks = min(max(1, len(uncompared)), spark.sparkContext.defaultParallelism)
+    counted = keys.repartition(tasks).mapInArrow(read, from_arrow_schema(_COUNT)).agg(F.sum("unreadable"))
+    bad: int = counted.collect()[0][0] or 0
     delays = [
         measure("delay_s", float(np.quantile(ages, of)), len(ages), f"object to lake, p{of * 100:.0f}")
         for of in (0.5, 1.0)

@@ -166,7 +166,7 @@ def _mean(values: Sequence[float], rows: Sequence[int]) -> float:
 
 
 def _root_mean_square(values: Sequence[float], rows: Sequence[int]) -> float:
-    return _mean([value**2 for value in values], rows) ** 0.5
+    return float(np.sqrt(_mean([value**2 for value in values], rows)))
 
 
 _NAMED: Mapping[str, _Named] = {
