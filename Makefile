@@ -58,7 +58,7 @@ clean: ## Stop the stack and remove .venv and the data
 	@if [ -d '$(DEEPLAMBDA_DATA_DIR)' ]; then echo 'The data in $(DEEPLAMBDA_DATA_DIR) is left: remove it by hand.'; fi
 
 constraints: $(READY) ## Pin the newest versions that pyproject.toml allows, with their hashes
-	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --extra peers --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate -o constraints.txt
 
 $(READY): pyproject.toml constraints.txt requirements-uv.txt

@@ -15,13 +15,14 @@ from pyspark.sql.streaming.query import StreamingQuery
 from batch_layer.monitor import watch
 from batch_layer.upkeep import keep_up
 from deeplambda.adapters.kafka import spark_options
-from deeplambda.adapters.lake import create_tables, spark_session
+from deeplambda.adapters.lake import create_tables
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
 from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
 from deeplambda.service.checkpoints import starting_offsets
 from deeplambda.service.logs import log_to_stderr
+from deeplambda.service.stream_session import stream_session
 from deeplambda.service.streams import Stream, run_streams
 
 TRIGGER_S = 5
@@ -36,10 +37,12 @@ def archive_streams(spark: SparkSession, settings: Settings, application: str) -
     return [
         Stream(
             application,
+            topics.events(application),
             partial(_start, spark, settings, application, topics.events(application), "events", events),
         ),
         Stream(
             application,
+            topics.labels(application),
             partial(_start, spark, settings, application, topics.labels(application), "labels", labels),
         ),
     ]
@@ -97,7 +100,7 @@ def main() -> None:
     """Run until SIGTERM."""
     log_to_stderr()
     settings = load_settings()
-    spark = spark_session(settings, "archive", {"spark.driver.memory": "512m"})
+    spark = stream_session(settings, "archive", {"spark.driver.memory": "512m"})
     streams = [stream for name in settings.applications for stream in archive_streams(spark, settings, name)]
     beside = {"drift": partial(watch, settings)}
     if settings.maintain_every_s:

@@ -61,7 +61,7 @@ from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.splits import RECENT, TEST, TRAIN
-from deeplambda.state.kept_rows import encode_payload
+from deeplambda.state.kept_rows import PayloadWriter
 
 SHARD_BYTES = 32 * 2**20
 """About what a shard's features, and its payloads as the lake keeps them, take: a worker holds them at once."""
@@ -351,7 +351,7 @@ def _prepared(
     pieces: list[Features] = []
     labels: list[Any] = []
     refusals: list[str] = []
-    kept: list[pa.RecordBatch] = []
+    judged = PayloadWriter(payload) if split in (TEST, RECENT) else None
     events = 0
     for batch in batches:
         found = featurizer.isolated(batch.select(payload.names))
@@ -360,15 +360,16 @@ def _prepared(
         labels.extend(batch["label"].take(passed).to_pylist())
         refusals += [str(refusal) for refusal in found.refused.values()]
         events += pc.sum(batch[_IS_EVENT].take(passed)).as_py() or 0
-        if split in (TEST, RECENT):
-            kept.append(batch.select(payload.names).take(passed))
+        if judged:
+            judged.write(batch.select(payload.names).take(passed))
+    place = (dataset.application, dataset.id, split, partition)
+    if judged and labels:
+        store.put(payload_key(*place), judged.finished())
+        del judged  # before the shard takes as much
     features = concatenated([piece for piece in pieces if piece])
     labels_N = labels_of(featurizer.application.objective, labels)
     shard = write_shard(features, labels_N)
-    place = (dataset.application, dataset.id, split, partition)
     store.put(shard_key(*place), shard)
-    if kept:
-        store.put(payload_key(*place), encode_payload(pa.Table.from_batches(kept).cast(payload)))
     announcement = PartitionPrepared(
         application=dataset.application,
         dataset=dataset.id,

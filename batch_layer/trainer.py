@@ -26,7 +26,7 @@ from batch_layer.rows import Rows, Window, batches
 from deeplambda.application import Application
 from deeplambda.errors import BadInput, DeepLambdaError, UnfitModel
 from deeplambda.features import as_taken, by_name, call, row_count
-from deeplambda.metrics import measured
+from deeplambda.metrics import measured_by_piece
 from deeplambda.records.featurizer import said
 from deeplambda.state.card import TrainerHyperparameters, model_arguments
 from deeplambda.state.weights import begin_with
@@ -265,11 +265,8 @@ def finite_metrics(
 
     Raises: UnfitModel when a metric is not finite, BadInput for one that these rows do not determine.
     """
-    outputs, labels = [], []
-    for rows in filter(len, pieces):
-        outputs.append(outputs_of(model, rows, device))
-        labels.append(rows.labels_N.numpy())
-    metrics = measured(application, np.concatenate(labels), np.concatenate(outputs))
+    answered = ((rows.labels_N.numpy(), outputs_of(model, rows, device)) for rows in filter(len, pieces))
+    metrics = measured_by_piece(application, answered)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise UnfitModel(f"{name} of {application.name} became {value}", "train with a smaller learning rate")

@@ -16,17 +16,17 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from benchmarks.ratio import Ratio
-from benchmarks.streams import drained_rows_per_s, new_topic, send, session, source
+from benchmarks.streams import drained_rows_per_s, new_topic, send, source
 from deeplambda.config import load_settings
 from deeplambda.loading import pack_application
+from speed_layer.stream.__main__ import events, session
 from speed_layer.stream.routing import Router
-from speed_layer.stream.scoring import scoring
 
 NAME = "stream throughput"
 AIM = 10.0
 BATCHES = 5
 BASELINE_BATCH_ROWS = 400
-BATCH_ROWS = 6_000
+BACKLOG_ROWS = 60_000
 
 
 def measure() -> Ratio:
@@ -63,19 +63,19 @@ def measure() -> Ratio:
                 .writeStream.format("kafka")
                 .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
                 .option("topic", sink)
-                .option("checkpointLocation", f"{checkpoints}/baseline")
+                .option("checkpointLocation", f"file:{checkpoints}/baseline")
                 .trigger(availableNow=True)
                 .start()
             )
         )
         backlog = new_topic(settings)
-        send(settings, backlog, BATCHES * BATCH_ROWS)
-        router = Router(settings, backlog, scoring(settings, packed.name))
+        send(settings, backlog, BACKLOG_ROWS)
+        router = Router(settings, "digits", backlog)
         measured = drained_rows_per_s(
             lambda: (
-                source(spark, settings, backlog, BATCH_ROWS)
+                events(spark, settings, backlog, "earliest")
                 .writeStream.foreachBatch(router)
-                .option("checkpointLocation", f"{checkpoints}/measured")
+                .option("checkpointLocation", f"file:{checkpoints}/measured")
                 .trigger(availableNow=True)
                 .start()
             )

@@ -1,6 +1,7 @@
 """MySQL's `recent_*` tables, made from the lake by Spark: what dashboards and REST read in milliseconds.
 
-One transaction deletes an application's rows and inserts the new ones, so a reader sees the old rows or the new ones.
+What is there is compared with what ought to be, and one transaction writes the difference: a label that has come costs
+one row, and a reader sees the old rows or the new ones.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pyspark.sql import SparkSession
-from sqlalchemy import Engine, Table, delete
+from sqlalchemy import Engine, Table, delete, select, tuple_
 from sqlalchemy.dialects.mysql import insert
 
 from deeplambda.adapters import mysql
@@ -49,13 +50,13 @@ def newest_versions(spark: SparkSession, application: str, horizon: Horizon, at:
 
 
 def refresh(spark: SparkSession, engine: Engine, application: str, versions: Versions, at: datetime) -> int:
-    """Make both tables anew; returns the rows of `recent_predictions`. Raises: NotReady when MySQL is away."""
+    """Bring both tables up to date; returns the rows of `recent_predictions`. Raises: NotReady when MySQL is away."""
     lacking = lacking_columns(spark, application, versions.horizon)
     marked = versions.withdrawals is not None
     query = recent_predictions_sql(application, versions.horizon, at - KEPT, lacking, withdrawals=marked)
     predictions = _rows(spark, query)
-    _replace(engine, RECENT_PREDICTIONS, application, predictions)
-    _replace(engine, RECENT_MODEL_METRICS, application, _rows(spark, model_metrics_sql(application)))
+    bring_up_to_date(engine, RECENT_PREDICTIONS, application, predictions)
+    bring_up_to_date(engine, RECENT_MODEL_METRICS, application, _rows(spark, model_metrics_sql(application)))
     return len(predictions)
 
 
@@ -111,9 +112,30 @@ def _rows(spark: SparkSession, query: str | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _replace(engine: Engine, table: Table, application: str, rows: Sequence[dict[str, Any]]) -> None:
+def bring_up_to_date(engine: Engine, table: Table, application: str, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Have `table` hold `rows` of the application, and no others of it; returns how many were written and deleted.
+
+    Raises: NotReady.
+    """
+    keys = [column for column in table.primary_key if column.name != "application"]
+    wanted = {tuple(row[key.name] for key in keys): row for row in rows}
+    own = table.c.application == application
+    gone = []
     with mysql.mysql_errors(), engine.begin() as connection:
-        connection.execute(delete(table).where(table.c.application == application))
-        for start in range(0, len(rows), _CHUNK_ROWS):
-            chunk = [{"application": application, **row} for row in rows[start : start + _CHUNK_ROWS]]
-            connection.execute(insert(table), chunk)
+        found = connection.execution_options(yield_per=_CHUNK_ROWS).execute(select(table).where(own)).mappings()
+        for row in found:
+            key = tuple(row[each.name] for each in keys)
+            if key not in wanted:
+                gone.append(key)
+            elif all(row[name] == value for name, value in wanted[key].items()):
+                del wanted[key]
+        for start in range(0, len(gone), _CHUNK_ROWS):
+            connection.execute(delete(table).where(own, tuple_(*keys).in_(gone[start : start + _CHUNK_ROWS])))
+        upsert = insert(table)
+        upsert = upsert.on_duplicate_key_update(
+            {column.name: upsert.inserted[column.name] for column in table.columns if not column.primary_key}
+        )
+        changed = [{"application": application, **row} for row in wanted.values()]
+        for start in range(0, len(changed), _CHUNK_ROWS):
+            connection.execute(upsert, changed[start : start + _CHUNK_ROWS])
+    return len(changed), len(gone)

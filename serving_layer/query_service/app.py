@@ -4,6 +4,7 @@ import secrets
 from http import HTTPStatus
 
 from flask import Flask, Response, render_template, request, url_for
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from werkzeug.exceptions import UnsupportedMediaType
@@ -14,7 +15,7 @@ from deeplambda.errors import UnknownApplication
 from deeplambda.service import problems, tokens
 from deeplambda.service.problems import problem
 from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, SCHEMA
-from serving_layer.query_service import catalogue, mysql_queries, openapi
+from serving_layer.query_service import catalogue, lag, mysql_queries, openapi
 from serving_layer.query_service.hive_queries import HiveQueries
 from serving_layer.query_service.messages import Health, QueryRequest
 from serving_layer.query_service.mysql_queries import TimeLimitExceeded
@@ -111,6 +112,10 @@ def create_app(settings: Settings) -> Flask:
     @app.get("/v1/statistics")
     def show_statistics() -> Response:
         return _json(statistics(analyst, named_application()))
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        return Response(lag.exposition(analyst, settings.applications), content_type=CONTENT_TYPE_LATEST)
 
     @app.get("/openapi.json")
     def document() -> Response:

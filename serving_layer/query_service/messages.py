@@ -141,7 +141,11 @@ class LabelledVersion(BaseModel):
 
 
 class Statistics(BaseModel):
-    """How an application is doing now. horizon: by partition, the first offset that the batch view has not absorbed."""
+    """How an application is doing now. horizon: by partition, the first offset that the batch view has not absorbed.
+
+    waiting: by part, the records that it has not taken up, at its last report; null where it reported none of late.
+    waiting_by_partition: of the part `stream`, where any do.
+    """
 
     application: str
     at: AwareDatetime
@@ -150,6 +154,8 @@ class Statistics(BaseModel):
     horizon_moved_at: AwareDatetime | None
     live: Live
     labelled: list[LabelledVersion]
+    waiting: dict[str, int | None]
+    waiting_by_partition: dict[int, int]
 
 
 class Problem(BaseModel):

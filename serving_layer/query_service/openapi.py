@@ -76,6 +76,19 @@ def document(server_url: str) -> dict[str, Any]:
             "/v1/applications": _get("list_applications", "The applications that are served", Applications),
             "/v1/models": _get("list_models", "Published model versions", Models, [application]),
             "/v1/statistics": _get("show_statistics", "How an application is doing now", Statistics, [application]),
+            "/metrics": {
+                "get": {
+                    "operationId": "show_metrics",
+                    "summary": "What waits in Kafka, for Prometheus",
+                    "responses": {
+                        "200": {
+                            "description": "Prometheus's text",
+                            "content": {"text/plain": {"schema": {"type": "string"}}},
+                        },
+                        **_problems(503),
+                    },
+                }
+            },
             "/openapi.json": {
                 "get": {
                     "operationId": "document",

@@ -15,6 +15,7 @@ from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from serving_layer.query_service.intervals import wilson_95
+from serving_layer.query_service.lag import waiting, waiting_by_partition
 from serving_layer.query_service.messages import LabelledVersion, Live, LiveVersion, Statistics
 from serving_layer.query_service.mysql_queries import analyst_errors, limit_time
 
@@ -37,6 +38,8 @@ def statistics(engine: Engine, application: str) -> Statistics:
             horizon_moved_at=moved_at,
             live=_live(connection, application),
             labelled=_labelled(connection, application),
+            waiting=waiting(connection, application),
+            waiting_by_partition=waiting_by_partition(connection, application),
         )
 
 

@@ -4,16 +4,18 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
 from deeplambda.service import outbox_relay
-from deeplambda.service.heartbeat import write_heartbeat
+from deeplambda.service.heartbeat import BEHIND, states_of, write_heartbeat
 from deeplambda.service.logs import log_to_stderr
-from deeplambda.service.loops import Loop
-from serving_layer.views import metrics, realtime, trim
+from deeplambda.service.loops import Loop, LoopStatus
+from serving_layer.views import metrics, realtime, reporting, trim
+from serving_layer.views.reporting import Figures
 
 _BEAT_S = 2.0
 _STOP_WITHIN_S = 10.0
@@ -28,24 +30,37 @@ def _details(loops: list[Loop]) -> dict[str, Any]:
     return details | ({"waiting": ", ".join(waiting)} if waiting else {})
 
 
+def _states(loops: list[Loop], figures: Figures) -> dict[str, str]:
+    """By loop, and by application that is behind; the writers are one loop to whoever looks."""
+    states = states_of((loop.name.partition("-")[0], loop.status.state) for loop in loops)
+    return states | {name: f"{BEHIND}: {why}" for name, why in figures.behind.items()}
+
+
 def main() -> None:
-    """Run the four loops until SIGTERM. One that fails is started again, and the heartbeat says which and why."""
+    """Run the loops until SIGTERM. One that fails is started again, and the heartbeat says which and why."""
     log_to_stderr()
     for noisy in ("kafka", "sqlalchemy.pool"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # the loops say what they wait for
     settings, stop = load_settings(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    loops = [
-        Loop(module.__name__.rpartition(".")[2], partial(module.run, settings), stop, longest_pause_s=_LONGEST_PAUSE_S)
-        for module in (realtime, metrics, outbox_relay, trim)
-    ]
+    figures = Figures()
+    work: dict[str, Callable[[LoopStatus, threading.Event], None]] = {
+        f"realtime-{n}": partial(realtime.run, settings, figures, (n, realtime.WRITERS))
+        for n in range(realtime.WRITERS)
+    }
+    work |= {
+        "reporting": partial(reporting.run, settings, figures),
+        "metrics": partial(metrics.run, settings),
+        "outbox_relay": partial(outbox_relay.run, settings),
+        "trim": partial(trim.run, settings),
+    }
+    loops = [Loop(name, run, stop, longest_pause_s=_LONGEST_PAUSE_S) for name, run in work.items()]
     for loop in loops:
         loop.start()
     while not stop.wait(_BEAT_S):
         if not any(loop.status.stuck for loop in loops):
-            states = {loop.name: loop.status.state for loop in loops}
-            write_heartbeat(settings, "views", states=states, **_details(loops))
+            write_heartbeat(settings, "views", states=_states(loops, figures), **_details(loops))
     for loop in loops:
         loop.join(_STOP_WITHIN_S / len(loops))
     _log.info("stopped")

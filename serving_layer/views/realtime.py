@@ -3,6 +3,8 @@
 1. Poll a batch; what is no prediction becomes a dead letter, and the broker has stored that before step 3.
 2. One MySQL transaction reads the horizon and upserts the rows that it has not absorbed.
 3. Only then are the Kafka offsets committed. A crash in between repeats the batch, which changes nothing.
+
+Several writers do so side by side, each for its share of the partitions: while one waits for MySQL, another reads.
 """
 
 import threading
@@ -16,6 +18,7 @@ from kafka import KafkaConsumer
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 from sqlalchemy.dialects.mysql import insert
+from sqlalchemy.dialects.mysql.pymysql import dialect as mysql_dialect
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
@@ -33,12 +36,15 @@ from deeplambda.service.expiry import resumed
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import shown_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
-from serving_layer.views.reporting import ViewReporter
+from serving_layer.views.reporting import Figures
 
 GROUP = "deeplambda.views"
+WRITERS = 4
 _POLL_MS = 500
-_BATCH_ROWS = 2_000
+_LEAST_ROWS, _MOST_ROWS = 2_000, 16_000
+"""Of a batch: one that was full makes the next one larger, for the lag grows when MySQL takes long for each."""
 _ASK_AGAIN_S = 10.0
+_IDLE_S = 1.0
 
 # Of an event sent twice the first position counts: a row gives way to the same position (a replay) or to an earlier one
 # of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none, and PyMySQL sends many
@@ -51,6 +57,7 @@ _UPSERT = insert(REALTIME_PREDICTIONS).on_duplicate_key_update(
         if not column.primary_key
     }
 )
+_STATEMENT = str(_UPSERT.compile(dialect=mysql_dialect()))
 
 
 def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
@@ -61,40 +68,51 @@ def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
     """
     with mysql.mysql_errors(), engine.begin() as connection:
         horizons = {name: shown_horizon(connection, name) for name in {each.application for each in predictions}}
-        stored_at = now()
+        stored_at = _moment(now())
         rows = [
             _row(each, stored_at)
             for each in predictions
             if not horizons[each.application].absorbed(each.kafka_partition, each.kafka_offset)
         ]
         if rows:
-            connection.execute(_UPSERT, rows)
+            connection.exec_driver_sql(_STATEMENT, rows)
     return len(rows)
 
 
-def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
-    """Store predictions until told to stop. Raises: NotReady when Kafka is away, after which `Loop` calls it again."""
-    engine = mysql.engine(settings, "views")
+def run(
+    settings: Settings, figures: Figures, share: tuple[int, int], status: LoopStatus, stop: threading.Event
+) -> None:
+    """Store predictions of a share of the partitions until told to stop.
+
+    share: which of the writers this is, from 0, and how many there are. Raises: NotReady when Kafka is away, after
+    which `Loop` calls it again.
+    """
+    # without gap locks, so that no writer waits for another
+    engine = mysql.engine(settings, "views").execution_options(isolation_level="READ COMMITTED")
     names = [topics.predictions(application) for application in settings.applications]
-    following = kafka.consumer(settings, *names, group=GROUP, lossless=True)
+    following = kafka.consumer(settings, *names, group=GROUP, lossless=True, share=share)
     with Publisher(settings) as publisher, closing(following) as reader:
         overtaken, asked_s = _resume(settings, reader, settings.applications), time.monotonic()
-        reporter = ViewReporter(settings, publisher, reader)
+        limit = _LEAST_ROWS
         while not stop.is_set():
             with kafka.kafka_errors(settings):
-                records = [record for batch in reader.poll(_POLL_MS, _BATCH_ROWS).values() for record in batch]
-            if records and not _store_records(engine, publisher, records, reporter, status, stop):
+                records = [record for batch in reader.poll(_POLL_MS, limit).values() for record in batch]
+            if records and not _store_records(engine, publisher, records, figures, status, stop):
                 break
             if records:
                 with kafka.kafka_errors(settings):
                     reader.commit()
-            reporter.report_when_due()
+            limit = min(_MOST_ROWS, 2 * limit) if len(records) == limit else _LEAST_ROWS
+            with kafka.kafka_errors(settings):
+                figures.at({each: reader.position(each) for each in reader.assignment() - reader.paused()})
             if overtaken and time.monotonic() - asked_s > _ASK_AGAIN_S:
                 overtaken, asked_s = _resume(settings, reader, overtaken), time.monotonic()
             if overtaken:
                 status.waiting("; ".join(overtaken.values()))
             else:
-                status.working(**reporter.details)
+                status.working()
+            if not reader.assignment():
+                stop.wait(_IDLE_S)
 
 
 def _resume(settings: Settings, reader: KafkaConsumer, applications: Iterable[str]) -> dict[str, str]:
@@ -106,6 +124,8 @@ def _resume(settings: Settings, reader: KafkaConsumer, applications: Iterable[st
     for application in applications:
         topic = topics.predictions(application)
         partitions = [partition for partition in reader.assignment() if partition.topic == topic]
+        if not partitions:
+            continue
         with kafka.kafka_errors(settings):
             committed = {partition.partition: reader.committed(partition) for partition in partitions}
         positions = {partition: offset for partition, offset in committed.items() if offset is not None}
@@ -125,7 +145,7 @@ def _store_records(
     engine: Engine,
     publisher: Publisher,
     records: list[Any],
-    reporter: ViewReporter,
+    figures: Figures,
     status: LoopStatus,
     stop: threading.Event,
 ) -> bool:
@@ -149,7 +169,7 @@ def _store_records(
         with attempt:
             started = time.perf_counter()
             rows = store(engine, predictions) if predictions else 0
-            reporter.stored(rows, predictions, took_s=time.perf_counter() - started)
+            figures.stored(rows, predictions, took_s=time.perf_counter() - started)
             return True
     return False
 
@@ -182,19 +202,24 @@ def _dead_letter(record: Any, exc: ValueError) -> DeadLetter:
     )
 
 
-def _row(prediction: Prediction, stored_at: datetime) -> dict[str, Any]:
-    return {
-        "application": prediction.application,
-        "event_id": prediction.event_id,
-        "kafka_partition": prediction.kafka_partition,
-        "kafka_offset": prediction.kafka_offset,
-        "occurred_at": prediction.occurred_at,
-        "received_at": prediction.received_at,
-        "predicted_at": prediction.predicted_at,
-        "stored_at": stored_at,
-        "model_version": prediction.model_version,
-        "prediction": prediction.prediction,
-        "confidence": prediction.confidence,
-        "value": prediction.value,
-        "scores": scores_text(prediction.scores),
-    }
+def _row(prediction: Prediction, stored_at: str) -> tuple[Any, ...]:
+    """The values of a row in the order of the table's columns; moments as text, for PyMySQL takes long over them."""
+    return (
+        prediction.application,
+        prediction.event_id,
+        prediction.kafka_partition,
+        prediction.kafka_offset,
+        _moment(prediction.occurred_at),
+        _moment(prediction.predicted_at),
+        prediction.model_version,
+        prediction.prediction,
+        prediction.confidence,
+        prediction.value,
+        scores_text(prediction.scores),
+        _moment(prediction.received_at),
+        stored_at,
+    )
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ")

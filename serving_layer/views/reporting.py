@@ -1,100 +1,112 @@
 """How far the real-time view is behind: metrics to the topic `deeplambda.metrics`, and details for the heartbeat."""
 
+import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
-from deeplambda.adapters import kafka
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
+from deeplambda.service.lag import Lag, TopicEnds
+from deeplambda.service.loops import LoopStatus
 from deeplambda.service.metrics import MetricPublisher
 
 _REPORT_S = 10.0
-_ASK_S = 1.0
-_ANSWER_MS = 5_000
+_LOOK_S = 1.0
 
 
-class ViewReporter:
-    """Measures the real-time view for `realtime.run`, which makes one each time it connects to Kafka.
+class Figures:
+    """What the writers of the view have done, added up for `run`; they call it from threads of their own.
 
-    Raises: NotReady when it is made while the broker is away.
+    behind: by application, what it says that is behind; `run` sets it.
     """
 
-    def __init__(self, settings: Settings, publisher: Publisher, reader: KafkaConsumer) -> None:
-        self._settings, self._publisher, self._reader = settings, publisher, reader
-        self._metrics = MetricPublisher(publisher, layer="serving", part="views")
-        self._since = self._asked = time.monotonic()
-        self._rows = self._rows_ever = 0
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._positions: dict[str, dict[int, int]] = {}
         self._store_s: list[float] = []
         self._event_s: list[float] = []
-        self._lag: int | None = None
-        self._letters = self._ask_letters()
+        self._rows = 0
+        self.rows_ever = 0
+        self.behind: dict[str, str] = {}
 
     def stored(self, rows: int, predictions: Sequence[Prediction], took_s: float) -> None:
-        """Count a transaction that `realtime` has committed."""
-        self._rows += rows
-        self._rows_ever += rows
-        self._store_s.append(took_s)
+        """Count a transaction that a writer has committed."""
         moment = now()
-        self._event_s += [(moment - each.occurred_at).total_seconds() for each in predictions]
+        event_s = [(moment - each.occurred_at).total_seconds() for each in predictions]
+        with self._lock:
+            self._rows += rows
+            self.rows_ever += rows
+            self._store_s.append(took_s)
+            self._event_s += event_s
 
-    @property
-    def details(self) -> dict[str, Any]:
-        """What the heartbeat of `views` says: rows stored since the start, and the lag at the last look."""
-        return {"rows": self._rows_ever, "lag": self._lag}
+    def at(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Take in how far a writer has come."""
+        with self._lock:
+            for partition, offset in positions.items():
+                self._positions.setdefault(partition.topic, {})[partition.partition] = offset
 
-    def report_when_due(self) -> None:
-        """Read the lag when the last look is a second old, and publish metrics when the last report is ten seconds old.
+    def position(self, topic: str) -> dict[int, int]:
+        """By partition, the offset after the last record that is stored."""
+        with self._lock:
+            return dict(self._positions.get(topic, {}))
 
-        `realtime.run` calls it after every poll. Raises: NotReady, within those seconds, when the broker is gone.
-        """
-        if time.monotonic() - self._asked < _ASK_S:
-            return
-        self._lag = self._ask_lag()
-        self._asked = time.monotonic()
-        if self._asked - self._since < _REPORT_S:
-            return
-        self._metrics.publish("lag", self._lag, "rows")
-        letters = self._ask_letters()
-        if letters > self._letters:
-            self._metrics.publish("dead_letters", letters - self._letters, "rows")
-        if self._store_s:
-            self._metrics.publish("stored", self._rows, "rows")
-            self._metrics.publish("store_p50", float(np.median(self._store_s)) * 1e3, "ms")
-        if self._event_s:
-            for percent in (50, 99):
-                latency_ms = float(np.percentile(self._event_s, percent)) * 1e3
-                self._metrics.publish(f"event_to_row_p{percent}", latency_ms, "ms")
-        self._publisher.flush()
-        self._since, self._rows, self._letters = self._asked, 0, letters
-        self._store_s, self._event_s = [], []
+    def drain(self) -> tuple[int, list[float], list[float]]:
+        """Since it was last called: rows, seconds of each transaction, seconds from each event to its row."""
+        with self._lock:
+            drained = self._rows, self._store_s, self._event_s
+            self._rows, self._store_s, self._event_s = 0, [], []
+        return drained
 
-    def _ask_lag(self) -> int:
-        with kafka.kafka_errors(self._settings):
-            assigned = self._reader.assignment()
-            known = {
-                TopicPartition(topic, number)
-                for topic in {each.topic for each in assigned}
-                for number in self._reader.partitions_for_topic(topic) or ()
-            }
-            if known != assigned:
-                raise NotReady("the topics have other partitions than before", "nothing to do: they are read anew")
-            ends = self._reader.end_offsets(assigned, timeout_ms=_ANSWER_MS)
-            return sum(end - self._reader.position(each, timeout_ms=_ANSWER_MS) for each, end in ends.items())
 
-    def _ask_letters(self) -> int:
-        """Dead letters of all applications since their topics were made, whichever part wrote them."""
-        letters = 0
-        with kafka.kafka_errors(self._settings):
-            for topic in map(topics.dead_letters, self._settings.applications):
-                numbers = self._reader.partitions_for_topic(topic) or ()
-                partitions = [TopicPartition(topic, number) for number in numbers]
-                letters += sum(self._reader.end_offsets(partitions, timeout_ms=_ANSWER_MS).values())
-        return letters
+def run(settings: Settings, figures: Figures, status: LoopStatus, stop: threading.Event) -> None:
+    """Look at the lag every second and publish metrics every ten, until told to stop.
+
+    Raises: NotReady when Kafka is away, after which `Loop` calls it again.
+    """
+    predictions = {name: topics.predictions(name) for name in settings.applications}
+    letters = [topics.dead_letters(name) for name in settings.applications]
+    lags = {name: Lag() for name in predictions}
+    ends = TopicEnds(settings, [*predictions.values(), *letters])
+    with Publisher(settings) as publisher:
+        metrics = {
+            name: MetricPublisher(publisher, layer="serving", part="views", application=name) for name in predictions
+        }
+        of_all = MetricPublisher(publisher, layer="serving", part="views")
+        letters_before, since_s = _total(ends.ask(), letters), time.monotonic()
+        while not stop.is_set():
+            found, at_s = ends.ask(), time.monotonic()
+            for name, topic in predictions.items():
+                lags[name].looked(at_s, ends=found[topic], done=figures.position(topic))
+            figures.behind = {name: why for name, lag in lags.items() if (why := lag.behind)}
+            status.working(rows=figures.rows_ever, lag=sum(lag.rows for lag in lags.values()))
+            if at_s - since_s >= _REPORT_S:
+                for name, lag in lags.items():
+                    metrics[name].publish("lag", lag.rows, "rows")
+                letters_now = _total(found, letters)
+                _publish(of_all, figures, letters_now - letters_before)
+                publisher.flush()
+                letters_before, since_s = letters_now, at_s
+            stop.wait(_LOOK_S)
+
+
+def _publish(metrics: MetricPublisher, figures: Figures, letters: int) -> None:
+    rows, store_s, event_s = figures.drain()
+    if letters:
+        metrics.publish("dead_letters", letters, "rows")
+    if store_s:
+        metrics.publish("stored", rows, "rows")
+        metrics.publish("store_p50", float(np.median(store_s)) * 1e3, "ms")
+    if event_s:
+        for percent in (50, 99):
+            metrics.publish(f"event_to_row_p{percent}", float(np.percentile(event_s, percent)) * 1e3, "ms")
+
+
+def _total(ends: Mapping[str, Mapping[int, int]], names: Sequence[str]) -> int:
+    """Records that the topics have had since they were made."""
+    return sum(end for name in names for end in ends[name].values())

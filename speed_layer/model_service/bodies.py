@@ -1,21 +1,31 @@
-"""Reading request bodies: whole, bounded one by one and together, and not read further once too large."""
+"""Reading request bodies: whole, bounded one by one and together, and not read further once too large.
+
+A body may be compressed by gzip or deflate (RFC 9110, section 8.4.1); the bounds hold for what comes out.
+"""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import BinaryIO
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import BinaryIO, TypeVar
 
 from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
-from deeplambda.errors import BadInput, NotReady
+from deeplambda.errors import BadInput, Overloaded
+from deeplambda.service.cooperative_worker import result_of
 
 ROOM_BYTES = 8 * BODY_LIMIT_BYTES
-"""For all bodies that are in memory at one time; a request beyond it is answered 503 with Retry-After."""
-LARGE_BYTES = 1024 * 1024
-"""A larger body is worked on only while no other large one is: parsed JSON takes up to 25 times its text."""
+"""For all bodies that are in memory at one time; a request beyond it is answered 429 with Retry-After."""
+LARGE_BYTES = 64 * 1024
+"""What takes the loop longer than a few milliseconds to parse, and so has a thread for it."""
 _PIECE_BYTES = 1024 * 1024
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS, "identity": 0}
+_aside = ThreadPoolExecutor(1, thread_name_prefix="large")
+
+T = TypeVar("T")
 
 
 class BodyReader:
@@ -24,14 +34,13 @@ class BodyReader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken_bytes = 0
-        self._large = threading.Lock()
 
     @contextmanager
     def body(self, request: Request, *media_types: str) -> Iterator[bytes]:
         """The request's body; its memory counts as free when the block ends, so nothing may use it after that.
 
         media_types: those that the route accepts; a body without a media type is accepted too.
-        Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, NotReady without room.
+        Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, Overloaded without room.
         """
         _check_type(request, media_types)
         if request.content_length is not None and request.content_length > BODY_LIMIT_BYTES:
@@ -41,9 +50,11 @@ class BodyReader:
             for piece in _pieces(request):
                 pieces.append(piece)
                 self._take(len(piece))
-            size_bytes = sum(map(len, pieces))
-            with self._large if size_bytes > LARGE_BYTES else nullcontext():
-                yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if (coding := request.headers.get("Content-Encoding", "identity")) != "identity":
+                inflated = aside(lambda: _inflated(b"".join(pieces), coding))
+                received, pieces = pieces, [inflated]
+                self._take(len(inflated) - sum(map(len, received)))
+            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
             self._take(-sum(map(len, pieces)))
 
@@ -51,7 +62,7 @@ class BodyReader:
         with self._lock:
             self._taken_bytes += size_bytes
             if size_bytes > 0 and self._taken_bytes > ROOM_BYTES:
-                raise NotReady("the service is reading as many requests as it has room for", "try again shortly")
+                raise Overloaded("the service has as many requests in memory as it has room for", "try again shortly")
 
 
 def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
@@ -59,10 +70,32 @@ def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
         raise UnsupportedMediaType(
             f"media type {request.mimetype!r} is not taken here; send Content-Type: {' or '.join(media_types)}"
         )
-    if request.headers.get("Content-Encoding", "identity") != "identity":
+    if request.headers.get("Content-Encoding", "gzip") not in _WINDOW_BITS:
         raise UnsupportedMediaType(
-            f"Content-Encoding {request.headers['Content-Encoding']!r} is not taken; send the body uncompressed"
+            f"Content-Encoding {request.headers['Content-Encoding'][:40]!r} is not taken; "
+            f"send one of {', '.join(_WINDOW_BITS)}, or the body uncompressed"
         )
+
+
+def aside(call: Callable[[], T], size_bytes: int = LARGE_BYTES) -> T:
+    """What `call` gives; where it works on much, in a thread of its own, so that the loop goes on.
+
+    That thread does one such thing at a time: parsed JSON takes up to 25 times its text, and quicker it would not be.
+    """
+    return call() if size_bytes < LARGE_BYTES else result_of(_aside.submit(call))
+
+
+def _inflated(content: bytes, coding: str) -> bytes:
+    inflater = zlib.decompressobj(_WINDOW_BITS[coding])
+    try:
+        inflated = inflater.decompress(content, BODY_LIMIT_BYTES + 1)
+    except zlib.error as exc:
+        raise BadInput(f"the body is not {coding}: {exc}", "compress all of it") from exc
+    if len(inflated) > BODY_LIMIT_BYTES:
+        raise _too_large()
+    if not inflater.eof:
+        raise BadInput(f"the {coding} body is cut off", "send all of it")
+    return inflated
 
 
 def _pieces(request: Request) -> Iterator[bytes]:

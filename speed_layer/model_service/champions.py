@@ -8,9 +8,11 @@ If step 2 fails, the previous model stays in place, the metadata gives the reaso
 """
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -21,7 +23,7 @@ from deeplambda.adapters.kafka import consumer, kafka_errors
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
-from deeplambda.errors import CorruptObject, DeepLambdaError
+from deeplambda.errors import CorruptObject, DeepLambdaError, NotReady
 from deeplambda.features import chosen, zero_features
 from deeplambda.objective import Classification
 from deeplambda.records import topics
@@ -29,11 +31,13 @@ from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import ModelPromoted
 from deeplambda.state.card import Card, fetch_card
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
+from speed_layer.model_service.devices import chosen_device
 from speed_layer.model_service.fast_path import FastPath, fast_path
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+HEAR_EVERY_S = 10.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
 
 
@@ -74,7 +78,7 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
     trial = kept.features if kept else zero_features(card.features)
     objective = application.objective
     decides = type(objective) is Classification and objective.threshold is None
-    path = fast_path(model, trial, name=name, decides=decides)
+    path = fast_path(model, trial, name=name, decides=decides, device=chosen_device(settings.device))
     if kept:
         kept.check_features(featurizer.features, name)
         kept.check_outputs(path.exactly, name)
@@ -104,17 +108,39 @@ class ChampionWatch:
         self._pending: ModelPromoted | None = None
         self._promoted = self._caught_up = False
         self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
+        self._heard_at = time.monotonic()
+        self._newest: ModelPromoted | None = None
+        self._is_wanted = True
+        self._orders: queue.SimpleQueue[tuple[bool, Future[None]]] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"champion-{name}", daemon=True)
 
     @property
     def is_ready(self) -> bool:
         """Whether the champion serves, or the whole topic has been read and names none."""
-        return self.current is not None or (self._caught_up and not self._promoted)
+        return self.current is not None or not self._is_wanted or (self._caught_up and not self._promoted)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long Kafka has not answered what the champions topic holds."""
+        return time.monotonic() - self._heard_at
 
     def start(self) -> None:
         """Begin to follow the topic."""
         self._thread.start()
+
+    def load(self) -> "Future[None]":
+        """Take up the newest champion, now; done once it serves, or failed with the reason why it does not."""
+        return self._order(wanted=True)
+
+    def unload(self) -> "Future[None]":
+        """Serve none until `load`; requests in progress are still answered."""
+        return self._order(wanted=False)
+
+    def _order(self, *, wanted: bool) -> "Future[None]":
+        done: Future[None] = Future()
+        self._orders.put((wanted, done))
+        return done
 
     def stop(self) -> None:
         """Stop following the topic; waits up to 2 s for the thread, which a load in progress may outlive."""
@@ -129,6 +155,7 @@ class ChampionWatch:
                     delay_s, self.error = FIRST_RETRY_S, None
                     with kafka_errors(self._settings):
                         ends = reader.end_offsets(reader.assignment())
+                    self._heard_at = time.monotonic()
                     while not self._stopped.is_set():
                         with kafka_errors(self._settings):
                             batches = reader.poll(timeout_ms=int(POLL_S * 1000))
@@ -137,7 +164,12 @@ class ChampionWatch:
                         if not self._caught_up:
                             with kafka_errors(self._settings):
                                 self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
+                        if self.silent_s > HEAR_EVERY_S:  # where no broker is, a poll finds nothing as well
+                            with kafka_errors(self._settings):
+                                reader.end_offsets(reader.assignment())
+                            self._heard_at = time.monotonic()
                         self._load_pending()
+                        self._follow_orders()
             except Exception as exc:  # whatever it is: without this thread the application would never swap again
                 if not isinstance(exc, (DeepLambdaError, KafkaError)):
                     log.exception("%s: following champions failed", self.name)
@@ -154,13 +186,14 @@ class ChampionWatch:
         except ValidationError as exc:
             self._report_failure(f"a record of {topics.CHAMPIONS!r} is not a promotion: {exc.errors()[0]['msg']}")
             return
-        self._pending, self._retry_s, self._retry_at = promotion, FIRST_RETRY_S, 0.0
+        self._newest = self._pending = promotion
+        self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
         self._promoted = True
 
     def _load_pending(self) -> None:
         """Load the champion of the newest promotion read, unless it is in place already."""
         promotion = self._pending
-        if promotion is None or time.monotonic() < self._retry_at:
+        if promotion is None or not self._is_wanted or time.monotonic() < self._retry_at:
             return
         current = self.current
         if current and (current.card.version, current.card.weights_sha256) == (
@@ -188,6 +221,21 @@ class ChampionWatch:
             took_s = time.monotonic() - begun
             log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, promotion.version, champion.path.variant, took_s)
             self._on_swap(champion)
+
+    def _follow_orders(self) -> None:
+        """Load or unload as operators have asked meanwhile."""
+        while not self._orders.empty():
+            self._is_wanted, done = self._orders.get()
+            if not self._is_wanted:
+                self.current, self.error = None, "an operator has unloaded it"
+                done.set_result(None)
+                continue
+            self._pending, self._retry_at = self._newest, 0.0
+            self._load_pending()
+            if self.current is None or self.error:
+                done.set_exception(NotReady(self.error or f"{self.name!r} has no champion", "promote a version"))
+            else:
+                done.set_result(None)
 
     def _report_failure(self, reason: str) -> None:
         log.error(

@@ -8,14 +8,11 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from deeplambda.application import Event, payload_batch
+from deeplambda.application import Event
 from deeplambda.clock import now
 from deeplambda.errors import BadInput, InvalidEvent
-from deeplambda.features import Features
 from deeplambda.objective import Predictions
-from deeplambda.records.admission import unstorable
 from deeplambda.records.decoding import Reason, RefusedEvent, decode_event
-from deeplambda.records.featurizer import Featurizer
 
 
 def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> list[Event]:
@@ -42,20 +39,6 @@ def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> l
                 raise RequestEntityTooLarge(f"instance {i}: {exc}") from exc
             raise InvalidEvent(f"instance {i}: {exc.message}", exc.remedy) from exc
     return events
-
-
-def features_of(featurizer: Featurizer, events: list[Event]) -> Features:
-    """The application's features of N events. Raises: InvalidEvent that names the first that has none."""
-    schema = featurizer.application.event
-    refused: dict[int, BadInput] = dict(unstorable(schema, events))
-    found = None if refused else featurizer.isolated(payload_batch(schema, events))
-    if found is not None:
-        refused = dict(found.refused)
-    if refused:
-        first = min(refused)
-        raise InvalidEvent(f"instance {first}: {refused[first].message}", refused[first].remedy)
-    assert found is not None
-    return found.features
 
 
 def encode_predictions(events: list[Event], version: int, predictions: Predictions) -> bytes:

@@ -12,6 +12,7 @@ from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.service.metrics import MetricPublisher
+from speed_layer.model_service.statistics import PassTimes, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class ServiceMetrics:
 
     def __init__(self, applications: tuple[str, ...]) -> None:
         self.registry = CollectorRegistry()
+        self.statistics = Statistics()
         prefix = "deeplambda_model_service"
         self._requests = Counter(
             f"{prefix}_requests", "Requests answered", ["route", "method", "status"], registry=self.registry
@@ -56,6 +58,10 @@ class ServiceMetrics:
         )
         self._batch_rows = Histogram(
             f"{prefix}_batch_rows", "Rows of a request", ["application"], buckets=_BATCH_BUCKETS_ROWS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._pass_rows = Histogram(
+            f"{prefix}_pass_rows", "Rows of a pass through the model", ["application"], buckets=_BATCH_BUCKETS_ROWS[:7],
             registry=self.registry,
         )  # fmt: skip
         self._version = Gauge(
@@ -85,12 +91,20 @@ class ServiceMetrics:
                 if len(window.latencies_ms) < _KEPT_LATENCIES:
                     window.latencies_ms.append(took_s * 1000)
 
-    def scored(self, application: str, version: int, rows: int) -> None:
-        """Count the rows of a request that the model has scored."""
+    def scored(self, application: str, version: int, rows: int, *, took_s: float, succeeded: bool) -> None:
+        """Count a request that was queued for the model, and its rows if the model has scored them."""
+        self.statistics.answered(application, version, took_s, succeeded=succeeded)
+        if not succeeded:
+            return
         self._predictions.labels(application, str(version)).inc(rows)
         self._batch_rows.labels(application).observe(rows)
         with self._lock:
             self._windows[application].predictions += rows
+
+    def passed(self, times: PassTimes) -> None:
+        """Count a pass through the model, which requests in flight have shared."""
+        self._pass_rows.labels(times.application).observe(times.rows)
+        self.statistics.passed(times)
 
     def swapped(self, application: str, version: int) -> None:
         """Count a swap to `version`; a `ChampionWatch` calls this."""

@@ -7,7 +7,7 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md; Trito
 Legend: N rows, … one row's shape.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,20 +19,32 @@ from pydantic_core import from_json, to_json
 from deeplambda.adapters.model_service import DATATYPES
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.features import Features, Specification, Tensor
-from deeplambda.objective import Predictions
+from speed_layer.model_service.jobs import Scored
 
 OUTPUTS, PREDICTION, CONFIDENCE = "outputs", "prediction", "confidence"
+PASS_LIMIT_ROWS = 2**31 - 1
+"""A request may have any number of rows that fit into its body; a configuration has to name one."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _DATATYPES = {OUTPUTS: "FP32", PREDICTION: "BYTES", CONFIDENCE: "FP64"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferRequest:
-    """A checked request. features: finite, by name, of shape (N, …), read-only. outputs: (name, as binary?)."""
+    """A checked request. features: finite, by name, of shape (N, …), read-only. outputs: (name, as binary?).
+
+    likeliest: how many classes to name in place of the raw outputs; 0: these. timeout_us: Triton's, None without one.
+    """
 
     id: str | None
     features: Features
     outputs: tuple[tuple[str, bool], ...]
+    likeliest: int = 0
+    timeout_us: int | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it asks for more than raw outputs."""
+        return any(name != OUTPUTS for name, _ in self.outputs)
 
 
 def decode_request(body: bytes, header_length: str | None, wanted: Specification) -> InferRequest:
@@ -72,7 +84,13 @@ def decode_request(body: bytes, header_length: str | None, wanted: Specification
     identity = request.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BadInput(f"'id' is {_short(identity)}", "send 'id' as a string")
-    return InferRequest(id=identity, features=features, outputs=_requested(request))
+    return InferRequest(
+        id=identity,
+        features=features,
+        outputs=_requested(request),
+        likeliest=_likeliest(request),
+        timeout_us=_count(request, "timeout", 10**12),
+    )
 
 
 def _shape(name: str, described: dict[str, Any], wanted: Tensor) -> list[int]:
@@ -210,6 +228,22 @@ def _flag(of: dict[str, Any], name: str, *, default: bool) -> bool:
     return value
 
 
+def _likeliest(request: dict[str, Any]) -> int:
+    asked = {output["name"]: _count(output, "classification", 2**31) or 0 for output in request.get("outputs") or ()}
+    if others := [name for name, count in asked.items() if count and name != OUTPUTS]:
+        raise BadInput(f"'classification' of output {others[0]!r}", f"only {OUTPUTS!r} has classes")
+    return asked.get(OUTPUTS, 0)
+
+
+def _count(of: dict[str, Any], name: str, limit: int) -> int | None:
+    value = _parameters(of).get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise BadInput(f"parameter '{name}' is {_short(value)}", f"send a whole number from 0 to {limit - 1}")
+    return value
+
+
 def _short(value: Any) -> str:
     text = to_json(value).decode()
     return text if len(text) <= 80 else f"{text[:77]}…"
@@ -220,19 +254,22 @@ def encode_response(
     *,
     model: str,
     version: int,
-    outputs: NDArray[np.float32],
-    decode: Callable[[NDArray[np.float32]], Predictions],
+    scored: Scored,
+    classes: Sequence[str] = (),
 ) -> tuple[bytes, Mapping[str, str]]:
-    """Body and headers of a reply. outputs: raw ones of N rows; `decode` runs only if its result is asked for."""
-    decoded = decode(outputs) if any(name != OUTPUTS for name, _ in request.outputs) else None
+    """Body and headers of a reply. scored: with predictions if any are asked for. classes: names of the outputs."""
+    decoded = scored.predictions
     tensors: list[dict[str, Any]] = []
     tensor_chunks: list[bytes] = []
     for name, binary in request.outputs:
         if name == OUTPUTS or decoded is None:
-            array: NDArray[Any] = outputs
+            array: NDArray[Any] = (
+                _classified(scored.outputs, request.likeliest, classes) if request.likeliest else scored.outputs
+            )
         else:
             array = np.array(decoded.values, dtype=object) if name == PREDICTION else decoded.confidence_N
-        tensor: dict[str, Any] = {"name": name, "datatype": _DATATYPES[name], "shape": list(array.shape)}
+        datatype = "BYTES" if array.dtype == object else _DATATYPES[name]
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary:
             tensor_chunks.append(_raw(array))
             tensor["parameters"] = {"binary_data_size": len(tensor_chunks[-1])}
@@ -253,8 +290,42 @@ def _raw(array: NDArray[Any]) -> bytes:
     """A tensor's bytes: little-endian numbers in row order; each string after its length as 4 bytes."""
     if array.dtype != object:
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    texts = [str(value).encode() for value in array]
+    texts = [str(value).encode() for value in array.ravel()]
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+
+
+def _classified(outputs: NDArray[np.float32], likeliest: int, classes: Sequence[str]) -> NDArray[Any]:
+    """Triton's classification extension: `value:index:name` of the largest outputs, (N, likeliest)."""
+    if outputs.ndim != 2:
+        raise BadInput("this model has one output for each row, and no classes", "send no 'classification'")
+    best_NK = np.argsort(-outputs, axis=1, kind="stable")[:, :likeliest]
+    named = [
+        [f"{row[i]:f}:{i}" + (f":{classes[i]}" if i < len(classes) else "") for i in best]
+        for row, best in zip(outputs, best_NK, strict=True)
+    ]
+    return np.array(named, dtype=object)
+
+
+def configuration(model: str, features: Specification, output_shape: Sequence[int], best_rows: int) -> dict[str, Any]:
+    """The model as Triton's model configuration describes one; what it says of batches is how requests share passes."""
+    outputs: dict[str, tuple[str, Sequence[int]]] = {
+        name: (datatype, output_shape if name == OUTPUTS else ()) for name, datatype in _DATATYPES.items()
+    }
+    return {
+        "name": model,
+        "platform": "pytorch",
+        "backend": "deeplambda",
+        "max_batch_size": PASS_LIMIT_ROWS,
+        "input": [_configured(name, DATATYPES[tensor.dtype], tensor.shape) for name, tensor in features.items()],
+        "output": [_configured(name, datatype, shape) for name, (datatype, shape) in outputs.items()],
+        "dynamic_batching": {"preferred_batch_size": [best_rows], "max_queue_delay_microseconds": 0},
+    }
+
+
+def _configured(name: str, datatype: str, shape: Sequence[int]) -> dict[str, Any]:
+    kind = f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}"
+    scalar: dict[str, Any] = {} if shape else {"reshape": {"shape": []}}  # a configuration has no empty dims
+    return {"name": name, "data_type": kind, "dims": list(shape) or [1], **scalar}
 
 
 def metadata(model: str, version: int, features: Specification, output_shape: Sequence[int]) -> dict[str, Any]:

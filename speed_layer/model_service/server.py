@@ -1,13 +1,13 @@
-"""gunicorn around the Flask application: one process with many threads.
+"""gunicorn around the Flask application: one process, in which one thread serves connections and others compute.
 
 One process, because each holds PyTorch and the models; PyTorch computes without the interpreter's lock, so threads use
-all cores. Many threads, because a slow client holds one while its request arrives; passes through the model are
-limited elsewhere. One PyTorch thread for each pass: with two requests at a time that is as quick, and beside other
+all cores. One PyTorch thread for each pass: with two requests at a time that is as quick, and beside other
 busy processes it is many times quicker than threads which wait for one another. `OMP_NUM_THREADS` asks for more.
 """
 
 import logging
 import os
+import resource
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from speed_layer.model_service.champions import ChampionWatch
     from speed_layer.model_service.metrics import Reporter
 
-THREADS = 64
+CONNECTIONS = 4096
+"""At a time; each takes some 20 kB. Past it, clients wait to be accepted."""
 KEEP_ALIVE_S = 75
 STOP_WITHIN_S = 20
 
@@ -40,9 +41,9 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         """Set gunicorn's options; gunicorn calls this when the application is constructed."""
         options: dict[str, Any] = {
             "bind": self._settings.listening_on(self._settings.model_url),
-            "worker_class": "deeplambda.service.http_worker.BoundedWorker",
+            "worker_class": "deeplambda.service.cooperative_worker.CooperativeWorker",
             "workers": 1,
-            "threads": THREADS,
+            "worker_connections": CONNECTIONS,
             "keepalive": KEEP_ALIVE_S,
             "graceful_timeout": STOP_WITHIN_S,
             "control_socket_disable": True,
@@ -53,6 +54,8 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def load(self) -> Any:
         """The WSGI application; gunicorn calls this in the worker process, so the parent never holds PyTorch."""
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file; 1024 is a usual limit
         app, self._background = start_service(self._settings)
         return app
 
@@ -68,8 +71,10 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Re
 
     from speed_layer.model_service.champions import Champion, ChampionWatch
     from speed_layer.model_service.metrics import Reporter, ServiceMetrics
-    from speed_layer.model_service.web import Champions, create_app
+    from speed_layer.model_service.serving import Champions
+    from speed_layer.model_service.web import create_app
 
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is what variants are compared with
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.getLogger("kafka").setLevel(logging.ERROR)
     logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it logs each attempt to reach a broker that is down

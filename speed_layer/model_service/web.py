@@ -1,71 +1,33 @@
 """The model service's routes: the Open Inference Protocol v2, the simple protocol v1, health, metrics."""
 
-import os
-import threading
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.metadata import version as installed_version
 from typing import Any
 
-import numpy as np
 from flask import Flask, Response, g, request
-from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
-from werkzeug.exceptions import NotFound
 
-from deeplambda.adapters.model_service import FEATURIZER_HEADER
+from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.config import Settings
-from deeplambda.errors import Conflict, InvalidEvent, NotReady, UnknownApplication
-from deeplambda.features import Features, chosen, row_count
-from deeplambda.records.answers import answers, finite
-from deeplambda.records.featurizer import said
-from deeplambda.records.isolation import halved
+from deeplambda.errors import BadInput, Conflict
 from deeplambda.service import problems
+from deeplambda.service.cooperative_worker import result_of
 from speed_layer.model_service import oip
-from speed_layer.model_service.bodies import BodyReader
+from speed_layer.model_service.bodies import BodyReader, aside
 from speed_layer.model_service.champions import Champion, ChampionWatch
-from speed_layer.model_service.fast_path import FastPath
-from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
+from speed_layer.model_service.devices import cpu_share
+from speed_layer.model_service.extensions import NAMES, extensions
+from speed_layer.model_service.instances import decode_instances, encode_predictions
+from speed_layer.model_service.jobs import Job, Scored
 from speed_layer.model_service.metrics import ServiceMetrics
+from speed_layer.model_service.passes import Passes
+from speed_layer.model_service.serving import Champions, check_fresh, no_champion
+from speed_layer.model_service.turns import Turns
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
-_SEEN_VALUES = "send values like those that it was trained on"
 _JSON = {"Content-Type": "application/json"}
-
-
-class Champions:
-    """The champions of all applications, by name."""
-
-    def __init__(self, watches: Mapping[str, ChampionWatch]) -> None:
-        self.watches = watches
-
-    def watch(self, name: str) -> ChampionWatch:
-        """Raises: UnknownApplication."""
-        if name not in self.watches:
-            raise UnknownApplication(f"no model {name!r}", f"this service serves: {', '.join(self.watches)}")
-        return self.watches[name]
-
-    def serving(self, name: str, version: str | None) -> Champion:
-        """The champion of `name`, which has to be `version` if one is given.
-
-        Raises: UnknownApplication, NotFound for another version, NotReady before the first champion.
-        """
-        watch = self.watch(name)
-        champion = watch.current
-        if champion is None:
-            raise no_champion(watch)
-        if version is not None and version != str(champion.card.version):
-            raise NotFound(f"version {version} of {name!r} does not serve; version {champion.card.version} does")
-        return champion
-
-
-def no_champion(*watches: ChampionWatch) -> NotReady:
-    """The error for requests to applications without a champion; it gives each one's reason."""
-    reasons = [f"{watch.name!r} has no champion yet" + (f": {watch.error}" if watch.error else "") for watch in watches]
-    return NotReady(
-        "; ".join(reasons), f"if none was promoted, train one and run 'deeplambda model promote {watches[0].name}'"
-    )
 
 
 class OtherFeaturizer(Conflict):
@@ -86,24 +48,18 @@ def check_featurizer(given: str | None, champion: Champion) -> None:
         raise OtherFeaturizer(given, champion)
 
 
-def finite_outputs(path: FastPath, features: Features) -> NDArray[np.float32]:
-    """Outputs of N rows. Raises: InvalidEvent that names the first row that the model fails on."""
+def deadline(timeout_us: int | None = None) -> float:
+    """`time.monotonic()` by which the request's answer has to be there, as its header says, or its parameter.
 
-    def attempt(rows: slice) -> NDArray[np.float32]:
-        try:
-            return path(chosen(features, rows))
-        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
-            raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
-
-    found = halved(attempt, row_count(features), InvalidEvent)
-    if found.refused:
-        first = min(found.refused)
-        raise InvalidEvent(f"row {first}: {found.refused[first].message}", _SEEN_VALUES)
-    outputs = np.concatenate([piece for _, piece in found.pieces])
-    if not (finite_N := finite(outputs)).all():
-        row = int(np.flatnonzero(~finite_N)[0])
-        raise InvalidEvent(f"row {row}: the model's outputs are not finite", _SEEN_VALUES)
-    return outputs
+    Raises: BadInput.
+    """
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return g.begun + timeout_us / 1e6 if timeout_us else float("inf")
+    if not (given.isascii() and given.isdecimal() and 0 < len(given) < 10):
+        raise BadInput(f"header {TIMEOUT_HEADER} is {given[:40]!r}", "send a whole number of milliseconds")
+    begun: float = g.begun
+    return begun + int(given) / 1000
 
 
 def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics) -> Flask:
@@ -112,18 +68,33 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     app.json.sort_keys = False  # type: ignore[attr-defined]
     problems.register(app)
     app.register_error_handler(OtherFeaturizer, _other_featurizer)
+    app.register_blueprint(extensions(settings, champions, metrics.statistics))
     bodies = BodyReader()
-    passes = threading.BoundedSemaphore(os.cpu_count() or 1)  # more at a time would only slow one another down
+    turns = Turns(cpu_share())
+    passes = {name: Passes(name, turns, metrics.passed) for name in champions.watches}
 
-    def score(name: str, champion: Champion, features: Features) -> NDArray[np.float32]:
-        with metrics.in_progress.track_inprogress(), passes:
-            outputs = finite_outputs(champion.path, features)
-        metrics.scored(name, champion.card.version, row_count(features))
-        return outputs
+    def score(name: str, job: Job) -> Scored:
+        with metrics.in_progress.track_inprogress():
+            passes[name].submit(job)
+            begun, scored = time.monotonic(), None
+            try:
+                scored = result_of(job.scored, job.left_s)
+            except TimeoutError as exc:
+                job.scored.cancel()
+                raise job.too_late from exc
+            finally:
+                metrics.scored(
+                    name,
+                    job.champion.card.version,
+                    job.count,
+                    took_s=time.monotonic() - begun,
+                    succeeded=scored is not None,
+                )
+        return scored
 
     @app.before_request
     def begin() -> None:
-        g.begun = time.perf_counter()
+        g.begun = time.monotonic()
 
     @app.after_request
     def end(response: Response) -> Response:
@@ -133,7 +104,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             route,
             request.method,
             response.status_code,
-            time.perf_counter() - g.begun,
+            time.monotonic() - g.begun,
             name if name in champions.watches else None,
         )
         if response.status_code >= 400 and request.path.startswith("/v2"):
@@ -143,7 +114,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     @app.get("/v2")
     def server() -> Answer:
         return _json({"name": "deeplambda", "version": installed_version("deeplambda"),
-                      "extensions": ["binary_tensor_data"]})  # fmt: skip
+                      "extensions": NAMES})  # fmt: skip
 
     @app.get("/v2/health/live")
     def live() -> Answer:
@@ -154,6 +125,8 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         waiting = [watch for watch in champions.watches.values() if not watch.is_ready]
         if waiting:
             raise no_champion(*waiting)
+        for watch in champions.watches.values():
+            check_fresh(settings, watch)
         return _json({"ready": True})
 
     @app.get("/v2/models/<name>")
@@ -167,7 +140,9 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     @app.get("/v2/models/<name>/ready")
     @app.get("/v2/models/<name>/versions/<version>/ready")
     def model_ready(name: str, version: str | None = None) -> Answer:
-        return _json({"name": name, "ready": True}, champions.serving(name, version))
+        champion = champions.serving(name, version)
+        check_fresh(settings, champions.watch(name))
+        return _json({"name": name, "ready": True}, champion)
 
     @app.post("/v2/models/<name>/infer")
     @app.post("/v2/models/<name>/versions/<version>/infer")
@@ -175,14 +150,13 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         champion = champions.serving(name, version)
         with bodies.body(request, "application/json", "application/octet-stream") as body:
             check_featurizer(request.headers.get(FEATURIZER_HEADER), champion)
-            asked = oip.decode_request(body, request.headers.get(oip.HEADER_LENGTH), champion.card.features)
-            outputs = score(name, champion, asked.features)
+            header, wanted = request.headers.get(oip.HEADER_LENGTH), champion.card.features
+            passes[name].check_room()
+            asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
+            scored = score(name, Job(champion, asked.features, decodes=asked.decodes, until=deadline(asked.timeout_us)))
+        classes = getattr(champion.application.objective, "classes", ())
         reply, headers = oip.encode_response(
-            asked,
-            model=name,
-            version=champion.card.version,
-            outputs=outputs,
-            decode=lambda found: answers(champion.application.objective, found).all(),
+            asked, model=name, version=champion.card.version, scored=scored, classes=classes
         )
         return reply, {**headers, **_version(champion)}
 
@@ -208,9 +182,13 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         champion = champions.serving(name, None)
         application = champion.application
         with bodies.body(request, "application/json") as body:
-            events = decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes)
-        outputs = score(name, champion, features_of(champion.featurizer, events))
-        reply = encode_predictions(events, champion.card.version, answers(application.objective, outputs).all())
+            passes[name].check_room()
+            events = aside(
+                lambda: decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes), len(body)
+            )
+        scored = score(name, Job(champion, events, until=deadline()))
+        assert scored.predictions is not None
+        reply = encode_predictions(events, champion.card.version, scored.predictions)
         return reply, {**_JSON, **_version(champion)}
 
     @app.get("/metrics")

@@ -8,21 +8,20 @@ recognise its events by their ids.
 import threading
 from functools import cache
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from deeplambda.adapters.kafka import spark_options
-from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
 from deeplambda.service.checkpoints import starting_offsets
 from deeplambda.service.logs import log_to_stderr
+from deeplambda.service.stream_session import EVENT_SOURCE, stream_session
 from deeplambda.service.streams import Stream, run_streams
+from speed_layer.stream.costs import FIRST_ROWS
 from speed_layer.stream.routing import Router
-from speed_layer.stream.scoring import scoring
 
-BATCH_LIMIT_ROWS = 20_000
 _ONE_SERVER = threading.Lock()
 """`foreachBatch` starts Python's callback server unless it runs; two threads at once would start two."""
 
@@ -32,30 +31,45 @@ def scoring_stream(spark: SparkSession, settings: Settings, name: str) -> Stream
 
     @cache
     def router() -> Router:  # made once, by the first start that reaches Kafka: it keeps connections
-        return Router(settings, topics.events(name), scoring(settings, name))
+        return Router(settings, name, topics.events(name))
 
-    return Stream(name, lambda: start_stream(spark, settings, name, router()))
+    return Stream(
+        name, topics.events(name), lambda: start_stream(spark, settings, name, router()), lambda: router().hops_ms
+    )
 
 
 def start_stream(spark: SparkSession, settings: Settings, name: str, router: Router) -> StreamingQuery:
     """Start scoring one application's events, or resume it from the checkpoint; `run_streams` calls this."""
     checkpoint = f"{settings.checkpoints}/stream/{name}"
     starts = starting_offsets(spark, settings, Reader(name, "stream", topics.events(name)), checkpoint)
-    events = (
-        spark.readStream.format("kafka")
+    with _ONE_SERVER:
+        writer = events(spark, settings, topics.events(name), starts).writeStream.foreachBatch(router)
+    return writer.queryName(f"predict {name}").option("checkpointLocation", checkpoint).start()
+
+
+def events(spark: SparkSession, settings: Settings, topic: str, starts: str) -> DataFrame:
+    """A topic as `Router` takes it. starts: `startingOffsets` of Spark's Kafka source."""
+    return (
+        spark.readStream.format(EVENT_SOURCE)
         .options(**spark_options(settings))
-        .option("kafka.max.partition.fetch.bytes", str(topics.RECORD_LIMIT_BYTES))
-        .option("subscribe", topics.events(name))
+        .option("subscribe", topic)
         .option("startingOffsets", starts)
         .option("failOnDataLoss", "true")
-        .option("maxOffsetsPerTrigger", BATCH_LIMIT_ROWS)
+        .option("maxOffsetsPerTrigger", FIRST_ROWS)  # the router says how many from its first batch on
+        .option("minPartitions", spark.sparkContext.defaultParallelism)
         .load()
         .select("key", "value", "topic", "partition", "offset", "timestamp")
     )
-    with _ONE_SERVER:
-        writer = events.writeStream.foreachBatch(router)
-    router.query = writer.queryName(f"predict {name}").option("checkpointLocation", checkpoint).start()
-    return router.query
+
+
+def session(settings: Settings) -> SparkSession:
+    """The stream's Spark session. A worker holds an Arrow batch at once, whichever of its two bounds it meets first."""
+    conf = {
+        "spark.driver.memory": "512m",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
+        "spark.sql.execution.arrow.maxBytesPerBatch": "16m",
+    }
+    return stream_session(settings, "stream", conf)
 
 
 def warm_up(spark: SparkSession) -> None:
@@ -68,8 +82,7 @@ def main() -> None:
     """Run until SIGTERM."""
     log_to_stderr()
     settings = load_settings()
-    conf = {"spark.driver.memory": "512m", "spark.sql.execution.arrow.maxRecordsPerBatch": "2000"}
-    spark = spark_session(settings, "stream", conf)
+    spark = session(settings)
     warm_up(spark)
     streams = [scoring_stream(spark, settings, name) for name in settings.applications]
     run_streams(spark, settings, layer="speed", part="stream", streams=streams)

@@ -1,59 +1,94 @@
 """Where a micro-batch is scored: a small one by the driver itself, a large one by Spark's workers.
 
 A task that crosses from the JVM to a Python worker costs 200 ms and more on two cores, whatever its size; the model
-call within it takes 15 ms. So a batch that one process scores in less than that stays in the driver, and a backlog is
-divided among all workers. Both run the same function.
+call within it takes 15 ms. So a batch that one process scores in less than that stays in the driver, which reads its
+records from Kafka itself, a few MiB at a time; a backlog is divided among all workers. Both run the same code.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-import pyarrow as pa
 from pydantic_core import from_json
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
-from pyspark.sql.streaming.query import StreamingQuery
 
-from deeplambda.adapters.kafka import Publisher, consumer, kafka_errors, spark_options
+from deeplambda.adapters.kafka import Publisher, spark_options
+from deeplambda.adapters.kafka_ranges import RangeReader, Row
 from deeplambda.config import Settings
+from deeplambda.errors import NotReady
 from deeplambda.records import topics
-from speed_layer.stream.scoring import RECORDS
+from speed_layer.stream.costs import FIRST_ROWS, Costs, next_limit
+from speed_layer.stream.scoring import RECORDS, Scorer, scoring
 
-DRIVER_ROWS = 1_000
-"""At about 50 µs for each event, what the driver scores in the time that a hand-over to a worker takes."""
+DRIVER_BYTES = 32 * 1024 * 1024
+"""What the driver takes of large events at most, by the size of the first ones: workers decode them side by side."""
 
-Score = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+Ranges = Mapping[int, tuple[int, int]]
+"""By partition, the first offset and the one after the last."""
 
 
 class Router:
     """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it.
 
-    Spark calls it on the driver for each micro-batch. query: set by `start_stream`, read for the stream's progress.
+    Spark calls it on the driver for each micro-batch of a stream that reads `topic` by `EventSource`.
+    hops_ms: where the time of the last one went that the driver has scored; of the workers it is not known.
     """
 
-    def __init__(self, settings: Settings, topic: str, score: Score) -> None:
-        self._settings = settings
-        self._topic = topic
-        self._score = score
+    def __init__(self, settings: Settings, name: str, topic: str) -> None:
+        self._settings, self._name, self._topic = settings, name, topic
+        self._scorer = Scorer(settings, name)
         self._publisher = Publisher(settings)  # its own: a flush must wait for this batch's records
-        self._positions = consumer(settings, topic)
-        self.query: StreamingQuery | None = None
+        self._reader = RangeReader(settings, topic)
+        self._costs, self._limit = Costs(), FIRST_ROWS
+        self.hops_ms: Mapping[str, float] = {}
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        backlog_rows = self._backlog_rows()
-        if backlog_rows is not None and backlog_rows <= DRIVER_ROWS:
-            self._in_driver(batch)
+        source = batch.sparkSession._jvm.deeplambda.spark.EventSource
+        planned = source.batch(self._topic)
+        if planned is None:
+            raise NotReady(f"what the micro-batch {batch_id} of {self._topic} holds is not known", "it is tried again")
+        ranges = ranges_of(planned)
+        rows = sum(end - first for first, end in ranges.values())
+        started_s = time.perf_counter()
+        if self._costs.favour_driver(rows) and self._in_driver(ranges, rows):
+            took_s = time.perf_counter() - started_s
+            self._costs.driver_took(rows, took_s)
         else:
             self._on_workers(batch)
+            took_s = time.perf_counter() - started_s
+            self._costs.workers_took(rows, took_s)
+        limit = next_limit(self._limit, rows, took_s)
+        if limit != self._limit:
+            self._limit = limit
+            limits = batch.sparkSession._jvm.org.apache.spark.sql.connector.read.streaming.ReadLimit
+            source.limit(self._topic, limits.maxRows(limit))
 
-    def _in_driver(self, batch: DataFrame) -> None:
-        for records in self._score(iter(batch.toArrow().to_batches())):
-            for topic, key, value in zip(*(column.to_pylist() for column in records.columns), strict=True):
+    def _in_driver(self, ranges: Ranges, rows: int) -> bool:
+        """Score the batch here; False, with nothing done, when its events are large."""
+        hops_ms = self._scorer.hops_ms = Counter()
+        with _timed(hops_ms, "read"):
+            chunks = self._reader.chunks(ranges)
+            chunk = next(chunks, [])
+        if _mean_bytes(chunk) * rows > DRIVER_BYTES:
+            return False
+        while chunk:
+            for topic, key, value in self._scorer.records(chunk):
                 self._publisher.send_bytes(topic, key.decode(), value)
-        self._publisher.flush()
+            with _timed(hops_ms, "read"):
+                chunk = next(chunks, [])
+        with _timed(hops_ms, "publish"):
+            self._publisher.flush()
+        self.hops_ms = hops_ms
+        return True
 
     def _on_workers(self, batch: DataFrame) -> None:
+        self.hops_ms = {}
+        slots = batch.sparkSession.sparkContext.defaultParallelism
         (
-            batch.mapInArrow(self._score, from_arrow_schema(RECORDS))
+            batch.coalesce(slots)  # a task for each partition of many would pay for as many hand-overs
+            .mapInArrow(scoring(self._settings, self._name), from_arrow_schema(RECORDS))
             .write.format("kafka")
             .options(**spark_options(self._settings))
             .option("kafka.max.request.size", str(topics.RECORD_LIMIT_BYTES))
@@ -61,19 +96,22 @@ class Router:
             .save()
         )
 
-    def _backlog_rows(self) -> int | None:
-        """Upper bound of the batch's rows: the events on Kafka past the last finished batch. None: not known."""
-        progress = self.query and self.query.lastProgress
-        finished = offsets_of(progress.json, self._topic) if progress else None
-        if not finished:
-            return None
-        with kafka_errors(self._settings):
-            self._positions.follow_partitions()
-            ends = self._positions.end_offsets(self._positions.assignment())
-        return sum(int(end) - finished.get(partition.partition, 0) for partition, end in ends.items())
+
+def ranges_of(batch_json: str) -> Ranges:
+    """What `EventSource` tells of a micro-batch, with the pieces of a partition joined."""
+    ranges: dict[int, tuple[int, int]] = {}
+    for partition, first, end in from_json(batch_json):
+        known_first, known_end = ranges.get(partition, (first, end))
+        ranges[partition] = min(first, known_first), max(end, known_end)
+    return ranges
 
 
-def offsets_of(progress_json: str, topic: str) -> Mapping[int, int]:
-    """By partition, the end offsets of a Kafka source out of the JSON of its stream's progress."""
-    end_offset = from_json(progress_json)["sources"][0]["endOffset"]
-    return {int(partition): offset for partition, offset in (end_offset or {}).get(topic, {}).items()}
+@contextmanager
+def _timed(hops_ms: Counter[str], hop: str) -> Iterator[None]:
+    started_s = time.perf_counter()
+    yield
+    hops_ms[hop] += (time.perf_counter() - started_s) * 1e3
+
+
+def _mean_bytes(rows: list[Row]) -> float:
+    return sum(len(row["value"] or b"") for row in rows) / len(rows) if rows else 0.0

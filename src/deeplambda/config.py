@@ -166,6 +166,24 @@ class Settings(BaseSettings):
         default="127.0.0.1:10000", description="HOST:PORT of the Hive gateway (HiveServer2's Thrift protocol)."
     )
     model_url: str = Field(default="http://127.0.0.1:8500", description="Base URL of the model service.")
+    device: str = Field(
+        default="auto",
+        pattern="^(auto|cpu|gpu|cuda(:[0-9]+)?)$",
+        description="What the model service runs models on: cpu, gpu, cuda:N for one of several GPUs, or auto, a GPU "
+        "where there is one. Compose builds its image for cpu or gpu by the same setting.",
+    )
+    stale_model_h: float = Field(
+        default=0,
+        ge=0,
+        description="Age in hours, since its training, from which a champion counts as stale: its readiness says 503. "
+        "0: never.",
+    )
+    stale_champions_s: float = Field(
+        default=0,
+        ge=0,
+        description="How long, in seconds, the champions topic may be silent before what a model service serves counts "
+        "as stale: its readiness says 503. 0: for ever, so that the service outlives Kafka.",
+    )
     query_url: str = Field(default="http://127.0.0.1:8600", description="Base URL of the query service.")
 
     require_tokens: bool = Field(

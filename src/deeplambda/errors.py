@@ -12,6 +12,8 @@ DeepLambdaError
 ├── Forbidden               a caller whose role may not do this
 ├── NotReady                something that is needed is not available yet; worth a retry
 │   ├── DiskFull            no space is left on a disk
+│   ├── Overloaded          a service has more to do than it can answer in time
+│   ├── DeadlinePassed      the caller's own time for an answer is over
 │   └── Overtaken           records expired before their reader came to them; a person has to give them up
 └── Conflict                another process or person holds, or has changed, what this one needs
     └── UnfitModel       a model version that must not serve
@@ -79,6 +81,19 @@ class NotReady(DeepLambdaError):
 
 class DiskFull(NotReady):
     """No space is left on a disk; what was being written is not visible."""
+
+
+class Overloaded(NotReady):
+    """A service has more to do than it can answer in time. wait_s: how long what it has will take it."""
+
+    def __init__(self, message: str, remedy: str = "", wait_s: float = 0.0) -> None:
+        super().__init__(message, remedy)
+        self.args = (message, remedy, wait_s)  # what unpickling passes to __init__
+        self.wait_s = wait_s
+
+
+class DeadlinePassed(NotReady):
+    """The time that the caller gave for an answer is over."""
 
 
 class Overtaken(NotReady):

@@ -16,7 +16,7 @@ Of a function, higher is better. Legend: N rows, C classes, L labels, K either.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,9 +52,13 @@ class _Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class _Named:
+    """combined: the metric of all rows from those of some and of the others, and how many rows these are; None for one
+    that has to see all rows at once."""
+
     of: tuple[Kind, ...]
     lower_is_better: bool
     compute: Callable[[_Judged], float]
+    combined: Callable[[Sequence[float], Sequence[int]], float] | None = None
 
 
 def _accuracy(judged: _Judged) -> float:
@@ -157,17 +161,25 @@ def _r2(judged: _Judged) -> float:
     return float(r2_score(judged.labels, judged.decided))
 
 
+def _mean(values: Sequence[float], rows: Sequence[int]) -> float:
+    return float(np.average(values, weights=rows))
+
+
+def _root_mean_square(values: Sequence[float], rows: Sequence[int]) -> float:
+    return _mean([value**2 for value in values], rows) ** 0.5
+
+
 _NAMED: Mapping[str, _Named] = {
-    "accuracy": _Named(of=("classes", "labels"), lower_is_better=False, compute=_accuracy),
+    "accuracy": _Named(of=("classes", "labels"), lower_is_better=False, compute=_accuracy, combined=_mean),
     "balanced_accuracy": _Named(of=("classes",), lower_is_better=False, compute=_balanced_accuracy),
     "f1_macro": _Named(of=("classes", "labels"), lower_is_better=False, compute=_f1_macro),
-    "log_loss": _Named(of=("classes", "labels"), lower_is_better=True, compute=_log_loss),
+    "log_loss": _Named(of=("classes", "labels"), lower_is_better=True, compute=_log_loss, combined=_mean),
     "average_precision": _Named(of=("classes", "labels"), lower_is_better=False, compute=_average_precision),
     "roc_auc": _Named(of=("classes", "labels"), lower_is_better=False, compute=_roc_auc),
-    "brier": _Named(of=("classes", "labels"), lower_is_better=True, compute=_brier),
+    "brier": _Named(of=("classes", "labels"), lower_is_better=True, compute=_brier, combined=_mean),
     "calibration_error": _Named(of=("classes",), lower_is_better=True, compute=_calibration_error),
-    "rmse": _Named(of=("numbers",), lower_is_better=True, compute=_rmse),
-    "mae": _Named(of=("numbers",), lower_is_better=True, compute=_mae),
+    "rmse": _Named(of=("numbers",), lower_is_better=True, compute=_rmse, combined=_root_mean_square),
+    "mae": _Named(of=("numbers",), lower_is_better=True, compute=_mae, combined=_mean),
     "r2": _Named(of=("numbers",), lower_is_better=False, compute=_r2),
 }
 
@@ -222,6 +234,33 @@ def measured(
         return {name: _of_function(name, application.metrics[name], labels, outputs) for name in names}
     judged = _judged(application.objective, labels, outputs)
     return {name: _NAMED[name].compute(judged) for name in names}
+
+
+def measured_by_piece(
+    application: Application, pieces: Iterable[tuple[NDArray[Any], NDArray[np.float32]]]
+) -> dict[str, float]:
+    """The same of labels and outputs that come piece by piece, none of them empty.
+
+    All pieces are held at once only where one of the metrics needs that. Raises: as `measured`.
+    """
+    names = metric_names(application)
+    named = {} if isinstance(application.metrics, Mapping) else {name: _NAMED[name].combined for name in names}
+    combined = {name: combine for name, combine in named.items() if combine is not None}
+    whole = [name for name in names if name not in combined]
+    of_pieces: list[dict[str, float]] = []
+    rows: list[int] = []
+    held: list[tuple[NDArray[Any], NDArray[np.float32]]] = []
+    for labels, outputs in pieces:
+        rows.append(len(labels))
+        if combined:
+            of_pieces.append(measured(application, labels, outputs, list(combined)))
+        if whole:
+            held.append((labels, outputs))
+    figures = {name: combine([piece[name] for piece in of_pieces], rows) for name, combine in combined.items()}
+    if whole:
+        labels, outputs = (np.concatenate(arrays) for arrays in zip(*held, strict=True))
+        figures |= measured(application, labels, outputs, whole)
+    return {name: figures[name] for name in names}
 
 
 def right_rows(objective: Objective, labels: NDArray[Any], outputs: NDArray[np.float32]) -> NDArray[np.bool_] | None:

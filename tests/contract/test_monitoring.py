@@ -14,17 +14,18 @@ from pydantic_core import from_json
 from sqlglot import exp
 
 from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, SCHEMA
+from serving_layer.query_service import lag
 from speed_layer.model_service.metrics import ServiceMetrics
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 SENT_BY = {
-    ("batch", "archive"): "src/deeplambda/service/streams.py",
+    ("batch", "archive"): "src/deeplambda/service/stream_report.py",
     ("batch", "train"): "batch_layer/training_run.py",
     ("serving", "gateway"): "serving_layer/hive_gateway/refresher.py",
     ("serving", "views"): "serving_layer/views/reporting.py",
     ("speed", "model"): "speed_layer/model_service/metrics.py",
-    ("speed", "stream"): "src/deeplambda/service/streams.py",
+    ("speed", "stream"): "src/deeplambda/service/stream_report.py",
 }
 """By layer and part, the module that measures."""
 
@@ -60,14 +61,13 @@ def expressions() -> str:
 
 @cache
 def exposed() -> dict[str, set[str]]:
-    """What the model service shows to Prometheus once it has done something: names of samples, and their labels."""
+    """What the services show to Prometheus once they have something to show: names of samples, and their labels."""
     metrics = ServiceMetrics(("digits",))
     metrics.answered("/v1/models/<name>:predict", "POST", 200, 0.01, "digits")
     metrics.scored("digits", 1, 10)
+    shown = metrics.exposition().decode() + lag.exposition_of({"digits": {"stream": 1}}, {"digits": {0: 1}}).decode()
     return {
-        sample.name: set(sample.labels)
-        for family in text_string_to_metric_families(metrics.exposition().decode())
-        for sample in family.samples
+        sample.name: set(sample.labels) for family in text_string_to_metric_families(shown) for sample in family.samples
     }
 
 

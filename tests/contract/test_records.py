@@ -295,6 +295,7 @@ def test_a_measurement_names_its_unit() -> None:
         "name": "scored",
         "value": 200.0,
         "unit": "rows",
+        "kafka_partition": None,
         "at": AT,
     }
     assert from_json(RuntimeMetric.model_validate(written).model_dump_json()) == written

@@ -7,7 +7,7 @@ import pytest
 
 from deeplambda.application import Application, deciding_metric, metric_names
 from deeplambda.errors import BadInput, ConfigurationError
-from deeplambda.metrics import check_metrics, lower_is_better, measured, named_metrics
+from deeplambda.metrics import check_metrics, lower_is_better, measured, measured_by_piece, named_metrics
 from deeplambda.objective import Classification, MultiLabel, Objective, Regression, accuracy
 from examples.digits.application import Digits
 
@@ -129,3 +129,24 @@ def test_outputs_of_another_shape_are_named() -> None:
 def test_a_function_that_raises_is_named() -> None:
     with pytest.raises(BadInput, match="'broken' raised ZeroDivisionError"):
         measured(judged_by(TWO, {"broken": lambda labels, outputs: 1 / 0}), np.array([1]), np.zeros((1, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("objective", "labels_of", "outputs"),
+    [
+        (TWO, lambda chance: chance.integers(2, size=60), 2),
+        (THREE, lambda chance: chance.integers(3, size=60), 3),
+        (TOPICS, lambda chance: chance.integers(2, size=(60, 2)), 2),
+        (Regression(), lambda chance: chance.normal(size=60), 1),
+    ],
+    ids=["two", "three", "labels", "numbers"],
+)
+def test_rows_that_come_in_pieces_are_measured_like_all_at_once(
+    objective: Objective, labels_of: Any, outputs: int
+) -> None:
+    chance = np.random.default_rng(7)
+    labels, answers = labels_of(chance), chance.normal(size=(60, outputs)).astype(np.float32)
+    answers = answers[:, 0] if outputs == 1 else answers
+    application = judged_by(objective, tuple(named_metrics(objective)))
+    pieces = [(labels[rows], answers[rows]) for rows in (slice(7), slice(7, 48), slice(48, 60))]
+    assert measured_by_piece(application, pieces) == pytest.approx(measured(application, labels, answers))

@@ -159,16 +159,27 @@ class Publisher:
 
 
 class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """A consumer of every partition of its topics, also of those that are added while it reads: made by `consumer`."""
+    """A consumer of its share of its topics' partitions, also of those that are added while it reads.
 
-    def __init__(self, names: Iterable[str], *, resumes: bool, lossless: bool, **options: Any) -> None:
+    Made by `consumer`.
+    """
+
+    def __init__(
+        self, names: Iterable[str], *, resumes: bool, lossless: bool, share: tuple[int, int], **options: Any
+    ) -> None:
         super().__init__(**options)
-        self._names, self._resumes, self._lossless = tuple(names), resumes, lossless
+        self._names, self._resumes, self._lossless, self._share = tuple(names), resumes, lossless, share
 
     def follow_partitions(self) -> None:
         """Assign the partitions that are new. `poll` calls it; one who never polls calls it before `assignment`."""
         known = self.assignment()
-        found = {TopicPartition(name, p) for name in self._names for p in self.partitions_for_topic(name)}
+        mine, of = self._share
+        found = {
+            TopicPartition(name, p)
+            for place, name in enumerate(self._names)
+            for p in self.partitions_for_topic(name)
+            if (place + p) % of == mine
+        }
         if added := found - known:
             self.assign(sorted(known | added))
             for partition in added:
@@ -181,18 +192,26 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
         return super().poll(*arguments, **options)
 
 
-def consumer(settings: Settings, *names: str, group: str | None = None, lossless: bool = False) -> Consumer:
+def consumer(
+    settings: Settings,
+    *names: str,
+    group: str | None = None,
+    lossless: bool = False,
+    share: tuple[int, int] = (0, 1),
+) -> Consumer:
     """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady.
 
     group: whose committed offsets it resumes from and commits to; None: reads from the beginning and commits nothing.
     It does not join the group: a part that was killed would have to wait until its old session has expired.
     lossless: whether it raises, rather than goes on, when the records that it would resume with have expired.
+    share: of several consumers that divide the partitions among them, which one it is, from 0, and how many there are.
     """
     with kafka_errors(settings):
         made = Consumer(
             names,
             resumes=group is not None,
             lossless=lossless,
+            share=share,
             **client_options(settings),
             group_id=group,
             enable_auto_commit=False,

@@ -18,16 +18,15 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict, DeepLambdaError, InvalidEvent, NotReady
+from deeplambda.errors import BadInput, Conflict, DeadlinePassed, DeepLambdaError, InvalidEvent, NotReady, Overloaded
 from deeplambda.features import Features, chosen, row_bytes, row_count
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest request body that the service takes."""
 
-_CHUNK_BYTES = 1024 * 1024  # a larger request gains nothing, and takes its share of the read time-out
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _KEEP_ALIVE_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
@@ -35,6 +34,9 @@ _KEEP_ALIVE_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKE
 
 FEATURIZER_HEADER = "X-Featurizer"
 """Names the code version and learned state that a request's features were made with."""
+TIMEOUT_HEADER = "X-Timeout-Ms"
+"""How many milliseconds after a request's first byte its answer is still of use; the service refuses what it cannot
+answer by then. Triton's parameter `timeout`, in microseconds, means the same."""
 DATATYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 """By NumPy's name of a dtype, the Open Inference Protocol's."""
 
@@ -52,16 +54,17 @@ class OtherFeatures(Conflict):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Raw outputs of N rows, float32 (N, C) or (N,), all made by one model version."""
+    """Raw outputs of N rows, float32 (N, C) or (N,). versions_N: int64, the model version that made each of them."""
 
-    model_version: int
+    versions_N: NDArray[np.int64]
     outputs: NDArray[np.float32]
 
 
 class ModelClient:
     """Scores one application's features. Safe to use from several threads; keep one for the life of a process.
 
-    patience_s: how long a batch is tried again while the service restarts or has no model.
+    patience_s: how long a batch is tried again while the service restarts, is overloaded or has no model. part_bytes: a
+    larger batch is sent in parts; where one is not answered within `read_timeout_s`, in smaller ones.
     """
 
     def __init__(
@@ -72,10 +75,12 @@ class ModelClient:
         patience_s: float = 60,
         connect_timeout_s: float = 2,
         read_timeout_s: float = 5,
+        part_bytes: int = 1024 * 1024,
     ) -> None:
         self._path = f"{urlsplit(settings.model_url).path}/v2/models/{application}/infer"
         self._application = application
-        self._patience_s = patience_s
+        self._patience_s, self._part_bytes = patience_s, part_bytes
+        self._timeout_ms = str(int(read_timeout_s * 1000))
         self._pool = urllib3.connection_from_url(
             settings.model_url,
             maxsize=16,
@@ -87,36 +92,48 @@ class ModelClient:
     def predict(self, features: Features, featurizer_id: str) -> Scored:
         """Outputs of N rows. features: finite, (N, …) each, N at least 1, as the featurizer of that id gives them.
 
-        A large batch is sent in chunks, and again from the start if the model changes between them.
+        Parts of a large batch may be answered by different versions, all of which take that featurizer's features.
         Raises: OtherFeatures when the model takes another featurizer's, InvalidEvent when the model has no answer for
         some row, BadInput for any other refusal, NotReady when it does not answer within `patience_s`.
         """
-        total = row_count(features)
-        rows = max(1, _CHUNK_BYTES // max(1, row_bytes(features)))
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            pieces = [
-                self._score(chosen(features, slice(at, at + rows)), featurizer_id, deadline)
-                for at in range(0, total, rows)
-            ]
-            if len({piece.model_version for piece in pieces}) == 1:
-                outputs = [piece.outputs for piece in pieces]
-                return Scored(
-                    model_version=pieces[0].model_version,
-                    outputs=outputs[0] if len(outputs) == 1 else np.concatenate(outputs),
-                )
+        total, deadline = row_count(features), time.monotonic() + self._patience_s
+        rows = max(1, self._part_bytes // max(1, row_bytes(features)))
+        parts = [slice(at, min(at + rows, total)) for at in range(0, total, rows)][::-1]
+        scored: list[Scored] = []
+        while parts:
+            part = parts.pop()
+            try:
+                scored.append(self._score(chosen(features, part), featurizer_id, deadline))
+            except DeadlinePassed:
+                middle = (part.start + part.stop) // 2
+                if middle == part.start or time.monotonic() > deadline:
+                    raise
+                parts += [slice(middle, part.stop), slice(part.start, middle)]  # the first half comes next
+        return (
+            scored[0]
+            if len(scored) == 1
+            else Scored(
+                versions_N=np.concatenate([part.versions_N for part in scored]),
+                outputs=np.concatenate([part.outputs for part in scored]),
+            )
+        )
 
     def _score(self, features: Features, featurizer_id: str, deadline: float) -> Scored:
+        """Those of one part. Raises: as `predict`, and DeadlinePassed at once for one of several rows."""
         body, headers = _encode(features)
-        headers[FEATURIZER_HEADER] = featurizer_id
+        headers |= {FEATURIZER_HEADER: featurizer_id, TIMEOUT_HEADER: self._timeout_ms}
         wait_s = _FIRST_WAIT_S
         while True:
             try:
                 return _decode(self._post(body, headers))
-            except NotReady:
-                if time.monotonic() + wait_s > deadline:
+            except NotReady as exc:
+                if isinstance(exc, DeadlinePassed) and row_count(features) > 1:
                     raise
-            time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  # spreads clients out, keeps no secret
+                asked_s = exc.wait_s if isinstance(exc, Overloaded) else 0.0
+                pause_s = max(wait_s, asked_s) * random.uniform(1, 1.5)  # noqa: S311  # spreads clients, keeps no secret
+                if time.monotonic() + pause_s > deadline:
+                    raise
+            time.sleep(pause_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def serving(self) -> int | None:
@@ -138,7 +155,8 @@ class ModelClient:
         try:
             response = self._pool.request("POST", self._path, body=body, headers=headers)
         except HTTPError as exc:
-            raise NotReady(
+            too_slow = isinstance(exc, ReadTimeoutError)
+            raise (DeadlinePassed if too_slow else NotReady)(
                 f"the model service did not answer: {exc}",
                 "see 'deeplambda status' and 'deeplambda logs model'",
             ) from exc
@@ -169,7 +187,7 @@ def _decode(response: urllib3.BaseHTTPResponse) -> Scored:
     head_bytes = int(response.headers[_HEADER_LENGTH])
     head = json.loads(content[:head_bytes])
     outputs: Any = np.frombuffer(content, dtype="<f4", offset=head_bytes).reshape(head["outputs"][0]["shape"])
-    return Scored(model_version=int(head["model_version"]), outputs=outputs)
+    return Scored(versions_N=np.full(len(outputs), int(head["model_version"])), outputs=outputs)
 
 
 def _refusal(application: str, response: urllib3.BaseHTTPResponse) -> DeepLambdaError:
@@ -182,6 +200,19 @@ def _refusal(application: str, response: urllib3.BaseHTTPResponse) -> DeepLambda
     if response.status == HTTPStatus.CONFLICT and isinstance(problem, dict) and "featurizer" in problem:
         return OtherFeatures(detail, wanted=str(problem["featurizer"]), model_version=int(problem["model_version"]))
     message = f"the model service answered {response.status} for {application!r}: {detail}"
-    if response.status >= 500 or response.status in {408, 429}:
+    if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Overloaded(message, "start more replicas", _asked_s(problem, response))
+    if response.status == HTTPStatus.GATEWAY_TIMEOUT:
+        return DeadlinePassed(message, "see 'deeplambda logs model'")
+    if response.status >= 500 or response.status == HTTPStatus.REQUEST_TIMEOUT:
         return NotReady(message, "see 'deeplambda logs model'")
     return (InvalidEvent if response.status == HTTPStatus.UNPROCESSABLE_ENTITY else BadInput)(message)
+
+
+def _asked_s(problem: Any, response: urllib3.BaseHTTPResponse) -> float:
+    """How long the service asks its clients to wait: exactly in its own problems, in whole seconds by HTTP's header."""
+    try:
+        asked_s = problem["retry_after_s"] if isinstance(problem, dict) and "retry_after_s" in problem else None
+        return float(response.headers.get("Retry-After", "0") if asked_s is None else asked_s)
+    except (ValueError, TypeError):  # of a proxy: a date
+        return 0.0

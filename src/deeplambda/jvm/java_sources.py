@@ -4,8 +4,11 @@ Janino knows no lambdas and erases generics, hence the plain style of the source
 """
 
 import hashlib
+import os
 import subprocess
 import tempfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from deeplambda.errors import ConfigurationError
@@ -14,12 +17,25 @@ from deeplambda.jvm.ivy import java_program, pyspark_jars
 _COMPILER = "org.codehaus.commons.compiler.samples.CompilerDemo"
 
 
-def compiled_classes(sources: Path, into: Path) -> Path:
+def compiled_jar(sources: Path, into: Path, libraries: Sequence[Path] = ()) -> Path:
+    """The same classes as a jar: a class path with a folder in it would not fit the CDS file."""
+    classes = compiled_classes(sources, into, libraries)
+    jar = classes.with_suffix(".jar")
+    if not jar.exists():
+        unfinished = jar.with_suffix(f".{os.getpid()}")
+        with zipfile.ZipFile(unfinished, "w") as packed:
+            for file in sorted(classes.rglob("*.class")):
+                packed.write(file, file.relative_to(classes))
+        unfinished.rename(jar)
+    return jar
+
+
+def compiled_classes(sources: Path, into: Path, libraries: Sequence[Path] = ()) -> Path:
     """A folder below `into` with the classes of all sources below `sources`, compiled when these or pyspark change.
 
-    Raises: ConfigurationError when the sources do not compile.
+    libraries: jars that they need beside pyspark's. Raises: ConfigurationError when the sources do not compile.
     """
-    files, jars = sorted(sources.rglob("*.java")), sorted(pyspark_jars().glob("*.jar"))
+    files, jars = sorted(sources.rglob("*.java")), [*sorted(pyspark_jars().glob("*.jar")), *libraries]
     digest = hashlib.sha256("\n".join(jar.name for jar in jars).encode())
     for file in files:
         digest.update(file.read_bytes())

@@ -5,9 +5,11 @@ line. `isolated` finds the rows to blame, so that one bad event harms no other. 
 """
 
 import ctypes
+import queue
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,31 +123,75 @@ def featurizer_id(code_version: str, state_sha256: str | None) -> str:
 def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
     """The result of a user's code. Raises: BadFeatures for whatever it raises, or when it takes longer than `limit_s`.
 
-    It runs in a thread of its own, which is told to end when its time is over; code that never comes back from C keeps
-    its thread.
+    It runs beside the calling thread, in one that is told to end when the time is over; code that never comes back from
+    C keeps it.
     """
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.extend((True, call()))
-        except _TooLong:
-            pass
-        except BaseException as exc:  # `sys.exit` as well: a thread would end by it in silence
-            outcome.extend((False, exc))
-
-    thread = threading.Thread(target=run, name="application", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if not outcome:
-        _end(thread)
-        raise BadFeatures(f"{what} took longer than {limit_s:g} s", "make it quicker, or raise `transform_limit_s`")
-    succeeded, value = outcome
+    helper = getattr(_own, "helper", None)
+    if helper is None or not helper.is_alive:
+        helper = _own.helper = _Helper()
+    try:
+        succeeded, value = helper.outcome(call, limit_s)
+    except queue.Empty:
+        del _own.helper
+        helper.end()
+        raise BadFeatures(
+            f"{what} took longer than {limit_s:g} s", "make it quicker, or raise `transform_limit_s`"
+        ) from None
     if succeeded:
         return value  # type: ignore[no-any-return]
     if isinstance(value, BadFeatures):
         raise value
     raise BadFeatures(f"{what} raised {said(value)}", "fix the application, or refuse such events in its schema")
+
+
+_own = threading.local()
+
+
+class _Helper:
+    """A thread that makes one call after another: a new one for each would cost more than most transforms, for it
+    begins with no memory of its own. Each calling thread has one, which ends with it."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=_make_calls, args=(self._calls, self._outcomes), name="application", daemon=True
+        )
+        self._thread.start()
+
+    def __del__(self) -> None:
+        self._calls.put(None)
+
+    @property
+    def is_alive(self) -> bool:
+        """False in a process that was forked since, as Spark's workers are."""
+        return self._thread.is_alive()
+
+    def outcome(self, call: Callable[[], Any], limit_s: float) -> tuple[bool, Any]:
+        """Whether it succeeded, and the result or exception. Raises: queue.Empty when it took too long."""
+        self._calls.put(call)
+        return self._outcomes.get(timeout=limit_s)
+
+    def end(self) -> None:
+        """Have it end in the midst of a call."""
+        if self._thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(_TooLong))
+
+
+def _make_calls(
+    calls: "queue.SimpleQueue[Callable[[], Any] | None]", outcomes: "queue.SimpleQueue[tuple[bool, Any]]"
+) -> None:
+    with suppress(_TooLong):
+        while (call := calls.get()) is not None:
+            try:
+                outcome = True, call()
+            except _TooLong:
+                raise
+            except BaseException as exc:  # `sys.exit` as well: a thread would end by it in silence
+                outcome = False, exc
+            del call  # while it waits, it keeps nothing of the last one
+            outcomes.put(outcome)
+            del outcome
 
 
 def said(exc: BaseException) -> str:
@@ -159,8 +205,3 @@ def said(exc: BaseException) -> str:
 
 class _TooLong(BaseException):
     """Raised within a thread whose time is over."""
-
-
-def _end(thread: threading.Thread) -> None:
-    if thread.ident is not None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_TooLong))

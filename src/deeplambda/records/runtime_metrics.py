@@ -9,7 +9,10 @@ from deeplambda.clock import now
 
 
 class RuntimeMetric(BaseModel):
-    """One value. layer: batch, speed or serving; part: the process it is of; unit: s, ms, rows, rows/s, bytes, 1."""
+    """One value. layer: batch, speed or serving; part: the process it is of; unit: s, ms, rows, rows/s, bytes, 1.
+
+    kafka_partition: of the topic that the part reads, where the value is of one.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -19,4 +22,5 @@ class RuntimeMetric(BaseModel):
     name: str
     value: float
     unit: str
+    kafka_partition: int | None = None
     at: AwareDatetime = Field(default_factory=now)

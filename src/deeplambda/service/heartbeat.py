@@ -5,7 +5,7 @@ The stack's probes and the containers' health checks read them, where they would
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -18,9 +18,10 @@ HeartbeatPart = Literal["archive", "generations", "mqtt-bridge", "stream", "view
 HEARTBEAT_PARTS: tuple[HeartbeatPart, ...] = get_args(HeartbeatPart)
 STALE_AFTER = timedelta(seconds=20)
 
-
 FAILING = "failing"
 """What a state begins with when something is wrong; the reason follows."""
+BEHIND = "behind"
+"""What a state begins with when all works, but more comes than is worked off."""
 
 
 class Heartbeat(NamedTuple):
@@ -44,7 +45,8 @@ def write_heartbeat(
 ) -> None:
     """Record that `part` is at work; its main loop calls this every few seconds.
 
-    states: by application, or by loop in a part whose loops serve all of them: `running`, or `failing: ` and why.
+    states: by application, or by loop in a part whose loops serve all of them: `running`, or `failing: ` or `behind: `
+    and why.
     The part is at work even when an application in it fails: `deeplambda status` names that one, and is no less well.
     details: JSON values that `deeplambda status` shows. The gateway has a port, and beats to tell its states.
     """
@@ -54,6 +56,18 @@ def write_heartbeat(
     beat = {"at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "details": details, "states": dict(states or {})}
     written.write_text(json.dumps(beat))
     written.replace(place)
+
+
+def states_of(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By name, its state: of several under one name, such as the streams of an application, the worst."""
+    states: dict[str, str] = {}
+    for name, state in found:
+        states[name] = min(state, states.get(name, state), key=_severity)
+    return states
+
+
+def _severity(state: str) -> int:
+    return 0 if state.startswith(FAILING) else 1 if state.startswith(BEHIND) else 2
 
 
 def last_heartbeat(settings: Settings, part: str) -> Heartbeat | None:
@@ -82,7 +96,8 @@ def probe_heartbeat(settings: Settings, part: str, since: datetime | None = None
     if last.age > STALE_AFTER:
         raise NotReady(f"last heartbeat {last.age} ago")
     failing = [f"{name} fails" for name, state in last.states.items() if state.startswith(FAILING)]
-    return ", ".join([*(f"{value} {name}" for name, value in last.details.items()), *failing])
+    behind = [f"{name} is behind" for name, state in last.states.items() if state.startswith(BEHIND)]
+    return ", ".join([*(f"{value} {name}" for name, value in last.details.items()), *failing, *behind])
 
 
 def remove_heartbeat(settings: Settings, part: str) -> None:

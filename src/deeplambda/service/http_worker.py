@@ -29,8 +29,8 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from deeplambda.service import problems
 
 REQUEST_WITHIN_S = 10.0
-_LINGER_S = 2.0
-_LINGER_BYTES = 32 * 1024 * 1024
+LINGER_S = 2.0
+LINGER_BYTES = 32 * 1024 * 1024
 
 
 def closing_unread(app: Any) -> Any:
@@ -62,7 +62,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
             return
         self.closed = True
         if graceful:
-            util.close_graceful(self.sock, timeout=_LINGER_S, max_drain=_LINGER_BYTES)
+            util.close_graceful(self.sock, timeout=LINGER_S, max_drain=LINGER_BYTES)
         else:
             util.close(self.sock)
 
@@ -133,20 +133,25 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Reply with a problem; gunicorn calls this for an invalid request and for an error outside the application."""
-        if isinstance(exc, ParseException):
-            status = _STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
-            detail = str(exc) or "the request is not valid HTTP/1.1"
-            self.log.warning("refused a request from %s: %s", addr, detail)
-        else:
-            status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed on this request; its log says why"
-            self.log.exception("unforeseen error")
-        body = problems.problem(status, status.phrase, detail).get_data()
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
-            f"Content-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
         with contextlib.suppress(OSError):  # the client may have disconnected
-            util.write_nonblock(client, head.encode() + body)
+            util.write_nonblock(client, refusal(self.log, addr, exc))
+
+
+def refusal(log: Any, addr: Any, exc: Exception) -> bytes:
+    """The whole reply, a problem, to a request that is invalid or failed outside the application."""
+    if isinstance(exc, ParseException):
+        status = _STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
+        detail = str(exc) or "the request is not valid HTTP/1.1"
+        log.warning("refused a request from %s: %s", addr, detail)
+    else:
+        status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed on this request; its log says why"
+        log.exception("unforeseen error")
+    body = problems.problem(status, status.phrase, detail).get_data()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
+        f"Content-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 _STATUS: dict[type[Exception], HTTPStatus] = {

@@ -15,7 +15,11 @@ class MetricPublisher:
         self._publisher = publisher
         self._source = {"layer": layer, "part": part, "application": application}
 
-    def publish(self, name: str, value: float, unit: str, at: datetime | None = None) -> None:
-        """Queue one metric."""
-        metric = RuntimeMetric(name=name, value=value, unit=unit, at=at or now(), **self._source)
+    def publish(
+        self, name: str, value: float, unit: str, at: datetime | None = None, kafka_partition: int | None = None
+    ) -> None:
+        """Queue one metric. kafka_partition: where it is of one."""
+        metric = RuntimeMetric(
+            name=name, value=value, unit=unit, at=at or now(), kafka_partition=kafka_partition, **self._source
+        )
         self._publisher.send(topics.METRICS, f"{metric.layer}.{metric.part}", metric)

@@ -1,6 +1,7 @@
 """Errors over HTTP: every one is `application/problem+json` (RFC 9457), whatever raised it."""
 
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,10 +14,12 @@ from werkzeug.http import HTTP_STATUS_CODES
 from deeplambda.errors import (
     BadInput,
     Conflict,
+    DeadlinePassed,
     DeepLambdaError,
     Forbidden,
     InvalidEvent,
     NotReady,
+    Overloaded,
     Unauthorized,
     UnknownApplication,
 )
@@ -31,6 +34,8 @@ _STATUS: tuple[tuple[type[DeepLambdaError], HTTPStatus], ...] = (  # first match
     (Unauthorized, HTTPStatus.UNAUTHORIZED),
     (Forbidden, HTTPStatus.FORBIDDEN),
     (Conflict, HTTPStatus.CONFLICT),
+    (Overloaded, HTTPStatus.TOO_MANY_REQUESTS),
+    (DeadlinePassed, HTTPStatus.GATEWAY_TIMEOUT),
     (NotReady, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 
@@ -65,10 +70,14 @@ def _of_http_error(exc: HTTPException) -> Response:
 
 def _of_platform_error(exc: DeepLambdaError) -> Response:
     status = next((status for kind, status in _STATUS if isinstance(exc, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(exc, DeadlinePassed):
         _log.warning("%s", exc)
     extra = {"remedy": exc.remedy} if exc.remedy else {}
-    return problem(status, status.phrase, exc.message, **extra)
+    if not isinstance(exc, Overloaded):
+        return problem(status, status.phrase, exc.message, **extra)
+    response = problem(status, status.phrase, exc.message, retry_after_s=round(exc.wait_s, 3), **extra)
+    response.headers["Retry-After"] = str(max(1, math.ceil(exc.wait_s)))  # in whole seconds: RFC 9110, 10.2.3
+    return response
 
 
 def _of_unforeseen_error(exc: Exception) -> Response:

@@ -10,9 +10,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from py4j.protocol import Py4JNetworkError
 from pyspark.sql import SparkSession
@@ -21,14 +20,19 @@ from pyspark.sql.streaming.query import StreamingQuery
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.errors import DeepLambdaError, NotReady
-from deeplambda.service.heartbeat import FAILING, HeartbeatPart, write_heartbeat
+from deeplambda.service.heartbeat import BEHIND, FAILING, HeartbeatPart, states_of, write_heartbeat
+from deeplambda.service.lag import Lag, TopicEnds
 from deeplambda.service.loops import Loop, LoopStatus, in_one_line
 from deeplambda.service.metrics import MetricPublisher
+from deeplambda.service.stream_report import StreamReport
 
 _WATCH_S = 1.0
 _BEAT_S = 5.0
+_REPORT_S = 10.0
 _STOP_WITHIN_S = 10.0
 _SLOW_AFTER_S = 120.0
+HUNG_AFTER_S = 600.0
+"""When no stream has ended a batch, or looked for one, for this long, the part has no heartbeat any more."""
 GIVE_UP_AFTER_S = 900.0
 """Once every stream has failed for this long, a fresh process is tried: its own state may be what is broken."""
 
@@ -43,44 +47,48 @@ _PYTHON_ERROR = re.compile(
 class Stream:
     """One stream of an application, which `run_streams` keeps running.
 
-    start: begins the query or resumes it from its checkpoint; whatever must be loaded or created first is done in it,
-    for it runs on the stream's own thread. reported_batch: the last batch whose metrics were sent.
+    topic: what it reads. start: begins the query or resumes it from its checkpoint; whatever must be loaded or created
+    first is done in it, for it runs on the stream's own thread. hops_ms: of the work on the last batch, by hop.
+    progress_s: by a monotonic clock, when it last ended a batch or found nothing to do.
     """
 
     application: str
+    topic: str
     start: Callable[[], StreamingQuery]
-    reported_batch: int = -1
+    hops_ms: Callable[[], Mapping[str, float]] = dict
+    report: StreamReport = field(default_factory=StreamReport)
+    lag: Lag = field(default_factory=Lag)
+    progress_s: float = field(default_factory=time.monotonic)
 
-    def run(self, publish: Callable[[Any], None], status: LoopStatus, stop: threading.Event) -> None:
-        """Start the query and watch it until `stop` is set: the work of the stream's `Loop`.
-
-        publish: called with the progress of each batch that has had rows. Raises: what ended the query.
-        """
+    def run(self, status: LoopStatus, stop: threading.Event) -> None:
+        """Start the query and watch it until `stop` is set: the work of the stream's `Loop`. Raises: what ended it."""
         query = self.start()
-        batch_since_s = time.monotonic()
-        seen: Any = None
+        self.progress_s = time.monotonic()
+        seen: str | None = None
         try:
             while not stop.is_set():
                 if (failure := query.exception()) is not None:
                     raise failure
                 if not query.isActive:
                     raise NotReady("the query ended without an error")
-                progress, busy = query.lastProgress, query.status["isTriggerActive"]
-                moved = progress is not None and progress.timestamp != seen
-                if moved or (progress is not None and not busy):
-                    batch_since_s, seen = time.monotonic(), progress.timestamp
+                progress = query.lastProgress  # an idle stream has one every ten seconds
+                if progress is not None and progress.timestamp != seen:
+                    self.progress_s, seen = time.monotonic(), progress.timestamp
+                    self.report.took(progress, self.hops_ms())
                     status.working()
-                elif (slow_s := time.monotonic() - batch_since_s) > _SLOW_AFTER_S:
+                elif self.silent_s > _SLOW_AFTER_S:
                     # Only said, not stopped: a large batch of a slow model would else begin again and again.
-                    status.waiting(f"no batch has ended for {slow_s // 60 * 60:.0f} s and more")
+                    status.waiting(f"no batch has ended for {self.silent_s // 60 * 60:.0f} s and more")
                 else:
                     status.alive()
-                if moved and progress.numInputRows and progress.batchId != self.reported_batch:
-                    self.reported_batch = progress.batchId
-                    publish(progress)
                 stop.wait(_WATCH_S)
         finally:
             query.stop()
+
+    @property
+    def silent_s(self) -> float:
+        """How long it has ended no batch, nor looked for one."""
+        return time.monotonic() - self.progress_s
 
 
 def run_streams(
@@ -100,35 +108,29 @@ def run_streams(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with Publisher(settings) as publisher:
-        loops: list[tuple[Stream, Loop]] = []
-        for stream in streams:
-            metrics = MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
-            loops.append((stream, _loop(stream, metrics, stop)))
-        others = [Loop(name, work, stop, said=why_failed) for name, work in (beside or {}).items()]
-        for loop in (*(loop for _, loop in loops), *others):
-            loop.start()
-        while not stop.is_set():
-            _check_spark(spark)
-            _check_any_runs([loop for _, loop in loops])
-            states = states_of((stream.application, loop.status) for stream, loop in loops)
-            for loop in others:  # a turn may take long, so silence says nothing
-                states[loop.name] = f"{FAILING}: {why}" if (why := loop.status.waits_for) else "running"
+    loops = [(stream, Loop(stream.application, stream.run, stop, said=why_failed)) for stream in streams]
+    others = [Loop(name, work, stop, said=why_failed) for name, work in (beside or {}).items()]
+    reporting = _reporting(settings, layer, part, [stream for stream, _ in loops])
+    for loop in (*(loop for _, loop in loops), *others, Loop("reporting", reporting, stop, longest_pause_s=_REPORT_S)):
+        loop.start()
+    while not stop.is_set():
+        _check_spark(spark)
+        _check_any_runs([loop for _, loop in loops])
+        states = states_of((stream.application, state_of(loop.status, stream.lag)) for stream, loop in loops)
+        for loop in others:  # a turn may take long, so silence says nothing
+            states[loop.name] = f"{FAILING}: {why}" if (why := loop.status.waits_for) else "running"
+        if any(stream.silent_s < HUNG_AFTER_S for stream, _ in loops):
             write_heartbeat(settings, part, states=states, streams=len(loops))
-            _flush(publisher)
-            stop.wait(_BEAT_S)
-        stopped_by_s = time.monotonic() + _STOP_WITHIN_S
-        for _, loop in loops:
-            loop.join(max(0.0, stopped_by_s - time.monotonic()))
+        stop.wait(_BEAT_S)
+    stopped_by_s = time.monotonic() + _STOP_WITHIN_S
+    for _, loop in loops:
+        loop.join(max(0.0, stopped_by_s - time.monotonic()))
 
 
-def states_of(statuses: Iterable[tuple[str, LoopStatus]]) -> dict[str, str]:
-    """By application, `running` or why it fails; of several streams, a failing one's state counts."""
-    states: dict[str, str] = {}
-    for application, status in statuses:
-        if not states.get(application, "").startswith(FAILING):
-            states[application] = status.state
-    return states
+def state_of(status: LoopStatus, lag: Lag) -> str:
+    """A stream's state in the heartbeat: of one that works, whether it keeps up."""
+    behind = lag.behind if status.state == "running" else None
+    return f"{BEHIND}: {behind}" if behind else status.state
 
 
 def why_failed(exc: Exception) -> str:
@@ -140,19 +142,28 @@ def why_failed(exc: Exception) -> str:
     return f"{ours or other}: {message}"[:300]
 
 
-def _loop(stream: Stream, metrics: MetricPublisher, stop: threading.Event) -> Loop:
-    def publish(progress: Any) -> None:
-        try:
-            metrics.publish("rows", progress.numInputRows, "rows")
-            metrics.publish("throughput", progress.processedRowsPerSecond, "rows/s")
-            metrics.publish("batch_duration", progress.durationMs["triggerExecution"] / 1e3, "s")
-        except NotReady as exc:  # losing metrics while the broker is away must not end the stream
-            _LOG.warning("metrics not published: %s", exc)
+def _reporting(
+    settings: Settings, layer: str, part: str, streams: Collection[Stream]
+) -> Callable[[LoopStatus, threading.Event], None]:
+    """The work of a loop that looks at the streams' lag, and publishes their metrics."""
 
     def work(status: LoopStatus, stop: threading.Event) -> None:
-        stream.run(publish, status, stop)
+        ends, since_s = TopicEnds(settings, [stream.topic for stream in streams]), time.monotonic()
+        with Publisher(settings) as publisher:
+            while not stop.is_set():
+                found, at_s = ends.ask(), time.monotonic()
+                for stream in streams:
+                    stream.lag.looked(at_s, ends=found[stream.topic], done=stream.report.done)
+                if at_s - since_s >= _REPORT_S:
+                    for stream in streams:
+                        metrics = MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
+                        stream.report.publish(metrics, at_s - since_s, stream.lag.by_partition)
+                    publisher.flush()
+                    since_s = at_s
+                status.working()
+                stop.wait(_BEAT_S)
 
-    return Loop(stream.application, work, stop, said=why_failed)
+    return work
 
 
 def _check_spark(spark: SparkSession) -> None:
@@ -171,10 +182,3 @@ def _check_any_runs(loops: list[Loop]) -> None:
             f"every stream has failed for {GIVE_UP_AFTER_S:.0f} s, the last one: {loops[-1].status.waits_for}",
             "fix the cause; the streams resume from their checkpoints",
         )
-
-
-def _flush(publisher: Publisher) -> None:
-    try:
-        publisher.flush()
-    except NotReady as exc:  # losing metrics while the broker is away must not end the streams
-        _LOG.warning("metrics not published: %s", exc)

@@ -5,6 +5,7 @@ Whoever loads the version checks itself on them: the code by the features, the w
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,28 @@ class KeptRows:
             )
 
 
+class PayloadWriter:
+    """Payloads of rows as an Arrow file, which grows by what is written; no batch is held."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._file = schema, BytesIO()
+        self._writer = pa.ipc.new_file(self._file, schema)
+
+    def write(self, payload: pa.RecordBatch | pa.Table) -> None:
+        """Add rows."""
+        self._writer.write(payload.cast(self._schema))
+
+    def finished(self) -> bytes:
+        """The file's content, once all rows are written."""
+        self._writer.close()
+        return self._file.getvalue()
+
+
 def encode_payload(payload: pa.RecordBatch | pa.Table) -> bytes:
     """As an Arrow file."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, payload.schema) as writer:
-        writer.write(payload)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    writer = PayloadWriter(payload.schema)
+    writer.write(payload)
+    return writer.finished()
 
 
 def decode_payload(raw: bytes) -> pa.RecordBatch:

@@ -223,6 +223,7 @@ METRICS = Table(
     Column("name", String(64), nullable=False),
     Column("value", Double, nullable=False),
     Column("unit", String(16), nullable=False),
+    Column("kafka_partition", Integer, comment="of the topic that the part reads, where the value is of one"),
     Column("at", UtcDateTime, nullable=False),
     Index("metrics_by_time", "at"),
 )

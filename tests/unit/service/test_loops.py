@@ -3,8 +3,9 @@
 import threading
 
 from deeplambda.errors import NotReady
+from deeplambda.service.heartbeat import states_of
 from deeplambda.service.loops import FailureBudget, Loop, LoopStatus
-from deeplambda.service.streams import states_of, why_failed
+from deeplambda.service.streams import why_failed
 from tests.traffic import eventually
 
 TIME_S = 5.0
@@ -53,11 +54,17 @@ def test_a_loop_whatever_it_raises_is_started_again_and_says_why_meanwhile() -> 
     assert not loop.is_alive()
 
 
-def test_an_application_fails_when_one_of_its_streams_does() -> None:
-    well, ill = LoopStatus(), LoopStatus()
-    ill.waiting("no such table")
-    found = states_of([("digits", well), ("digits", ill), ("digits", well), ("fashion", well)])
-    assert found == {"digits": "failing: no such table", "fashion": "running"}
+def test_of_an_applications_streams_the_worst_state_counts() -> None:
+    found = states_of(
+        [
+            ("digits", "running"),
+            ("digits", "failing: no such table"),
+            ("digits", "behind: 5,000 records wait"),
+            ("fashion", "running"),
+            ("fashion", "behind: 5,000 records wait"),
+        ]
+    )
+    assert found == {"digits": "failing: no such table", "fashion": "behind: 5,000 records wait"}
 
 
 def test_the_reason_of_a_wrapped_error_is_the_innermost_in_one_line() -> None:

@@ -12,9 +12,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from deeplambda.application import Event
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.objective import Predictions
-from deeplambda.records.featurizer import Featurizer
-from examples.digits.application import DigitDrawn, Digits
-from speed_layer.model_service.instances import decode_instances, encode_predictions, features_of
+from examples.digits.application import DigitDrawn
+from speed_layer.model_service.instances import decode_instances, encode_predictions
 
 IMAGE = b64encode(bytes(784)).decode()
 
@@ -62,13 +61,6 @@ def test_a_refused_instance_is_named_with_its_field(instance: Any, named: str) -
 def test_an_instance_beyond_the_limit_is_too_large() -> None:
     with pytest.raises(RequestEntityTooLarge, match="instance 1"):
         decode({"image": IMAGE}, {"image": IMAGE, "note": "x" * 5_000})
-
-
-def test_features_are_the_applications() -> None:
-    featurizer = Featurizer(Digits(), code_version="c0de")
-    features = features_of(featurizer, decode({"image": IMAGE}, {"image": IMAGE}))
-    assert features["features"].shape == (2, 1, 28, 28)
-    assert features["features"].dtype == np.float32
 
 
 def test_the_reply_names_version_and_events() -> None:

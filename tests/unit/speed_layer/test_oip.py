@@ -12,6 +12,7 @@ from deeplambda.adapters.model_service import DATATYPES, _encode
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.features import Tensor
 from deeplambda.objective import Classification, Predictions
+from speed_layer.model_service.jobs import Scored
 from speed_layer.model_service.oip import InferRequest, decode_request, encode_response, metadata
 
 WANTED = {"features": Tensor(shape=(1, 2, 2))}
@@ -34,9 +35,8 @@ def asking(*outputs: tuple[str, bool], identity: str | None = None) -> InferRequ
 
 
 def reply(request: InferRequest, outputs_NC: NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:
-    body, headers = encode_response(
-        request, model="digits", version=7, outputs=outputs_NC, decode=Classification("abc").decode
-    )
+    scored = Scored(outputs=outputs_NC, predictions=Classification("abc").decode(outputs_NC))
+    body, headers = encode_response(request, model="digits", version=7, scored=scored)
     return body, dict(headers)
 
 
@@ -205,8 +205,7 @@ def test_a_confidence_that_does_not_exist_is_null() -> None:
         asking(("confidence", False)),
         model="m",
         version=1,
-        outputs=LOGITS,
-        decode=lambda rows: Predictions(values=["1.5"] * len(rows), confidence_N=np.full(len(rows), np.nan)),
+        scored=Scored(outputs=LOGITS, predictions=Predictions(values=["1.5"] * 2, confidence_N=np.full(2, np.nan))),
     )
     assert json.loads(body)["outputs"][0]["data"] == [None, None]
 

@@ -15,7 +15,8 @@ from examples.digits.application import Digits
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.fast_path import FastPath
 from speed_layer.model_service.metrics import ServiceMetrics
-from speed_layer.model_service.web import Champions, create_app
+from speed_layer.model_service.serving import Champions
+from speed_layer.model_service.web import create_app
 
 GAUGE = "deeplambda_model_service_requests_in_progress"
 CARD = Card(

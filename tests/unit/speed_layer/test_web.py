@@ -1,5 +1,8 @@
 """The model service names the row that its model fails on, and the code whose features it takes."""
 
+import gzip
+import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,15 +11,18 @@ import pytest
 import torch
 from flask.testing import FlaskClient
 
-from deeplambda.adapters.model_service import FEATURIZER_HEADER
+from deeplambda.adapters.model_service import BODY_LIMIT_BYTES, FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.config import Settings
 from deeplambda.records.featurizer import Featurizer
 from examples.digits.application import Digits
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.fast_path import FastPath
 from speed_layer.model_service.metrics import ServiceMetrics
-from speed_layer.model_service.web import Champions, create_app
+from speed_layer.model_service.serving import Champions
+from speed_layer.model_service.web import create_app
 from tests.unit.speed_layer.test_service_metrics import CARD
+
+TENSOR = {"name": "features", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": [3.0] * 784}
 
 
 def forward(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -27,13 +33,17 @@ def forward(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> FlaskClient:
-    settings, featurizer = Settings(data_dir=tmp_path), Featurizer(Digits(), code_version="c1")
+def client_of(settings: Settings) -> FlaskClient:
+    featurizer = Featurizer(Digits(), code_version="c1")
     watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
     watch.current = Champion(featurizer=featurizer, card=CARD, path=path, output_shape=(10,))
     return create_app(settings, Champions({"digits": watch}), ServiceMetrics(("digits",))).test_client()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> FlaskClient:
+    return client_of(Settings(data_dir=tmp_path))
 
 
 def infer(client: FlaskClient, first_pixels: list[float], **headers: str) -> Any:
@@ -56,3 +66,77 @@ def test_features_of_other_code_are_refused_with_the_name_of_the_code_that_serve
     assert (reply.status_code, reply.json["featurizer"], reply.json["model_version"]) == (409, "c1", 1)
     assert infer(client, [0], **{FEATURIZER_HEADER: "c1"}).status_code == 200
     assert infer(client, [0]).status_code == 200, "stock clients say nothing of code"
+
+
+def test_a_time_that_is_none_and_one_that_is_over_are_refused(client: FlaskClient) -> None:
+    assert infer(client, [0], **{TIMEOUT_HEADER: "soon"}).status_code == 400
+    late = infer(client, [0], **{TIMEOUT_HEADER: "0"})
+    assert (late.status_code, late.content_type) == (429, "application/problem+json")
+    assert int(late.headers["Retry-After"]) >= 1
+    assert infer(client, [0], **{TIMEOUT_HEADER: "10000"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("coding", "compressed"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes)]
+)
+def test_a_compressed_body_is_read_as_any_other(client: FlaskClient, coding: str, compressed: Any) -> None:
+    content = compressed(json.dumps({"inputs": [TENSOR]}).encode())
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+    assert client.post("/v2/models/digits/infer", data=content, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("coding", "content", "status"),
+    [
+        ("gzip", gzip.compress(bytes(BODY_LIMIT_BYTES + 1)), 413),
+        ("gzip", gzip.compress(b"{}")[:-9], 400),
+        ("deflate", b"neither", 400),
+        ("br", b"", 415),
+        ("gzip, gzip", b"", 415),
+    ],
+)
+def test_a_compressed_body_is_bounded_and_whole(client: FlaskClient, coding: str, content: bytes, status: int) -> None:
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+    reply = client.post("/v2/models/digits/infer", data=content, headers=headers)
+    assert (reply.status_code, reply.content_type) == (status, "application/problem+json")
+
+
+def test_the_likeliest_classes_are_named_where_a_client_asks_for_them(client: FlaskClient) -> None:
+    asked = {"inputs": [TENSOR], "outputs": [{"name": "outputs", "parameters": {"classification": 2}}]}
+    (found,) = client.post("/v2/models/digits/infer", json=asked).json["outputs"]
+    assert (found["datatype"], found["shape"]) == ("BYTES", [1, 2])
+    assert found["data"] == ["3.000000:0:0", "3.000000:1:1"]
+    asked["outputs"] = [{"name": "prediction", "parameters": {"classification": 2}}]
+    assert client.post("/v2/models/digits/infer", json=asked).status_code == 400
+
+
+def test_statistics_count_requests_rows_and_passes(client: FlaskClient) -> None:
+    assert (infer(client, [3, 4]).status_code, infer(client, [1]).status_code) == (200, 422)
+    (found,) = client.get("/v2/models/digits/stats").json["model_stats"]
+    assert found == client.get("/v2/models/stats").json["model_stats"][0]
+    assert (found["inference_count"], found["execution_count"]) == (3, 2)
+    assert [found["inference_stats"][each]["count"] for each in ("success", "fail", "queue")] == [1, 1, 2]
+    assert [each["batch_size"] for each in found["batch_stats"]] == [1, 2]
+
+
+def test_the_repository_lists_what_serves_and_only_operators_change_it(client: FlaskClient) -> None:
+    (found,) = client.post("/v2/repository/index", json={"ready": True}).json
+    assert (found["name"], found["version"], found["state"]) == ("digits", "1", "READY")
+    refused = client.post("/v2/repository/models/digits/unload")
+    assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert client.get("/v2/models/digits/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"stale_model_h": 1}, "DEEPLAMBDA_STALE_MODEL_H"), ({"stale_champions_s": 1e-9}, "Kafka has not answered yet")],
+)
+def test_what_is_stale_is_not_ready_and_says_why_and_is_alive_and_answers(
+    tmp_path: Path, settings: dict[str, float], named: str
+) -> None:
+    client = client_of(Settings(data_dir=tmp_path, **settings))
+    for path in ("/v2/health/ready", "/v2/models/digits/ready"):
+        reply = client.get(path)
+        assert (reply.status_code, named in reply.json["detail"]) == (503, True), reply.json
+    assert client.get("/v2/health/live").status_code == 200
+    assert infer(client, [0]).status_code == 200

@@ -9,7 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.table import Table
 
 from deeplambda.config import Settings, port_of
-from deeplambda.service.heartbeat import FAILING
+from deeplambda.service.heartbeat import BEHIND, FAILING
 from deeplambda.stack.local.bringup import Step, StepReport
 from deeplambda.stack.local.health import Health
 from deeplambda.stack.local.ports import is_loopback
@@ -81,12 +81,12 @@ def health_table(found: Iterable[Health]) -> Table:
 
 
 def remarks(found: Iterable[Health]) -> Iterator[str]:
-    """Below the table, as rich's markup: why a part is unwell, and which application fails in a part that is well."""
+    """Below the table, as rich's markup: why a part is unwell, and what fails or is behind in one that is well."""
     for health in found:
         if len(health.note) > _NOTE_CHARACTERS:
             yield f"{health.part}: {escape(health.note)}"
         for name, state in health.states.items():
-            if state.startswith(FAILING):
+            if state.startswith((FAILING, BEHIND)):
                 yield f"[yellow]{health.part}: {escape(name)} {escape(state)}[/]"
 
 

@@ -1,0 +1,120 @@
+"""A backlog of 200,000 events, against what the model service alone takes in binary batches.
+
+The baseline posts features that are ready, in binary batches as the stream sends them, by as many clients as Spark has
+slots: all that the stream does beside that is what the ratio shows. Then two slots of Spark against one, on the same
+backlog; on a machine of two cores the model service takes its share of both.
+"""
+
+import threading
+import time
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from pyspark.sql import SparkSession
+
+from benchmarks.ratio import Ratio
+from benchmarks.streams import new_topic, send
+from deeplambda.adapters.kafka import end_offsets
+from deeplambda.adapters.model_service import ModelClient
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.config import Settings, load_settings
+from deeplambda.features import Features
+from deeplambda.records import topics
+from deeplambda.state.card import fetch_card
+from deeplambda.state.versions import load_code
+from speed_layer.stream.__main__ import events, session, warm_up
+from speed_layer.stream.routing import Router
+
+ROWS = 200_000
+AIM, AIM_WORKERS = 0.6, 1.5
+SERVICE_BATCH_ROWS = 2_000
+SERVICE_ROUNDS = 20
+
+
+def measure() -> list[Ratio]:
+    """Needs a running stack with a champion of digits."""
+    settings = load_settings()
+    backlog = new_topic(settings)
+    send(settings, backlog, ROWS)
+    service = _service_rows_per_s(settings, clients=2)
+    two = _drained_rows_per_s(settings, backlog, slots=2)
+    one = _drained_rows_per_s(settings, backlog, slots=1)
+    return [
+        Ratio(
+            name=f"backlog of {ROWS:,} events",
+            value=two / service,
+            baseline_name="model service alone, binary batches",
+            baseline=service,
+            measured=two,
+            unit="events/s",
+            aim=AIM,
+            higher_is_better=True,
+        ),
+        Ratio(
+            name="backlog by two slots of Spark",
+            value=two / one,
+            baseline_name="by one",
+            baseline=one,
+            measured=two,
+            unit="events/s",
+            aim=AIM_WORKERS,
+            higher_is_better=True,
+        ),
+    ]
+
+
+def _drained_rows_per_s(settings: Settings, backlog: str, slots: int) -> float:
+    """From the first batch, Python's workers being there, to the last."""
+    spark: SparkSession = session(settings.model_copy(update={"spark_master": f"local[{slots},4]"}))
+    warm_up(spark)
+    results = topics.predictions("digits")
+    before = sum(end_offsets(settings, results).values())
+    with TemporaryDirectory() as checkpoint:
+        router = Router(settings, "digits", backlog)
+        started_s = time.perf_counter()
+        query = (
+            events(spark, settings, backlog, "earliest")
+            .writeStream.foreachBatch(router)
+            .option("checkpointLocation", f"file:{checkpoint}")
+            .trigger(availableNow=True)
+            .start()
+        )
+        query.awaitTermination()
+        took_s = time.perf_counter() - started_s
+        if failure := query.exception():
+            raise failure
+    spark.stop()
+    made = sum(end_offsets(settings, results).values()) - before
+    if made < ROWS:
+        raise RuntimeError(f"{made:,} predictions of {ROWS:,} events")
+    return ROWS / took_s
+
+
+def _service_rows_per_s(settings: Settings, clients: int) -> float:
+    client = ModelClient(settings, "digits")
+    version = client.serving()
+    if version is None:
+        raise RuntimeError("digits has no champion; run 'deeplambda batch run digits'")
+    store = ObjectStore(settings)
+    featurizer = load_code(store, settings, fetch_card(store, "digits", version)).featurizer
+    shape = next(iter(featurizer.application.features.values())).shape
+    rows = np.random.default_rng(0).random((SERVICE_BATCH_ROWS, *shape), np.float32)
+    batch: Features = {next(iter(featurizer.application.features)): rows}
+
+    def post() -> None:
+        for _ in range(SERVICE_ROUNDS):
+            client.predict(batch, featurizer.id)
+
+    client.predict(batch, featurizer.id)
+    started_s = time.perf_counter()
+    threads = [threading.Thread(target=post) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return clients * SERVICE_ROUNDS * SERVICE_BATCH_ROWS / (time.perf_counter() - started_s)
+
+
+if __name__ == "__main__":
+    for ratio in measure():
+        print(ratio)

@@ -1,0 +1,212 @@
+"""Requests in flight share passes through the model: what waits when a pass begins goes into it, up to its best size.
+
+Nothing waits for a batch to fill: where no pass runs, the first row begins one. A further pass of the same model begins
+beside it only when it would be full, for two small ones cost more than one.
+
+1. a request hands in its rows, decoded, or is refused at once because it would wait too long (`Passes.score`)
+2. a thread takes rows of one champion from the requests that wait, a part of each large one in turn
+3. it makes features of those that are events, all together; a row that the transform fails on ends its request alone
+4. when it is its turn, the model runs; turns go round the applications in the order in which they ask
+5. predictions are decoded together, and each request is given its rows
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplambda.application import Event, payload_batch
+from deeplambda.errors import BadInput, InvalidEvent, Overloaded
+from deeplambda.features import Features, chosen, concatenated, row_count
+from deeplambda.records.admission import unstorable
+from deeplambda.records.answers import answers, finite
+from deeplambda.records.featurizer import Featurizer, said
+from deeplambda.records.isolation import halved
+from speed_layer.model_service.fast_path import FastPath
+from speed_layer.model_service.jobs import LESS_LOAD, Job, Piece, Scored, part_of
+from speed_layer.model_service.statistics import PassTimes
+from speed_layer.model_service.turns import Turns
+
+WAITING_ROWS = 1024
+"""How many rows may wait before a request's own; of a large one those of one pass count, after which it gives way."""
+_SEEN_VALUES = "send values like those that it was trained on"
+
+
+class Passes:
+    """One application's queue, and the threads that take passes from it.
+
+    turns: shared by all applications. on_pass: called after each pass; the metrics count them.
+    """
+
+    def __init__(self, name: str, turns: Turns, on_pass: Callable[[PassTimes], None]) -> None:
+        self._turns, self._on_pass, self._name = turns, on_pass, name
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._running = 0
+        self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
+        self._row_s = 0.0
+        for number in range(turns.at_once):
+            threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
+
+    def check_room(self) -> None:
+        """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
+        if self._ahead_rows >= WAITING_ROWS:
+            wait_s = self._ahead_rows * self._row_s
+            raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", LESS_LOAD, wait_s)
+
+    def submit(self, job: Job) -> None:
+        """Queue a request's rows; `job.scored` will have the result. Raises: Overloaded."""
+        best = job.champion.path.best_rows
+        with self._changed:
+            self.check_room()
+            wait_s = (self._ahead_rows + job.count) * self._row_s
+            if time.monotonic() + wait_s > job.until:
+                raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
+            job.queued_at = time.monotonic()
+            self._jobs.append(job)
+            self._ahead_rows += min(job.count, best)
+            if self._running == 0 or self._ahead_rows >= best:
+                self._changed.notify()
+
+    def _may_begin(self) -> bool:
+        return bool(self._jobs) and (self._running == 0 or self._ahead_rows >= self._jobs[0].champion.path.best_rows)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._may_begin)
+                pieces = self._taken()
+                self._running += bool(pieces)
+                if self._may_begin():
+                    self._changed.notify()
+            if not pieces:
+                continue
+            begun = time.monotonic()
+            try:
+                self._pass(pieces)
+            except Exception as exc:  # such as TooManyRefused; the thread has to go on
+                for piece in pieces:
+                    piece.job.fail(exc)
+            finally:
+                with self._changed:
+                    self._running -= 1
+                    took_s = (time.monotonic() - begun) / sum(piece.count for piece in pieces)
+                    self._row_s += 0.1 * (took_s - self._row_s)
+
+    def _taken(self) -> list[Piece]:
+        """Rows for a pass, all for the champion of the request that came first."""
+        pieces: list[Piece] = []
+        champion, room = self._jobs[0].champion, self._jobs[0].champion.path.best_rows
+        while self._jobs and room:
+            job = self._jobs[0]
+            best = job.champion.path.best_rows
+            if job.champion is not champion:
+                break
+            counted = min(job.waiting, best)
+            if job.is_over:
+                job.fail(job.too_late)
+            else:
+                pieces.append(job.take(room))
+                room -= pieces[-1].count
+            self._jobs.popleft()
+            if job.waiting:
+                self._jobs.append(job)
+            self._ahead_rows -= counted - min(job.waiting, best)
+        return pieces
+
+    def _pass(self, pieces: list[Piece]) -> None:
+        champion, begun = pieces[0].job.champion, time.monotonic()
+        waited_s = sum(begun - piece.job.queued_at for piece in pieces)
+        pieces = sorted(pieces, key=lambda piece: not piece.job.events)
+        rows, features, refused = _features(champion.featurizer, pieces)
+        made = time.monotonic()
+        with self._turns:
+            ran = time.monotonic()
+            passed, outputs, failed = _outputs(champion.path, features)
+        scored = time.monotonic()
+        refused |= {rows[row]: refusal for row, refusal in failed.items()}
+        rows = [rows[row] for row in passed]
+        found = None
+        if rows and any(piece.job.decodes for piece in pieces):
+            answered = answers(champion.application.objective, outputs)
+            refused |= {rows[row]: refusal for row, refusal in answered.refused.items()}
+            if answered.refused:
+                rows, outputs = [rows[row] for row in answered.rows_N], outputs[answered.rows_N]
+            found = replace(answered, refused={}).all()
+        self._on_pass(
+            PassTimes(
+                application=self._name,
+                version=champion.card.version,
+                requests=len(pieces),
+                rows=sum(piece.count for piece in pieces),
+                waited_s=waited_s + len(pieces) * (ran - made),
+                features_s=made - begun,
+                model_s=scored - ran,
+                answers_s=time.monotonic() - scored,
+            )
+        )
+        _deliver(pieces, rows, Scored(outputs=outputs, predictions=found), refused, self._changed)
+
+
+def _features(featurizer: Featurizer, pieces: list[Piece]) -> tuple[list[int], Features, dict[int, BadInput]]:
+    """Positions and features of the rows that have some, and why others have none. pieces: those of events first."""
+    events: list[Event] = [event for piece in pieces for event in piece.job.events[piece.rows]]
+    made = [chosen(piece.job.features, piece.rows) for piece in pieces if not piece.job.events]
+    rows: list[int] = []
+    refused: dict[int, BadInput] = {}
+    if events:
+        schema = featurizer.application.event
+        refused = dict(unstorable(schema, events))
+        kept = [n for n in range(len(events)) if n not in refused]
+        found = featurizer.isolated(payload_batch(schema, [events[n] for n in kept]))
+        refused |= {kept[n]: refusal for n, refusal in found.refused.items()}
+        rows = [kept[n] for n in found.rows_N]
+        if rows:
+            made.insert(0, found.features)
+    total = sum(piece.count for piece in pieces)
+    features = made[0] if len(made) == 1 else concatenated(made)
+    return [*rows, *range(len(events), total)], features, refused
+
+
+def _outputs(path: FastPath, features: Features) -> tuple[list[int], NDArray[np.float32], dict[int, BadInput]]:
+    """Rows that have finite outputs, those, and why others have none."""
+
+    def attempt(rows: slice) -> NDArray[np.float32]:
+        try:
+            return path(chosen(features, rows))
+        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
+            raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
+
+    found = halved(attempt, row_count(features), InvalidEvent)
+    rows, refused = found.rows, found.refused
+    if not rows:
+        return [], np.zeros((0,), np.float32), refused
+    outputs = found.pieces[0][1] if len(found.pieces) == 1 else np.concatenate([piece for _, piece in found.pieces])
+    finite_N = finite(outputs)
+    if not finite_N.all():
+        wrong = [row for row, sound in zip(rows, finite_N, strict=True) if not sound]
+        refused |= {row: InvalidEvent("the model's outputs are not finite", _SEEN_VALUES) for row in wrong}
+        rows, outputs = [row for row in rows if row not in refused], outputs[finite_N]
+    return rows, outputs, refused
+
+
+def _deliver(
+    pieces: list[Piece], rows: list[int], scored: Scored, refused: dict[int, BadInput], lock: threading.Condition
+) -> None:
+    """Give each piece what is known of it. rows: the positions that `scored` is of, in order."""
+    first = at = 0
+    for piece in pieces:
+        wrong = [row for row in range(first, first + piece.count) if row in refused] if refused else []
+        got = piece.count - len(wrong)
+        part = slice(at, at + got)
+        if wrong:
+            piece.refuse(wrong[0] - first, refused[wrong[0]])
+        else:
+            predictions = part_of(scored.predictions, part) if scored.predictions and piece.job.decodes else None
+            with lock:  # two passes may have parts of one request
+                piece.job.deliver(piece.first, Scored(outputs=scored.outputs[part], predictions=predictions))
+        first, at = first + piece.count, at + got

@@ -1,0 +1,216 @@
+"""gunicorn's gevent worker, without monkey-patching: one loop reads, answers and writes, real threads compute.
+
+A connection costs a greenlet, never a thread: clients that send slowly, read slowly or wait hold up nobody.
+
+- A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
+- A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
+- A request with a body takes its turn after those that have come before; one without, such as a health check, does not.
+- A reply sent before the whole request was read closes the connection, with "Connection: close".
+- What gunicorn itself refuses is answered with a problem document, as everything else is.
+
+Handlers run on the loop: what takes longer than a few milliseconds belongs in a thread, for which
+`result_of` waits.
+
+gunicorn makes one `CooperativeWorker` in each worker process, because the model service names it as `worker_class`.
+"""
+
+import contextlib
+import errno
+import os
+import time
+from collections import deque
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+import gevent
+import gevent.socket
+from gevent.hub import Waiter
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn import http, util
+from gunicorn.http.errors import NoMoreData
+from gunicorn.workers.base import Worker
+from gunicorn.workers.ggevent import GeventWorker
+
+from deeplambda.service.http_worker import LINGER_BYTES, LINGER_S, REQUEST_WITHIN_S, closing_unread, refusal
+
+REPLY_WITHIN_S = 10.0
+_IDLE_AT_STOP_S = 2.0
+_WITHOUT_BODY = {"GET", "HEAD"}
+_GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
+
+T = TypeVar("T")
+
+
+def result_of(future: "Future[T]", timeout_s: float | None = None) -> T:
+    """The future's result, for which the calling greenlet waits, or the thread where no loop runs.
+
+    Raises: TimeoutError past `timeout_s`, and what the future raises.
+    """
+    hub = gevent._hub_local.get_hub_if_exists()
+    if hub is None or future.done():
+        return future.result(timeout_s)
+    waiter = Waiter(hub)
+    future.add_done_callback(lambda _: hub.loop.run_callback_threadsafe(waiter.switch, None))
+    with gevent.Timeout(timeout_s, TimeoutError):
+        waiter.get()
+    return future.result()
+
+
+class Connection:
+    """A client's socket with the bounds in time that this module's docstring lists; gunicorn's parser reads from it.
+
+    What is written is kept until `flush`, so that head and body of a reply are one packet.
+    """
+
+    def __init__(self, sock: gevent.socket.socket, idle_s: float) -> None:
+        self._sock, self._idle_s = sock, idle_s
+        self._begun: float | None = None
+        self._out: list[bytes] = []
+        self.is_slow = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a next request has come."""
+        return self._begun is None
+
+    def recv(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end, when the time of the request is over, or of an idle connection."""
+        left_s = self._idle_s if self._begun is None else self._begun + REQUEST_WITHIN_S - time.monotonic()
+        self._sock.settimeout(max(left_s, 0.001))
+        try:
+            received: bytes = self._sock.recv(size)
+        except TimeoutError:
+            self.is_slow = self._begun is not None
+            return b""
+        if self._begun is None:
+            self._begun = time.monotonic()
+        return received
+
+    def sendall(self, content: bytes) -> None:
+        """Keep `content` for `flush`."""
+        self._out.append(content)
+
+    def send(self, content: bytes) -> None:
+        """Send at once: gunicorn's "100 Continue"."""
+        self._sock.settimeout(REPLY_WITHIN_S)
+        self._sock.sendall(content)
+
+    def flush(self) -> None:
+        """Send what was kept. Raises: TimeoutError when the client does not take it, OSError when it is gone."""
+        if self._out:
+            content, self._out = b"".join(self._out), []
+            self.send(content)
+        self._begun = None
+
+    def end(self) -> None:
+        """Let whoever reads from it find its end."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(gevent.socket.SHUT_RD)
+
+
+class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's gevent worker with the bounds that this module's docstring lists."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._connections: set[Connection] = set()
+        self._turns: deque[Waiter] = deque()
+
+    def patch(self) -> None:
+        """Make the listeners cooperative, and nothing else; gunicorn calls this first in the new worker process."""
+        self.sockets: Any = [
+            gevent.socket.socket(each.FAMILY, gevent.socket.SOCK_STREAM, fileno=each.sock.detach())
+            for each in self.sockets
+        ]
+
+    def load_wsgi(self) -> None:
+        """Load the application; gunicorn calls this once, in the new worker process."""
+        super().load_wsgi()
+        self.wsgi: Any = closing_unread(self.wsgi)
+
+    def notify(self) -> None:
+        """Tell the parent that this process is alive; without a parent, stop."""
+        Worker.notify(self)
+        if self.ppid != os.getppid():
+            self.log.info("the parent is gone: %s ends", self)
+            self.alive = False
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        1. accept connections until then
+        2. free the port at once, so that a successor can have it
+        3. answer the requests that are in progress; idle connections have a moment for one that is on its way
+        """
+        servers = [
+            StreamServer(each, handle=partial(self.handle, each), spawn=Pool(self.worker_connections))
+            for each in self.sockets
+        ]
+        for server in servers:
+            server.start()
+        while self.alive:
+            self.notify()
+            gevent.sleep(0.5)
+        for server in servers:
+            server.close()
+        stopped = time.monotonic()
+        while self._connections and time.monotonic() < stopped + self.cfg.graceful_timeout:
+            Worker.notify(self)
+            if time.monotonic() > stopped + _IDLE_AT_STOP_S:
+                for connection in self._connections:
+                    if connection.is_idle:
+                        connection.end()
+            gevent.sleep(0.05)
+
+    def handle(self, listener: Any, client: gevent.socket.socket, addr: Any) -> None:
+        """Serve one connection until it ends; gevent calls this in a greenlet of its own."""
+        connection = Connection(client, self.cfg.keepalive)
+        parser = http.get_parser(self.cfg, connection, addr)
+        self._connections.add(connection)
+        request = None
+        try:
+            name = listener.getsockname()
+            for request in parser:
+                if request.method not in _WITHOUT_BODY:
+                    self._await_turn()
+                self.handle_request(name, request, connection, addr)
+                connection.flush()
+            self._linger(connection, client)
+        except StopIteration:  # gunicorn's word for "close it"
+            self._linger(connection, client)
+        except NoMoreData:
+            pass
+        except OSError as exc:
+            if exc.errno not in _GONE and not isinstance(exc, TimeoutError):
+                self.log.exception("a connection broke")
+        except Exception as exc:
+            with contextlib.suppress(OSError):  # the client may have disconnected
+                connection.send(refusal(self.log, addr, exc))
+                self._linger(connection, client)
+        finally:
+            if connection.is_slow:
+                self.log.warning("%s sends too slowly: a request is read for %.0f s", addr, REQUEST_WITHIN_S)
+            self._connections.discard(connection)
+            util.close(client)
+
+    def _await_turn(self) -> None:
+        """Let the loop look at other connections before the next of these requests is worked on."""
+        waiter = Waiter()
+        self._turns.append(waiter)
+        if len(self._turns) == 1:
+            waiter.hub.loop.run_callback(self._give_turn)
+        waiter.get()
+
+    def _give_turn(self) -> None:
+        waiter = self._turns.popleft()
+        if self._turns:
+            waiter.hub.loop.run_callback(self._give_turn)
+        waiter.switch(None)
+
+    @staticmethod
+    def _linger(connection: Connection, client: gevent.socket.socket) -> None:
+        """Close so that the client of a refused upload can read the reply."""
+        connection.flush()
+        util.close_graceful(client, timeout=LINGER_S, max_drain=LINGER_BYTES)

@@ -1,0 +1,169 @@
+"""The model service with more to do than it can: it says so at once, and keeps its word to those it takes."""
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydantic_core import from_json, to_json
+
+from deeplambda.adapters.model_service import TIMEOUT_HEADER, ModelClient, _encode
+from deeplambda.config import Settings
+from deeplambda.features import row_count
+from tests.integration.own_model_service import OwnService, images, model_of
+from tests.traffic import eventually
+
+ROWS, CLIENTS, DEADLINE_S = 32, 64, 2.0
+SLACK_S = 1.0
+"""By which a client may see an answer later than it was sent: the clients of these tests share the service's cores."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one request got, and how long after it was sent."""
+
+    status: int
+    took_s: float
+    version: str | None
+    body: bytes
+
+
+class Client:
+    """One kept-alive connection."""
+
+    def __init__(self, service: OwnService, path: str, body: bytes, headers: dict[str, str]) -> None:
+        self._connection = http.client.HTTPConnection(*service.address, timeout=30)
+        self._asked = path, body, headers
+
+    def ask(self) -> Reply:
+        path, body, headers = self._asked
+        begun = time.monotonic()
+        self._connection.request("POST" if body else "GET", path, body, headers)
+        response = self._connection.getresponse()
+        content = response.read()
+        return Reply(response.status, time.monotonic() - begun, response.headers["X-Model-Version"], content)
+
+
+def asked(clients: list[Client], seconds: float, rate: float | None = None) -> list[Reply]:
+    """What all clients got: each asks again when it has its answer, or all together `rate` times a second."""
+    stop_at, period_s = time.monotonic() + seconds, len(clients) / rate if rate else 0.0
+
+    def repeat(number: int) -> list[Reply]:
+        replies, due = [], time.monotonic() + period_s * number / len(clients)
+        while time.monotonic() < stop_at:
+            threading.Event().wait(max(0.0, due - time.monotonic()))
+            replies.append(clients[number].ask())
+            due += period_s
+        return replies
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return [reply for replies in pool.map(repeat, range(len(clients))) for reply in replies]
+
+
+def batches(service: OwnService, count: int, **headers: str) -> list[Client]:
+    body, described = _encode(images(ROWS))
+    return [Client(service, service.infer_path, body, described | headers) for _ in range(count)]
+
+
+def events(service: OwnService, path: str, count: int) -> list[Client]:
+    body = to_json({"instances": [{"image": b64encode(bytes(784)).decode()}]})
+    return [Client(service, path, body, {"Content-Type": "application/json"}) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def slow_clients(service: OwnService) -> Iterator[None]:
+    """As many that never send the rest of their request, and as many that never read their answers."""
+    head = f"POST {service.predict_path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    schema = f"GET /v1/models/{service.name} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with contextlib.ExitStack() as slow:
+        for _ in range(CLIENTS):
+            writer = slow.enter_context(socket.create_connection(service.address))
+            writer.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+            reader = slow.enter_context(socket.create_connection(service.address))
+            reader.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(1000):  # until its answers fill what the kernel keeps
+                    reader.send(schema)
+        yield
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("beside", [lambda _: contextlib.nullcontext(), slow_clients], ids=["alone", "slow clients"])
+def test_three_times_what_fits_is_answered_or_refused_in_time_in_level_memory_beside_health(
+    service: OwnService,
+    seconds: float,
+    beside: Callable[[OwnService], contextlib.AbstractContextManager[None]],
+) -> None:
+    fits = len(asked(batches(service, 4), seconds=2)) / 2
+    clients = batches(service, CLIENTS, **{TIMEOUT_HEADER: str(int(DEADLINE_S * 1000))})
+    asked(clients, seconds=1, rate=3 * fits)  # buffers of all connections
+    worker, health = service.worker(), [Client(service, "/v2/health/live", b"", {})]
+    before = worker.memory_info().rss
+    with beside(service), ThreadPoolExecutor(1) as pool:
+        healthy = pool.submit(asked, health, seconds, 20.0)
+        replies = asked(clients, seconds, rate=3 * fits)
+    statuses = Counter(reply.status for reply in replies)
+    assert set(statuses) <= {200, 429}, statuses
+    assert statuses[200]
+    assert max(reply.took_s for reply in replies) < DEADLINE_S + SLACK_S
+    assert {reply.status for reply in healthy.result()} == {200}
+    assert (worker.memory_info().rss - before) / 2**20 < 100
+    assert asked(batches(service, 1), seconds=0.1)[0].status == 200
+
+
+def test_a_batch_that_meets_an_overloaded_service_waits_and_is_scored_whole(service: OwnService) -> None:
+    features = images(2000)
+    client = ModelClient(service.settings, service.name, patience_s=60, part_bytes=64 * 1024)
+    with ThreadPoolExecutor(1) as pool:
+        crowd = pool.submit(asked, batches(service, CLIENTS), 4)
+        scored = client.predict(features, service.featurizer_id)
+        assert {reply.status for reply in crowd.result()} <= {200, 429}
+    assert len(scored.outputs) == len(scored.versions_N) == row_count(features)
+
+
+@pytest.mark.parametrize("swaps", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_swaps_under_full_load_fail_nothing_and_every_answer_names_its_version(service: OwnService, swaps: int) -> None:
+    versions = [service.publish(model_of(11)), service.publish(model_of(12))]
+    done = threading.Event()
+
+    def load(client: Client) -> set[tuple[int, bool]]:
+        found = set()
+        while not done.is_set():
+            reply = client.ask()
+            found.add((reply.status, reply.version == str(from_json(reply.body).get("model_version"))))
+        return found
+
+    clients = events(service, service.predict_path, 16)
+    with ThreadPoolExecutor(len(clients)) as pool:
+        loads = [pool.submit(load, client) for client in clients]
+        try:
+            for swap in range(swaps):
+                service.promote(versions[swap % 2])
+                assert service.serves(versions[swap % 2])
+        finally:
+            done.set()
+        assert set().union(*(each.result() for each in loads)) == {(200, True)}
+
+
+@pytest.mark.long
+def test_of_two_applications_neither_is_starved_by_the_other(stack: Settings, tmp_path: Path) -> None:
+    first, second = OwnService(stack, tmp_path), OwnService(stack, tmp_path)
+    names = to_json([first.name, second.name]).decode()
+    with first.running(DEEPLAMBDA_APPLICATIONS=names):
+        for each in (first, second):
+            each.promote(each.publish(model_of(1)))
+            ready = f"/v2/models/{each.name}/ready"
+            assert eventually(lambda ready=ready: first.request("GET", ready).status == 200)
+        few, many = batches(first, 2), events(first, second.predict_path, CLIENTS)
+        alone = [len(asked(clients, seconds=5)) for clients in (few, many)]
+        with ThreadPoolExecutor(2) as pool:
+            both = [len(replies) for replies in pool.map(lambda clients: asked(clients, seconds=5), (few, many))]
+    assert min(together / one for together, one in zip(both, alone, strict=True)) > 0.4, (alone, both)

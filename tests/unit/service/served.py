@@ -1,0 +1,21 @@
+"""A WSGI application for the tests of the worker: it answers at once, echoes, sends much, or takes its time."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from deeplambda.service.cooperative_worker import result_of
+
+MUCH_BYTES = 64 * 1024 * 1024
+_threads = ThreadPoolExecutor(8)
+
+
+def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    path = environ["PATH_INFO"]
+    content = {"/echo": lambda: environ["wsgi.input"].read(), "/much": lambda: bytes(MUCH_BYTES)}.get(
+        path, lambda: path.encode()
+    )()
+    if path == "/slow":
+        result_of(_threads.submit(time.sleep, 1))
+    start_response("200 OK", [("Content-Length", str(len(content)))])
+    return [content]

@@ -1,0 +1,121 @@
+"""The worker answers beside clients that send slowly, read slowly or not at all, and ends what it has begun."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import urllib3
+
+from tests.traffic import eventually
+from tests.unit.service.served import MUCH_BYTES
+
+CLIENTS = 64
+
+
+class Served:
+    """gunicorn with one worker and the application of `served.py`."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = free.getsockname()
+        worker = "deeplambda.service.cooperative_worker.CooperativeWorker"
+        self.url = f"http://{self.address[0]}:{self.address[1]}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "-k", worker, "-b", self.url[7:], "tests.unit.service.served:app"],
+            stderr=subprocess.DEVNULL,
+        )
+        assert eventually(lambda: self.get("/") is not None, timeout_s=30)
+
+    def get(self, path: str) -> urllib3.BaseHTTPResponse | None:
+        with contextlib.suppress(urllib3.exceptions.HTTPError):
+            return urllib3.request("GET", self.url + path, retries=False, timeout=20)
+        return None
+
+    def connected(self, sent: bytes) -> socket.socket:
+        connection = socket.create_connection(self.address, timeout=20)
+        connection.sendall(sent)
+        return connection
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    served = Served()
+    yield served
+    if served.process.poll() is None:
+        served.process.kill()
+    served.process.wait()
+
+
+def request(path: str, *headers: str, method: str = "GET") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def test_slow_senders_and_clients_that_read_nothing_hold_up_nobody(served: Served) -> None:
+    with contextlib.ExitStack() as slow:
+        for n in range(CLIENTS):
+            half = request("/echo", "Content-Length: 1000", method="POST") if n % 2 else request("/")[:-2]
+            slow.enter_context(served.connected(half))
+        for _ in range(4):
+            slow.enter_context(served.connected(request("/much")))
+        found = [served.get("/") for _ in range(50)]
+    assert all(reply is not None and reply.data == b"/" for reply in found)
+
+
+def test_a_reply_that_nobody_reads_is_dropped_with_its_memory(served: Served) -> None:
+    (worker,) = psutil.Process(served.process.pid).children()
+    before = worker.memory_info().rss
+    with served.connected(request("/much")):
+        assert eventually(lambda: worker.memory_info().rss > before + MUCH_BYTES // 2, timeout_s=10)
+        assert eventually(lambda: worker.memory_info().rss < before + MUCH_BYTES // 2, timeout_s=30)
+    reply = served.get("/")
+    assert reply is not None
+    assert reply.status == 200
+
+
+def test_a_request_in_pieces_and_several_in_one_piece_are_answered_in_order(served: Served) -> None:
+    content = b"0123456789" * 1000
+    whole = request("/echo", f"Content-Length: {len(content)}", method="POST") + content
+    with served.connected(whole[:50]) as connection:
+        connection.sendall(whole[50:5000])
+        connection.sendall(whole[5000:] + request("/a") + request("/b", "Connection: close"))
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.index(content) < answer.index(b"/a") < answer.index(b"/b")
+
+
+def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:
+    with ThreadPoolExecutor(8) as clients:
+        slow = [clients.submit(served.get, "/slow") for _ in range(8)]
+        assert served.get("/") is not None
+        assert not any(each.done() for each in slow)
+        assert all(reply is not None and reply.status == 200 for reply in (each.result() for each in slow))
+
+
+def test_what_has_begun_is_answered_at_sigterm_and_the_port_is_free(served: Served) -> None:
+    with ThreadPoolExecutor(1) as clients:
+        slow = clients.submit(served.get, "/slow")
+        (worker,) = psutil.Process(served.process.pid).children()
+        assert eventually(lambda: len(worker.net_connections()) > 1, timeout_s=10)
+        os.kill(served.process.pid, signal.SIGTERM)
+        reply = slow.result()
+    assert reply is not None
+    assert reply.status == 200
+    assert served.process.wait(timeout=30) == 0
+    with socket.socket() as successor:
+        successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        successor.bind(served.address)
+
+
+def test_a_request_of_two_meanings_is_refused_with_a_problem(served: Served) -> None:
+    with served.connected(request("/", "Content-Length: 5", "Transfer-Encoding: chunked")) as connection:
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answer
