@@ -214,6 +214,7 @@ def test_an_event_is_refused_where_the_page_says() -> None:
         CORE / "records" / "admission.py",
         ROOT / "speed_layer" / "model_service" / "instances.py",
         ROOT / "batch_layer" / "event_quality.py",
+        ROOT / "batch_layer" / "monitor.py",
     }
     assert files_that_call("decode_event") - {CORE / "testing" / "checker.py"} == callers
 
