@@ -74,7 +74,7 @@ def run_generation(
                 return _Work(settings, platform, packed, listener, start_spark()).run(generation)
             except Exception as exc:
                 said = in_one_line(exc)
-                if _is_final(exc):
+                if is_final(exc):
                     store.end(platform, generation, "failed", said)
                 else:
                     store.note(platform, generation, said)
@@ -98,7 +98,7 @@ def _begun(settings: Settings, platform: Engine, application: str, due: Due) -> 
     return store.begin(platform, application, due.cause, due.why, ends, new_labels)
 
 
-def _is_final(exc: Exception) -> bool:
+def is_final(exc: Exception) -> bool:
     """Whether another attempt would end the same way. What is not the platform's own error may be a service's."""
     if isinstance(exc, Conflict) and not isinstance(exc, UnfitModel):
         return False
