@@ -154,9 +154,8 @@ def data_rollback(
 
     No row is lost: the same command leads back. The next ingest passes over the rows that were taken back.
     """
-    from batch_layer.console import PipelineConsole
+    from batch_layer import generation_commands
     from batch_layer.data_history import roll_back
-    from batch_layer.pipeline import run_pipeline
 
     settings, packed = packed_application(application)
     spark, engine = spark_of(settings, "rollback"), mysql.engine(settings, "platform")
@@ -169,9 +168,9 @@ def data_rollback(
     )
     _name_versions(settings, packed.name, change.versions)
     if retrain:
-        run_pipeline(spark, settings, packed, {}, PipelineConsole(console))
+        generation_commands.start(settings, packed, "person", f"data rolled back: {why}", console, lambda: spark)
     elif change.versions:
-        console.print(f"to replace them: deeplambda batch run {packed.name}")
+        console.print(f"to replace them: deeplambda batch generations {packed.name} --start")
 
 
 @app.command("publish")

@@ -4,7 +4,7 @@
 2. `collect`: wait until the archive holds the labels that Kafka has, and pin the data set and the champion. A data set
    that a version was trained on before ends it, unless a person asked: then the gate is offered that version.
 3. `prepare`: its shards.
-4. `train`: with the champion's hyperparameters, and publish the version.
+4. `train`: from the champion's weights, with its hyperparameters, and publish the version.
 5. `judge`: offer it to the gate, which promotes or rejects it.
 Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
 again, so a process may be killed anywhere: the next one ends as it would have. A process that loses the lock, because
@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 from sqlalchemy import Connection, Engine
 
 from batch_layer.gate import promote
+from batch_layer.lake_rows import append_verdicts
 from batch_layer.news import News
 from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
 from batch_layer.prepare import DataSet, data_set
@@ -73,7 +74,7 @@ def run_generation(
                 return _Work(settings, platform, packed, listener, start_spark()).run(generation)
             except Exception as exc:
                 said = in_one_line(exc)
-                if _is_final(exc):
+                if is_final(exc):
                     store.end(platform, generation, "failed", said)
                 else:
                     store.note(platform, generation, said)
@@ -97,7 +98,7 @@ def _begun(settings: Settings, platform: Engine, application: str, due: Due) -> 
     return store.begin(platform, application, due.cause, due.why, ends, new_labels)
 
 
-def _is_final(exc: Exception) -> bool:
+def is_final(exc: Exception) -> bool:
     """Whether another attempt would end the same way. What is not the platform's own error may be a service's."""
     if isinstance(exc, Conflict) and not isinstance(exc, UnfitModel):
         return False
@@ -131,7 +132,7 @@ def _beating(platform: Engine, lock: Connection, generation: Generation) -> Iter
 
 
 class _Data(BaseModel):
-    """What a generation learns from, as its row keeps it. champion: at that moment, whose hyperparameters it takes."""
+    """What a generation learns from, as its row keeps it. champion: at that moment, which it begins from."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -213,13 +214,15 @@ class _Work:
 
     def _trained(self, data: "_Data") -> int:
         overrides: dict[str, Any] = {}
+        init_from = None
         if data.champion is not None:
             with mysql_errors(), self._platform.connect() as connection:
                 champion = registry.published_card(connection, self._packed.name, data.champion)
             if champion.code_version == self._packed.code_version:
                 overrides = champion.hyperparameters
-        card = train_and_publish(self._spark, self._settings, self._packed, data.dataset, overrides, self._listener)
-        return card.version
+                init_from = champion.name if self._settings.generation_from == "champion" else None
+        work = (self._spark, self._settings, self._packed, data.dataset, overrides, self._listener)
+        return train_and_publish(*work, init_from=init_from).version
 
     def _judged(self, generation: Generation) -> Generation:
         version = generation.version or 0
@@ -229,7 +232,10 @@ class _Work:
             if (
                 promoted_at is None or promoted_at < generation.started_at
             ):  # else the last process was killed after this
-                promote(self._settings, self._packed, version)
+                who = f"generation {generation.number}"
+                promote(self._settings, self._packed, version, who=who, why=f"{generation.cause}: {generation.why}")
         except UnfitModel as exc:
             return store.end(self._platform, generation, "rejected", exc.message)
+        finally:
+            append_verdicts(self._spark, self._platform, self._packed.name)
         return store.end(self._platform, generation, "promoted", "the gate let it through")

@@ -60,7 +60,7 @@ def _tables(settings: Settings, news: News, applications: Iterable[str]) -> Iter
             yield table(listed(connection, application), application)
             if not is_worked_on(connection, application):
                 next_one = decide(settings, news.known(connection, application), now())
-                yield f"next: {next_one.why}" + ("" if settings.generations else "; DEEPLAMBDA_GENERATIONS is off")
+                yield f"next, where DEEPLAMBDA_GENERATIONS is on: {next_one.why}"
 
 
 def table(generations: Iterable[Generation], application: str) -> Table:

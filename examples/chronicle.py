@@ -101,7 +101,7 @@ class Story:
         return sum(said.get(each, ("",))[0] == label for each, label in chapter.truth.items()) / len(chapter.truth)
 
     @staticmethod
-    def until(count: Callable[[], int], wanted: int, patience_s: float = 180) -> int:
+    def until(count: Callable[[], int], wanted: int, patience_s: float = 600) -> int:
         """Ask for a count until it is `wanted` or patience ends; the last one."""
 
         @retry(
@@ -137,7 +137,7 @@ class Lifecycle:
         self._news, self._stop = threading.Condition(), threading.Event()
         self._thread = threading.Thread(target=self._read, name="lifecycle", daemon=True)
 
-    def wait(self, kind: str, patience_s: float = 300, since: int = 0, **wanted: Any) -> dict[str, Any]:
+    def wait(self, kind: str, patience_s: float = 600, since: int = 0, **wanted: Any) -> dict[str, Any]:
         """The first record of a kind, from the position `since` on, that has these values. Raises: TimeoutError."""
 
         def found() -> dict[str, Any] | None:

@@ -159,9 +159,9 @@ def _told(
     first = lifecycle.wait("ModelPromoted")["version"]
 
     before = story.stream("digits live", upright, shown[0], rate, labelled=True)
-    starts = end_offsets(story.settings, topics.events(APPLICATION))
+    starts, since = end_offsets(story.settings, topics.events(APPLICATION)), lifecycle.position
     blind = story.stream(f"rotated by {ROTATED_BY}°", turned[0], shown[1], rate, labelled=False)
-    drift = lifecycle.wait("DriftDetected")
+    drift = lifecycle.wait("DriftDetected", since=since)
     noticed = sum(drift["window"]["to_offsets"].values()) - sum(starts.values())
     story.tell(f"drift of {drift['what']} noticed after {noticed:,} rotated events")
     story.promise(f"drift is noticed within {NOTICED_WITHIN:,} events", noticed <= NOTICED_WITHIN)
@@ -169,7 +169,7 @@ def _told(
 
     learning = story.stream("labels arrive", turned[1], shown[2], rate, labelled=True)
     story.label(blind)
-    ended = lifecycle.wait("GenerationEnded", patience_s=600)
+    ended = lifecycle.wait("GenerationEnded", patience_s=1_800)
     story.tell(f"generation {ended['number']} was begun by {_generations(story)[0]} and {ended['state']}")
     story.promise("a generation trained, was judged and promoted by itself", ended["state"] == "promoted")
     _served(story, ended["version"])
@@ -192,7 +192,7 @@ def _told(
     bad = lifecycle.wait("GenerationEnded", since=since)
     story.tell(f"forced in, the gate said of version {bad['version']}: {bad['verdict']}")
     story.promise("the gate rejects what learned from them", bad["state"] == "rejected")
-    deeplambda("model", "promote", APPLICATION, str(bad["version"]), "--force")
+    deeplambda("model", "promote", APPLICATION, str(bad["version"]), "--force", "--why", "somebody knows better")
     _served(story, bad["version"])
     wrong = story.stream("forced past the gate", turned[3], shown[4], rate, labelled=False)
 
@@ -202,7 +202,7 @@ def _told(
     undone = lifecycle.wait("DataChanged", since=since, kind="rolled_back")
     story.tell(f"data rolled back by {undone['rows']:,} rows; versions that saw them: {undone['versions']}")
     story.promise("the rollback names the version that saw the rows", undone["versions"] == [bad["version"]])
-    deeplambda("model", "rollback", APPLICATION)
+    deeplambda("model", "rollback", APPLICATION, "--why", "it learned from labels counted from one")
     back = lifecycle.wait("ModelRolledBack", since=since)
     _served(story, back["version"])
     healed = story.stream("rolled back", turned[4], shown[5], rate, labelled=False)

@@ -275,6 +275,9 @@ class Settings(BaseSettings):
         ge=0,
         description="After how many seconds without a training any new label starts a generation; 0: never.",
     )
+    generation_from: Literal["champion", "scratch"] = Field(
+        default="champion", description="What a generation's training begins from: the champion's weights, or scratch."
+    )
     generation_pause_s: int = Field(
         default=3600, ge=0, description="The least time, in seconds, from the end of a generation to the next one."
     )
