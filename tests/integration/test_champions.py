@@ -204,7 +204,7 @@ def test_every_decision_is_kept_with_who_when_and_why(
     assert promoted is not None
     assert promoted.verdict is not None
     assert newest[2].verdict == promoted.verdict.model_dump(mode="json")
-    assert newest[2].verdict["best"] == {"test": better.version}
+    assert newest[2].verdict["best"]["test"] == better.version
 
 
 def register(stack: Settings, application: str) -> int:

@@ -30,10 +30,10 @@ def test_what_the_stream_said_otherwise_is_counted_by_version_and_field(
     images = payload["image"].to_pylist()
     events = [digit_event(f"event-{n}", np.frombuffer(image, np.uint8)) for n, image in enumerate(images)]
     found = answers(Digits.objective, fp32_outputs(model, {"features": Digits().transform(payload)}))
+    moment = now()
     archive(spark, service, {event["event_id"]: to_json(event) for event in events})
     with Publisher(service.settings) as publisher:
         for n, event in enumerate(events):
-            right, moment = found.values_N[n], now()
             said = Prediction(
                 application=service.name,
                 event_id=event["event_id"],
@@ -45,7 +45,7 @@ def test_what_the_stream_said_otherwise_is_counted_by_version_and_field(
                 inference_ms=1.0,
                 model_version=version,
                 code_version=service.featurizer_id,
-                prediction="none" if n == 7 else right,
+                prediction="none" if n == 7 else found.values_N[n],
                 confidence=found.confidence_N[n],
                 scores=found.scores_N[n],
             )
