@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 from kafka import TopicPartition
@@ -72,8 +73,8 @@ def run(settings: Settings, figures: Figures, status: LoopStatus, stop: threadin
     predictions = {name: topics.predictions(name) for name in settings.applications}
     letters = [topics.dead_letters(name) for name in settings.applications]
     lags = {name: Lag() for name in predictions}
-    ends = TopicEnds(settings, [*predictions.values(), *letters])
-    with Publisher(settings) as publisher:
+    asking = TopicEnds(settings, [*predictions.values(), *letters])
+    with closing(asking) as ends, Publisher(settings) as publisher:
         metrics = {
             name: MetricPublisher(publisher, layer="serving", part="views", application=name) for name in predictions
         }

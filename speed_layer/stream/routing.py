@@ -51,13 +51,15 @@ class Router:
             raise NotReady(f"what the micro-batch {batch_id} of {self._topic} holds is not known", "it is tried again")
         ranges = ranges_of(planned)
         rows = sum(end - first for first, end in ranges.values())
+        small = self._costs.favour_driver(rows)
         started_s = time.perf_counter()
-        if self._costs.favour_driver(rows) and self._in_driver(ranges, rows):
-            took_s = time.perf_counter() - started_s
-            self._costs.driver_took(rows, took_s)
-        else:
+        in_driver = small and self._in_driver(ranges, rows)
+        if not in_driver:
             self._on_workers(batch)
-            took_s = time.perf_counter() - started_s
+        took_s = time.perf_counter() - started_s
+        if in_driver:
+            self._costs.driver_took(rows, took_s)
+        elif not small:  # a few large events tell nothing of the hand-over
             self._costs.workers_took(rows, took_s)
         limit = next_limit(self._limit, rows, took_s)
         if limit != self._limit:

@@ -14,6 +14,7 @@ Offsets = Mapping[int, int]
 
 BEHIND_AFTER_S = 30.0
 LEAST_LAG_ROWS = 1_000
+_ANSWER_MS = 5_000
 _MOST_DELAY_S = 10.0
 """A stream that needs longer for what waits, at the rate at which it works, does not keep up."""
 
@@ -73,9 +74,14 @@ class TopicEnds:
         with kafka_errors(self._settings):
             self._consumer = self._consumer or consumer(self._settings, *self._topics)
             self._consumer.follow_partitions()
-            found = self._consumer.end_offsets(self._consumer.assignment())
+            found = self._consumer.end_offsets(self._consumer.assignment(), timeout_ms=_ANSWER_MS)
         ends: dict[str, dict[int, int]] = {topic: {} for topic in self._topics}
         each: TopicPartition
         for each, end in found.items():
             ends[each.topic][each.partition] = end
         return ends
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._consumer is not None:
+            self._consumer.close()

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from py4j.protocol import Py4JNetworkError
@@ -148,8 +149,9 @@ def _reporting(
     """The work of a loop that looks at the streams' lag, and publishes their metrics."""
 
     def work(status: LoopStatus, stop: threading.Event) -> None:
-        ends, since_s = TopicEnds(settings, [stream.topic for stream in streams]), time.monotonic()
-        with Publisher(settings) as publisher:
+        since_s = time.monotonic()
+        asking = TopicEnds(settings, [stream.topic for stream in streams])
+        with closing(asking) as ends, Publisher(settings) as publisher:
             while not stop.is_set():
                 found, at_s = ends.ask(), time.monotonic()
                 for stream in streams:
