@@ -30,6 +30,7 @@ NAMES = (
 )
 """As `GET /v2` lists them."""
 _LOAD_WITHIN_S = 60.0
+_BODY_BYTES = 64 * 1024
 
 
 def extensions(settings: Settings, champions: Champions, statistics: Statistics) -> Blueprint:
@@ -93,6 +94,7 @@ def extensions(settings: Settings, champions: Champions, statistics: Statistics)
 
 
 def _body() -> dict[str, Any]:
+    request.max_content_length = _BODY_BYTES
     content = request.get_data(cache=False)
     try:
         found = from_json(content or b"{}")

@@ -9,8 +9,8 @@ A connection costs a greenlet, never a thread: clients that send slowly, read sl
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
-Handlers run on the loop: what takes longer than a few milliseconds belongs in a thread, for which
-`result_of` waits.
+Handlers run on the loop: what takes longer than a few milliseconds belongs in a thread, for which `result_of`
+waits.
 
 gunicorn makes one `CooperativeWorker` in each worker process, because the model service names it as `worker_class`.
 """

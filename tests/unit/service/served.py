@@ -16,7 +16,7 @@ def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         path, lambda: path.encode()
     )()
     if path == "/busy":
-        ends = time.thread_time() + 0.05
+        ends = time.thread_time() + 0.01
         while time.thread_time() < ends:
             pass
     if path == "/slow":

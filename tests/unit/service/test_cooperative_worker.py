@@ -37,11 +37,11 @@ class Served:
 
     def get(self, path: str) -> urllib3.BaseHTTPResponse | None:
         with contextlib.suppress(urllib3.exceptions.HTTPError):
-            return urllib3.request("GET", self.url + path, retries=False, timeout=20)
+            return urllib3.request("GET", self.url + path, retries=False, timeout=60)
         return None
 
     def connected(self, sent: bytes) -> socket.socket:
-        connection = socket.create_connection(self.address, timeout=20)
+        connection = socket.create_connection(self.address, timeout=60)
         connection.sendall(sent)
         return connection
 

@@ -122,6 +122,7 @@ def test_statistics_count_requests_rows_and_passes(client: FlaskClient) -> None:
 def test_the_repository_lists_what_serves_and_only_operators_change_it(client: FlaskClient) -> None:
     (found,) = client.post("/v2/repository/index", json={"ready": True}).json
     assert (found["name"], found["version"], found["state"]) == ("digits", "1", "READY")
+    assert client.post("/v2/repository/index", data=bytes(2**20)).status_code == 413
     refused = client.post("/v2/repository/models/digits/unload")
     assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert client.get("/v2/models/digits/ready").status_code == 200
