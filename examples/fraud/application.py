@@ -67,5 +67,6 @@ class Fraud(Application):
     def build_model(self, *, hidden: int = 32) -> Any:
         from torch import nn
 
-        layers = (nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2))
-        return nn.Sequential(*layers)
+        return nn.Sequential(
+            nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+        )
