@@ -65,8 +65,6 @@ class Fraud(Application):
         return np.column_stack([*scaled, night, weekend]).astype(np.float32)
 
     def build_model(self, *, hidden: int = 32) -> Any:
-        from torch import nn
+        from torch.nn import Linear, ReLU, Sequential
 
-        return nn.Sequential(
-            nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
-        )
+        return Sequential(Linear(7, hidden), ReLU(), Linear(hidden, hidden), ReLU(), Linear(hidden, 2))
