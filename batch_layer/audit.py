@@ -21,7 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.newest import content_hash
 from batch_layer.quality import distribution_shift, excess_error, measure, share
-from batch_layer.raw_objects import objects_of, raw_key
+from batch_layer.raw_objects import raw_key
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.clock import now
@@ -183,17 +183,16 @@ def _error(label: str, value: str, number: float | None) -> float:
 
 
 def _of_objects(spark: SparkSession, settings: Settings, packed: PackedApplication) -> list[QualityMeasure]:
-    store, application = ObjectStore(settings), packed.load()
-    names = objects_of(application, store)
-    meant = {raw_key(application.name, name) for name in names}
-    ages = [
-        (now() - found.modified).total_seconds()
-        for found in store.list(raw_key(application.name, ""))
-        if found.key in meant
+    application = packed.load()
+    root = raw_key(application.name, "")
+    stored = {found.key.removeprefix(root): found for found in ObjectStore(settings).list(root)}
+    meant = [
+        (source, {name for path in source.paths for name in matched(path, stored)}) for source in application.sources
     ]
-    paths = [path for source in application.sources if isinstance(source, Reader) for path in source.paths]
-    uncompared = sorted({raw_key(application.name, name) for path in paths for name in matched(path, names)})
-    keys = spark.createDataFrame([(key,) for key in uncompared], "key STRING")
+    names = set().union(*(of_source for _, of_source in meant))
+    ages = [(now() - stored[name].modified).total_seconds() for name in names]
+    uncompared = set().union(*(of_source for source, of_source in meant if isinstance(source, Reader)))
+    keys = spark.createDataFrame([(raw_key(application.name, name),) for name in sorted(uncompared)], "key STRING")
 
     def read(batches: Batches) -> Batches:
         objects = ObjectStore(settings)
@@ -207,4 +206,4 @@ def _of_objects(spark: SparkSession, settings: Settings, packed: PackedApplicati
         measure("delay_s", float(np.quantile(ages, of)), len(ages), f"object to lake, p{of * 100:.0f}")
         for of in (0.5, 1.0)
     ]
-    return [share("unreadable", bad, len(meant)), *delays]
+    return [share("unreadable", bad, len(names)), *delays]

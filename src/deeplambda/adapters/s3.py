@@ -2,14 +2,15 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import boto3
 from botocore.config import Config
@@ -21,7 +22,7 @@ from deeplambda.errors import BadInput, CorruptObject, NotReady
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, PartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectTypeDef, PartTypeDef
 
 _HASH = "sha256"
 _DELETED_AT_ONCE = 1000  # S3's limit
@@ -29,6 +30,7 @@ PART_BYTES = 64 * 2**20
 """Of a large file, what is sent and held at once. S3Proxy takes at most 128 MiB in one request."""
 _MOST_PARTS = 10_000  # S3's limit
 _PIECE_BYTES = 2**20
+_LISTED_AT_ONCE, _FOLDERS = 8, 1000
 
 
 Sent = Callable[[int], None]
@@ -54,6 +56,11 @@ class StoredObject(NamedTuple):
     key: str
     bytes: int
     modified: datetime
+
+    @classmethod
+    def of(cls, listed: "ObjectTypeDef") -> "StoredObject":
+        """From one of S3's own answers."""
+        return cls(listed["Key"], listed["Size"], listed["LastModified"])
 
 
 def sha256_of(content: bytes) -> str:
@@ -242,14 +249,41 @@ class ObjectStore:
         return recorded in (None, digest.hexdigest())
 
     def list(self, prefix: str) -> list[StoredObject]:
-        """Every object under `prefix`. Raises: NotReady."""
+        """Every object under `prefix`, sorted. Raises: NotReady.
+
+        Folders are looked through side by side: S3 answers a thousand names a request, and a store that keeps files
+        looks through all that is under a prefix for each. One of very many folders is asked as a whole.
+        """
+        found: list[StoredObject] = []
+        folders = [prefix]
+        with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="list") as executor:
+            while folders:
+                listed = [*executor.map(self._folder, folders)]
+                found += [item for items, _ in listed for item in items]
+                folders = [folder for _, inside in listed for folder in inside]
+                if len(folders) > _FOLDERS:
+                    found += [item for items in executor.map(self._tree, folders) for item in items]
+                    break
+        return sorted(found, key=lambda item: item.key)
+
+    def _folder(self, prefix: str) -> tuple[Sequence[StoredObject], Sequence[str]]:
+        """The objects right under `prefix`, and the folders beside them; all objects where these are too many."""
+        items: MutableSequence[StoredObject] = []
+        folders: MutableSequence[str] = []
         with self._errors(prefix):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            return [
-                StoredObject(item["Key"], item["Size"], item["LastModified"])
-                for page in pages
-                for item in page.get("Contents", [])
-            ]
+            for page in self._pages(prefix, Delimiter="/"):
+                items += map(StoredObject.of, page.get("Contents", []))
+                folders += [folder["Prefix"] for folder in page.get("CommonPrefixes", [])]
+                if len(folders) > _FOLDERS:
+                    return self._tree(prefix), []
+        return items, folders
+
+    def _tree(self, prefix: str) -> Sequence[StoredObject]:
+        with self._errors(prefix):
+            return [StoredObject.of(item) for page in self._pages(prefix) for item in page.get("Contents", [])]
+
+    def _pages(self, prefix: str, **options: Any) -> Any:
+        return self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, **options)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are not there are none. Raises: NotReady."""
