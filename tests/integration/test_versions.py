@@ -34,7 +34,7 @@ from deeplambda.learned import Vocabulary
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.splits import TEST
-from deeplambda.state.card import fetch_card
+from deeplambda.state.card import Card, fetch_card
 from deeplambda.state.kept_rows import decode_payload
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
 from serving_layer.hive_gateway.model_function import prediction_of
@@ -244,6 +244,14 @@ def test_rest_names_the_instance_or_row_to_blame(loop: Loop) -> None:
         assert (reply.status, reply.json()["detail"].startswith("instance 1: ")) == (422, True), reply.data
 
 
+def accuracies(settings: Settings, candidate: Card, other: Card) -> tuple[float, float]:
+    """Of both, measured on the candidate's test rows."""
+    same = on_same_rows(settings, candidate, other)
+    assert same is not None
+    ours, theirs = (float((each.argmax(axis=1) == same.labels_N).mean()) for each in (same.ours_N, same.theirs_N))
+    return ours, theirs
+
+
 def test_stream_sql_rest_and_recomputation_score_the_same_rows_alike(loop: Loop, spark: SparkSession) -> None:
     sound = [text for text, _ in texts_of(10, seed=5)]
     records: list[tuple[bytes | None, bytes]] = [event(text, f"e{n}") for n, text in enumerate(sound)]
@@ -328,7 +336,7 @@ def test_each_version_is_served_with_its_own_code(loop: Loop) -> None:
     features = {n: torch.from_numpy(a) for n, a in second_code.featurizer.features(test_rows).items()}
     with torch.inference_mode():
         outputs = call(fetch_model(store, second_code.application, cards[1]), features).numpy()
-    judged = on_same_rows(loop.settings, *cards, "accuracy")
+    judged = accuracies(loop.settings, *cards)
     assert judged == (cards[0].metrics["accuracy"], (outputs.argmax(axis=1) == test_labels).mean())
 
     with pytest.raises(OtherFeatures) as refused:
@@ -374,8 +382,14 @@ def test_a_schema_that_grew_serves_old_events_and_one_that_broke_is_refused_by_f
     version = publish_run(loop.settings, grown, train_blobs(loop.settings, grown, dataset.id))
     cards = [fetch_card(store, loop.service.name, each) for each in (version, loop.version)]
     assert cards[0].featurizer_id != cards[1].featurizer_id
-    assert on_same_rows(loop.settings, *cards, "accuracy") == tuple(card.metrics["accuracy"] for card in cards)
-    promote(loop.settings, grown, version)
+    assert accuracies(loop.settings, *cards) == tuple(card.metrics["accuracy"] for card in cards)
+    promoted = promote(loop.settings, grown, version)
+    assert promoted is not None
+    assert promoted.verdict is not None
+    (accuracy, calibration) = promoted.verdict.comparisons
+    assert (accuracy.metric, accuracy.test, accuracy.against) == ("accuracy", "McNemar", loop.version)
+    assert (accuracy.candidate, accuracy.other) == tuple(card.metrics["accuracy"] for card in cards)
+    assert calibration.metric == "calibration_error"
     assert loop.service.serves(version, timeout_s=120), loop.service.log.read_text()
     published = recompute(spark, loop.settings, grown)
     assert (published.version, published.rows + published.refused) == (version, archived)
