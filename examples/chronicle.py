@@ -140,7 +140,7 @@ class Lifecycle:
         self._news, self._stop = threading.Condition(), threading.Event()
         self._thread = threading.Thread(target=self._read, name="lifecycle", daemon=True)
 
-    def wait(self, kind: str, patience_s: float = 600, since: int = 0, **wanted: Any) -> dict[str, Any]:
+    def wait(self, kind: str, /, patience_s: float = 600, since: int = 0, **wanted: Any) -> dict[str, Any]:
         """The first record of a kind, from the position `since` on, that has these values. Raises: TimeoutError."""
 
         def found() -> dict[str, Any] | None:
