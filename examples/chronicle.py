@@ -130,14 +130,17 @@ class Lifecycle:
         ),
         *("ModelPromoted", "ModelRejected", "ModelRolledBack"),
     )
-    _PASSED_OVER = ("type", "application", "at", "weights_sha256", "code_sha256", "measures", "window", "examples")
+    _PASSED_OVER = (
+        *("type", "application", "at", "weights_sha256", "code_sha256", "measures", "window", "examples", "fields"),
+        *("statistic", "value", "threshold"),
+    )
 
     def __init__(self, settings: Settings) -> None:
         self._reader, self._records = consumer(settings, topics.LIFECYCLE), list[dict[str, Any]]()
         self._news, self._stop = threading.Condition(), threading.Event()
         self._thread = threading.Thread(target=self._read, name="lifecycle", daemon=True)
 
-    def wait(self, kind: str, patience_s: float = 600, since: int = 0, **wanted: Any) -> dict[str, Any]:
+    def wait(self, kind: str, /, patience_s: float = 600, since: int = 0, **wanted: Any) -> dict[str, Any]:
         """The first record of a kind, from the position `since` on, that has these values. Raises: TimeoutError."""
 
         def found() -> dict[str, Any] | None:
@@ -168,7 +171,9 @@ class Lifecycle:
                     record = from_json(each.value)
                     if record["type"] in self._SHOWN:
                         said = {
-                            name: value for name, value in record.items() if name not in self._PASSED_OVER and value
+                            name: value
+                            for name, value in record.items()
+                            if value and name not in self._PASSED_OVER and not isinstance(value, dict)
                         }
                         console.print(f"  [cyan]{record['type']}[/] [dim]{said}", highlight=False)
                     with self._news:

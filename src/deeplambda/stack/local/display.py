@@ -64,8 +64,8 @@ Next: [bold]deeplambda status[/], [bold]deeplambda logs PART[/], [bold]deeplambd
 
 def health_table(found: Iterable[Health]) -> Table:
     """A row for each part, which fits 80 columns: what is long stands in `remarks`."""
-    padding = (0, 1, 0, 0)
-    table = Table("part", "health", "port", "memory", "restarts", "up for", box=None, pad_edge=False, padding=padding)
+    headings = ("part", "health", "port", "memory", "restarts", "up for")
+    table = Table(*headings, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("note", overflow="fold")
     for health in found:
         note = "" if len(health.note) > _NOTE_CHARACTERS else health.note
