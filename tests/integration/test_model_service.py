@@ -188,7 +188,8 @@ def test_figures_reach_prometheus_and_kafka(service: OwnService) -> None:
 
     def all_reported() -> bool:
         for records in reader.poll(timeout_ms=500).values():
-            for figure in (RuntimeMetric.model_validate_json(record.value) for record in records):
+            of_models = [record.value for record in records if record.key == b"speed.model"]
+            for figure in map(RuntimeMetric.model_validate_json, of_models):
                 if figure.application == service.name:
                     found[figure.name] = figure
         return {"requests", "errors", "predictions", "latency_p50", "latency_p99"} <= set(found)

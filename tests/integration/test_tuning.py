@@ -89,7 +89,7 @@ _COUNTED = """
 """
 
 
-def test_a_tuning_that_is_killed_goes_on_repeats_no_epoch_and_ends_best_first(
+def test_a_tuning_that_is_killed_goes_on_repeats_no_ended_trial_and_ends_best_first(
     stack: Settings, application: PackedApplication, dataset: str, tmp_path: Path
 ) -> None:
     batches, epochs, trials = 12, 9, 6
@@ -129,8 +129,8 @@ def test_a_tuning_that_is_killed_goes_on_repeats_no_epoch_and_ends_best_first(
     trained = Counter(map(int, seen.read_text().split()))
     for key, trial in before.items():
         assert after[key].metrics[: trial.epochs] == trial.metrics
-        more = trained[trial.drawn["hidden"]] - batches * after[key].epochs
-        assert more == 0 if trial.ended else 0 <= more <= batches, "at most the epoch that was broken off"
+        again = trained[trial.drawn["hidden"]] - batches * after[key].epochs
+        assert again == 0 if trial.ended else again >= 0, "what is repeated had not ended"
     assert {state.key for state in states} == set(after)
     assert {found.key[-5:] for found in ObjectStore(stack).list(f"{packed.name}/tuning/")} == {".json"}, "none is left"
     assert tune(stack, packed, **given) == found, "nothing is left to train"
