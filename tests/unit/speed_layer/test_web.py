@@ -94,6 +94,7 @@ def test_a_compressed_body_is_read_as_any_other(client: FlaskClient, coding: str
         ("br", b"", 415),
         ("gzip, gzip", b"", 415),
     ],
+    ids=["too large", "cut off", "damaged", "unknown", "twice"],
 )
 def test_a_compressed_body_is_bounded_and_whole(client: FlaskClient, coding: str, content: bytes, status: int) -> None:
     headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
