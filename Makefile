@@ -35,13 +35,14 @@ test: $(READY) ## All checks: lint, types, and the tests, against a stack of the
 	$(BIN)/python -m pytest $(WITH_STACK) -m 'not long' $(AT_ONCE) --durations=20
 
 test-all: lint unit ## The same, with the tests that are long by nature
+	$(BIN)/python -m pytest tests/unit -m long
 	$(BIN)/python -m pytest $(WITH_STACK) --durations=20
 
 test-compose: $(READY) ## The stack of docker compose; skipped, with the reason, where there is no engine
 	$(BIN)/python -m pytest tests/compose -s
 
 unit: $(READY) ## The tests that need no service
-	$(BIN)/python -m pytest tests/unit tests/contract -q -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/unit tests/contract -m 'not long' -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff, mypy and the rules of who may import whom
 	$(BIN)/ruff check
