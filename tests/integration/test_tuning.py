@@ -92,7 +92,7 @@ _COUNTED = """
 def test_a_tuning_that_is_killed_goes_on_repeats_no_ended_trial_and_ends_best_first(
     stack: Settings, application: PackedApplication, dataset: str, tmp_path: Path
 ) -> None:
-    batches, epochs, trials = 12, 9, 6
+    batches, epochs, trials = 10, 9, 6  # a sixth of 600 rows is set aside; 50 in a batch
     home, seen = tmp_path / application.name, tmp_path / "batches"
     shutil.copytree(next(tmp_path.parent.glob(f"*/{application.name}")), home)
     source = (home / "application.py").read_text()
