@@ -60,30 +60,13 @@ def image_of(request: Any) -> bytes:
     return b64decode(request["instances"][0]["image"])
 
 
-def litserve(port: int) -> None:
+def lit_serve(port: int) -> None:
     """Serve at `/predict` by LitServe."""
     import litserve
 
-    class API(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.champion = Champion()
+    from benchmarks.litserve_api import DigitsAPI
 
-        def decode_request(self, request: Any) -> bytes:
-            return image_of(request)
-
-        def batch(self, inputs: list[bytes]) -> list[bytes]:
-            return inputs
-
-        def predict(self, inputs: list[bytes]) -> list[dict[str, Any]]:
-            return self.champion.predictions(inputs)
-
-        def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return output
-
-        def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-            return output
-
-    api = API(max_batch_size=BATCH_ROWS, batch_timeout=BATCH_WAIT_S)
+    api = DigitsAPI(max_batch_size=BATCH_ROWS, batch_timeout=BATCH_WAIT_S)
     litserve.LitServer(api, accelerator="cpu").run(
         host="127.0.0.1", port=port, generate_client_file=False, log_level="warning"
     )
@@ -112,4 +95,4 @@ def ray_serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    {"litserve": litserve, "ray": ray_serve}[sys.argv[1]](int(sys.argv[2]))
+    {"litserve": lit_serve, "ray": ray_serve}[sys.argv[1]](int(sys.argv[2]))

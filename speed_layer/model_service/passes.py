@@ -20,10 +20,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplambda.application import Event, payload_batch
+from deeplambda.application import Event
 from deeplambda.errors import BadInput, DeadlinePassed, InvalidEvent, Overloaded
 from deeplambda.features import Features, chosen, concatenated, row_count
-from deeplambda.records.admission import unstorable
+from deeplambda.records.admission import payloads
 from deeplambda.records.answers import answers, finite
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
@@ -168,17 +168,15 @@ def _features(featurizer: Featurizer, pieces: list[Piece]) -> tuple[list[int], F
     rows: list[int] = []
     refused: dict[int, BadInput] = {}
     if events:
-        schema = featurizer.application.event
-        refused = dict(unstorable(schema, events))
-        kept = [n for n in range(len(events)) if n not in refused]
-        found = featurizer.isolated(payload_batch(schema, [events[n] for n in kept]))
-        refused |= {kept[n]: refusal for n, refusal in found.refused.items()}
+        batch, unfit = payloads(featurizer.application.event, events)
+        kept = [n for n in range(len(events)) if n not in unfit]
+        found = featurizer.isolated(batch)
+        refused = unfit | {kept[n]: refusal for n, refusal in found.refused.items()}
         rows = [kept[n] for n in found.rows_N]
         if rows:
             made.insert(0, found.features)
     total = sum(piece.count for piece in pieces)
-    features = made[0] if len(made) == 1 else concatenated(made)
-    return [*rows, *range(len(events), total)], features, refused
+    return [*rows, *range(len(events), total)], concatenated(made), refused
 
 
 def _outputs(path: FastPath, features: Features) -> tuple[list[int], NDArray[np.float32], dict[int, BadInput]]:

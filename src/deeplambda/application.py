@@ -227,6 +227,7 @@ def payload_fields(event: type[Event]) -> list[str]:
     return [name for name in event.model_fields if name not in Event.model_fields]
 
 
+@lru_cache(maxsize=64)
 def payload_schema(event: type[Event]) -> pa.Schema:
     """Arrow schema of the payload's fields; those that may be None are nullable.
 

@@ -17,6 +17,7 @@ SINGLE = "features"
 """Name of the tensor of a transform that returns a bare array."""
 
 Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
+_DTYPES = get_args(Dtype)
 Features = dict[str, NDArray[Any]]
 """By name, arrays of N rows each."""
 T = TypeVar("T")
@@ -48,10 +49,8 @@ def declared(features: Tensor | Specification | None) -> Specification | None:
 def specification(features: Features) -> dict[str, Tensor]:
     """The tensors that these arrays are of. Raises: BadFeatures for a dtype that no model takes."""
     for name, array in features.items():
-        if array.dtype.name not in get_args(Dtype):
-            raise BadFeatures(
-                f"the transform gives {name!r} as {array.dtype}", f"give one of {', '.join(get_args(Dtype))}"
-            )
+        if array.dtype.name not in _DTYPES:
+            raise BadFeatures(f"the transform gives {name!r} as {array.dtype}", f"give one of {', '.join(_DTYPES)}")
     return {name: Tensor(array.dtype.name, array.shape[1:]) for name, array in features.items()}  # type: ignore[arg-type]
 
 
@@ -96,6 +95,8 @@ def chosen(features: Features, rows: Any) -> Features:
 
 def concatenated(pieces: Sequence[Features]) -> Features:
     """All rows of the pieces, in their order; no tensor when there is no piece."""
+    if len(pieces) == 1:
+        return pieces[0]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
 
 

@@ -77,36 +77,32 @@ def check(schema: type[Event], records: Sequence[tuple[bytes | None, bytes | Non
         else:
             rows.append(row)
             events.append(event)
-    try:
-        batch = payload_batch(schema, events)
-    except _NO_COLUMN:
-        unfit = unstorable(schema, events)
+    batch, unfit = payloads(schema, events)
+    if unfit:
         refused += [(rows[n], refusal) for n, refusal in unfit.items()]
         rows = [row for n, row in enumerate(rows) if n not in unfit]
         events = [event for n, event in enumerate(events) if n not in unfit]
-        batch = payload_batch(schema, events)
     return Checked(rows_N=rows, events_N=events, payload=batch, refused=refused)
 
 
-def unstorable(schema: type[Event], events: Sequence[Event]) -> dict[int, RefusedEvent]:
-    """By position, the events with a value that its column cannot hold, such as an integer beyond 64 bits."""
+def payloads(schema: type[Event], events: Sequence[Event]) -> tuple[pa.RecordBatch, dict[int, RefusedEvent]]:
+    """The payloads of checked events, ready for a transform, but for those with a value that its column cannot hold,
+    such as an integer beyond 64 bits: by position, why they are refused."""
     try:
-        payload_batch(schema, events)
+        return payload_batch(schema, events), {}
     except _NO_COLUMN:
         pass
-    else:
-        return {}
-    found = {}
+    refused = {}
     for n, event in enumerate(events):
         try:
             payload_batch(schema, [event])
         except _NO_COLUMN as exc:
-            found[n] = RefusedEvent(
+            refused[n] = RefusedEvent(
                 f"a value does not fit its column: {exc}",
                 "send a value that the schema's type can hold",
                 Reason.BAD_VALUE,
             )
-    return found
+    return payload_batch(schema, [event for n, event in enumerate(events) if n not in refused]), refused
 
 
 def _reason(refusal: BadFeatures) -> Reason:
