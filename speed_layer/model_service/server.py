@@ -8,6 +8,7 @@ busy processes it is many times quicker than threads which wait for one another.
 import gc
 import logging
 import os
+import re
 import resource
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.app.base import BaseApplication
 
 from deeplambda.config import Settings
+from deeplambda.service.cooperative_worker import CooperativeWorker
 
 if TYPE_CHECKING:
     from speed_layer.model_service.champions import ChampionWatch
@@ -24,8 +26,18 @@ CONNECTIONS = 4096
 """At a time; each takes some 20 kB. Past it, clients wait to be accepted."""
 KEEP_ALIVE_S = 75
 STOP_WITHIN_S = 20
+_OF_APPLICATION = re.compile("/v[12]/models/([^/:]+)")
 COLLECT_AFTER = (20_000, 20, 20)
 """For `gc.set_threshold`: with Python's own 700 requests in flight are gone through again and again."""
+
+
+class ModelWorker(CooperativeWorker):
+    """A worker in which the requests for one application do not wait for all those of another."""
+
+    def asked_for(self, request: Any) -> str:
+        """The application that a path names, if it is served here."""
+        found = _OF_APPLICATION.match(request.path)
+        return found[1] if found and found[1] in self.app.applications else ""
 
 
 class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -37,6 +49,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.applications = frozenset(settings.applications)
         self._background: Sequence[ChampionWatch | Reporter] = ()
         super().__init__()
 
@@ -44,7 +57,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         """Set gunicorn's options; gunicorn calls this when the application is constructed."""
         options: dict[str, Any] = {
             "bind": self._settings.listening_on(self._settings.model_url),
-            "worker_class": "deeplambda.service.cooperative_worker.CooperativeWorker",
+            "worker_class": "speed_layer.model_service.server.ModelWorker",
             "workers": 1,
             "worker_connections": CONNECTIONS,
             "keepalive": KEEP_ALIVE_S,

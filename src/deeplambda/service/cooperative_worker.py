@@ -4,15 +4,16 @@ A connection costs a greenlet, never a thread: clients that send slowly, read sl
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
 - A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
-- A request with a body takes its turn after those that have come before; one without, such as a health check, does not,
-  unless more have come on the same connection.
+- A request with a body takes its turn after those that have come before, and turns go round what they ask for
+  (`asked_for`); one without, such as a health check, does not wait, unless more have come on the same connection.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
 Handlers run on the loop: what takes longer than a few milliseconds belongs in a thread, for which `result_of`
 waits.
 
-gunicorn makes one `CooperativeWorker` in each worker process, because the model service names it as `worker_class`.
+gunicorn makes one `CooperativeWorker`, or one of a subclass, in each worker process of a service that names it as
+`worker_class`.
 """
 
 import contextlib
@@ -117,7 +118,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: set[Connection] = set()
-        self._turns: deque[Waiter] = deque()
+        self._turns: dict[str, deque[Waiter]] = {}  # the next one's first
 
     def patch(self) -> None:
         """Make the listeners cooperative, and nothing else; gunicorn calls this first in the new worker process."""
@@ -175,7 +176,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
             name = listener.getsockname()
             for request in parser:
                 if request.method not in _WITHOUT_BODY or parser.unreader.buf.tell():
-                    self._await_turn()
+                    self._await_turn(self.asked_for(request))
                 self.handle_request(name, request, connection, addr)
                 connection.flush()
             self._linger(connection, client)
@@ -196,16 +197,24 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
             self._connections.discard(connection)
             util.close(client)
 
-    def _await_turn(self) -> None:
+    def asked_for(self, request: Any) -> str:
+        """What a request is for: however many ask for one thing, those for another do not wait for all of them."""
+        return ""
+
+    def _await_turn(self, asked_for: str) -> None:
         """Let the loop look at other connections before the next of these requests is worked on."""
         waiter = Waiter()
-        self._turns.append(waiter)
-        if len(self._turns) == 1:
+        if not self._turns:
             waiter.hub.loop.run_callback(self._give_turn)
+        self._turns.setdefault(asked_for, deque()).append(waiter)
         waiter.get()
 
     def _give_turn(self) -> None:
-        waiter = self._turns.popleft()
+        asked_for = next(iter(self._turns))
+        waiters = self._turns.pop(asked_for)
+        waiter = waiters.popleft()
+        if waiters:
+            self._turns[asked_for] = waiters  # after the others
         if self._turns:
             waiter.hub.loop.run_callback(self._give_turn)
         waiter.switch(None)
