@@ -165,8 +165,8 @@ def test_of_two_applications_neither_is_starved_by_the_other(stack: Settings, tm
             each.promote(each.publish(model_of(1)))
             ready = f"/v2/models/{each.name}/ready"
             assert eventually(lambda ready=ready: first.request("GET", ready).status == 200)
-        few, many = batches(first, 2), events(first, second.predict_path, CLIENTS)
-        alone = [len(asked(clients, seconds=5)) for clients in (few, many)]
+        crowds = [events(first, each.predict_path, CLIENTS // 2) for each in (first, second)]
+        alone = [len(asked(clients, seconds=5)) for clients in crowds]
         with ThreadPoolExecutor(2) as pool:
-            both = [len(replies) for replies in pool.map(lambda clients: asked(clients, seconds=5), (few, many))]
+            both = [len(replies) for replies in pool.map(lambda clients: asked(clients, seconds=5), crowds)]
     assert min(together / one for together, one in zip(both, alone, strict=True)) > 0.4, (alone, both)

@@ -118,6 +118,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: set[Connection] = set()
+        self._idle: Any = None  # the loop's watcher: called when no connection has anything new
         self._turns: dict[str, deque[Waiter]] = {}  # the next one's first
 
     def patch(self) -> None:
@@ -202,10 +203,12 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         return ""
 
     def _await_turn(self, asked_for: str) -> None:
-        """Let the loop look at other connections before the next of these requests is worked on."""
+        """Let the loop look at all connections before the next of these requests is worked on."""
         waiter = Waiter()
+        if self._idle is None:
+            self._idle = waiter.hub.loop.idle()
         if not self._turns:
-            waiter.hub.loop.run_callback(self._give_turn)
+            self._idle.start(self._give_turn)
         self._turns.setdefault(asked_for, deque()).append(waiter)
         waiter.get()
 
@@ -215,8 +218,8 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         waiter = waiters.popleft()
         if waiters:
             self._turns[asked_for] = waiters  # after the others
-        if self._turns:
-            waiter.hub.loop.run_callback(self._give_turn)
+        if not self._turns:
+            self._idle.stop()
         waiter.switch(None)
 
     @staticmethod
