@@ -8,7 +8,7 @@ import sys
 import pyarrow as pa
 import torch
 from kafka import KafkaConsumer, KafkaProducer
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from deeplambda.adapters.model_service import ModelClient
 from deeplambda.adapters.s3 import ObjectStore
@@ -38,7 +38,7 @@ def main(events: str, results: str) -> None:
         records = [record for batch in consumer.poll(500).values() for record in batch]
         if not records:
             continue
-        found = [code.application.event.model_validate(from_json(record.value)) for record in records]
+        found = [code.application.event.model_validate_json(record.value) for record in records]
         batch: pa.RecordBatch = payload_batch(code.application.event, found)
         features = code.featurizer.features(batch)
         with torch.inference_mode():

@@ -96,10 +96,13 @@ def _service_rows_per_s(settings: Settings, clients: int) -> float:
     if version is None:
         raise RuntimeError("digits has no champion; run 'deeplambda batch run digits'")
     store = ObjectStore(settings)
-    featurizer = load_code(store, settings, fetch_card(store, "digits", version)).featurizer
-    shape = next(iter(featurizer.application.features.values())).shape
-    rows = np.random.default_rng(0).random((SERVICE_BATCH_ROWS, *shape), np.float32)
-    batch: Features = {next(iter(featurizer.application.features)): rows}
+    card = fetch_card(store, "digits", version)
+    featurizer = load_code(store, settings, card).featurizer
+    randomness = np.random.default_rng(0)
+    batch: Features = {
+        name: randomness.random((SERVICE_BATCH_ROWS, *tensor.shape), np.float32)
+        for name, tensor in card.features.items()
+    }
 
     def post() -> None:
         for _ in range(SERVICE_ROUNDS):
