@@ -101,6 +101,27 @@ class WordsAndAge(nn.Module):
         return self.meaning(words).sum(dim=1) + age.to(self.meaning.weight.dtype)
 
 
+class Branching(nn.Module):
+    """Another function for other values, or for one row alone."""
+
+    def __init__(self, by_rows: bool) -> None:
+        super().__init__()
+        self.by_rows = by_rows
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        doubled = len(features) == 1 if self.by_rows else bool(features[0, 0] > 0)
+        return features * (2 if doubled else 1)
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_model_that_decides_in_python_still_decides(by_rows: bool) -> None:
+    model = Branching(by_rows)
+    path = fast_path(model, rows(64, 4), name="branching/1", decides=False)
+    for count, sign in ((1, 1), (1, -1), (32, 1), (32, -1)):
+        given = sign * np.abs(rows(count, 4)["features"])
+        assert np.array_equal(path({"features": given}), model(torch.from_numpy(given)).numpy())
+
+
 def test_ids_are_never_rounded() -> None:
     model = WordsAndAge().eval()
     kept = {"words": np.array([[3, 1]] * 8), "age": np.ones((8, 1), np.float32)}
