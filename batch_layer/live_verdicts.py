@@ -9,10 +9,17 @@ The gate's rules for one comparison, with bounds that hold whenever one looks (`
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import inf, sqrt
 from typing import Literal
 
-from batch_layer.sequential_tests import half_width, least_alpha, log_capital, mean_at_least, mean_at_most
+from batch_layer.sequential_tests import (
+    half_width,
+    least_alpha,
+    mean_at_least,
+    mean_at_most,
+    p_of_mean,
+    p_of_two_means,
+)
 from batch_layer.verdicts import Criterion
 from deeplambda.records.verdict import Comparison
 from deeplambda.state.experiment_store import Experiment
@@ -73,11 +80,12 @@ def compared(found: Labelled, kind: Literal["shadow", "canary"], against: int, c
     low_at, high_at = _bounds(found, paired=paired)
     low, high = low_at(ALPHA), high_at(ALPHA)
     value = found.paired.mean if paired else found.candidate.mean - found.champion.mean
-    p = (
-        min(1.0, exp(-log_capital(found.paired.tally, -1.0, 0.0)))
-        if paired and not found.numbers
-        else least_alpha(low_at)
-    )
+    if found.numbers:
+        p = least_alpha(low_at)
+    elif paired:
+        p = p_of_mean(found.paired.tally, -1.0)
+    else:
+        p = p_of_two_means(found.candidate.tally, found.champion.tally, 0.0, 1.0)
     sign = -1 if found.numbers else 1
     return Comparison(
         split=LIVE,
@@ -88,8 +96,8 @@ def compared(found: Labelled, kind: Literal["shadow", "canary"], against: int, c
         candidate=sign * found.candidate.mean,
         other=sign * found.champion.mean,
         difference=value,
-        low=low if low > -float("inf") else None,
-        high=high if high < float("inf") else None,
+        low=low if low > -inf else None,
+        high=high if high < inf else None,
         p=p,
         test="asymptotic" if found.numbers else "betting",
         refused=high < -criterion.margin,
@@ -136,8 +144,8 @@ def decision(experiment: Experiment, criterion: Criterion) -> tuple[Literal["pro
         return None
     wanted = criterion.minimum_effect
     low, high = (
-        (-float("inf") if found.low is None else found.low),
-        (float("inf") if found.high is None else found.high),
+        (-inf if found.low is None else found.low),
+        (inf if found.high is None else found.high),
     )
     if high < (wanted if wanted is not None else -criterion.margin):
         short = (

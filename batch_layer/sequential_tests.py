@@ -16,7 +16,7 @@ _BETS = np.geomspace(0.001, 0.95, 32)
 """Shares of a capital that bets: one of them is nearly right for any difference and any variance."""
 _MIXTURE = (-2 * math.log(0.05) + math.log(1 - 2 * math.log(0.05))) / 500
 """The paper's rho squared: bounds of numbers are narrowest at 500 rows, and nearly so from 50 to 5,000."""
-_HALVINGS = 40
+_HALVINGS = 20
 
 
 def mean_at_least(tally: Mapping[float, int], floor: float, alpha: float) -> float:
@@ -28,10 +28,9 @@ def mean_at_least(tally: Mapping[float, int], floor: float, alpha: float) -> flo
     Source: Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting (2024), J. R. Stat. Soc. B
     86, with a grid of bets; Ville, Étude critique de la notion de collectif (1939).
     """
-    rows = sum(tally.values())
     if not any(count for value, count in tally.items() if value > floor):
         return floor
-    low, high = floor, sum(value * count for value, count in tally.items()) / rows
+    low, high = floor, _mean(tally)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         wins = log_capital(tally, floor, middle) >= -math.log(alpha)
@@ -64,15 +63,36 @@ def half_width(rows: int, deviation: float, alpha: float) -> float:
     return deviation * math.sqrt(2 * spread / (rows**2 * _MIXTURE) * math.log1p(math.sqrt(spread) / (2 * alpha)))
 
 
-def least_alpha(low_at: Callable[[float], float]) -> float:
-    """How likely a candidate that is no better ever looks this good: the least alpha whose lower bound is above 0.
+def p_of_mean(tally: Mapping[float, int], floor: float) -> float:
+    """How likely the mean ever looks this much above 0 where it is not."""
+    return min(1.0, math.exp(-log_capital(tally, floor, 0.0)))
 
-    low_at: the lower bound of the difference, by alpha.
-    """
-    least, most = -30.0, 0.0  # of its logarithm
+
+def p_of_two_means(ours: Mapping[float, int], theirs: Mapping[float, int], floor: float, ceiling: float) -> float:
+    """How likely the first mean ever looks this much above the second, of other rows, where it is not: the least alpha
+    at half of which, each, their bounds part."""
+    least, most = _mean(theirs), _mean(ours)
+    if not most > least:
+        return 1.0
+    mirrored = {-value: count for value, count in theirs.items()}
+    above = below = 0.0
+    for _ in range(_HALVINGS):
+        between = (least + most) / 2
+        above, below = log_capital(ours, floor, between), log_capital(mirrored, -ceiling, -between)
+        least, most = (between, most) if above > below else (least, between)
+    return min(1.0, 2 * math.exp(-min(above, below)))
+
+
+def least_alpha(low_at: Callable[[float], float]) -> float:
+    """The same of numbers: the least alpha whose lower bound is above 0. low_at: that bound, by alpha."""
+    least, most = -100.0, 0.0  # of its logarithm
     if low_at(1.0) <= 0:
         return 1.0
-    for _ in range(12):
+    for _ in range(_HALVINGS):
         middle = (least + most) / 2
         least, most = (least, middle) if low_at(math.exp(middle)) > 0 else (middle, most)
     return math.exp(most)
+
+
+def _mean(tally: Mapping[float, int]) -> float:
+    return sum(value * count for value, count in tally.items()) / max(1, sum(tally.values()))
