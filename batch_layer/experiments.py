@@ -17,16 +17,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import from_json
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects.mysql import insert
 
-from batch_layer.live_verdicts import Labelled, Scores, compared, decision, in_words
+from batch_layer.experiment_answers import answer_row, figures, forget_oldest, of_experiment, scored
+from batch_layer.live_verdicts import decision, in_words
+from batch_layer.monitor import Label, label_of
 from batch_layer.shadow import begin_at
 from batch_layer.verdicts import Criterion
 from deeplambda.adapters import kafka, mysql
@@ -49,12 +49,10 @@ CONTROLS = 4
 """As many events of the champion's are compared with a canary's as it has, times this: more would say little more."""
 CANARY_FAILURES = 3
 """Requests that a canary had no answer to, after which it ends."""
-WAITING_ROWS = 200_000
-"""Answers of an experiment that may wait for their label; the oldest give way."""
 _LOOK_S = 1.0
 _IDLE_LOOK_S = 5.0
 _MEASURE_S = 2.0
-_POLL_ROWS = 500
+_POLL_MS, _POLL_ROWS = 100, 500
 _LABELS_WAITING, _LABEL_ATTEMPTS = 10_000, 10
 _PROCESS_ENDS = 3
 """A shadow's process that ends so often without an answer in between is not started again."""
@@ -67,7 +65,7 @@ def follow(settings: Settings, status: LoopStatus, stop: threading.Event) -> Non
     """Follow every application's experiments until told to stop. Raises: NotReady; `Loop` calls it again then."""
     platform = mysql.engine(settings, "platform")
     followed: dict[str, _Followed] = {}
-    with ExitStack() as all_of_them:
+    try:
         while not stop.is_set():
             said = {}
             for name in settings.applications:
@@ -81,7 +79,6 @@ def follow(settings: Settings, status: LoopStatus, stop: threading.Event) -> Non
                 try:
                     if name not in followed:
                         followed[name] = _Followed(settings, running)
-                        all_of_them.callback(followed[name].close)
                     followed[name].turn()
                     said[f"({name})"] = running.name
                 except NotReady:
@@ -91,14 +88,9 @@ def follow(settings: Settings, status: LoopStatus, stop: threading.Event) -> Non
                     said[f"({name})"] = in_one_line(exc)
             status.working(**said)
             stop.wait(_LOOK_S if followed else _IDLE_LOOK_S)
-
-
-class _Label(NamedTuple):
-    """attempts: how often its event's answers have been looked for."""
-
-    event_id: str
-    label: str
-    attempts: int = 0
+    finally:
+        for each in followed.values():
+            each.close()
 
 
 class _Followed:
@@ -107,9 +99,9 @@ class _Followed:
     def __init__(self, settings: Settings, experiment: Experiment) -> None:
         self.experiment = experiment
         self._settings, self._platform = settings, mysql.engine(settings, "platform")
-        self._labels: deque[_Label] = deque(maxlen=_LABELS_WAITING)
+        self._labels: deque[Label] = deque(maxlen=_LABELS_WAITING)
         self._process: subprocess.Popen[bytes] | None = None
-        self._process_ends, self._measured_s = 0, 0.0
+        self._process_ends, self._measured_s, self._has_news = 0, 0.0, True
         name = experiment.application
         with mysql.mysql_errors(), self._platform.connect() as connection:
             card = registry.published_card(connection, name, experiment.champion)
@@ -134,7 +126,7 @@ class _Followed:
         if self.experiment.kind == "shadow" and not self._process_lives():
             return
         with kafka.kafka_errors(self._settings):
-            while polled := self._reader.poll(0, _POLL_ROWS):
+            while polled := self._reader.poll(_POLL_MS, _POLL_ROWS):
                 for partition, records in polled.items():
                     self._takes[partition.topic](records)
                 self._reader.commit()
@@ -173,12 +165,13 @@ class _Followed:
                     if isinstance(found, ShadowShed):
                         shed += found.rows
                     else:
-                        rows.append(_row(found.event_id, found.candidate, found.champion, found.error, found.at))
+                        rows.append(answer_row(found.event_id, found.candidate, found.champion, found.error, found.at))
                         self._process_ends = 0
         if rows or shed:
             of_it = {"application": self.experiment.application, "experiment": self.experiment.number}
             with mysql.mysql_errors(), self._platform.begin() as connection:
                 if rows:
+                    self._has_news = True
                     connection.execute(insert(EXPERIMENT_ANSWERS).prefix_with("IGNORE"), [row | of_it for row in rows])
                 if shed:
                     self.experiment = experiment_store.measured(
@@ -190,11 +183,17 @@ class _Followed:
         known = self.experiment
         answer = Said(version=made.model_version, prediction=made.prediction, value=made.value)
         if made.model_version == known.version:
-            return [_row(made.event_id, answer, None, None, made.predicted_at)]
-        is_control = known.share <= point(known.number, made.event_id) < (1 + CONTROLS) * known.share
-        if made.model_version == known.champion and is_control:
-            return [_row(made.event_id, None, answer, None, made.predicted_at)]
+            return [answer_row(made.event_id, answer, None, None, made.predicted_at)]
+        if made.model_version == known.champion and self._counts(made.event_id, beyond=known.share):
+            return [answer_row(made.event_id, None, answer, None, made.predicted_at)]
         return []
+
+    def _counts(self, event_id: str, beyond: float = 0.0) -> bool:
+        """Whether an event is looked at: of a canary, the candidate's, and beyond those some of the champion's."""
+        known = self.experiment
+        if known.kind == "shadow":
+            return True
+        return beyond <= point(known.number, event_id) < (1 + CONTROLS) * known.share
 
     def _failures(self, records: Iterable[Any]) -> None:
         """Take records of `deeplambda.lifecycle`, as far as they are of a canary that failed."""
@@ -203,18 +202,19 @@ class _Followed:
                 failed = ChallengerFailed.model_validate_json(record.value or b"")
                 if (failed.application, failed.number) != (self.experiment.application, self.experiment.number):
                     continue
-                figures = {"failed": self.experiment.failed + 1, "failure": f"{failed.part}: {failed.reason}"}
+                more = {"failed": self.experiment.failed + 1, "failure": f"{failed.part}: {failed.reason}"}
                 with mysql.mysql_errors(), self._platform.begin() as connection:
-                    self.experiment = experiment_store.measured(connection, self.experiment, **figures)
+                    self.experiment = experiment_store.measured(connection, self.experiment, **more)
 
     def _take_labels(self, records: Iterable[Any]) -> None:
-        self._label([label for record in records if (label := _label(record)) is not None])
+        found = [label for record in records if (label := label_of(record)) is not None]
+        self._label([label for label in found if self._counts(label.event_id)])
 
-    def _label(self, labels: Sequence[_Label]) -> None:
+    def _label(self, labels: Sequence[Label]) -> None:
         """Score answers by their labels; a label whose event has no answer yet waits a while."""
         if not labels:
             return
-        of_it = _of(self.experiment)
+        of_it = of_experiment(self.experiment)
         with mysql.mysql_errors(), self._platform.begin() as connection:
             rows = select(EXPERIMENT_ANSWERS).where(of_it, _ANSWERS.event_id.in_([each.event_id for each in labels]))
             found = {row.event_id: row for row in connection.execute(rows)}
@@ -223,16 +223,19 @@ class _Followed:
                     if each.attempts < _LABEL_ATTEMPTS:
                         self._labels.append(each._replace(attempts=each.attempts + 1))
                 elif row.label is None:
+                    self._has_news = True
                     connection.execute(
-                        update(EXPERIMENT_ANSWERS).where(_ANSWERS.id == row.id).values(_scored(row, each.label))
+                        update(EXPERIMENT_ANSWERS).where(_ANSWERS.id == row.id).values(scored(row, each.label))
                     )
 
     def _measure(self) -> None:
         """Note the figures, and end what is decided."""
-        with mysql.mysql_errors(), self._platform.begin() as connection:
-            figures = _figures(connection, self.experiment, self._criterion)
-            self.experiment = experiment_store.measured(connection, self.experiment, **figures)
-            _forget_oldest(connection, self.experiment)
+        if self._has_news:
+            with mysql.mysql_errors(), self._platform.begin() as connection:
+                found = figures(connection, self.experiment, self._criterion)
+                self.experiment = experiment_store.measured(connection, self.experiment, **found)
+                forget_oldest(connection, self.experiment)
+            self._has_news = False
         known = self.experiment
         if known.kind == "canary" and known.failed >= CANARY_FAILURES:
             self._end("failed", f"{known.failed} requests had no answer of it, the last: {known.failure}")
@@ -264,95 +267,3 @@ class _Followed:
             experiment_store.still_runs(connection, self.experiment)
             experiment_store.end(connection, self.experiment, state, reason)
         _log.warning("%s: %s: %s", self.experiment.name, state, reason)
-
-
-def _of(experiment: Experiment) -> Any:
-    return (_ANSWERS.application == experiment.application) & (_ANSWERS.experiment == experiment.number)
-
-
-def _row(
-    event_id: str, candidate: Said | None, champion: Said | None, error: str | None, at: datetime
-) -> dict[str, Any]:
-    return {
-        "event_id": event_id,
-        "candidate": candidate.prediction if candidate else None,
-        "candidate_value": candidate.value if candidate else None,
-        "champion": champion.prediction if champion else None,
-        "champion_value": champion.value if champion else None,
-        "error": error,
-        "at": at.astimezone(UTC),
-    }
-
-
-def _scored(row: Any, label: str) -> dict[str, Any]:
-    """An answer's columns once its label is known. A candidate without an answer was wrong."""
-    scores = {"candidate_score": _score(row.candidate, row.candidate_value, label)}
-    scores["champion_score"] = _score(row.champion, row.champion_value, label)
-    if row.error is not None and row.champion_value is None:
-        scores["candidate_score"] = 0.0
-    return {"label": label[:255], **scores}
-
-
-def _score(prediction: str | None, value: float | None, label: str) -> float | None:
-    if prediction is None:
-        return None
-    if value is None:
-        return float(prediction == label)
-    try:
-        return -abs(value - float(label))
-    except ValueError:
-        return None
-
-
-def _figures(connection: Connection, experiment: Experiment, criterion: Criterion) -> dict[str, Any]:
-    """An experiment's figures, by its rows of `experiment_answers`."""
-    ours, theirs = _ANSWERS.candidate_score, _ANSWERS.champion_score
-    sums = [column for score in (ours, theirs, ours - theirs) for column in _sums(score)]
-    query = select(
-        func.count(_ANSWERS.candidate),
-        func.sum(_ANSWERS.candidate == _ANSWERS.champion),
-        func.count(_ANSWERS.error),
-        func.max(_ANSWERS.candidate_value.is_not(None) | _ANSWERS.champion_value.is_not(None)),
-        *sums,
-    ).where(_of(experiment))
-    answered, agreed, failed, numbers, *rest = connection.execute(query).one()
-    candidate, champion, paired = (
-        Scores(rows=rows, total=total or 0.0, squares=squares or 0.0, above=int(above or 0), below=int(below or 0))
-        for rows, total, squares, above, below in (rest[n : n + 5] for n in (0, 5, 10))
-    )
-    found = Labelled(candidate=candidate, champion=champion, paired=paired, numbers=bool(numbers))
-    figures: dict[str, Any] = {"answered": answered, "labelled": found.rows}
-    if experiment.kind == "shadow":
-        last = select(_ANSWERS.error).where(_of(experiment), _ANSWERS.error.is_not(None)).order_by(_ANSWERS.id.desc())
-        figures |= {
-            "agreed": int(agreed or 0),
-            "failed": failed,
-            "failure": connection.scalar(last.limit(1)) if failed else None,
-        }
-    if found.rows:
-        figures["comparison"] = compared(found, experiment.kind, experiment.champion, criterion)
-    return figures
-
-
-def _sums(score: Any) -> list[Any]:
-    return [func.count(score), func.sum(score), func.sum(score * score), func.sum(score > 0), func.sum(score < 0)]
-
-
-def _forget_oldest(connection: Connection, experiment: Experiment) -> None:
-    """Delete the oldest answers that still wait for a label, where too many do."""
-    waiting = _of(experiment) & _ANSWERS.label.is_(None)
-    oldest = select(_ANSWERS.id).where(waiting).order_by(_ANSWERS.id.desc()).offset(WAITING_ROWS).limit(1)
-    if (last := connection.scalar(oldest)) is not None:
-        connection.execute(delete(EXPERIMENT_ANSWERS).where(waiting, _ANSWERS.id <= last))
-
-
-def _label(record: Any) -> _Label | None:
-    """The label in a record; None where there is none."""
-    try:
-        given = from_json(record.value or b"")
-    except ValueError:
-        return None
-    if not isinstance(given, dict) or given.get("label") is None:
-        return None
-    event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
-    return _Label(str(event_id), str(given["label"])) if event_id else None
