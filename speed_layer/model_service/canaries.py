@@ -26,7 +26,7 @@ from deeplambda.records import topics
 from deeplambda.records.experiments import Canary
 from deeplambda.records.lifecycle import ChallengerFailed, ExperimentEnded, ExperimentStarted, ModelPromoted
 from deeplambda.service.loops import in_one_line
-from speed_layer.model_service.champions import FIRST_RETRY_S, POLL_S, Champion, load_champion
+from speed_layer.model_service.champions import LAST_RETRY_S, POLL_S, Champion, load_champion
 from speed_layer.model_service.passes import Passes
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
@@ -110,11 +110,12 @@ class CanaryWatch:
                         while not self._failures.empty():
                             failed = self._failures.get()
                             out.send(topics.LIFECYCLE, failed.application, failed)
+                            out.flush()
             except (DeepLambdaError, KafkaError) as exc:
                 _log.warning("cannot follow experiments: %s", exc)
             except Exception:  # whatever it is: no experiment would ever end without this thread
                 _log.exception("following experiments failed")
-            self._stopped.wait(FIRST_RETRY_S)
+            self._stopped.wait(LAST_RETRY_S)
 
     def _read(self, value: bytes | None) -> None:
         try:

@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,18 @@ from batch_layer.experiment_commands import begin
 from batch_layer.experiments import follow
 from batch_layer.gate import promote
 from batch_layer.publish import publish_run
+from batch_layer.shadow_step import shadowed
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, consumer, create_topics
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import Conflict
+from deeplambda.errors import Conflict, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.records.experiments import CANARY_HEADER, Canary
+from deeplambda.records.verdict import Verdict
 from deeplambda.service.loops import LoopStatus
-from deeplambda.state import experiment_store, registry
+from deeplambda.state import experiment_store, generation_store, registry
 from deeplambda.state.experiment_store import Experiment
 from speed_layer.stream.scoring import Scorer
 from tests.integration.blobs import CENTRES, blobs, lifecycle, prepared_data_set, train_blobs
@@ -292,6 +296,29 @@ def test_an_experiment_goes_on_when_what_works_on_it_is_killed(live: Live) -> No
     live.send(50)
     found = live.until(lambda each: each.labelled >= 100)
     assert (found.answered, found.labelled, found.shed) == (100, 100, 0)
+
+
+@pytest.mark.parametrize(("serving", "trained"), [(BAD, GOOD), (GOOD, BAD)])
+def test_a_generation_s_version_is_a_shadow_before_it_is_promoted(live: Live, serving: int, trained: int) -> None:
+    if live.champion() != serving:
+        promote(live.settings, live.packed, serving, force=True)
+        assert live.service.serves(serving)
+    platform = mysql.engine(live.settings, "platform")
+    settings = live.settings.model_copy(update={"generation_shadow_labels": 1_000})
+    generation = generation_store.begin(platform, live.name, "person", "a test", {}, 0)
+    step = partial(shadowed, settings, platform, live.packed, generation, Verdict(version=trained))
+    with ThreadPoolExecutor() as pool:
+        killed, taken_up = pool.submit(step), None
+        begun = live.until(lambda each: each.who == f"generation {generation.number}")
+        taken_up = pool.submit(step)
+        live.send(300)
+        if trained == GOOD:
+            assert taken_up.result().comparisons == killed.result().comparisons
+        for each in (killed, taken_up) if trained == BAD else ():
+            with pytest.raises(UnfitModel, match="worse by more than the margin"):
+                each.result()
+    assert live.experiment().number == begun.number, "the second process begins none of its own"
+    assert live.champion() == GOOD
 
 
 def test_one_experiment_runs_at_a_time_and_another_champion_ends_it(live: Live) -> None:
