@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, case, delete, func, select
 
 from batch_layer.live_verdicts import Labelled, Scores, compared
 from batch_layer.verdicts import Criterion
@@ -66,14 +66,14 @@ def figures(connection: Connection, experiment: Experiment, criterion: Criterion
     sums = [column for score in (ours, theirs, ours - theirs) for column in _sums(score)]
     query = select(
         func.count(_ANSWERS.candidate),
-        func.sum(_ANSWERS.candidate == _ANSWERS.champion),
+        _many(_ANSWERS.candidate == _ANSWERS.champion),
         func.count(_ANSWERS.error),
-        func.max(_ANSWERS.candidate_value.is_not(None) | _ANSWERS.champion_value.is_not(None)),
+        func.count(func.coalesce(_ANSWERS.candidate_value, _ANSWERS.champion_value)),
         *sums,
     ).where(of_experiment(experiment))
     answered, agreed, failed, numbers, *rest = connection.execute(query).one()
     candidate, champion, paired = (
-        Scores(rows=rows, total=total or 0.0, squares=squares or 0.0, above=int(above or 0), below=int(below or 0))
+        Scores(rows=rows, total=total or 0.0, squares=squares or 0.0, above=above, below=below)
         for rows, total, squares, above, below in (rest[n : n + 5] for n in (0, 5, 10))
     )
     found = Labelled(candidate=candidate, champion=champion, paired=paired, numbers=bool(numbers))
@@ -81,14 +81,18 @@ def figures(connection: Connection, experiment: Experiment, criterion: Criterion
     if experiment.kind == "shadow":
         failures = select(_ANSWERS.error).where(of_experiment(experiment), _ANSWERS.error.is_not(None))
         last = connection.scalar(failures.order_by(_ANSWERS.id.desc()).limit(1)) if failed else None
-        known |= {"agreed": int(agreed or 0), "failed": failed, "failure": last}
+        known |= {"agreed": agreed, "failed": failed, "failure": last}
     if found.rows:
         known["comparison"] = compared(found, experiment.kind, experiment.champion, criterion)
     return known
 
 
 def _sums(score: Any) -> list[Any]:
-    return [func.count(score), func.sum(score), func.sum(score * score), func.sum(score > 0), func.sum(score < 0)]
+    return [func.count(score), func.sum(score), func.sum(score * score), _many(score > 0), _many(score < 0)]
+
+
+def _many(condition: Any) -> Any:
+    return func.count(case((condition, 1)))
 
 
 def forget_oldest(connection: Connection, experiment: Experiment) -> None:
