@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from deeplambda.adapters.kafka import Publisher, consumer, kafka_errors
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
-from deeplambda.errors import DeepLambdaError, NotReady, Overloaded
+from deeplambda.errors import DeepLambdaError, NotReady
 from deeplambda.records import topics
 from deeplambda.records.experiments import Canary
 from deeplambda.records.lifecycle import ChallengerFailed, ExperimentEnded, ExperimentStarted, ModelPromoted
@@ -33,7 +33,7 @@ from speed_layer.model_service.turns import Turns
 
 FAILURES = 3
 ANSWERS_WITHIN_S = 1.0
-"""What it does not answer by then, the champion does."""
+"""What it does not answer over REST by then, the champion does; the stream sets its own time."""
 
 _RECORD: TypeAdapter[ExperimentStarted | ExperimentEnded] = TypeAdapter(
     Annotated[ExperimentStarted | ExperimentEnded, Field(discriminator="type")]
@@ -62,18 +62,19 @@ class RunningCanary:
 
     @contextmanager
     def trying(self) -> Iterator[None]:
-        """Around a request to it: counts whether it had an answer. What it raises passes."""
+        """Around the wait for its answer: counts whether there was one. What is raised passes."""
         try:
             yield
-        except Overloaded:
-            raise
         except Exception as exc:  # the objective's own as well
-            reason = in_one_line(exc)
-            self._failed_in_a_row.append(reason)
-            self.on_failure(reason)
+            self.failed(exc)
             raise
-        else:
-            self._failed_in_a_row.clear()
+        self._failed_in_a_row.clear()
+
+    def failed(self, exc: Exception) -> None:
+        """Count a request that it had no answer to."""
+        reason = in_one_line(exc)
+        self._failed_in_a_row.append(reason)
+        self.on_failure(reason)
 
 
 class CanaryWatch:

@@ -13,7 +13,7 @@ from pydantic_core import from_json, to_json
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.application import Event
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict
+from deeplambda.errors import BadInput, Conflict, InvalidEvent
 from deeplambda.objective import Predictions
 from deeplambda.records.experiments import CANARY_HEADER
 from deeplambda.service import problems
@@ -81,24 +81,23 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     passes = {name: Passes(name, turns, metrics.passed) for name in champions.watches}
 
     def score(name: str, job: Job, canary: RunningCanary | None = None) -> Scored:
-        if canary is not None:
-            job.until = min(job.until, time.monotonic() + ANSWERS_WITHIN_S)
         with metrics.in_progress.track_inprogress():
             (passes[name] if canary is None else canary.passes).submit(job)
             begun, scored = time.monotonic(), None
-            try:
-                scored = result_of(job.scored, job.left_s)
-            except TimeoutError as exc:
-                job.scored.cancel()
-                raise job.too_late from exc
-            finally:
-                metrics.scored(
-                    name,
-                    job.champion.card.version,
-                    job.count,
-                    took_s=time.monotonic() - begun,
-                    succeeded=scored is not None,
-                )
+            with nullcontext() if canary is None else canary.trying():
+                try:
+                    scored = result_of(job.scored, job.left_s)
+                except TimeoutError as exc:
+                    job.scored.cancel()
+                    raise job.too_late from exc
+                finally:
+                    metrics.scored(
+                        name,
+                        job.champion.card.version,
+                        job.count,
+                        took_s=time.monotonic() - begun,
+                        succeeded=scored is not None,
+                    )
         return scored
 
     @app.before_request
@@ -166,8 +165,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             passes[name].check_room()
             asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
             job = Job(champion, asked.features, decodes=asked.decodes, until=deadline(asked.timeout_us))
-            with nullcontext() if canary is None else canary.trying():
-                scored = score(name, job, canary)
+            scored = score(name, job, canary)
         classes, number = getattr(champion.application.objective, "classes", ()), champion.card.version
         reply, headers = aside(
             lambda: oip.encode_response(asked, model=name, version=number, scored=scored, classes=classes),
@@ -233,11 +231,15 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         rows = [n for n, each in enumerate(events) if each.event_id != made_up_id(n) and canary.takes(each.event_id)]
         if not rows:
             return None
+        schema, until = canary.candidate.application.event, time.monotonic() + ANSWERS_WITHIN_S
         try:
-            with canary.trying():
-                schema = canary.candidate.application.event
-                theirs = decode_instances(body, schema, limit_bytes=settings.event_limit_bytes)
-                scored = score(name, Job(canary.candidate, [theirs[n] for n in rows], until=deadline()), canary)
+            theirs = decode_instances(body, schema, limit_bytes=settings.event_limit_bytes)
+        except InvalidEvent as exc:  # of what the champion's code takes
+            canary.failed(exc)
+            return None
+        try:
+            job = Job(canary.candidate, [theirs[n] for n in rows], until=min(deadline(), until))
+            scored = score(name, job, canary)
         except Exception:  # whatever it is, the champion answers these too
             return None
         return None if scored.predictions is None else (rows, scored.predictions)

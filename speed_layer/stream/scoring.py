@@ -155,7 +155,7 @@ class Candidate:
         store = ObjectStore(settings)
         self.canary, self._settings, self._name = canary, settings, name
         self._featurizer = load_code(store, settings, fetch_card(store, name, canary.version)).featurizer
-        self._client = ModelClient(settings, name, version=canary.version, patience_s=0)
+        self._client = ModelClient(settings, name, version=canary.version, patience_s=0, read_timeout_s=2)
 
     def records(self, rows: list[dict[str, Any]]) -> dict[int, Record]:
         """By position, the records of what it has answered; none where the service asks it no more.

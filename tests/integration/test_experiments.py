@@ -250,13 +250,20 @@ def test_a_canary_that_has_no_answers_costs_no_event_its_own_and_ends(live: Live
     live.begin(BROKEN, "canary")
     assert live.asks(BROKEN)
     assert live.predict({"event_id": "quick", "point": [0.0, 2.0, 0.0, 0.0]}) == [BROKEN]
-    assert live.predict({"event_id": "slow", "point": [0.0, 2.0, 0.0, _SLOW]}) == [BAD]
     made = live.send(20, labels=False, last=_NO_ANSWER)
     assert [each["model_version"] for each in made] == [BAD] * 20
     ended = live.until(lambda each: each.state != "running")
     assert ended.state == "failed"
     assert "not finite" in str(ended.reason)
     assert live.champion() == BAD
+
+
+def test_a_canary_that_is_slow_costs_a_request_a_second_and_not_its_answer(live: Live) -> None:
+    live.begin(BROKEN, "canary")
+    assert live.asks(BROKEN)
+    assert live.predict({"event_id": "slow", "point": [0.0, 2.0, 0.0, _SLOW]}) == [BAD]
+    found = live.until(lambda each: each.failed == 1)
+    assert "later than the request asks" in str(found.failure)
 
 
 def test_a_shadow_that_has_no_answers_is_counted_with_its_reason(live: Live) -> None:
