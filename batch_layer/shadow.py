@@ -36,7 +36,7 @@ from deeplambda.errors import BadInput, InvalidEvent, NotReady
 from deeplambda.features import Features, call, chosen
 from deeplambda.records import topics
 from deeplambda.records.admission import admit
-from deeplambda.records.answers import answers
+from deeplambda.records.answers import answers, finite
 from deeplambda.records.experiments import Said, ShadowAnswered, ShadowShed
 from deeplambda.records.featurizer import said
 from deeplambda.records.isolation import halved
@@ -95,6 +95,8 @@ class Candidate:
                     confidence=None if np.isnan(confidence) else confidence,
                     value=answered.numbers_N[n],
                 )
+            for row in np.flatnonzero(~finite(outputs)).tolist():
+                out[admitted.rows_N[rows.start + row]] = "the model's outputs are not finite"
         return out
 
     def _outputs(self, features: Features) -> NDArray[np.float32]:

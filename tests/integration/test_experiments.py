@@ -99,7 +99,7 @@ class Live:
         assert found is not None
         return found
 
-    def until(self, wanted: Callable[[Experiment], bool], timeout_s: float = 60) -> Experiment:
+    def until(self, wanted: Callable[[Experiment], bool], timeout_s: float = 120) -> Experiment:
         """The newest one, once it is as wanted."""
         assert eventually(lambda: wanted(self.experiment()), timeout_s), self.experiment()
         return self.experiment()
@@ -276,7 +276,7 @@ def test_a_shadow_that_has_no_answers_is_counted_with_its_reason(live: Live) -> 
 
 
 def test_a_shadow_sheds_what_its_share_of_a_core_is_too_small_for(live: Live) -> None:
-    live.begin(GOOD, "shadow", share=0.05)
+    live.begin(GOOD, "shadow", share=0.1)
     live.send(50, labels=False)
     live.until(lambda each: each.answered >= 50)
     live.send(1_600, labels=False)
