@@ -3,7 +3,7 @@
 `python -m batch_layer.archive` runs one Spark stream for each topic. An append is exactly-once: Iceberg keeps the
 stream's batch number with each commit. A stream without a checkpoint begins where its table ends, so a lost checkpoint
 neither doubles nor loses a row. Beside the streams, upkeep tidies what their many commits leave, and
-the monitor watches for drift.
+the monitor watches for drift, and experiments with candidates are followed.
 """
 
 from functools import partial
@@ -12,6 +12,7 @@ from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
+from batch_layer.experiments import follow
 from batch_layer.monitor import watch
 from batch_layer.upkeep import keep_up
 from deeplambda.adapters.kafka import spark_options
@@ -102,7 +103,7 @@ def main() -> None:
     settings = load_settings()
     spark = stream_session(settings, "archive", {"spark.driver.memory": "512m"})
     streams = [stream for name in settings.applications for stream in archive_streams(spark, settings, name)]
-    beside = {"drift": partial(watch, settings)}
+    beside = {"drift": partial(watch, settings), "experiments": partial(follow, settings)}
     if settings.maintain_every_s:
         beside["upkeep"] = partial(keep_up, spark, settings)
     run_streams(spark, settings, layer="batch", part="archive", streams=streams, beside=beside)

@@ -93,18 +93,24 @@ def promote(
     force: overrule the verdict on quality and code, never on artefacts that are broken. who, why: for the registry.
     Raises: BadInput when there is no such version, UnfitModel (told to Kafka as well), NotReady.
     """
-    platform = engine(settings, "platform")
-    verdict = judge(settings, packed, version, force=force)
+    return conclude(settings, packed.name, judge(settings, packed, version, force=force), who=who, why=why)
+
+
+def conclude(
+    settings: Settings, application: str, verdict: Verdict, *, who: str | None = None, why: str | None = None
+) -> ModelPromoted | None:
+    """Do what a verdict says, and tell Kafka at once. Raises: as `promote`."""
+    platform, version = engine(settings, "platform"), verdict.version
     decision = registry.Decision(who=who, why=why, verdict=verdict)
     if verdict.reasons:
         reason = "; ".join(verdict.reasons)
-        registry.reject(platform, packed.name, version, reason, decision)
+        registry.reject(platform, application, version, reason, decision)
         _tell(settings, platform)
         raise UnfitModel(
-            f"{packed.name}/{version} was not promoted: {reason}",
-            f"the champion serves on; see 'deeplambda model history {packed.name}'",
+            f"{application}/{version} was not promoted: {reason}",
+            f"the champion serves on; see 'deeplambda model history {application}'",
         )
-    promoted = registry.promote(platform, packed.name, version, decision)
+    promoted = registry.promote(platform, application, version, decision)
     _tell(settings, platform)
     return promoted
 

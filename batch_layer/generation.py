@@ -5,7 +5,9 @@
    that a version was trained on before ends it, unless a person asked: then the gate is offered that version.
 3. `prepare`: its shards.
 4. `train`: from the champion's weights, with its hyperparameters, and publish the version.
-5. `judge`: offer it to the gate, which promotes or rejects it.
+5. `judge`: offer it to the gate, which may reject it.
+6. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
+   their labels decide, or say too little in the time given. Then it is promoted, or rejected.
 Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
 again, so a process may be killed anywhere: the next one ends as it would have. A process that loses the lock, because
 MySQL went away, ends at once, as if it had been killed.
@@ -25,11 +27,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from sqlalchemy import Connection, Engine
 
-from batch_layer.gate import promote
+from batch_layer.gate import conclude, judge
 from batch_layer.lake_rows import append_verdicts
 from batch_layer.news import News
 from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
 from batch_layer.prepare import DataSet, data_set
+from batch_layer.shadow_step import shadowed
 from batch_layer.triggers import MAX_ATTEMPTS, Due
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
@@ -232,8 +235,15 @@ class _Work:
             if (
                 promoted_at is None or promoted_at < generation.started_at
             ):  # else the last process was killed after this
+                verdict = judge(self._settings, self._packed, version)
+                if self._settings.generation_shadow_labels and not verdict.reasons:
+                    generation = self._step(generation, "shadow")
+                    with self._listener.working("a shadow of the champion, until labels of live events decide"):
+                        verdict = shadowed(self._settings, self._platform, self._packed, generation, verdict)
                 who = f"generation {generation.number}"
-                promote(self._settings, self._packed, version, who=who, why=f"{generation.cause}: {generation.why}")
+                conclude(
+                    self._settings, self._packed.name, verdict, who=who, why=f"{generation.cause}: {generation.why}"
+                )
         except UnfitModel as exc:
             return store.end(self._platform, generation, "rejected", exc.message)
         finally:

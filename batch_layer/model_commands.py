@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
+from batch_layer import experiment_commands
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.application import metric_names
 from deeplambda.config import Settings, load_settings
@@ -18,11 +19,13 @@ from deeplambda.errors import BadInput
 from deeplambda.loading import pack_application
 from deeplambda.metrics import lower_is_better
 from deeplambda.records.verdict import Comparison, Verdict
-from deeplambda.state import registry
+from deeplambda.state import experiment_store, registry
 from deeplambda.state.card import Card
 from deeplambda.state.tables import DRIFT_WINDOWS, MODEL_VERSIONS
 
 app = typer.Typer(no_args_is_help=True)
+for command in (experiment_commands.shadow, experiment_commands.canary, experiment_commands.experiment):
+    app.command()(command)
 console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
@@ -134,11 +137,13 @@ def history(
     application: ApplicationName,
     rows: Annotated[int, typer.Option("--rows", help="how many of the newest", min=1)] = 20,
 ) -> None:
-    """Show promotions, rejections and rollbacks, newest first: who, when, why, and what the gate found."""
+    """Show promotions, rejections, rollbacks and experiments, newest first: who, when, why, and what the gate found."""
     settings = load_settings()
     packed = pack_application(application, settings)
     with mysql_errors(), engine(settings, "platform").connect() as connection:
-        decisions = registry.history(connection, packed.name, rows)
+        decided: list[Any] = list(registry.history(connection, packed.name, rows))
+        tried = map(experiment_commands.as_decision, experiment_store.listed(connection, packed.name, rows))
+    decisions = sorted([*decided, *tried], key=lambda each: each.at, reverse=True)[:rows]
     console.print(history_table(decisions))
     if not decisions:
         console.print(f"nothing decided yet: 'deeplambda model promote {packed.name}'")

@@ -70,8 +70,8 @@ class Seen(NamedTuple):
     value: Any
 
 
-class _Label(NamedTuple):
-    """attempts: how often the event's prediction has been looked for."""
+class Label(NamedTuple):
+    """What a record of `<application>.labels` says. attempts: how often the event's answer was looked for."""
 
     event_id: str
     label: str
@@ -139,7 +139,7 @@ class Watch:
         self._champion: _Champion | None = None
         self._seen: dict[str, list[Seen]] = {what: [] for what in WHATS}
         self._detectors: dict[str, Detector] = {}
-        self._labels: deque[_Label] = deque(maxlen=_LABELS_WAITING)
+        self._labels: deque[Label] = deque(maxlen=_LABELS_WAITING)
 
     @property
     def takes(self) -> dict[str, Callable[[Iterable[Any]], None]]:
@@ -199,9 +199,9 @@ class Watch:
     def labels(self, records: Iterable[Any]) -> None:
         """Take records of `<application>.labels`; those of events whose prediction is not in MySQL yet wait a while."""
         if self._champion:
-            self._answer([label for record in records if (label := _label(record)) is not None])
+            self._answer([label for record in records if (label := label_of(record)) is not None])
 
-    def _answer(self, labels: Sequence[_Label]) -> None:
+    def _answer(self, labels: Sequence[Label]) -> None:
         found = self._answered([each.event_id for each in labels])
         for each in labels:
             if (row := found.get(each.event_id)) is not None:
@@ -330,7 +330,7 @@ def _columns(champion: _Champion, what: What, seen: Sequence[Seen]) -> dict[str,
     return accuracy_columns(None if of_numbers else rights, errors if of_numbers else None)
 
 
-def _label(record: Any) -> _Label | None:
+def label_of(record: Any) -> Label | None:
     """The label in a record; None where there is none."""
     try:
         given = from_json(record.value or b"")
@@ -339,7 +339,7 @@ def _label(record: Any) -> _Label | None:
     if not isinstance(given, dict) or given.get("label") is None:
         return None
     event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
-    return _Label(str(event_id), str(given["label"])) if event_id else None
+    return Label(str(event_id), str(given["label"])) if event_id else None
 
 
 def _judged(row: Row[Any], label: str) -> tuple[bool, float | None]:

@@ -32,7 +32,7 @@ from deeplambda.config import Settings
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_batch_view
-from deeplambda.state.tables import OUTBOX, REPLAYED_LETTERS
+from deeplambda.state.tables import EXPERIMENT_ANSWERS, EXPERIMENTS, OUTBOX, REPLAYED_LETTERS
 
 KEPT_SNAPSHOTS = timedelta(hours=1)
 """How long a snapshot stays that nothing pins. Who reads one for longer holds a tag on it meanwhile: `lake.held`."""
@@ -112,6 +112,12 @@ def maintain(
         relayed, replayed = OUTBOX.c.published_at < now() - days, REPLAYED_LETTERS.c.at < now() - REPLAYED_KEPT
         freed.add("outbox records", _trim(engine, OUTBOX, relayed, dry_run=dry_run))
         freed.add("marks of replays", _trim(engine, REPLAYED_LETTERS, replayed, dry_run=dry_run))
+        answers = EXPERIMENT_ANSWERS.c
+        ended = select(EXPERIMENTS.c.number).where(
+            EXPERIMENTS.c.application == application, EXPERIMENTS.c.ended_at < now() - days
+        )
+        old = (answers.application == application) & answers.experiment.in_(ended)
+        freed.add("answers of experiments", _trim(engine, EXPERIMENT_ANSWERS, old, dry_run=dry_run))
     return freed
 
 

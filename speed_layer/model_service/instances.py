@@ -3,8 +3,10 @@
 An instance is an event of which `event_id` and `occurred_at` may be left out, so that its payload is enough.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from pydantic_core import from_json, to_json
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -31,7 +33,7 @@ def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> l
     events = []
     for i, instance in enumerate(instances):
         if isinstance(instance, dict):
-            instance = {"event_id": f"instance-{i}", "occurred_at": moment} | instance
+            instance = {"event_id": made_up_id(i), "occurred_at": moment} | instance
         try:
             events.append(decode_event(schema, to_json(instance), limit_bytes=limit_bytes))
         except RefusedEvent as exc:
@@ -41,8 +43,28 @@ def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> l
     return events
 
 
-def encode_predictions(events: list[Event], version: int, predictions: Predictions) -> bytes:
-    """The reply; a confidence, value or scores that the objective does not have are null."""
+def made_up_id(instance: int) -> str:
+    """The event id of an instance that has none."""
+    return f"instance-{instance}"
+
+
+def merged(parts: Sequence[tuple[Sequence[int], Predictions]]) -> Predictions:
+    """Predictions of some rows each, by their positions, as those of all rows."""
+    places = {row: (part, n) for part, (rows, _) in enumerate(parts) for n, row in enumerate(rows)}
+    order = [(parts[part][1], n) for _, (part, n) in sorted(places.items())]
+    return Predictions(
+        values=[found.values[n] for found, n in order],
+        confidence_N=np.array([found.confidence_N[n] for found, n in order]),
+        numbers_N=np.array([np.nan if (number := found.number(n)) is None else number for found, n in order]),
+        scores=[found.scores_of(n) for found, n in order],
+    )
+
+
+def encode_predictions(
+    events: list[Event], version: int, predictions: Predictions, versions: Sequence[int] | None = None
+) -> bytes:
+    """The reply; a confidence, value or scores that the objective does not have are null. versions: by row, where a
+    canary runs."""
     rows = enumerate(zip(events, predictions.values, predictions.confidence_N.tolist(), strict=True))
     reply: dict[str, Any] = {
         "model_version": version,
@@ -53,6 +75,7 @@ def encode_predictions(events: list[Event], version: int, predictions: Predictio
                 "confidence": confidence,
                 "value": predictions.number(i),
                 "scores": predictions.scores_of(i),
+                **({} if versions is None else {"model_version": versions[i]}),
             }
             for i, (event, text, confidence) in rows
         ],

@@ -19,6 +19,7 @@ from deeplambda.config import Settings
 from deeplambda.service.cooperative_worker import CooperativeWorker
 
 if TYPE_CHECKING:
+    from speed_layer.model_service.canaries import CanaryWatch
     from speed_layer.model_service.champions import ChampionWatch
     from speed_layer.model_service.metrics import Reporter
 
@@ -50,7 +51,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.applications = frozenset(settings.applications)
-        self._background: Sequence[ChampionWatch | Reporter] = ()
+        self._background: Sequence[ChampionWatch | CanaryWatch | Reporter] = ()
         super().__init__()
 
     def load_config(self) -> None:
@@ -83,10 +84,11 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             thread.stop()
 
 
-def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Reporter"]]:
-    """The WSGI application, and its running background threads, which follow the champions and report metrics."""
+def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | CanaryWatch | Reporter"]]:
+    """The WSGI application, and its running background threads: they follow champions and canaries, report metrics."""
     import torch
 
+    from speed_layer.model_service.canaries import CanaryWatch
     from speed_layer.model_service.champions import Champion, ChampionWatch
     from speed_layer.model_service.metrics import Reporter, ServiceMetrics
     from speed_layer.model_service.serving import Champions
@@ -105,8 +107,13 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Re
         name: ChampionWatch(settings, name, on_swap=swapped, on_failure=metrics.load_failed)
         for name in settings.applications
     }
-    app = create_app(settings, Champions(watches), metrics)
-    background: list[ChampionWatch | Reporter] = [*watches.values(), Reporter(settings, metrics)]
+    canaries = CanaryWatch(settings, metrics.passed)
+    app = create_app(settings, Champions(watches, canaries.running), metrics)
+    background: list[ChampionWatch | CanaryWatch | Reporter] = [
+        *watches.values(),
+        canaries,
+        Reporter(settings, metrics),
+    ]
     for thread in background:
         thread.start()
     return app.wsgi_app, background

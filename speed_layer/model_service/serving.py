@@ -7,14 +7,18 @@ from werkzeug.exceptions import NotFound
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady, UnknownApplication
+from speed_layer.model_service.canaries import RunningCanary
 from speed_layer.model_service.champions import Champion, ChampionWatch
 
 
 class Champions:
-    """The champions of all applications, by name."""
+    """The champions of all applications, by name; and the canaries that run beside them."""
 
-    def __init__(self, watches: Mapping[str, ChampionWatch]) -> None:
+    def __init__(
+        self, watches: Mapping[str, ChampionWatch], canaries: Mapping[str, RunningCanary] | None = None
+    ) -> None:
         self.watches = watches
+        self.canaries = {} if canaries is None else canaries
 
     def watch(self, name: str) -> ChampionWatch:
         """Raises: UnknownApplication."""
@@ -34,6 +38,13 @@ class Champions:
         if version is not None and version != str(champion.card.version):
             raise NotFound(f"version {version} of {name!r} does not serve; version {champion.card.version} does")
         return champion
+
+    def canary(self, name: str, version: str | None = None) -> RunningCanary | None:
+        """The canary that is asked; version: only where that is its candidate."""
+        found = self.canaries.get(name)
+        if found is None or not found.is_asked or version not in (None, str(found.known.version)):
+            return None
+        return found
 
 
 def no_champion(*watches: ChampionWatch) -> NotReady:

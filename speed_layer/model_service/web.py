@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from http import HTTPStatus
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -10,16 +11,20 @@ from flask import Flask, Response, g, request
 from pydantic_core import from_json, to_json
 
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
+from deeplambda.application import Event
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict
+from deeplambda.errors import BadInput, Conflict, InvalidEvent
+from deeplambda.objective import Predictions
+from deeplambda.records.experiments import CANARY_HEADER
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import result_of
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader, aside
+from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, RunningCanary
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.devices import cpu_share
 from speed_layer.model_service.extensions import NAMES, extensions
-from speed_layer.model_service.instances import decode_instances, encode_predictions
+from speed_layer.model_service.instances import decode_instances, encode_predictions, made_up_id, merged
 from speed_layer.model_service.jobs import Job, Scored
 from speed_layer.model_service.metrics import ServiceMetrics
 from speed_layer.model_service.passes import Passes
@@ -75,23 +80,24 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     turns = Turns(cpu_share())
     passes = {name: Passes(name, turns, metrics.passed) for name in champions.watches}
 
-    def score(name: str, job: Job) -> Scored:
+    def score(name: str, job: Job, canary: RunningCanary | None = None) -> Scored:
         with metrics.in_progress.track_inprogress():
-            passes[name].submit(job)
+            (passes[name] if canary is None else canary.passes).submit(job)
             begun, scored = time.monotonic(), None
-            try:
-                scored = result_of(job.scored, job.left_s)
-            except TimeoutError as exc:
-                job.scored.cancel()
-                raise job.too_late from exc
-            finally:
-                metrics.scored(
-                    name,
-                    job.champion.card.version,
-                    job.count,
-                    took_s=time.monotonic() - begun,
-                    succeeded=scored is not None,
-                )
+            with nullcontext() if canary is None else canary.trying():
+                try:
+                    scored = result_of(job.scored, job.left_s)
+                except TimeoutError as exc:
+                    job.scored.cancel()
+                    raise job.too_late from exc
+                finally:
+                    metrics.scored(
+                        name,
+                        job.champion.card.version,
+                        job.count,
+                        took_s=time.monotonic() - begun,
+                        succeeded=scored is not None,
+                    )
         return scored
 
     @app.before_request
@@ -137,7 +143,9 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         champion = champions.serving(name, version)
         card = champion.card
         described = oip.metadata(name, card.version, card.features, champion.output_shape)
-        return _json(described | {"parameters": _provenance(champion, champions.watch(name))}, champion)
+        return _json(
+            described | {"parameters": _provenance(champion, champions.watch(name))}, champion, champions.canary(name)
+        )
 
     @app.get("/v2/models/<name>/ready")
     @app.get("/v2/models/<name>/versions/<version>/ready")
@@ -149,19 +157,21 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     @app.post("/v2/models/<name>/infer")
     @app.post("/v2/models/<name>/versions/<version>/infer")
     def infer(name: str, version: str | None = None) -> Answer:
-        champion = champions.serving(name, version)
+        canary = champions.canary(name, version) if version is not None else None
+        champion = champions.serving(name, version) if canary is None else canary.candidate
         with bodies.body(request, "application/json", "application/octet-stream") as body:
             check_featurizer(request.headers.get(FEATURIZER_HEADER), champion)
             header, wanted = request.headers.get(oip.HEADER_LENGTH), champion.card.features
             passes[name].check_room()
             asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
-            scored = score(name, Job(champion, asked.features, decodes=asked.decodes, until=deadline(asked.timeout_us)))
+            job = Job(champion, asked.features, decodes=asked.decodes, until=deadline(asked.timeout_us))
+            scored = score(name, job, canary)
         classes, number = getattr(champion.application.objective, "classes", ()), champion.card.version
         reply, headers = aside(
             lambda: oip.encode_response(asked, model=name, version=number, scored=scored, classes=classes),
             ENCODED_BYTES * len(scored.outputs),
         )
-        return reply, {**headers, **_version(champion)}
+        return reply, {**headers, **_version(champion, champions.canary(name))}
 
     @app.get("/v1/models")
     def models() -> Answer:
@@ -189,13 +199,50 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             events = aside(
                 lambda: decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes), len(body)
             )
-        scored = score(name, Job(champion, events, until=deadline()))
-        predictions = scored.predictions
-        assert predictions is not None
+            canary = champions.canary(name)
+            answered = None if canary is None else by_canary(name, canary, body, events)
+        versions = None
+        if canary is None or answered is None:
+            predictions = predicted(name, champion, events)
+        else:
+            parts, versions = [answered], [champion.card.version] * len(events)
+            for row in answered[0]:
+                versions[row] = canary.candidate.card.version
+            if rest := [n for n, version in enumerate(versions) if version == champion.card.version]:
+                parts.append((rest, predicted(name, champion, [events[n] for n in rest])))
+            else:
+                champion = canary.candidate
+            predictions = merged(parts)
         reply = aside(
-            lambda: encode_predictions(events, champion.card.version, predictions), ENCODED_BYTES * len(events)
+            lambda: encode_predictions(events, champion.card.version, predictions, versions),
+            ENCODED_BYTES * len(events),
         )
-        return reply, {**_JSON, **_version(champion)}
+        return reply, {**_JSON, **_version(champion, canary)}
+
+    def predicted(name: str, champion: Champion, events: list[Event]) -> Predictions:
+        predictions = score(name, Job(champion, events, until=deadline())).predictions
+        assert predictions is not None
+        return predictions
+
+    def by_canary(
+        name: str, canary: RunningCanary, body: bytes, events: list[Event]
+    ) -> tuple[list[int], Predictions] | None:
+        """Which of the events the candidate has answered, and how; None where it has none of them."""
+        rows = [n for n, each in enumerate(events) if each.event_id != made_up_id(n) and canary.takes(each.event_id)]
+        if not rows:
+            return None
+        schema, until = canary.candidate.application.event, time.monotonic() + ANSWERS_WITHIN_S
+        try:
+            theirs = decode_instances(body, schema, limit_bytes=settings.event_limit_bytes)
+        except InvalidEvent as exc:  # of what the champion's code takes
+            canary.failed(exc)
+            return None
+        try:
+            job = Job(canary.candidate, [theirs[n] for n in rows], until=min(deadline(), until))
+            scored = score(name, job, canary)
+        except Exception:  # whatever it is, the champion answers these too
+            return None
+        return None if scored.predictions is None else (rows, scored.predictions)
 
     @app.get("/metrics")
     def exposition() -> Answer:
@@ -215,12 +262,14 @@ def _other_featurizer(exc: OtherFeaturizer) -> Response:
     )
 
 
-def _json(value: Any, champion: Champion | None = None) -> Answer:
-    return to_json(value), {**_JSON, **(_version(champion) if champion else {})}
+def _json(value: Any, champion: Champion | None = None, canary: RunningCanary | None = None) -> Answer:
+    return to_json(value), {**_JSON, **(_version(champion, canary) if champion else {})}
 
 
-def _version(champion: Champion) -> dict[str, str]:
-    return {"X-Model-Version": str(champion.card.version)}
+def _version(champion: Champion, canary: RunningCanary | None = None) -> dict[str, str]:
+    """canary: where one runs, which clients that route events have to know."""
+    version = {"X-Model-Version": str(champion.card.version)}
+    return version if canary is None else {**version, CANARY_HEADER: canary.known.header}
 
 
 def _provenance(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:

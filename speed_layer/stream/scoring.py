@@ -1,5 +1,6 @@
 """Scoring a batch of event records: each becomes either a prediction or a dead letter."""
 
+import logging
 import math
 import time
 from collections import defaultdict
@@ -11,24 +12,31 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, InvalidEvent
+from deeplambda.errors import BadInput, InvalidEvent, NotReady
 from deeplambda.features import chosen, row_bytes
 from deeplambda.records import topics
 from deeplambda.records.admission import Admitted, admit
 from deeplambda.records.answers import answers
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.decoding import Reason, RefusedEvent
+from deeplambda.records.experiments import Canary
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.isolation import halved
+from deeplambda.records.lifecycle import ChallengerFailed
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.champion_code import ChampionCode
+from deeplambda.service.loops import in_one_line
+from deeplambda.state.card import fetch_card
+from deeplambda.state.versions import load_code
 
 Record = tuple[str, bytes, bytes]
 """Topic, key and value."""
 RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 _PATIENCE_S = 60.0
+_log = logging.getLogger(__name__)
 _FIRST_PASS_ROWS = 64
 _PASS_BYTES = 32 * 1024 * 1024
 """Of features that are held at once: an event of a few bytes may become a large tensor."""
@@ -38,13 +46,15 @@ class Scorer:
     """Turns one application's records into predictions and dead letters, with the code of the version that serves.
 
     One lives in each process that scores, for the life of the process: it keeps the connection to the model service
-    and the code that was last asked for. hops_ms: time that went by in each hop, which whoever reads it sets to zero.
+    and the code that was last asked for. While a canary runs, which the service's answers tell, the events that its
+    candidate takes go to that one first. hops_ms: time that went by in each hop, which whoever reads it sets to zero.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings, self._name = settings, name
         self._client = ModelClient(settings, name)
         self._code = ChampionCode(settings, name, self._client, patience_s=_PATIENCE_S)
+        self._candidate: Candidate | None = None
         self._pass_rows = _FIRST_PASS_ROWS
         self.hops_ms: defaultdict[str, float] = defaultdict(float)
 
@@ -70,6 +80,7 @@ class Scorer:
         3. where the model takes features of other code or learned state, load those and begin again; where no event
            passed the code that is known, ask whether that is still the champion's
         4. where the model has no answer for some rows, halve the batch until they stand alone
+        5. what a canary's candidate has answered is left out of 2 to 4; all that it has no answer to is not
         """
         keyed = [(row["key"], row["value"]) for row in rows]
         while True:
@@ -83,50 +94,47 @@ class Scorer:
                 continue
             out = [dead_letter(self._name, rows[n], refusal, self._code.version) for n, refusal in admitted.refused]
             try:
-                return out + self._scored(featurizer, rows, admitted)
+                answered, rest = self._by_canary(rows, admitted)
+                return out + answered + self._scored(featurizer, rows, rest)
             except OtherFeatures as other:
                 self._code.load(other.model_version)
 
-    def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
-        started = time.perf_counter()
-        found = halved(
-            lambda piece: self._client.predict(chosen(admitted.features, piece), featurizer.id),
-            len(admitted.events_N),
-            InvalidEvent,
-            within_s=math.inf,
+    def _by_canary(self, rows: list[dict[str, Any]], admitted: Admitted) -> tuple[list[Record], Admitted]:
+        """The records of what a canary's candidate has answered, and what is left; all of it while none runs."""
+        canary = self._client.canary
+        taken = [n for n, event in enumerate(admitted.events_N) if canary.takes(event.event_id)] if canary else []
+        if canary is None or not taken:
+            return [], admitted
+        try:
+            if self._candidate is None or self._candidate.canary != canary:
+                self._candidate = Candidate(self._settings, self._name, canary)
+            records = self._candidate.records([rows[admitted.rows_N[n]] for n in taken])
+        except NotReady:  # a store is away, which is not the candidate's fault
+            return [], admitted
+        except Exception as exc:  # whatever a candidate's code does, the champion answers these too
+            _log.warning("canary %s/%d: %s", self._name, canary.version, exc)
+            failed = ChallengerFailed(
+                application=self._name,
+                number=canary.experiment,
+                version=canary.version,
+                part="stream",
+                reason=in_one_line(exc),
+            )
+            return [(topics.LIFECYCLE, self._name.encode(), failed.model_dump_json().encode())], admitted
+        answered = {taken[n] for n in records}
+        left = [n for n in range(len(admitted.events_N)) if n not in answered]
+        rest = Admitted(
+            rows_N=[admitted.rows_N[n] for n in left],
+            events_N=[admitted.events_N[n] for n in left],
+            features=chosen(admitted.features, left),
+            refused=admitted.refused,
         )
-        inference_ms = (time.perf_counter() - started) * 1e3
+        return list(records.values()), rest
+
+    def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
+        answered, refused, inference_ms = scored(self._client, self._name, featurizer, rows, admitted)
         self.hops_ms["model"] += inference_ms
-        refused: dict[int, BadInput] = dict(found.refused)
-        out = []
-        for piece, scored in found.pieces:
-            answered, predicted_at = answers(featurizer.application.objective, scored.outputs), now()
-            refused |= {piece.start + n: refusal for n, refusal in answered.refused.items()}
-            for answer, n in enumerate(answered.rows_N):
-                event, row = admitted.events_N[piece.start + n], rows[admitted.rows_N[piece.start + n]]
-                try:
-                    prediction = Prediction(
-                        application=self._name,
-                        event_id=event.event_id,
-                        kafka_partition=row["partition"],
-                        kafka_offset=row["offset"],
-                        occurred_at=event.occurred_at,
-                        received_at=row["timestamp"],
-                        predicted_at=predicted_at,
-                        model_version=int(scored.versions_N[n]),
-                        prediction=answered.values_N[answer],
-                        confidence=float(answered.confidence_N[answer]),
-                        value=answered.numbers_N[answer],
-                        scores=answered.scores_N[answer],
-                        inference_ms=inference_ms,
-                        code_version=featurizer.code_version,
-                    )
-                except ValidationError as exc:
-                    refused[piece.start + n] = BadInput(exc.errors(include_url=False)[0]["msg"])
-                else:
-                    key = event.event_id.encode()
-                    out.append((topics.predictions(self._name), key, prediction.model_dump_json().encode()))
-        return out + [
+        return list(answered.values()) + [
             dead_letter(
                 self._name,
                 rows[admitted.rows_N[n]],
@@ -135,6 +143,78 @@ class Scorer:
             )
             for n, refusal in refused.items()
         ]
+
+
+class Candidate:
+    """What answers a canary's events: the candidate's code, and a client that waits for no service that is away.
+
+    Raises when made: CorruptObject, BadInput, NotReady.
+    """
+
+    def __init__(self, settings: Settings, name: str, canary: Canary) -> None:
+        store = ObjectStore(settings)
+        self.canary, self._settings, self._name = canary, settings, name
+        self._featurizer = load_code(store, settings, fetch_card(store, name, canary.version)).featurizer
+        self._client = ModelClient(settings, name, version=canary.version, patience_s=0, read_timeout_s=2)
+
+    def records(self, rows: list[dict[str, Any]]) -> dict[int, Record]:
+        """By position, the records of what it has answered; none where the service asks it no more.
+
+        Raises: BadFeatures where its code has no features for an event that the champion's code takes.
+        """
+        keyed = [(row["key"], row["value"]) for row in rows]
+        admitted = admit(self._featurizer, keyed, limit_bytes=self._settings.event_limit_bytes)
+        if admitted.refused:
+            raise admitted.refused[0][1]
+        try:
+            return scored(self._client, self._name, self._featurizer, rows, admitted)[0]
+        except BadInput:  # the canary has ended, or the service has told of the failure
+            return {}
+
+
+def scored(
+    client: ModelClient, name: str, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted
+) -> tuple[dict[int, Record], dict[int, BadInput], float]:
+    """By position of what was admitted, records of predictions, and why there is none; and how long the model took, in
+    ms. Raises: as `ModelClient.predict`, but for rows that the model has no answer to."""
+    started = time.perf_counter()
+    found = halved(
+        lambda piece: client.predict(chosen(admitted.features, piece), featurizer.id),
+        len(admitted.events_N),
+        InvalidEvent,
+        within_s=math.inf,
+    )
+    inference_ms = (time.perf_counter() - started) * 1e3
+    refused: dict[int, BadInput] = dict(found.refused)
+    out: dict[int, Record] = {}
+    for piece, answered_by in found.pieces:
+        answered, predicted_at = answers(featurizer.application.objective, answered_by.outputs), now()
+        refused |= {piece.start + n: refusal for n, refusal in answered.refused.items()}
+        for answer, n in enumerate(answered.rows_N):
+            event, row = admitted.events_N[piece.start + n], rows[admitted.rows_N[piece.start + n]]
+            try:
+                prediction = Prediction(
+                    application=name,
+                    event_id=event.event_id,
+                    kafka_partition=row["partition"],
+                    kafka_offset=row["offset"],
+                    occurred_at=event.occurred_at,
+                    received_at=row["timestamp"],
+                    predicted_at=predicted_at,
+                    model_version=int(answered_by.versions_N[n]),
+                    prediction=answered.values_N[answer],
+                    confidence=float(answered.confidence_N[answer]),
+                    value=answered.numbers_N[answer],
+                    scores=answered.scores_N[answer],
+                    inference_ms=inference_ms,
+                    code_version=featurizer.code_version,
+                )
+            except ValidationError as exc:
+                refused[piece.start + n] = BadInput(exc.errors(include_url=False)[0]["msg"])
+            else:
+                key = event.event_id.encode()
+                out[piece.start + n] = (topics.predictions(name), key, prediction.model_dump_json().encode())
+    return out, refused, inference_ms
 
 
 @lru_cache(maxsize=64)

@@ -278,6 +278,15 @@ class Settings(BaseSettings):
     generation_from: Literal["champion", "scratch"] = Field(
         default="champion", description="What a generation's training begins from: the champion's weights, or scratch."
     )
+    generation_shadow_labels: int = Field(
+        default=0,
+        ge=0,
+        description="How many labels of live events a generation's version may take, as a shadow of the champion, to "
+        "be told better or worse; 0: it is promoted without.",
+    )
+    generation_shadow_s: int = Field(
+        default=3600, ge=1, description="How long, in seconds, such a shadow may take; what is open then is promoted."
+    )
     generation_pause_s: int = Field(
         default=3600, ge=0, description="The least time, in seconds, from the end of a generation to the next one."
     )

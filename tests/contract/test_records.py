@@ -6,6 +6,7 @@ import pytest
 from pydantic_core import from_json
 
 from deeplambda.records import topics
+from deeplambda.records.experiments import SHADOW_RECORD
 from deeplambda.records.lifecycle import LIFECYCLE_RECORD
 from deeplambda.records.predictions import VIEW_SCHEMA, Prediction, scores_text
 from deeplambda.records.runtime_metrics import RuntimeMetric
@@ -35,6 +36,7 @@ VERDICT = {
     "figures": {"calibration_error": 0.01},
     "best": {"test": 2},
 }
+LIVE = VERDICT["comparisons"][0] | {"split": "live", "metric": "share_right", "test": "betting"}  # type: ignore[index]
 ADDED = {"refused", "first_refusal", "code_sha256", "who", "why", "verdict"}
 WRITTEN = [
     {
@@ -110,6 +112,52 @@ WRITTEN = [
         "code_sha256": "ef",
         "who": "ada",
         "why": "it fails on returns",
+    },
+    {
+        "type": "ExperimentStarted",
+        "application": "digits",
+        "at": AT,
+        "number": 4,
+        "version": 3,
+        "kind": "canary",
+        "champion": 2,
+        "share": 0.05,
+        "until_decided": True,
+        "weights_sha256": "ab",
+        "code_sha256": "ef",
+        "who": "ada",
+        "why": "new labels",
+    },
+    {
+        "type": "ExperimentMeasured",
+        "application": "digits",
+        "at": AT,
+        "number": 4,
+        "version": 3,
+        "answered": 500,
+        "agreed": None,
+        "failed": 1,
+        "comparison": LIVE,
+    },
+    {
+        "type": "ChallengerFailed",
+        "application": "digits",
+        "at": AT,
+        "number": 4,
+        "version": 3,
+        "part": "stream",
+        "reason": "the transform raised KeyError",
+    },
+    {
+        "type": "ExperimentEnded",
+        "application": "digits",
+        "at": AT,
+        "number": 4,
+        "version": 3,
+        "state": "rejected",
+        "reason": "worse",
+        "who": "canary 4",
+        "comparison": LIVE,
     },
     {
         "type": "BatchViewPublished",
@@ -212,7 +260,9 @@ def test_a_fact_reads_and_writes_the_same_json(written: dict[str, object]) -> No
 
 @pytest.mark.parametrize("written", WRITTEN, ids=lambda record: record["type"])
 def test_a_fact_from_before_fields_were_added_is_read(written: dict[str, object]) -> None:
-    of_before = not str(written["type"]).startswith(("Generation", "DataChanged"))  # these came with all their fields
+    of_before = not str(written["type"]).startswith(
+        ("Generation", "Experiment", "DataChanged")
+    )  # these came with all their fields
     old = {name: value for name, value in written.items() if not of_before or name not in ADDED}
     assert LIFECYCLE_RECORD.validate_python(old).type == written["type"]
 
@@ -288,6 +338,25 @@ def test_the_columns_of_both_views_have_their_names_and_added_ones_may_be_null()
     assert scores_text(None) is None
 
 
+def test_a_shadow_s_pair_of_answers_reads_and_writes_the_same_json() -> None:
+    said = {"version": 2, "prediction": "7", "confidence": 0.9, "value": None}
+    written = {
+        "type": "ShadowAnswered",
+        "application": "digits",
+        "experiment": 4,
+        "at": AT,
+        "event_id": "a",
+        "kafka_partition": 0,
+        "kafka_offset": 17,
+        "champion": said,
+        "candidate": None,
+        "error": "the model raised KeyError",
+    }
+    assert from_json(SHADOW_RECORD.validate_python(written).model_dump_json()) == written
+    shed = {"type": "ShadowShed", "application": "digits", "experiment": 4, "at": AT, "rows": 1200}
+    assert from_json(SHADOW_RECORD.validate_python(shed).model_dump_json()) == shed
+
+
 def test_a_measurement_names_its_unit() -> None:
     written = {
         "layer": "speed",
@@ -307,9 +376,11 @@ def test_topics_have_their_names() -> None:
     assert set(made) == {
         "deeplambda.lifecycle",
         "deeplambda.champions",
+        "deeplambda.experiments",
         "deeplambda.metrics",
         "digits.events",
         "digits.predictions",
+        "digits.shadow-predictions",
         "digits.labels",
         "digits.dead-letters",
     }

@@ -68,13 +68,17 @@ def drawn(count: int) -> pa.RecordBatch:
 
 
 class OwnService:
-    """One application that exists for this test alone, and a service which serves it while `running()` lasts."""
+    """One application that exists for this test alone, and a service which serves it while `running()` lasts.
+
+    name: of an application that is in `folder` already, or a new one's; without it, digits under a name of its own.
+    """
 
     def __init__(self, stack: Settings, folder: Path, name: str | None = None) -> None:
         self.name = name or f"digits_{secrets.token_hex(4)}"
-        source = (ROOT / "examples/digits/application.py").read_text()
-        (folder / self.name).mkdir(parents=True)
-        (folder / self.name / "application.py").write_text(source.replace('"digits"', f'"{self.name}"'))
+        if not (folder / self.name).exists():
+            source = (ROOT / "examples/digits/application.py").read_text()
+            (folder / self.name).mkdir(parents=True)
+            (folder / self.name / "application.py").write_text(source.replace('"digits"', f'"{self.name}"'))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -211,14 +215,15 @@ class OwnService:
     def promote(self, version: int) -> None:
         """Make `version` the champion, and say so on Kafka."""
         registry.promote(mysql.engine(self.settings, "platform"), self.name, version)
-        self._announce()
+        self.announce()
 
     def roll_back(self) -> None:
         """Make the champion before the champion again."""
         registry.roll_back(mysql.engine(self.settings, "platform"), self.name)
-        self._announce()
+        self.announce()
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
+        """Send what waits in the outbox."""
         with Publisher(self.settings) as publisher:
             while outbox.relay(mysql.engine(self.settings, "platform"), publisher):
                 pass

@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, Conflict, DeadlinePassed, DeepLambdaError, InvalidEvent, NotReady, Overloaded
 from deeplambda.features import Features, chosen, row_bytes, row_count
+from deeplambda.records.experiments import CANARY_HEADER, Canary
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest request body that the service takes."""
@@ -64,7 +65,8 @@ class ModelClient:
     """Scores one application's features. Safe to use from several threads; keep one for the life of a process.
 
     patience_s: how long a batch is tried again while the service restarts, is overloaded or has no model. part_bytes: a
-    larger batch is sent in parts; where one is not answered within `read_timeout_s`, in smaller ones.
+    larger batch is sent in parts; where one is not answered within `read_timeout_s`, in smaller ones. version: the one
+    that has to answer; None: the champion. canary: the one that ran at the last answer.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class ModelClient:
         connect_timeout_s: float = 2,
         read_timeout_s: float = 5,
         part_bytes: int = 1024 * 1024,
+        version: int | None = None,
     ) -> None:
-        self._path = f"{urlsplit(settings.model_url).path}/v2/models/{application}/infer"
+        self.canary: Canary | None = None
+        self._model_path = f"{urlsplit(settings.model_url).path}/v2/models/{application}"
+        self._path = f"{self._model_path}{'' if version is None else f'/versions/{version}'}/infer"
         self._application = application
         self._patience_s, self._part_bytes = patience_s, part_bytes
         self._timeout_ms = str(int(read_timeout_s * 1000))
@@ -142,10 +147,11 @@ class ModelClient:
         Raises: BadInput when the service does not know the application, NotReady when it does not answer.
         """
         try:
-            response = self._pool.request("GET", self._path.removesuffix("/infer"))
+            response = self._pool.request("GET", self._model_path)
         except HTTPError as exc:
             raise NotReady(f"the model service did not answer: {exc}", "see 'deeplambda status'") from exc
         if response.status == HTTPStatus.OK:
+            self.canary = Canary.of_header(response.headers.get(CANARY_HEADER))
             return int(response.headers["X-Model-Version"])
         if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
             return None
@@ -161,6 +167,7 @@ class ModelClient:
                 "see 'deeplambda status' and 'deeplambda logs model'",
             ) from exc
         if response.status == 200:
+            self.canary = Canary.of_header(response.headers.get(CANARY_HEADER))
             return response
         raise _refusal(self._application, response)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from deeplambda.clock import now
-from deeplambda.records.verdict import Verdict
+from deeplambda.records.verdict import Comparison, Verdict
 
 
 class _LifecycleRecord(BaseModel):
@@ -100,6 +100,63 @@ class ModelRolledBack(_LifecycleRecord):
     code_sha256: str | None = None
     who: str | None = None
     why: str | None = None
+
+
+class _OfExperiment(_LifecycleRecord):
+    """number: counted by application, from 1. version: the candidate."""
+
+    number: int
+    version: int
+
+
+class ExperimentStarted(_OfExperiment):
+    """`version` is tried on live traffic beside the champion. The topic `deeplambda.experiments` keeps the newest
+    record of each application.
+
+    share: of a processor core that a shadow may take, of the events that a canary answers. until_decided: whether it
+    ends by itself, with a promotion or a rejection.
+    """
+
+    type: Literal["ExperimentStarted"] = "ExperimentStarted"
+    kind: Literal["shadow", "canary"]
+    champion: int
+    share: float
+    until_decided: bool
+    weights_sha256: str
+    code_sha256: str | None = None
+    who: str | None = None
+    why: str | None = None
+
+
+class ExperimentMeasured(_OfExperiment):
+    """Candidate and champion by the labels so far; told whenever these have doubled. answered: events that the
+    candidate answered; agreed: of a shadow's, those of which both say the same; failed: those that it had no answer
+    to."""
+
+    type: Literal["ExperimentMeasured"] = "ExperimentMeasured"
+    answered: int
+    agreed: int | None
+    failed: int
+    comparison: Comparison
+
+
+class ChallengerFailed(_OfExperiment):
+    """A canary's candidate had no answer to some events, which the champion answered in its place."""
+
+    type: Literal["ChallengerFailed"] = "ChallengerFailed"
+    part: str
+    reason: str
+
+
+class ExperimentEnded(_OfExperiment):
+    """An experiment is over. state: promoted, rejected, undecided, stopped, failed, or superseded by another
+    champion."""
+
+    type: Literal["ExperimentEnded"] = "ExperimentEnded"
+    state: str
+    reason: str
+    who: str | None = None
+    comparison: Comparison | None = None
 
 
 class BatchViewPublished(_LifecycleRecord):
@@ -276,6 +333,10 @@ LifecycleRecord = Annotated[
     | ModelPromoted
     | ModelRejected
     | ModelRolledBack
+    | ExperimentStarted
+    | ExperimentMeasured
+    | ChallengerFailed
+    | ExperimentEnded
     | BatchViewPublished
     | RecordsExpired
     | RecordsSkipped

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 LIFECYCLE = "deeplambda.lifecycle"
 CHAMPIONS = "deeplambda.champions"
+EXPERIMENTS = "deeplambda.experiments"
 METRICS = "deeplambda.metrics"
 
 RECORD_LIMIT_BYTES = 16 * 1024 * 1024
@@ -24,6 +25,11 @@ def events(application: str) -> str:
 def predictions(application: str) -> str:
     """One record for each scored event."""
     return f"{application}.predictions"
+
+
+def shadow_predictions(application: str) -> str:
+    """What champion and candidate say of the same events while a shadow runs; no view shows it."""
+    return f"{application}.shadow-predictions"
 
 
 def labels(application: str) -> str:
@@ -60,12 +66,13 @@ def all_topics(applications: Iterable[str], partitions: int, replication: int = 
     platform = [
         Topic(name=LIFECYCLE, partitions=1, config=promised | _kept(days=30)),
         Topic(name=CHAMPIONS, partitions=1, config=promised | {"cleanup.policy": "compact"}),
+        Topic(name=EXPERIMENTS, partitions=1, config=promised | {"cleanup.policy": "compact"}),
         Topic(name=METRICS, partitions=1, config=promised | _kept(days=7)),
     ]
     return platform + [
         Topic(name=topic(application), partitions=partitions, config=own | _kept(days=days))
         for application in applications
-        for topic, days in ((events, 7), (predictions, 7), (labels, 7), (dead_letters, 30))
+        for topic, days in ((events, 7), (predictions, 7), (shadow_predictions, 7), (labels, 7), (dead_letters, 30))
     ]
 
 

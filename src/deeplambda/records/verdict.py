@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict
 class Comparison(BaseModel):
     """A candidate beside another version on the same rows.
 
-    split: `test` or `recent`. role: why `against` is compared with: it serves, or did best on this split so far. slice:
-    `field=value` where only those rows count. difference: how much better the candidate is, in the metric's unit.
-    low, high: its interval of 90 %, so each end is a one-sided bound of 95 %; None where these rows do not bound it. p:
-    how likely a candidate that is no better looks this good. refused: whether this comparison alone speaks against it.
+    split: `test` or `recent`; `live` of events that were labelled in an experiment. role: why `against` is compared
+    with: it serves, or did best on this split so far. slice: `field=value` where only those rows count. difference: how
+    much better the candidate is, in the metric's unit. low, high: its interval of 90 %, so each end is a one-sided
+    bound of 95 %; None where these rows do not bound it. p: how likely a candidate that is no better looks this good.
+    refused: whether this comparison alone speaks against it.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -29,7 +30,7 @@ class Comparison(BaseModel):
     low: float | None
     high: float | None
     p: float
-    test: Literal["McNemar", "bootstrap"]
+    test: Literal["McNemar", "bootstrap", "betting", "asymptotic"]
     refused: bool = False
 
 

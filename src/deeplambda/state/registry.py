@@ -12,7 +12,7 @@ from deeplambda.errors import BadInput, Conflict, UnfitModel
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import ModelPromoted, ModelPublished, ModelRejected, ModelRolledBack
 from deeplambda.records.verdict import Verdict
-from deeplambda.state import outbox
+from deeplambda.state import experiment_store, outbox
 from deeplambda.state.card import Card
 from deeplambda.state.tables import MODEL_VERSIONS, PROMOTIONS, REJECTIONS
 
@@ -21,11 +21,18 @@ _PROMOTED, _ROLLED_BACK, _REJECTED = "promoted", "rolled_back", "rejected"
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Who decides, and why in that one's words; verdict: the gate's, None where it was not asked."""
+    """Who decides, and why in that one's words; verdict: the gate's, None where it was not asked. experiment: the one
+    that decides, as long as it runs."""
 
     who: str | None = None
     why: str | None = None
     verdict: Verdict | None = None
+    experiment: experiment_store.Experiment | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What records tell of it."""
+        return {"who": self.who, "why": self.why, "verdict": self.verdict}
 
 
 def version_of_run(engine: Engine, application: str, run: str) -> int | None:
@@ -125,6 +132,14 @@ def last_promoted_at(connection: Connection, application: str, version: int) -> 
     return newest
 
 
+def held_champion(connection: Connection, application: str) -> Card:
+    """The version that serves, which stays the champion until the caller's transaction ends. Raises: BadInput."""
+    version = connection.scalar(_last_promotion(application).with_for_update())
+    if version is None:
+        raise BadInput(f"{application} has no champion", f"run 'deeplambda model promote {application}' first")
+    return published_card(connection, application, version)
+
+
 def still_champion(connection: Connection, card: Card) -> None:
     """Hold the version as champion until the caller's transaction ends. Raises: Conflict when another one is."""
     version = connection.scalar(_last_promotion(card.application).with_for_update())
@@ -169,22 +184,27 @@ def history(connection: Connection, application: str, limit: int | None = None) 
 
 
 def promote(engine: Engine, application: str, version: int, decision: Decision = Decision()) -> ModelPromoted | None:
-    """Make `version` the champion; None when it is already. Raises: BadInput."""
+    """Make `version` the champion; None when it is already. Raises: BadInput, Conflict."""
     with mysql_errors(), engine.begin() as connection:
         card = published_card(connection, application, version)
         previous = connection.scalar(_last_promotion(application).with_for_update())
         if previous == version:
             return None
+        if decision.experiment is not None:
+            experiment_store.still_runs(connection, decision.experiment)
         promotion = _set_champion(connection, card, previous, _PROMOTED, decision)
         outbox.record(connection, topics.LIFECYCLE, application, promotion)
     return promotion
 
 
 def reject(engine: Engine, application: str, version: int, reason: str, decision: Decision = Decision()) -> None:
-    """Record that `version` was refused promotion. The gate calls it; nothing else changes."""
+    """Record that `version` was refused promotion, which ends an experiment with it. Raises: Conflict."""
     with mysql_errors(), engine.begin() as connection:
-        rejection = ModelRejected(application=application, version=version, reason=reason, **vars(decision))
-        champion_version = connection.scalar(_last_promotion(application))
+        rejection = ModelRejected(application=application, version=version, reason=reason, **decision.told)
+        champion_version = connection.scalar(_last_promotion(application).with_for_update())
+        if decision.experiment is not None:
+            experiment_store.still_runs(connection, decision.experiment)
+        experiment_store.candidate_rejected(connection, application, version, reason, decision.who)
         connection.execute(insert(REJECTIONS).values(champion=champion_version, reason=reason, **_kept(rejection)))
         outbox.record(connection, topics.LIFECYCLE, application, rejection)
 
@@ -259,8 +279,9 @@ def _set_champion(
         previous=previous,
         weights_sha256=card.weights_sha256,
         code_sha256=card.code_sha256,
-        **vars(decision),
+        **decision.told,
     )
+    experiment_store.champion_changed(connection, card.application, card.version, decision.who)
     connection.execute(insert(PROMOTIONS).values(kind=kind, previous=previous, **_kept(promotion)))
     outbox.record(connection, topics.CHAMPIONS, promotion.application, promotion)
     return promotion

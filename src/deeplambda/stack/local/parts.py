@@ -87,7 +87,7 @@ _MYSQL = ("mysql_address", "mysql_database", "mysql_platform_password", "mysql_v
 _SPARK = ("metastore_uri", "spark_master", "spark_driver_host", "spark_options", "spark_secret", "checkpoint_location")
 _GENERATIONS = (
     *("generations", "generation_labels", "generation_drift_labels", "generation_every_s", "generation_pause_s"),
-    *("generation_from", "trainer_memory_mb"),
+    *("generation_from", "generation_shadow_labels", "generation_shadow_s", "trainer_memory_mb"),
 )
 _APPLICATIONS = ("applications", "applications_dir", "cache_dir", "listen_host")
 

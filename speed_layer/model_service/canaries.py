@@ -1,0 +1,170 @@
+"""Canaries: candidates that answer a share of the events in the champion's place.
+
+One thread follows the compacted topic `deeplambda.experiments`, for all applications: the newest record of each says
+whether a canary runs. A candidate is loaded and checked as a champion is. It has passes and a turn of its own, so
+however slow it is, no request for the champion waits for it; what it has no answer to in time, the champion answers.
+After `FAILURES` such requests in a row it is asked no more, and Kafka is told of each, so that the experiment ends.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
+
+from kafka.errors import KafkaError
+from pydantic import Field, TypeAdapter, ValidationError
+
+from deeplambda.adapters.kafka import Publisher, consumer, kafka_errors
+from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.config import Settings
+from deeplambda.errors import DeepLambdaError, NotReady
+from deeplambda.records import topics
+from deeplambda.records.experiments import Canary
+from deeplambda.records.lifecycle import ChallengerFailed, ExperimentEnded, ExperimentStarted, ModelPromoted
+from deeplambda.service.loops import in_one_line
+from speed_layer.model_service.champions import LAST_RETRY_S, POLL_S, Champion, load_champion
+from speed_layer.model_service.passes import Passes
+from speed_layer.model_service.statistics import PassTimes
+from speed_layer.model_service.turns import Turns
+
+FAILURES = 3
+ANSWERS_WITHIN_S = 1.0
+"""What it does not answer over REST by then, the champion does; the stream sets its own time."""
+
+_RECORD: TypeAdapter[ExperimentStarted | ExperimentEnded] = TypeAdapter(
+    Annotated[ExperimentStarted | ExperimentEnded, Field(discriminator="type")]
+)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningCanary:
+    """A canary whose candidate is loaded. on_failure: told the reason of each request that it had no answer to."""
+
+    known: Canary
+    candidate: Champion
+    passes: Passes
+    on_failure: Callable[[str], None]
+    _failed_in_a_row: list[str] = field(default_factory=list)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it has not failed again and again."""
+        return len(self._failed_in_a_row) < FAILURES
+
+    def takes(self, event_id: str) -> bool:
+        """Whether it is to answer the event."""
+        return self.is_asked and self.known.takes(event_id)
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Around the wait for its answer: counts whether there was one. What is raised passes."""
+        try:
+            yield
+        except Exception as exc:  # the objective's own as well
+            self.failed(exc)
+            raise
+        self._failed_in_a_row.clear()
+
+    def failed(self, exc: Exception) -> None:
+        """Count a request that it had no answer to."""
+        reason = in_one_line(exc)
+        self._failed_in_a_row.append(reason)
+        self.on_failure(reason)
+
+
+class CanaryWatch:
+    """Follows the experiments. `running` may be read from any thread: by application, the canary that runs."""
+
+    def __init__(self, settings: Settings, on_pass: Callable[[PassTimes], None]) -> None:
+        self.running: dict[str, RunningCanary] = {}
+        self._settings, self._on_pass, self._store = settings, on_pass, ObjectStore(settings)
+        self._wanted: dict[str, ExperimentStarted] = {}
+        self._passes: dict[str, Passes] = {}  # by application, for one canary after the other
+        self._failures: queue.SimpleQueue[ChallengerFailed] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="canaries", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow the topic."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following it; waits up to 2 s for the thread, which a load in progress may outlive."""
+        self._stopped.set()
+        self._thread.join(timeout=2)
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                with closing(consumer(self._settings, topics.EXPERIMENTS)) as reader, Publisher(self._settings) as out:
+                    while not self._stopped.is_set():
+                        with kafka_errors(self._settings):
+                            polled = reader.poll(timeout_ms=int(POLL_S * 1000))
+                        for record in (record for batch in polled.values() for record in batch):
+                            self._read(record.value)
+                        self._load_wanted()
+                        while not self._failures.empty():
+                            failed = self._failures.get()
+                            out.send(topics.LIFECYCLE, failed.application, failed)
+                            out.flush()
+            except (DeepLambdaError, KafkaError) as exc:
+                _log.warning("cannot follow experiments: %s", exc)
+            except Exception:  # whatever it is: no experiment would ever end without this thread
+                _log.exception("following experiments failed")
+            self._stopped.wait(LAST_RETRY_S)
+
+    def _read(self, value: bytes | None) -> None:
+        try:
+            record = _RECORD.validate_json(value or b"")
+        except ValidationError:
+            return
+        if record.application in self._settings.applications:
+            self._wanted.pop(record.application, None)
+            before = self.running.pop(record.application, None)
+            if before is not None and not before.is_asked:
+                self._passes.pop(record.application)  # its candidate may never give its thread back
+            if isinstance(record, ExperimentStarted) and record.kind == "canary":
+                self._wanted[record.application] = record
+
+    def _load_wanted(self) -> None:
+        for name, started in list(self._wanted.items()):
+            version = ModelPromoted.model_validate(
+                started.model_dump(exclude={"type"}) | {"previous": started.champion}
+            )
+            try:
+                candidate = load_champion(self._store, self._settings, version)
+            except NotReady as exc:
+                _log.warning("canary %s/%d not loaded yet: %s", name, started.version, exc)
+                continue
+            except Exception as exc:  # the candidate's own code may raise anything
+                _log.exception("canary %s/%d not loaded", name, started.version)
+                for _ in range(FAILURES):
+                    self._failed(started, f"it could not be loaded: {type(exc).__name__}: {exc}")
+            else:
+                if name not in self._passes:
+                    self._passes[name] = Passes(name, Turns(1), self._on_pass)
+                self.running[name] = RunningCanary(
+                    known=Canary(experiment=started.number, version=started.version, share=started.share),
+                    candidate=candidate,
+                    passes=self._passes[name],
+                    on_failure=partial(self._failed, started),
+                )
+                _log.info("%s/%d answers %.3g of the events", name, started.version, started.share)
+            del self._wanted[name]
+
+    def _failed(self, started: ExperimentStarted, reason: str) -> None:
+        _log.warning("canary %s/%d had no answer: %s", started.application, started.version, reason)
+        self._failures.put(
+            ChallengerFailed(
+                application=started.application,
+                number=started.number,
+                version=started.version,
+                part="model",
+                reason=reason[:500],
+            )
+        )
