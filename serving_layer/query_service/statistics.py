@@ -90,7 +90,7 @@ def _live(connection: Connection, application: str) -> Live:
     delays_ms = connection.scalars(
         select(text("TIMESTAMPDIFF(MICROSECOND, occurred_at, stored_at) / 1000"))
         .select_from(REALTIME_PREDICTIONS)
-        .where(table.application == application)
+        .where(table.application == application, table.replayed.is_not(True))
         .order_by(table.predicted_at.desc())
         .limit(_NEWEST_ROWS)
     ).all()

@@ -218,6 +218,7 @@ def _row(prediction: Prediction, stored_at: str) -> tuple[Any, ...]:
         scores_text(prediction.scores),
         _moment(prediction.received_at),
         stored_at,
+        prediction.replayed,
     )
 
 

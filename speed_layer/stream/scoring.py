@@ -39,10 +39,11 @@ class Scorer:
 
     One lives in each process that scores, for the life of the process: it keeps the connection to the model service
     and the code that was last asked for. hops_ms: time that went by in each hop, which whoever reads it sets to zero.
+    replays: whether its predictions are of events that were scored before.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        self._settings, self._name = settings, name
+    def __init__(self, settings: Settings, name: str, *, replays: bool = False) -> None:
+        self._settings, self._name, self._replays = settings, name, replays
         self._client = ModelClient(settings, name)
         self._code = ChampionCode(settings, name, self._client, patience_s=_PATIENCE_S)
         self._pass_rows = _FIRST_PASS_ROWS
@@ -120,6 +121,7 @@ class Scorer:
                         scores=answered.scores_N[answer],
                         inference_ms=inference_ms,
                         code_version=featurizer.code_version,
+                        replayed=self._replays,
                     )
                 except ValidationError as exc:
                     refused[piece.start + n] = BadInput(exc.errors(include_url=False)[0]["msg"])

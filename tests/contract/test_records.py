@@ -253,10 +253,11 @@ def test_a_prediction_carries_what_an_incident_asks() -> None:
         "scores": None,
         "inference_ms": 3.5,
         "code_version": "11455c458b6a",
+        "replayed": False,
     }
 
 
-def test_a_prediction_of_before_there_were_values_and_scores_is_read() -> None:
+def test_a_prediction_of_before_there_were_values_scores_and_replays_is_read() -> None:
     written = {
         "application": "digits",
         "event_id": "a",
@@ -272,9 +273,9 @@ def test_a_prediction_of_before_there_were_values_and_scores_is_read() -> None:
         "code_version": "11455c458b6a",
     }
     record = Prediction.model_validate(written)
-    assert (record.value, record.scores) == (None, None)
-    typed = Prediction.model_validate(written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}})
-    assert from_json(typed.model_dump_json()) == written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}}
+    assert (record.value, record.scores, record.replayed) == (None, None, False)
+    added = {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}, "replayed": True}
+    assert from_json(Prediction.model_validate(written | added).model_dump_json()) == written | added
 
 
 def test_the_columns_of_both_views_have_their_names_and_added_ones_may_be_null() -> None:

@@ -51,6 +51,7 @@ class Prediction(BaseModel):
     of the event. inference_ms: the model call that scored the event's batch. confidence: in [0, 1]; None
     where the objective has none, which it gives as NaN. code_version: of the application's sources. value: the
     prediction as a number, where it is one. scores: probabilities by the name of class or label, where there are any.
+    replayed: whether the event had been scored before; its times then tell no delay.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -69,3 +70,4 @@ class Prediction(BaseModel):
     scores: dict[str, float] | None = None
     inference_ms: float
     code_version: str
+    replayed: bool = False

@@ -21,6 +21,7 @@ def test_the_values_are_in_the_order_of_the_columns_and_moments_are_utc() -> Non
         "prediction": "7",
         "confidence": 0.5,
         "value": None,
+        "replayed": True,
     }
     prediction = Prediction.model_validate(
         facts | {"scores": {"7": 0.5}, "inference_ms": 1.0, "code_version": "0" * 12}
