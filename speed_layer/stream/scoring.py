@@ -22,7 +22,7 @@ from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.decoding import Reason, RefusedEvent
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.isolation import halved
-from deeplambda.records.predictions import Prediction
+from deeplambda.records.predictions import Prediction, slices_of
 from deeplambda.service.champion_code import ChampionCode
 
 Record = tuple[str, bytes, bytes]
@@ -121,6 +121,7 @@ class Scorer:
                         scores=answered.scores_N[answer],
                         inference_ms=inference_ms,
                         code_version=featurizer.code_version,
+                        slices=slices_of(featurizer.application, event),
                         replayed=self._replays,
                     )
                 except ValidationError as exc:
