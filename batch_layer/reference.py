@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from batch_layer.drift import compared, named
+from batch_layer.drift import compared
 from batch_layer.rows import Rows
 from batch_layer.shard_format import PAYLOAD, SHARD, prepared_prefix, read_shard
 from batch_layer.summaries import (
@@ -31,6 +31,7 @@ _ROWS_LIMIT = 10_000
 _RECENT_ROWS, _FEWEST_ROWS = 1_000, 100
 """From so many on, the newest labelled events are what live ones are compared with. From the second number on they are
 where they show that the world has changed: few rows of today tell more of it than many of before."""
+_CHANGED_AT = 0.001
 
 Columns = Mapping[str, Mapping[str, Column]]
 """By what is compared, the columns that stand for some rows."""
@@ -51,8 +52,9 @@ def reference_of(
 
 
 def differs(reference: Reference, columns: Columns) -> bool:
-    """Whether rows are unlike those of a reference, in any of what is compared."""
-    return any(named(compared(getattr(reference, what), found)) for what, found in columns.items())
+    """Whether rows are unlike those of a reference, beyond chance in any of what is compared."""
+    of_each = [[each.p for each in compared(getattr(reference, what), found)] for what, found in columns.items()]
+    return any(p_K and min(p_K) * len(p_K) < _CHANGED_AT for p_K in of_each)
 
 
 def _of_split(
