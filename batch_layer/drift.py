@@ -110,7 +110,7 @@ def _homogeneity(before_B: NDArray[np.int64], now_B: NDArray[np.int64]) -> tuple
         statistic, apart = float(found.statistic), float(chi2.isf(_RULED_OUT, found.dof)) * now / before
         p = float(ncx2.sf(statistic * (1 + now / before), found.dof, apart))
     if rare.sum():
-        p = min(1.0, 2 * min(p, _binomial(*rare, before, now)))
+        p = min(1.0, 2 * min(p, _binomial(int(rare[0]), int(rare[1]), before, now)))
     return statistic, p
 
 
