@@ -46,7 +46,7 @@ def slices_of(application: Application, event: Event) -> dict[str, Slice] | None
     """The event's values of the fields that the application declares as slices, long ones cut; None without any."""
     if not application.slices:
         return None
-    values = {name: getattr(event, name, None) for name in application.slices}
+    values = {name: getattr(event, name) for name in application.slices}
     return {
         name: value if isinstance(value, int | float | None) else str(value)[:_SLICE_CHARACTERS]
         for name, value in values.items()
