@@ -1,6 +1,9 @@
 """Drift: whether a window of live rows is still like those that a version was judged by, however often one looks. Pure.
 
-1. Each column of a window is compared with its histogram by the chi-square test of homogeneity.
+1. Each column of a window is compared with its histogram by the chi-square test of homogeneity. All windows are held
+   against the same reference, which is off by chance itself, the more the fewer rows it has: p is the largest for the
+   distributions that its rows do not rule out. Source: Berger and Boos, P values maximized over a confidence set for
+   the nuisance parameter (1994), JASA 89.
 2. The columns' p become one e-value: the mean of what the calibrator 1/(2√p) makes of each, which holds however the
    columns depend on one another. Source: Vovk and Wang, E-values: calibration, combination and applications (2021),
    Annals of Statistics 49.
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2_contingency, false_discovery_control, fisher_exact
+from scipy.stats import beta, binom, chi2, chi2_contingency, false_discovery_control, ncx2
 
 from batch_layer.summaries import Column, Histogram
 from deeplambda.records.lifecycle import DriftedField
@@ -28,6 +31,8 @@ WINDOWS_TO_FALSE_ALARM = 10_000
 THRESHOLD = float(DETECTORS * WINDOWS_TO_FALSE_ALARM)
 _FEW = 5.0
 """Bins in which a window is expected to have fewer rows are tested together. Source: Cochran (1954), Biometrics 10."""
+_RULED_OUT = 1e-4
+"""Of the distributions, those that would give the reference's rows less often than this."""
 _NAMED_AT = 0.05
 _SMALLEST_P, _LARGEST = 1e-200, 1e12
 
@@ -89,9 +94,10 @@ def _field(name: str, histogram: Histogram, column: Column) -> DriftedField:
 
 
 def _homogeneity(before_B: NDArray[np.int64], now_B: NDArray[np.int64]) -> tuple[float, float]:
-    """Chi-square and p of two histograms. Rare bins are taken together; where even those are rare, Fisher's exact test
-    of them stands beside that of the others."""
-    expected_B = (before_B + now_B) * now_B.sum() / (before_B.sum() + now_B.sum())
+    """Chi-square and p of two histograms. Rare bins are taken together; where even those are rare, the binomial test of
+    them stands beside that of the others."""
+    before, now = int(before_B.sum()), int(now_B.sum())
+    expected_B = (before_B + now_B) * now / (before + now)
     often_B = expected_B >= _FEW
     table = np.array([before_B[often_B], now_B[often_B]])
     rare = np.array([before_B[~often_B].sum(), now_B[~often_B].sum()])
@@ -101,11 +107,18 @@ def _homogeneity(before_B: NDArray[np.int64], now_B: NDArray[np.int64]) -> tuple
     statistic, p = 0.0, 1.0
     if table.shape[1] > 1:
         found = chi2_contingency(table, correction=False)
-        statistic, p = float(found.statistic), float(found.pvalue)
+        statistic, apart = float(found.statistic), float(chi2.isf(_RULED_OUT, found.dof)) * now / before
+        p = float(ncx2.sf(statistic * (1 + now / before), found.dof, apart))
     if rare.sum():
-        totals = np.array([before_B.sum(), now_B.sum()])
-        p = min(1.0, 2 * min(p, float(fisher_exact(np.array([rare, totals - rare])).pvalue)))
+        p = min(1.0, 2 * min(p, _binomial(int(rare[0]), int(rare[1]), before, now)))
     return statistic, p
+
+
+def _binomial(some_before: int, some_now: int, before: int, now: int) -> float:
+    """p of `some_now` of `now` rows. The bounds of their share are Clopper's and Pearson's (1934), Biometrika 26."""
+    least = float(beta.ppf(_RULED_OUT, some_before, before - some_before + 1)) if some_before else 0.0
+    most = float(beta.isf(_RULED_OUT, some_before + 1, before - some_before)) if some_before < before else 1.0
+    return min(1.0, 2 * min(float(binom.sf(some_now - 1, now, most)), float(binom.cdf(some_now, now, least))))
 
 
 def _wrong(values: list[str]) -> NDArray[np.float64]:

@@ -198,6 +198,7 @@ def _of_view(settings: Settings, application: str, begin: datetime, end: datetim
     query = (
         select(live.received_at, live.stored_at)
         .where(live.application == application, live.received_at >= begin, live.received_at < end)
+        .where(live.replayed.is_not(True))
         .order_by(live.predicted_at.desc())
         .limit(_VIEW_ROWS)
     )

@@ -186,13 +186,13 @@ class Watch:
             self._take("inputs", Seen(event.event_id, record.partition, record.offset, at, event))
 
     def predictions(self, records: Iterable[Any]) -> None:
-        """Take records of `<application>.predictions`, as far as the champion made them."""
+        """Take records of `<application>.predictions`, as far as the champion made them as the events came."""
         for record in records if self._champion else ():
             try:
                 made = Prediction.model_validate_json(record.value or b"")
             except ValidationError:
                 continue
-            if made.model_version == self._version:
+            if made.model_version == self._version and not made.replayed:
                 position = (made.event_id, made.kafka_partition, made.kafka_offset, made.received_at)
                 self._take("predictions", Seen(*position, made))
 

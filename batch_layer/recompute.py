@@ -58,7 +58,7 @@ from deeplambda.records.featurizer import said
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import BatchViewPublished
-from deeplambda.records.predictions import VIEW_SCHEMA, scores_text
+from deeplambda.records.predictions import VIEW_SCHEMA, json_text, slices_of
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
 from deeplambda.state.horizon_store import move_horizon, read_batch_view
@@ -242,7 +242,8 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
                 prediction=found.values_N,
                 confidence=found.confidence_N,
                 value=found.numbers_N,
-                scores=[scores_text(scores) for scores in found.scores_N],
+                scores=[json_text(scores) for scores in found.scores_N],
+                slices=[json_text(slices_of(code.application, event)) for event in events],
             )
             refused = [(inputs[n], refusal) for n, refusal in admitted.refused] + [
                 (inputs[admitted.rows_N[n]], RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED))

@@ -1,12 +1,14 @@
 """The speed layer's commands: `deeplambda speed`."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from sqlalchemy import select
 
@@ -19,6 +21,7 @@ from deeplambda.records.expiry import gap_of
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.expiry import expired, skip
 from deeplambda.state.tables import SKEW
+from speed_layer.backfill import Backfill, planned, score_again
 from speed_layer.dead_letter_commands import app as dead_letters
 
 speed = typer.Typer(no_args_is_help=True)
@@ -48,6 +51,55 @@ def watch(
             )
     except KeyboardInterrupt:
         console.print("stopped")
+
+
+@speed.command("replay")
+def replay(
+    application: ApplicationName,
+    since: Annotated[
+        datetime, typer.Option("--from", help="the broker took the first event at this time (UTC) or later")
+    ],
+    until: Annotated[
+        datetime | None, typer.Option("--to", help="and the last one before it; without: until now")
+    ] = None,
+    share: Annotated[float, typer.Option(help="of the time that it works, beside live events", min=0.01, max=1)] = 0.2,
+    send: Annotated[bool, typer.Option("--send", help="do it; without it, only say what would be scored")] = False,
+) -> None:
+    """Have the champion score events again that another version has scored; a second time does nothing.
+
+    Of events that the batch view has absorbed, 'deeplambda batch recompute' does it.
+    """
+    settings = load_settings()
+    platform = engine(settings, "platform")
+    from_, to = since.replace(tzinfo=UTC), None if until is None else until.replace(tzinfo=UTC)
+    found = planned(settings, platform, application, from_, to)
+    console.print(_planned(found))
+    if not send:
+        console.print("the same command with --send scores them" if found.events else "nothing is left to score")
+        return
+    scored = 0
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task("scored again", total=found.events)
+        for looked_at, made in score_again(settings, platform, found, share):
+            progress.advance(task, looked_at)
+            scored += made
+    refused = found.events - scored
+    console.print(
+        f"scored again: {scored:,} events" + (f"; refused, and left as they were: {refused:,}" if refused else "")
+    )
+
+
+def _planned(found: Backfill) -> str:
+    lines = [f"to be scored again by {found.application}/{found.champion}: {found.events:,} events"]
+    lines += [f"  {events:,} of version {version}" for version, events in sorted(found.by_version.items())]
+    if found.done:
+        lines.append(f"  left out: {found.done:,}, scored by it already")
+    if found.in_batch_view:
+        lines.append(
+            f"  left out: {found.in_batch_view:,}, in the batch view: "
+            f"'deeplambda batch recompute {found.application}' scores those again"
+        )
+    return "\n".join(lines)
 
 
 @speed.command("skew")

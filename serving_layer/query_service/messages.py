@@ -154,13 +154,21 @@ class LabelledClass(LabelledVersion):
     label: str
 
 
+class LabelledSlice(LabelledVersion):
+    """The same, of events of one slice that the application declares, named as the gate does: `shop=4` or, of numbers,
+    `amount in [10, 25)`."""
+
+    slice: str
+
+
 class Statistics(BaseModel):
     """How an application is doing now. horizon: by partition, the first offset that the batch view has not absorbed.
 
     waiting: by part, the records that it has not taken up, at its last report; null where it reported none of late.
     waiting_by_partition: of the part `stream`, where any do.
     labelled: of each version; labelled_hours: of each version and hour, the newest first; labelled_classes: of the
-    newest version, by what is true. All of the newest 100,000 predictions of a week at most.
+    newest version, by what is true; labelled_slices: of that one, by slice. All of the newest 100,000 predictions of a
+    week at most.
     """
 
     application: str
@@ -174,6 +182,7 @@ class Statistics(BaseModel):
     waiting_by_partition: dict[int, int]
     labelled_hours: list[LabelledHour] = []
     labelled_classes: list[LabelledClass] = []
+    labelled_slices: list[LabelledSlice] = []
 
 
 class Problem(BaseModel):

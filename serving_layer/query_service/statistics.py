@@ -4,6 +4,7 @@ Of classes and labels that is the accuracy: the share of predictions that equal 
 the mean absolute error, over labels that are numbers.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,12 +20,14 @@ from serving_layer.query_service.lag import waiting, waiting_by_partition
 from serving_layer.query_service.messages import (
     LabelledClass,
     LabelledHour,
+    LabelledSlice,
     LabelledVersion,
     Live,
     LiveVersion,
     Statistics,
 )
 from serving_layer.query_service.mysql_queries import analyst_errors, limit_time
+from serving_layer.query_service.slices import Counts, by_slice
 
 _RATE_OVER = timedelta(minutes=1)
 _NEWEST_ROWS = 1_000
@@ -38,7 +41,8 @@ def statistics(engine: Engine, application: str) -> Statistics:
         limit_time(connection)
         champion = registry.champion(connection, application)
         moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == application))
-        versions = [LabelledVersion(**_figures(row)) for row in _labelled(connection, application)]
+        versions = [LabelledVersion(**_of(row)) for row in _labelled(connection, application)]
+        newest = RECENT_PREDICTIONS.c.model_version == (versions[0].model_version if versions else None)
         return Statistics(
             application=application,
             at=now(),
@@ -48,12 +52,16 @@ def statistics(engine: Engine, application: str) -> Statistics:
             live=_live(connection, application),
             labelled=versions,
             labelled_hours=[
-                LabelledHour(hour=row.hour, **_figures(row)) for row in _labelled(connection, application, _BY_HOUR)
+                LabelledHour(hour=row.hour, **_of(row)) for row in _labelled(connection, application, _BY_HOUR)
             ],
             labelled_classes=[
-                LabelledClass(label=row.label, **_figures(row))
-                for row in _labelled(connection, application, _BY_CLASS, condition=_of_newest(versions))
+                LabelledClass(label=row.label, **_of(row))
+                for row in _labelled(connection, application, _BY_CLASS, condition=newest)
                 if not row.numbers
+            ],
+            labelled_slices=[
+                LabelledSlice(slice=name, **_figures(versions[0].model_version, counts))
+                for name, counts in by_slice(_sliced(connection, application, newest))
             ],
             waiting=waiting(connection, application),
             waiting_by_partition=waiting_by_partition(connection, application),
@@ -90,7 +98,7 @@ def _live(connection: Connection, application: str) -> Live:
     delays_ms = connection.scalars(
         select(text("TIMESTAMPDIFF(MICROSECOND, occurred_at, stored_at) / 1000"))
         .select_from(REALTIME_PREDICTIONS)
-        .where(table.application == application)
+        .where(table.application == application, table.replayed.is_not(True))
         .order_by(table.predicted_at.desc())
         .limit(_NEWEST_ROWS)
     ).all()
@@ -113,42 +121,60 @@ _BY_CLASS = RECENT_PREDICTIONS.c.label
 def _labelled(
     connection: Connection, application: str, *others: ColumnElement[Any], condition: ColumnElement[bool] | None = None
 ) -> list[Row[Any]]:
-    """Counts and errors by version, the newest first, and by `others`; without groups that have no label."""
+    """Counts by version, the newest first, and by `others`; without groups that have no label."""
     table = RECENT_PREDICTIONS.c
-    error = case((table.label.regexp_match(_NUMBER), func.abs(table.value - cast(table.label, Double))))
-    labelled = func.count(table.label)
     query = (
-        select(
-            table.model_version,
-            *others,
-            labelled.label("labelled"),
-            (func.count() - labelled).label("unlabelled"),
-            func.sum(case((table.label == table.prediction, 1), else_=0)).label("correct"),
-            func.count(case((table.label.is_not(None), table.value))).label("numbers"),
-            func.avg(error).label("error"),
-        )
+        select(table.model_version, *others, *_counts())
         .where(table.application == application)
         .group_by("model_version", *(other.name for other in others))
-        .having(labelled > 0)
+        .having(func.count(table.label) > 0)
         .order_by(*(text(f"{column.name} DESC") for column in (table.model_version, *others)))
         .limit(_GROUPS_LIMIT)
     )
     return list(connection.execute(query if condition is None else query.where(condition)))
 
 
-def _of_newest(versions: list[LabelledVersion]) -> ColumnElement[bool]:
-    return RECENT_PREDICTIONS.c.model_version == (versions[0].model_version if versions else None)
+def _sliced(connection: Connection, application: str, of_version: ColumnElement[bool]) -> Iterator[tuple[str, Counts]]:
+    """Counts by the declared slices' values."""
+    table = RECENT_PREDICTIONS.c
+    query = select(table.slices, *_counts()).where(
+        table.application == application, table.slices.is_not(None), of_version
+    )
+    return ((row.slices, _read(row)) for row in connection.execute(query.group_by(table.slices)))
 
 
-def _figures(row: Row[Any]) -> dict[str, Any]:
+def _counts() -> list[ColumnElement[Any]]:
+    """What `_read` reads."""
+    table = RECENT_PREDICTIONS.c
+    error = case((table.label.regexp_match(_NUMBER), func.abs(table.value - cast(table.label, Double))))
+    return [
+        func.count(table.label).label("labelled"),
+        (func.count() - func.count(table.label)).label("unlabelled"),
+        func.sum(case((table.label == table.prediction, 1), else_=0)).label("correct"),
+        func.count(case((table.label.is_not(None), table.value))).label("numbers"),
+        func.count(error).label("errors"),
+        func.coalesce(func.sum(error), 0.0).label("error"),
+    ]
+
+
+def _read(row: Row[Any]) -> Counts:
+    counts = {name: int(getattr(row, name)) for name in ("labelled", "unlabelled", "correct", "numbers", "errors")}
+    return Counts(**counts, error=row.error)
+
+
+def _of(row: Row[Any]) -> dict[str, Any]:
+    return _figures(row.model_version, _read(row))
+
+
+def _figures(version: int, counts: Counts) -> dict[str, Any]:
     """Of numbers the error, else the accuracy."""
-    correct = None if row.numbers else int(row.correct)
+    correct = None if counts.numbers else counts.correct
     return {
-        "model_version": row.model_version,
-        "rows": row.labelled,
-        "unlabelled": row.unlabelled,
+        "model_version": version,
+        "rows": counts.labelled,
+        "unlabelled": counts.unlabelled,
         "correct": correct,
-        "accuracy": None if correct is None else correct / row.labelled,
-        "interval_95": None if correct is None else wilson_95(correct, row.labelled),
-        "mean_absolute_error": row.error if row.numbers else None,
+        "accuracy": None if correct is None else correct / counts.labelled,
+        "interval_95": None if correct is None else wilson_95(correct, counts.labelled),
+        "mean_absolute_error": counts.error / counts.errors if counts.errors else None,
     }

@@ -31,7 +31,7 @@ from deeplambda.errors import NotReady, Overtaken
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.expiry import Reader
-from deeplambda.records.predictions import Prediction, scores_text
+from deeplambda.records.predictions import Prediction, json_text
 from deeplambda.service.expiry import resumed
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import shown_horizon
@@ -215,9 +215,11 @@ def _row(prediction: Prediction, stored_at: str) -> tuple[Any, ...]:
         prediction.prediction,
         prediction.confidence,
         prediction.value,
-        scores_text(prediction.scores),
+        json_text(prediction.scores),
+        json_text(prediction.slices),
         _moment(prediction.received_at),
         stored_at,
+        prediction.replayed,
     )
 
 

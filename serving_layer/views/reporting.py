@@ -39,7 +39,7 @@ class Figures:
     def stored(self, rows: int, predictions: Sequence[Prediction], took_s: float) -> None:
         """Count a transaction that a writer has committed."""
         moment = now()
-        event_s = [(moment - each.occurred_at).total_seconds() for each in predictions]
+        event_s = [(moment - each.occurred_at).total_seconds() for each in predictions if not each.replayed]
         with self._lock:
             self._rows += rows
             self.rows_ever += rows

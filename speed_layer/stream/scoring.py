@@ -26,7 +26,7 @@ from deeplambda.records.experiments import Canary
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import ChallengerFailed
-from deeplambda.records.predictions import Prediction
+from deeplambda.records.predictions import Prediction, slices_of
 from deeplambda.service.champion_code import ChampionCode
 from deeplambda.service.loops import in_one_line
 from deeplambda.state.card import fetch_card
@@ -48,10 +48,11 @@ class Scorer:
     One lives in each process that scores, for the life of the process: it keeps the connection to the model service
     and the code that was last asked for. While a canary runs, which the service's answers tell, the events that its
     candidate takes go to that one first. hops_ms: time that went by in each hop, which whoever reads it sets to zero.
+    replays: whether its predictions are of events that were scored before; those are the champion's alone.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        self._settings, self._name = settings, name
+    def __init__(self, settings: Settings, name: str, *, replays: bool = False) -> None:
+        self._settings, self._name, self._replays = settings, name, replays
         self._client = ModelClient(settings, name)
         self._code = ChampionCode(settings, name, self._client, patience_s=_PATIENCE_S)
         self._candidate: Candidate | None = None
@@ -101,7 +102,7 @@ class Scorer:
 
     def _by_canary(self, rows: list[dict[str, Any]], admitted: Admitted) -> tuple[list[Record], Admitted]:
         """The records of what a canary's candidate has answered, and what is left; all of it while none runs."""
-        canary = self._client.canary
+        canary = None if self._replays else self._client.canary
         taken = [n for n, event in enumerate(admitted.events_N) if canary.takes(event.event_id)] if canary else []
         if canary is None or not taken:
             return [], admitted
@@ -132,7 +133,9 @@ class Scorer:
         return list(records.values()), rest
 
     def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
-        answered, refused, inference_ms = scored(self._client, self._name, featurizer, rows, admitted)
+        answered, refused, inference_ms = scored(
+            self._client, self._name, featurizer, rows, admitted, replayed=self._replays
+        )
         self.hops_ms["model"] += inference_ms
         return list(answered.values()) + [
             dead_letter(
@@ -173,7 +176,13 @@ class Candidate:
 
 
 def scored(
-    client: ModelClient, name: str, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted
+    client: ModelClient,
+    name: str,
+    featurizer: Featurizer,
+    rows: list[dict[str, Any]],
+    admitted: Admitted,
+    *,
+    replayed: bool = False,
 ) -> tuple[dict[int, Record], dict[int, BadInput], float]:
     """By position of what was admitted, records of predictions, and why there is none; and how long the model took, in
     ms. Raises: as `ModelClient.predict`, but for rows that the model has no answer to."""
@@ -208,6 +217,8 @@ def scored(
                     scores=answered.scores_N[answer],
                     inference_ms=inference_ms,
                     code_version=featurizer.code_version,
+                    slices=slices_of(featurizer.application, event),
+                    replayed=replayed,
                 )
             except ValidationError as exc:
                 refused[piece.start + n] = BadInput(exc.errors(include_url=False)[0]["msg"])

@@ -8,7 +8,7 @@ from pydantic_core import from_json
 from deeplambda.records import topics
 from deeplambda.records.experiments import SHADOW_RECORD
 from deeplambda.records.lifecycle import LIFECYCLE_RECORD
-from deeplambda.records.predictions import VIEW_SCHEMA, Prediction, scores_text
+from deeplambda.records.predictions import VIEW_SCHEMA, Prediction, json_text
 from deeplambda.records.runtime_metrics import RuntimeMetric
 
 AT = "2026-01-02T03:04:05Z"
@@ -301,12 +301,14 @@ def test_a_prediction_carries_what_an_incident_asks() -> None:
         "confidence": None,
         "value": None,
         "scores": None,
+        "slices": None,
         "inference_ms": 3.5,
         "code_version": "11455c458b6a",
+        "replayed": False,
     }
 
 
-def test_a_prediction_of_before_there_were_values_and_scores_is_read() -> None:
+def test_a_prediction_of_before_there_were_values_scores_slices_and_replays_is_read() -> None:
     written = {
         "application": "digits",
         "event_id": "a",
@@ -322,9 +324,14 @@ def test_a_prediction_of_before_there_were_values_and_scores_is_read() -> None:
         "code_version": "11455c458b6a",
     }
     record = Prediction.model_validate(written)
-    assert (record.value, record.scores) == (None, None)
-    typed = Prediction.model_validate(written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}})
-    assert from_json(typed.model_dump_json()) == written | {"value": 7.5, "scores": {"7": 0.9, "1": 0.1}}
+    assert (record.value, record.scores, record.slices, record.replayed) == (None, None, None, False)
+    added = {
+        "value": 7.5,
+        "scores": {"7": 0.9, "1": 0.1},
+        "slices": {"shop": "a", "paid": 1.5, "new": None},
+        "replayed": True,
+    }
+    assert from_json(Prediction.model_validate(written | added).model_dump_json()) == written | added
 
 
 def test_the_columns_of_both_views_have_their_names_and_added_ones_may_be_null() -> None:
@@ -332,10 +339,10 @@ def test_the_columns_of_both_views_have_their_names_and_added_ones_may_be_null()
         *("event_id", "kafka_partition", "kafka_offset", "occurred_at", "predicted_at", "model_version"),
         *("prediction", "confidence"),
     ]
-    assert VIEW_SCHEMA.names[8:] == ["value", "scores"]
+    assert VIEW_SCHEMA.names[8:] == ["value", "scores", "slices"]
     assert all(VIEW_SCHEMA.field(name).nullable for name in VIEW_SCHEMA.names[7:])
-    assert scores_text({"a": 0.25, "b": 0.75}) == '{"a":0.25,"b":0.75}'
-    assert scores_text(None) is None
+    assert json_text({"a": 0.25, "b": 0.75}) == '{"a":0.25,"b":0.75}'
+    assert json_text(None) is None
 
 
 def test_a_shadow_s_pair_of_answers_reads_and_writes_the_same_json() -> None:

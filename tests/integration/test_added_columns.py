@@ -17,7 +17,7 @@ from deeplambda.state.tables import REALTIME_PREDICTIONS, RECENT_PREDICTIONS, cr
 from examples.digits.application import Digits
 from serving_layer.hive_gateway.recent import recent_predictions_sql
 
-ADDED = {"value", "scores"}
+ADDED = {"value", "scores", "slices"}
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -38,7 +38,7 @@ def test_mysql_tables_get_them_once(root: Engine) -> None:
     tables = [REALTIME_PREDICTIONS.name, RECENT_PREDICTIONS.name]
     with root.begin() as connection:
         for table in tables:
-            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN value, DROP COLUMN scores"))
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN value, DROP COLUMN scores, DROP COLUMN slices"))
     create_schema(root)
     create_schema(root)
     with root.connect() as connection:
@@ -53,7 +53,7 @@ def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark
 
     table = f"lake.{Old.name}.predictions"
     create_tables(spark, Old())
-    spark.sql(f"ALTER TABLE {table} DROP COLUMNS value, scores")
+    spark.sql(f"ALTER TABLE {table} DROP COLUMNS value, scores, slices")
     spark.sql(f"ALTER TABLE {table} DROP PARTITION FIELD bucket(8, event_id)")
     at = "TIMESTAMP '2026-01-01'"
     spark.sql(f"INSERT INTO {table} VALUES ('a', 0, 1, {at}, {at}, 1, '7', 0.9D)")
@@ -65,7 +65,8 @@ def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark
     lacking = lacking_columns(spark, Old.name, before)
     assert lacking == ADDED
 
-    none = ", ".join(f"CAST(NULL AS STRING) AS {name}" for name in ("event_id", "prediction", "scores", "application"))
+    texts = ("event_id", "prediction", "scores", "slices", "application")
+    none = ", ".join(f"CAST(NULL AS STRING) AS {name}" for name in texts)
     spark.sql(
         f"SELECT {none}, 0 AS kafka_partition, 0L AS kafka_offset, current_timestamp() AS occurred_at, "
         "current_timestamp() AS predicted_at, 1 AS model_version, 0D AS confidence, 0D AS value WHERE FALSE"
@@ -95,7 +96,7 @@ def test_realtime_rows_are_brought_to_the_buckets_of_the_batch_view_which_stay_w
     rows = (
         "concat('event-', id) AS event_id, 0 AS kafka_partition, id AS kafka_offset, "
         "current_timestamp() AS occurred_at, current_timestamp() AS predicted_at, "
-        "1 AS model_version, '7' AS prediction, 0D AS confidence, 0D AS value, '' AS scores"
+        "1 AS model_version, '7' AS prediction, 0D AS confidence, 0D AS value, '' AS scores, '' AS slices"
     )
     spark.sql(f"INSERT INTO {table} SELECT {rows} FROM range(200)")
     spark.sql(f"SELECT {rows}, '{New.name}' AS application FROM range(150, 250)").createOrReplaceTempView("live_rows")

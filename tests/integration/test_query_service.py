@@ -257,6 +257,7 @@ def labelled(stack: Settings) -> Iterator[str]:
             "model_version": 3,
             "prediction": "7",
             "confidence": 0.9,
+            "slices": f'{{"shop":"{"a" if n < 70 else "b"}"}}',
             "label": None if n >= 100 else "7" if n < 90 else "1",  # so of the second hour 30 of 40 are right
         }
         for n in range(120)
@@ -281,3 +282,12 @@ def test_live_accuracy_is_told_by_hour_and_by_class(stack: Settings, labelled: s
     assert hours == [(HOUR + timedelta(hours=1), 40, 30, 20), (HOUR, 60, 60, 0)]
     classes = [(each.label, each.rows, each.accuracy) for each in found.labelled_classes]
     assert classes == [("7", 90, 1.0), ("1", 10, 0.0)]
+
+
+def test_live_accuracy_is_told_by_declared_slice(stack: Settings, labelled: str) -> None:
+    found = statistics(mysql.engine(stack, "analyst"), labelled).labelled_slices
+    assert [(each.slice, each.model_version, each.rows, each.correct, each.unlabelled) for each in found] == [
+        ("shop=a", 3, 70, 70, 0),
+        ("shop=b", 3, 30, 20, 20),
+    ]
+    assert found[1].interval_95 == pytest.approx((0.4878, 0.8077), abs=1e-4)

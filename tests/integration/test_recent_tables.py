@@ -37,6 +37,7 @@ def row(event_id: str, label: str | None = None) -> dict[str, Any]:
         "confidence": 0.1 + 0.2,
         "value": None,
         "scores": '{"7":1.0}',
+        "slices": None,
     }
     return {name: known[name] for name in VIEW_SCHEMA.names} | {"label": label}
 

@@ -39,7 +39,9 @@ marks = [image[:4] for image in batch["image"].to_pylist()]
 def write_code(service: OwnService, body: str) -> None:
     """The digits application with another transform and 1 s for it."""
     source = (ROOT / "examples/digits/application.py").read_text()
-    source = source.replace('    name = "digits"', f'    name = "{service.name}"\n    transform_limit_s = 1.0')
+    source = source.replace(
+        '    name = "digits"', f'    name = "{service.name}"\n    slices = ("image",)\n    transform_limit_s = 1.0'
+    )
     place = service.settings.applications_dir / service.name / "application.py"
     place.write_text(source.replace(_CLEAN, body))
 
@@ -82,6 +84,8 @@ def test_recompute_goes_through_keeps_what_it_refuses_once_and_drops_no_multitud
         assert len({row.source for row in rows}) == len(rows)
         return {row.source: (row.reason, row.detail) for row in rows}
 
+    slices = {row.slices for row in spark.table(f"lake.{service.name}.predictions").collect()}
+    assert [slice[:12] for slice in slices] == ['{"image":"b\'']
     kept = quarantine()
     position = f"{service.name}.events/0/"
     assert {source: reason for source, (reason, _) in kept.items()} == {

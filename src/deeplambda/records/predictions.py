@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import to_json
 
+from deeplambda.application import Application, Event
 from deeplambda.fields import EventId, Moment
 from deeplambda.objective import PREDICTION_LIMIT
 
@@ -26,18 +27,35 @@ VIEW_SCHEMA = pa.schema(
         pa.field("confidence", pa.float64()),
         pa.field("value", pa.float64()),
         pa.field("scores", pa.string()),
+        pa.field("slices", pa.string()),
     ]
 )
 """The columns of a prediction in both views; the tables in Hive and MySQL and their union are derived from it.
 
-value: the prediction as a number, where it is one. scores: probabilities by the name of class or label, as JSON text. A
-column that is added to the end must be nullable: rows and snapshots of before have none.
+value: the prediction as a number, where it is one. scores: probabilities by the name of class or label, as JSON text.
+slices: the event's values of the fields that the application declares as slices, as JSON text. A column that is added
+to the end must be nullable: rows and snapshots of before have none.
 """
 
 
-def scores_text(scores: Mapping[str, float] | None) -> str | None:
-    """Scores as the views keep them."""
-    return None if scores is None else to_json(scores).decode()
+Slice = str | int | float | bool | None
+_SLICE_CHARACTERS = 100
+
+
+def slices_of(application: Application, event: Event) -> dict[str, Slice] | None:
+    """The event's values of the fields that the application declares as slices, long ones cut; None without any."""
+    if not application.slices:
+        return None
+    values = {name: getattr(event, name) for name in application.slices}
+    return {
+        name: value if isinstance(value, int | float | None) else str(value)[:_SLICE_CHARACTERS]
+        for name, value in values.items()
+    }
+
+
+def json_text(value: Mapping[str, Any] | None) -> str | None:
+    """Scores or slices as the views keep them."""
+    return None if value is None else to_json(value).decode()
 
 
 def _none_for_nan(number: Any) -> Any:
@@ -51,6 +69,7 @@ class Prediction(BaseModel):
     of the event. inference_ms: the model call that scored the event's batch. confidence: in [0, 1]; None
     where the objective has none, which it gives as NaN. code_version: of the application's sources. value: the
     prediction as a number, where it is one. scores: probabilities by the name of class or label, where there are any.
+    slices: as `slices_of` has them. replayed: whether the event had been scored before; its times then tell no delay.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -69,3 +88,5 @@ class Prediction(BaseModel):
     scores: dict[str, float] | None = None
     inference_ms: float
     code_version: str
+    slices: dict[str, Slice] | None = None
+    replayed: bool = False

@@ -76,6 +76,7 @@ REALTIME_PREDICTIONS = Table(
     *_prediction_columns(),
     Column("received_at", UtcDateTime, nullable=False, comment="the broker's time stamp of the event"),
     Column("stored_at", UtcDateTime, nullable=False),
+    Column("replayed", Boolean, comment="whether it had been scored before: its times tell no delay then"),
     Index("realtime_by_position", "application", "kafka_partition", "kafka_offset"),
     Index("realtime_by_time", "application", "predicted_at"),
 )

@@ -82,6 +82,29 @@ def test_false_alarms_come_no_more_often_than_promised() -> None:
     assert alarms <= 3 * windows / THRESHOLD + 1
 
 
+@pytest.mark.parametrize("seed", [1, 5, 7, 8, 10])
+def test_what_a_reference_of_few_rows_is_off_by_chance_raises_no_alarm(seed: int) -> None:
+    random = np.random.default_rng(seed)
+
+    def drawn(rows: int) -> dict[str, Column]:
+        shared = random.normal(size=(rows, 1))
+        columns = np.sqrt(0.3) * shared + np.sqrt(0.7) * random.normal(size=(rows, 3))
+        return {str(n): column for n, column in enumerate(columns.T)}
+
+    known, detector = histograms(drawn(100)), Detector()
+    assert not any(detector.take(np.array([each.p for each in compared(known, drawn(200))])) for _ in range(30))
+    moved = {name: column + 1 for name, column in drawn(200).items()}
+    assert detector.take(np.array([each.p for each in compared(known, moved)])), "and a change is noticed all the same"
+
+
+@pytest.mark.parametrize("rows", [100, 100_000])
+def test_a_value_that_few_rows_did_not_have_is_no_news_yet_and_that_many_did_not_is(rows: int) -> None:
+    known = histograms({"kind": np.array(["a"] * rows, dtype=object)})["kind"]
+    window = np.array(["a"] * 195 + ["new"] * 5, dtype=object)
+    (found,) = compared({"kind": known}, {"kind": window})
+    assert (found.p > 0.05) is (rows == 100)
+
+
 @pytest.mark.parametrize(("before", "now", "worse"), [(0.1, 0.3, True), (0.1, 0.02, False), (0.0, 0.1, True)])
 def test_accuracy_drifts_only_when_it_is_worse(before: float, now: float, worse: bool) -> None:
     judged = histograms(accuracy_columns([n >= 1_000 * before for n in range(1_000)], None))["right"]

@@ -15,12 +15,11 @@ from scipy.ndimage import rotate
 from batch_layer.compute import Compute
 from batch_layer.drift import Detector, compared, named
 from batch_layer.monitor import WHATS
-from batch_layer.reference import made_reference
+from batch_layer.reference import columns_of, differs, made_reference
 from batch_layer.rows import Rows, Window
-from batch_layer.summaries import Column, Reference, accuracy_columns, input_columns, prediction_columns
-from batch_layer.trainer import Trainer, all_hyperparameters, outputs_of
+from batch_layer.summaries import Column, Reference
+from batch_layer.trainer import Trainer, all_hyperparameters
 from deeplambda.idx import read_idx
-from deeplambda.records.answers import answers
 from examples.digits.application import Digits
 
 DIGITS = Digits()
@@ -47,14 +46,7 @@ class Live:
     """What a stream of some digits looks like to the monitor."""
 
     def __init__(self, model: torch.nn.Module, images_NHW: NDArray[np.uint8], labels_N: NDArray[np.int64]) -> None:
-        found = answers(DIGITS.objective, outputs_of(model, rows_of(images_NHW, labels_N), torch.device("cpu")))
-        right = [said == str(label) for said, label in zip(found.values_N, labels_N, strict=True)]
-        said = prediction_columns(found.values_N, found.confidence_N.tolist(), found.numbers_N)
-        self.columns: dict[str, dict[str, Column]] = {
-            "inputs": input_columns(payload(images_NHW)),
-            "predictions": said,
-            "accuracy": accuracy_columns(right, None),
-        }
+        self.columns = columns_of(DIGITS, payload(images_NHW), rows_of(images_NHW, labels_N), model)
         self.rows = len(labels_N)
 
     def window(self, what: str, random: np.random.Generator) -> dict[str, Column]:
@@ -81,12 +73,20 @@ def judged(mnist: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 @pytest.fixture(scope="module")
 def reference(model: torch.nn.Module, judged: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> Reference:
     images, labels = (each[:5_000] for each in judged)
-    return made_reference(DIGITS, "test", payload(images), rows_of(images, labels), model)
+    return made_reference("test", len(labels), columns_of(DIGITS, payload(images), rows_of(images, labels), model))
 
 
 @pytest.fixture(scope="module")
 def unchanged(model: torch.nn.Module, judged: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> Live:
     return Live(model, *(each[5_000:] for each in judged))
+
+
+def turned_back(
+    model: torch.nn.Module, judged: tuple[NDArray[np.uint8], NDArray[np.int64]], what: str
+) -> list[dict[str, Column]]:
+    """Five windows of digits that are upright."""
+    live, random = Live(model, *(each[5_000:6_000] for each in judged)), np.random.default_rng(1)
+    return [live.window(what, random) for _ in range(5)]
 
 
 def p_of(reference: Reference, what: str, window: dict[str, Column]) -> NDArray[np.float64]:
@@ -105,6 +105,29 @@ def test_fifty_windows_of_the_unchanged_stream_raise_no_alarm(reference: Referen
         assert not any(detector.take(p_of(reference, what, unchanged.window(what, random))) for _ in range(50))
         highest[what] = detector.value
     print(seed, highest)
+
+
+@pytest.mark.parametrize("rows", [100, 300])
+def test_a_version_that_has_learned_a_change_is_compared_with_its_few_recent_rows(
+    reference: Reference,
+    model: torch.nn.Module,
+    judged: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    rows: int,
+) -> None:
+    images, labels = judged
+    rotated = Live(model, rotate(images[5_000:8_000], 30, axes=(2, 1), reshape=False, order=1), labels[5_000:8_000])
+    upright = Live(model, images[5_000 : 5_000 + rows], labels[5_000 : 5_000 + rows])
+    assert not differs(reference, upright.columns), "few rows like those of before do not take their place"
+    few = {what: {name: column[:rows] for name, column in found.items()} for what, found in rotated.columns.items()}
+    assert differs(reference, few)
+    own, random = made_reference("recent", rows, few), np.random.default_rng(0)
+    for what in WHATS:
+        detector = Detector()
+        assert not any(detector.take(p_of(own, what, rotated.window(what, random))) for _ in range(50))
+        noticed = [
+            detector.take(p_of(own, what, upright_window)) for upright_window in turned_back(model, judged, what)
+        ]
+        assert any(noticed) or what == "accuracy", "and the next change is noticed"
 
 
 @pytest.mark.parametrize("change", ["rotated by 30°", "inverted"])

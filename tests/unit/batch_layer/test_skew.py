@@ -6,7 +6,7 @@ import pytest
 
 from batch_layer.skew import differing
 from deeplambda.clock import now
-from deeplambda.records.predictions import Prediction, scores_text
+from deeplambda.records.predictions import Prediction, json_text
 
 
 def said(prediction: str, **others: Any) -> Prediction:
@@ -25,7 +25,7 @@ def said(prediction: str, **others: Any) -> Prediction:
 
 
 def row(prediction: str, scores: dict[str, float] | None = None, **others: Any) -> dict[str, Any]:
-    return {"prediction": prediction, "confidence": None, "value": None, "scores": scores_text(scores)} | others
+    return {"prediction": prediction, "confidence": None, "value": None, "scores": json_text(scores)} | others
 
 
 def test_equal_answers_do_not_differ() -> None:

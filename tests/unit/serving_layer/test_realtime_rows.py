@@ -21,9 +21,10 @@ def test_the_values_are_in_the_order_of_the_columns_and_moments_are_utc() -> Non
         "prediction": "7",
         "confidence": 0.5,
         "value": None,
+        "replayed": True,
     }
     prediction = Prediction.model_validate(
-        facts | {"scores": {"7": 0.5}, "inference_ms": 1.0, "code_version": "0" * 12}
+        facts | {"scores": {"7": 0.5}, "slices": {"shop": 4}, "inference_ms": 1.0, "code_version": "0" * 12}
     )
     row = dict(zip(REALTIME_PREDICTIONS.columns.keys(), _row(prediction, "2026-01-02 05:00:00"), strict=True))
     moments = {
@@ -32,4 +33,4 @@ def test_the_values_are_in_the_order_of_the_columns_and_moments_are_utc() -> Non
         "predicted_at": "2026-01-02 04:00:00",
         "stored_at": "2026-01-02 05:00:00",
     }
-    assert row == facts | moments | {"scores": '{"7":0.5}'}
+    assert row == facts | moments | {"scores": '{"7":0.5}', "slices": '{"shop":4}'}

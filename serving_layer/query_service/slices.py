@@ -1,0 +1,74 @@
+"""Counts of predictions by declared slice, from those of predictions that are equal in all of them. Pure."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic_core import from_json
+
+from deeplambda.records.predictions import Slice
+
+MOST_VALUES = 20
+"""Of a field: those with the most predictions. More integers than that are divided into quarters, as floats are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of some predictions. labelled, unlabelled: whose truth is known, or not. correct: of those labelled. numbers:
+    labelled ones that are numbers. errors: how many have an error. error: the sum of those."""
+
+    labelled: int = 0
+    unlabelled: int = 0
+    correct: int = 0
+    numbers: int = 0
+    errors: int = 0
+    error: float = 0.0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    @property
+    def predictions(self) -> int:
+        """All of them."""
+        return self.labelled + self.unlabelled
+
+
+def by_slice(groups: Iterable[tuple[str, Counts]]) -> list[tuple[str, Counts]]:
+    """Each slice's name, as the gate gives it, and counts, where any truth is known: field by field, most first.
+
+    groups: slices as the views keep them, with the counts of predictions that have them.
+    """
+    fields: dict[str, dict[Slice, Counts]] = defaultdict(lambda: defaultdict(Counts))
+    for text, counts in groups:
+        for field, value in from_json(text).items():
+            # 1, 1.0 and true are one key of a dict
+            fields[field][str(value) if isinstance(value, bool) else value] += counts
+    return [
+        (name, counts)
+        for field, values in sorted(fields.items())
+        for name, counts in sorted(_slices(field, values), key=lambda each: -each[1].predictions)
+        if counts.labelled
+    ]
+
+
+def _slices(field: str, values: Mapping[Slice, Counts]) -> Iterator[tuple[str, Counts]]:
+    numbers = {value: counts for value, counts in values.items() if isinstance(value, int | float)}
+    if any(isinstance(value, float) for value in numbers) or len(numbers) > MOST_VALUES:
+        yield from _quarters(field, numbers)
+        return
+    often = sorted(values.items(), key=lambda each: -each[1].predictions)[:MOST_VALUES]
+    yield from ((f"{field}={value}", counts) for value, counts in often)
+
+
+def _quarters(field: str, numbers: Mapping[int | float, Counts]) -> Iterator[tuple[str, Counts]]:
+    values_M = np.array(list(numbers), float)
+    numbers_N = np.repeat(values_M, [counts.predictions for counts in numbers.values()])
+    edges = np.unique(np.quantile(numbers_N, [0.25, 0.5, 0.75]))
+    bounds = [-math.inf, *edges, math.inf]
+    found: dict[int, Counts] = defaultdict(Counts)
+    for quarter, counts in zip(np.searchsorted(edges, values_M, side="right"), numbers.values(), strict=True):
+        found[int(quarter)] += counts
+    for n, counts in found.items():
+        yield f"{field} in [{bounds[n]:g}, {bounds[n + 1]:g})", counts
