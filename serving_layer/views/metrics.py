@@ -36,7 +36,7 @@ class Storable(RuntimeMetric):
 def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Store metrics until told to stop. Raises: NotReady, after which `Loop` calls it again."""
     engine = mysql.engine(settings, "views")
-    with closing(kafka.consumer(settings, topics.METRICS, group=GROUP)) as reader:
+    with closing(kafka.consumer(settings, topics.METRICS, group=GROUP, only_reads=True)) as reader:
         while not stop.is_set():
             with kafka.kafka_errors(settings):
                 records = [record for batch in reader.poll(1_000).values() for record in batch]

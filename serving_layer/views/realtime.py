@@ -90,7 +90,7 @@ def run(
     # without gap locks, so that no writer waits for another
     engine = mysql.engine(settings, "views").execution_options(isolation_level="READ COMMITTED")
     names = [topics.predictions(application) for application in settings.applications]
-    following = kafka.consumer(settings, *names, group=GROUP, lossless=True, share=share)
+    following = kafka.consumer(settings, *names, group=GROUP, lossless=True, share=share, only_reads=True)
     with Publisher(settings) as publisher, closing(following) as reader:
         overtaken, asked_s = _resume(settings, reader, settings.applications), time.monotonic()
         limit = _LEAST_ROWS

@@ -75,23 +75,48 @@ def generated(points: Points, cause: generation_store.Cause = "person") -> Gener
     return run_generation(points.settings, points.packed, due, listener, lambda: points.spark)
 
 
+def with_labels(points: Points) -> Points:
+    """With a champion, and events whose labels no version has seen."""
+    for stage in ("ingest", "prepare", "train"):
+        points.finish(stage)
+    points.label()
+    return points
+
+
 @pytest.fixture
 def points(spark: SparkSession, stack: Settings, tmp_path: Path) -> Points:
-    """With a champion, and events whose labels no version has seen."""
-    made = Points(spark, stack, tmp_path)
-    for stage in ("ingest", "prepare", "train"):
-        made.finish(stage)
-    made.label()
-    return made
+    return with_labels(Points(spark, stack, tmp_path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undisturbed:
+    """A generation that nothing ends; printed: by its process. refused: what another one says, started meanwhile."""
+
+    name: str
+    printed: str
+    refused: list[str]
+    ended: Ended
 
 
 @pytest.fixture(scope="module")
-def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    made = Points(spark, stack, tmp_path_factory.mktemp("undisturbed"))
-    for stage in ("ingest", "prepare", "train"):
-        made.finish(stage)
-    made.label()
-    return Ended.of(made, generated(made))
+def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    points, refused = with_labels(Points(spark, stack, tmp_path_factory.mktemp("undisturbed"))), list[str]()
+
+    def start_another() -> None:
+        with pytest.raises(Conflict) as conflict:
+            generated(points)
+        refused.append(str(conflict.value))
+
+    command, moment = points.command("generations"), Moment(r"^PUT .*/train-\d+\.safetensors", stored=True)
+    with s3_gate(stack.s3_endpoint or "", moment, start_another) as gate:
+        environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with mysql.engine(stack, "platform").connect() as connection:
+        generation = generation_store.newest(connection, points.name)
+    assert generation is not None
+    ended = Ended.of(points, generation)
+    return Undisturbed(name=points.name, printed=done.stdout, refused=refused, ended=ended)
 
 
 @pytest.mark.parametrize(
@@ -102,18 +127,18 @@ def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.T
     ],
 )
 def test_a_killed_generation_that_is_taken_up_ends_as_an_undisturbed_one(
-    steps: list[str], points: Points, undisturbed: Ended
+    steps: list[str], points: Points, undisturbed: Undisturbed
 ) -> None:
     for step in steps:
         kill(points, "generations", KILLS[step], step)
     taken_up = generated(points)
     assert taken_up.attempts == len(steps) + 1
     assert taken_up.number == 1
-    assert Ended.of(points, taken_up) == undisturbed
-    assert undisturbed.state == "promoted"
+    assert Ended.of(points, taken_up) == undisturbed.ended
+    assert undisturbed.ended.state == "promoted"
 
     _forget_end(points)
-    assert Ended.of(points, generated(points)) == undisturbed, "killed once the champion had changed"
+    assert Ended.of(points, generated(points)) == undisturbed.ended, "killed once the champion had changed"
 
     nothing_new = generated(points, cause="schedule")
     assert (nothing_new.number, nothing_new.state, nothing_new.version) == (2, "unchanged", None), "an empty week"
@@ -126,21 +151,9 @@ def _forget_end(points: Points) -> None:
         connection.execute(update(GENERATIONS).where(of_points).values(state="running", ended_at=None, verdict=None))
 
 
-def test_of_two_generations_started_at_once_one_runs_and_the_other_says_so(points: Points) -> None:
-    said: list[str] = []
-
-    def start_another() -> None:
-        with pytest.raises(Conflict) as refused:
-            generated(points)
-        said.append(str(refused.value))
-
-    command, moment = points.command("generations"), Moment(r"^PUT .*/train-\d+\.safetensors", stored=True)
-    with s3_gate(points.settings.s3_endpoint or "", moment, start_another) as gate:
-        environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "generation 1" in done.stdout
-    assert said == [
-        f"generation 1 of {points.name} is under way in another process; "
-        f"follow it: 'deeplambda batch generations {points.name} --follow'"
+def test_of_two_generations_started_at_once_one_runs_and_the_other_says_so(undisturbed: Undisturbed) -> None:
+    assert "generation 1" in undisturbed.printed
+    assert undisturbed.refused == [
+        f"generation 1 of {undisturbed.name} is under way in another process; "
+        f"follow it: 'deeplambda batch generations {undisturbed.name} --follow'"
     ]

@@ -21,25 +21,26 @@ from tests.integration.own_model_service import OwnService, model_of
 from tests.integration.test_recompute import archive, image
 from tests.traffic import digit_event
 
-COMMITS = 12
+COMMITS, PUBLISHED = 8, 3
+"""Commits of events, and how many of them the batch view has at first."""
 
 
 def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "RETAINED", 3)
-    monkeypatch.setattr(upkeep, "SMALL_FILES", 10)
+    monkeypatch.setattr(upkeep, "SMALL_FILES", 6)
     service = OwnService(stack, tmp_path)
     packed, table = pack_application(service.name, service.settings), f"lake.{service.name}.events"
 
     def commit(number: int) -> None:
         archive(spark, service, {f"event-{number}": to_json(digit_event(f"event-{number}", image()))}, number)
 
-    for number in range(5):
+    for number in range(PUBLISHED):
         commit(number)
     service.promote(service.publish(model_of(1)))
     recompute(spark, service.settings, packed)
-    for number in range(5, COMMITS):
+    for number in range(PUBLISHED, COMMITS):
         commit(number)
     platform = mysql.engine(service.settings, "platform")
     with platform.connect() as connection:
@@ -68,9 +69,9 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     assert data_files < COMMITS / 2
     assert spark.table(table).count() == COMMITS
     assert visible.events_snapshot is not None
-    assert read_snapshot(spark, table, visible.events_snapshot).count() == 5
+    assert read_snapshot(spark, table, visible.events_snapshot).count() == PUBLISHED
     assert spark.sql(f"SELECT * FROM {table} VERSION AS OF 'mine'").count() == 1
-    assert read_snapshot(spark, f"lake.{service.name}.predictions", visible.horizon.snapshot or 0).count() == 5
+    assert read_snapshot(spark, f"lake.{service.name}.predictions", visible.horizon.snapshot or 0).count() == PUBLISHED
     assert {found.key for found in store.list(f"{service.name}/")} >= {run, left, tuning, used}, "they are of today"
 
     monkeypatch.setattr(upkeep, "now", lambda: datetime.now(UTC) + timedelta(days=8))
@@ -80,7 +81,7 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     left_over = {found.key for found in store.list(f"{service.name}/")}
     assert used in left_over
     assert not {run, left, tuning} & left_over
-    assert recompute(spark, service.settings, packed).scored == COMMITS - 5, "it goes on from the horizon"
+    assert recompute(spark, service.settings, packed).scored == COMMITS - PUBLISHED, "it goes on from the horizon"
 
 
 def test_of_each_day_the_last_snapshot_stays_and_the_one_that_readers_may_still_read() -> None:

@@ -198,6 +198,7 @@ def consumer(
     group: str | None = None,
     lossless: bool = False,
     share: tuple[int, int] = (0, 1),
+    only_reads: bool = False,
 ) -> Consumer:
     """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady.
 
@@ -205,6 +206,8 @@ def consumer(
     It does not join the group: a part that was killed would have to wait until its old session has expired.
     lossless: whether it raises, rather than goes on, when the records that it would resume with have expired.
     share: of several consumers that divide the partitions among them, which one it is, from 0, and how many there are.
+    only_reads: whether it asks nothing else of the broker once it reads, not where partitions end: that would wait
+    behind a fetch which finds nothing. So the broker may hold one for longer, and an idle consumer takes half as much.
     """
     with kafka_errors(settings):
         made = Consumer(
@@ -217,7 +220,7 @@ def consumer(
             enable_auto_commit=False,
             auto_offset_reset="none" if lossless else "earliest",
             max_partition_fetch_bytes=topics.RECORD_LIMIT_BYTES,
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=500 if only_reads else 100,
             allow_auto_create_topics=False,
             reconnect_backoff_max_ms=_RECONNECT_MS,
             metadata_max_age_ms=_METADATA_MS,

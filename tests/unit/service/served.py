@@ -4,9 +4,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from deeplambda.service import cooperative_worker
 from deeplambda.service.cooperative_worker import result_of
 
 MUCH_BYTES = 64 * 1024 * 1024
+cooperative_worker.REPLY_WITHIN_S = 2.0  # for a test that waits for it
 _threads = ThreadPoolExecutor(8)
 
 

@@ -46,13 +46,28 @@ class Served:
         return connection
 
 
-@pytest.fixture
-def served() -> Iterator[Served]:
+@contextlib.contextmanager
+def running() -> Iterator[Served]:
     served = Served()
-    yield served
-    if served.process.poll() is None:
-        served.process.kill()
-    served.process.wait()
+    try:
+        yield served
+    finally:
+        if served.process.poll() is None:
+            served.process.terminate()  # not killed: its worker would stay
+        served.process.wait()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with running() as served:
+        yield served
+
+
+@pytest.fixture
+def alone() -> Iterator[Served]:
+    """A server that no other test has used, or will."""
+    with running() as served:
+        yield served
 
 
 def request(path: str, *headers: str, method: str = "GET") -> bytes:
@@ -70,13 +85,13 @@ def test_slow_senders_and_clients_that_read_nothing_hold_up_nobody(served: Serve
     assert all(reply is not None and reply.data == b"/" for reply in found)
 
 
-def test_a_reply_that_nobody_reads_is_dropped_with_its_memory(served: Served) -> None:
-    (worker,) = psutil.Process(served.process.pid).children()
+def test_a_reply_that_nobody_reads_is_dropped_with_its_memory(alone: Served) -> None:
+    (worker,) = psutil.Process(alone.process.pid).children()
     before = worker.memory_info().rss
-    with served.connected(request("/much")):
-        assert eventually(lambda: worker.memory_info().rss > before + MUCH_BYTES // 2, timeout_s=10)
+    with alone.connected(request("/much")):
+        assert eventually(lambda: worker.memory_info().rss > before + MUCH_BYTES // 2, timeout_s=10, every_s=0.05)
         assert eventually(lambda: worker.memory_info().rss < before + MUCH_BYTES // 2, timeout_s=30)
-    reply = served.get("/")
+    reply = alone.get("/")
     assert reply is not None
     assert reply.status == 200
 
@@ -119,19 +134,19 @@ def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:
         assert all(reply is not None and reply.status == 200 for reply in (each.result() for each in slow))
 
 
-def test_what_has_begun_is_answered_at_sigterm_and_the_port_is_free(served: Served) -> None:
+def test_what_has_begun_is_answered_at_sigterm_and_the_port_is_free(alone: Served) -> None:
     with ThreadPoolExecutor(1) as clients:
-        slow = clients.submit(served.get, "/slow")
-        (worker,) = psutil.Process(served.process.pid).children()
+        slow = clients.submit(alone.get, "/slow")
+        (worker,) = psutil.Process(alone.process.pid).children()
         assert eventually(lambda: len(worker.net_connections()) > 1, timeout_s=10)
-        os.kill(served.process.pid, signal.SIGTERM)
+        os.kill(alone.process.pid, signal.SIGTERM)
         reply = slow.result()
     assert reply is not None
     assert reply.status == 200
-    assert served.process.wait(timeout=30) == 0
+    assert alone.process.wait(timeout=30) == 0
     with socket.socket() as successor:
         successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        successor.bind(served.address)
+        successor.bind(alone.address)
 
 
 def test_a_request_of_two_meanings_is_refused_with_a_problem(served: Served) -> None:
