@@ -34,6 +34,12 @@ value: the prediction as a number, where it is one. scores: probabilities by the
 column that is added to the end must be nullable: rows and snapshots of before have none.
 """
 
+SEEN_SCHEMA = pa.schema(
+    [field.with_nullable(True) for field in VIEW_SCHEMA]
+    + [pa.field("reason", pa.string()), pa.field("detail", pa.string()), pa.field("record", pa.binary())]
+)
+"""An archived event that was looked at: a row of the batch view, or why it is refused and its bytes."""
+
 
 def scores_text(scores: Mapping[str, float] | None) -> str | None:
     """Scores as the views keep them."""
