@@ -8,7 +8,7 @@ the monitor watches for drift, and experiments with candidates are followed.
 
 from functools import partial
 
-from pyspark.sql import Column, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
@@ -21,12 +21,14 @@ from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
 from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
-from deeplambda.service.checkpoints import starting_offsets
+from deeplambda.service.checkpoints import Finished, starting_offsets
 from deeplambda.service.logs import log_to_stderr
 from deeplambda.service.stream_session import stream_session
 from deeplambda.service.streams import Stream, run_streams
 
 TRIGGER_S = 5
+LAST_OFFSETS = 1_000_000
+"""Of some batches, as large as they may be: partitions that are not quiet have their last record among them."""
 
 
 def archive_streams(spark: SparkSession, settings: Settings, application: str) -> list[Stream]:
@@ -63,7 +65,7 @@ def _append(
     spark: SparkSession, settings: Settings, reader: Reader, table: str, columns: dict[str, Column]
 ) -> StreamingQuery:
     checkpoint = f"{settings.checkpoints}/archive/{reader.topic}"
-    starts = starting_offsets(spark, settings, reader, checkpoint, stored=_where_table_ends(spark, table))
+    starts = starting_offsets(spark, settings, reader, checkpoint, stored=partial(_stored, spark, table))
     records = (
         spark.readStream.format("kafka")
         .options(**spark_options(settings))
@@ -91,10 +93,41 @@ def _append(
     )
 
 
-def _where_table_ends(spark: SparkSession, table: str) -> dict[int, int]:
-    """By partition, the offset after the last that the table holds."""
-    last = spark.table(table).groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("next"))
-    return {row.kafka_partition: row.next for row in last.collect()}
+def _stored(spark: SparkSession, table: str, finished: Finished | None) -> dict[int, int]:
+    """By partition, the offset after the last that the table holds; nothing where it ends with `finished`.
+
+    The table is ahead of a checkpoint that is older than its last commit, and of one whose last batch was committed but
+    not finished. Iceberg keeps with each commit which stream's it was, and which batch.
+    """
+    query, batch = (f"summary['spark.sql.streaming.{name}']" for name in ("queryId", "epochId"))
+    newest = spark.sql(
+        f"SELECT {query} AS query, CAST({batch} AS BIGINT) AS batch FROM {table}.snapshots WHERE {query} IS NOT NULL "
+        "ORDER BY committed_at DESC LIMIT 1"
+    ).first()
+    if finished and newest and newest.query == finished.query and newest.batch <= finished.batch:
+        return {}
+    return where_table_ends(spark, table)
+
+
+def where_table_ends(spark: SparkSession, table: str) -> dict[int, int]:
+    """By partition, the offset after the last that the table holds.
+
+    Iceberg's bounds of files say which of them have the last offsets, and those are read: of most partitions they have
+    the last record. Of the others all files are read that may have records of them.
+    """
+    bounds = F.min("kafka_partition"), F.max("kafka_partition"), F.max("kafka_offset")
+    first, last, newest = spark.table(table).agg(*bounds).collect()[0]  # unfiltered, so no file is read for it
+    if newest is None:
+        return {}
+    ends = _ends(spark.table(table).where(F.col("kafka_offset") > newest - LAST_OFFSETS))
+    if behind := set(range(first, last + 1)) - ends.keys():
+        ends |= _ends(spark.table(table).where(F.col("kafka_partition").isin(sorted(behind))))
+    return ends
+
+
+def _ends(rows: DataFrame) -> dict[int, int]:
+    ends = rows.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("end"))
+    return {row.kafka_partition: row.end for row in ends.collect()}
 
 
 def main() -> None:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from pydantic_core import from_json, to_json
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
-from batch_layer.command_start import ApplicationName, all_packed, console, packed_application, spark_of
+from batch_layer.command_start import ApplicationName, all_packed, console, packed_application, progress, spark_of
 from batch_layer.console import PipelineConsole, TrialTable
 from batch_layer.data_commands import app as data
 from batch_layer.model_commands import app as model
@@ -247,7 +248,8 @@ def batch_recompute(
 ) -> None:
     """Score the archive with the champion and move the horizon: the batch view takes over from the stream.
 
-    While the champion is the same, only the events that came since the last time are scored and added.
+    While the champion is the same, only the events that came since the last time are scored and added. A run that was
+    killed while it scored all of a large archive is taken up by running it again.
     Events that the champion's code or model refuses are kept in the application's table `quarantine`.
     """
     from batch_layer.recompute import recompute
@@ -256,8 +258,13 @@ def batch_recompute(
     spark = spark_of(settings, "recompute")
 
     def score(packed: PackedApplication) -> None:
-        with console.status(f"scoring the archive of {packed.name}"):
-            published = recompute(spark, settings, packed, accepted_share=accept_refused, whole=whole)
+        with progress(MofNCompleteColumn()) as bars:
+            bar = bars.add_task(f"scoring the archive of {packed.name}", total=None)
+
+            def show(scored: int, spans: int) -> None:
+                bars.update(bar, completed=scored, total=spans)
+
+            published = recompute(spark, settings, packed, accepted_share=accept_refused, whole=whole, progress=show)
         cut = ", ".join(
             f"partition {partition} offset {offset}" for partition, offset in sorted(published.offsets.items())
         )
@@ -265,6 +272,8 @@ def batch_recompute(
             f"batch view: {published.rows:,} predictions by {packed.name}/{published.version}; "
             f"{published.scored:,} events scored in {published.duration_s:.1f} s; horizon at {cut}"
         )
+        if published.taken_up:
+            console.print(f"of them {published.taken_up:,} had been scored by a run that was broken off")
         if published.refused:
             console.print(
                 f"refused: {published.refused:,} events, kept with their reasons in lake.{packed.name}.quarantine"

@@ -7,6 +7,7 @@
 3. Spark scores every such event that nobody has withdrawn and that passes the gate the stream uses; of an event sent
    twice the first copy counts. What was withdrawn since the visible view was made goes from it.
    What is refused, by the gate, by the champion's code or by its model, stands alone and goes to the quarantine.
+   All of a large archive is scored span by span, and a run that was killed is taken up: `staged_predictions`.
 4. One Iceberg commit adds to `predictions`, or overwrites it: a new snapshot, which no view shows yet.
 5. Nothing more happens when too many events would lose the prediction that they have.
 6. One MySQL transaction makes that snapshot and its horizon the visible ones, if the champion and the view that they
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer import refusals
 from batch_layer.counted_events import POSITION, counted, withdrawn
+from batch_layer.staged_predictions import Staging
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import (
@@ -58,7 +60,7 @@ from deeplambda.records.featurizer import said
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import BatchViewPublished
-from deeplambda.records.predictions import VIEW_SCHEMA, json_text, slices_of
+from deeplambda.records.predictions import SEEN_SCHEMA, VIEW_SCHEMA, json_text, slices_of
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
 from deeplambda.state.horizon_store import move_horizon, read_batch_view
@@ -66,12 +68,6 @@ from deeplambda.state.versions import LoadedCode, fetch_model, load_code
 
 if TYPE_CHECKING:
     import torch
-
-SEEN = pa.schema(
-    [field.with_nullable(True) for field in VIEW_SCHEMA]
-    + [pa.field("reason", pa.string()), pa.field("detail", pa.string()), pa.field("record", pa.binary())]
-)
-"""An archived event: a row of the batch view, or why it is refused and its bytes."""
 
 _DETAIL_CHARACTERS = 2_000
 _MANY_FILES = 200
@@ -89,11 +85,13 @@ def recompute(
     *,
     accepted_share: float = refusals.ACCEPTED_SHARE,
     whole: bool = False,
+    progress: Callable[[int, int], None] = lambda scored, spans: None,
 ) -> BatchViewPublished:
     """Make a new batch view and move the horizon.
 
     accepted_share: of the events that have a prediction, how many may lose it. whole: whether to score all events,
-    even if the visible view is the champion's and could only grow.
+    even if the visible view is the champion's and could only grow. progress: called with how many spans of a large
+    archive are scored, and how many there are.
     Raises: TooManyRefused when more would; BadInput when there is nothing to score or no champion; Conflict when
     another version became champion, or another view visible, meanwhile.
     """
@@ -107,38 +105,42 @@ def recompute(
         if champion is None:
             raise BadInput(f"{packed.name} has no champion", f"run 'deeplambda model promote {packed.name}' first")
         archive, view = f"lake.{packed.name}.events", f"lake.{packed.name}.predictions"
-        pinned = current_snapshot(spark, archive)
+        grows = visible.version == champion.version and not whole
+        follows_from = f"{champion.version}-{visible.horizon.snapshot}-{settings.event_limit_bytes}"
+        staging = reading.enter_context(Staging(spark, packed.name, follows_from))
+        pinned = (None if grows else staging.pinned()) or current_snapshot(spark, archive)
         if pinned is None:
             raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")
         reading.enter_context(held(spark, archive, pinned, settings.kept_days))
-        reading.enter_context(bucketed_joins(spark))  # else each run would shuffle the ids of the whole batch view
-        grows = visible.version == champion.version and not whole
         events = read_snapshot(spark, archive, pinned)
         if grows:
             events = _gained(spark, events, visible.horizon)
+            reading.enter_context(bucketed_joins(spark))  # else each run would shuffle the ids of the whole batch view
         reached = {
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
         reaches = Horizon(offsets={**visible.horizon.offsets, **reached} if grows else reached)
-        events = counted(spark, packed.name, "events", events)
-        seen = _scored(settings, champion, events).persist(StorageLevel.DISK_ONLY)
-        try:
-            scored, refused = seen.where("reason IS NULL"), seen.where("reason IS NOT NULL")
-            base = None
-            if grows:
-                base = _add(spark, packed.name, visible.horizon, _first_copies(scored), run)
-            else:
-                _first_copies(scored).writeTo(view).option(SNAPSHOT_OPTION, run).overwrite(F.lit(True))
-            looked_at, count = seen.count(), refused.count()
-            if count:
-                refusals.keep(spark, packed.name, refused)
-                lost = refusals.dropped(
-                    *(spark, engine, packed.name, visible.horizon, reaches, scored, refused), batch_view_stays=grows
-                )
-                refusals.check_share(packed.name, champion.version, lost, accepted_share)
-        finally:
-            seen.unpersist()
+        seen = None if grows else staging.score(pinned, partial(_scored, settings, champion), progress)
+        if seen is not None:  # with events that were withdrawn before, or after, they were scored
+            seen = counted(spark, packed.name, "events", seen)
+        else:
+            events = counted(spark, packed.name, "events", events)
+            seen = _scored(settings, champion, events).persist(StorageLevel.DISK_ONLY)
+            reading.callback(seen.unpersist)
+        scored, refused = seen.where("reason IS NULL"), seen.where("reason IS NOT NULL")
+        base = None
+        if grows:
+            base = _add(spark, packed.name, visible.horizon, _first_copies(scored), run)
+        else:
+            _first_copies(scored).writeTo(view).option(SNAPSHOT_OPTION, run).overwrite(F.lit(True))
+        looked_at, count = seen.count(), refused.count()
+        if count:
+            refusals.keep(spark, packed.name, refused)
+            lost = refusals.dropped(
+                *(spark, engine, packed.name, visible.horizon, reaches, scored, refused), batch_view_stays=grows
+            )
+            refusals.check_share(packed.name, champion.version, lost, accepted_share)
         written = written_by(spark, view, run)
         if written is None:
             raise BadInput(f"no archived event of {packed.name} can be scored", "see its dead letters")
@@ -152,6 +154,7 @@ def recompute(
             offsets=dict(reaches.offsets),
             rows=snapshot_size(spark, view, written.snapshot).rows,
             scored=looked_at,
+            taken_up=0 if grows else staging.taken_up(pinned),
             refused=count,
             duration_s=time.monotonic() - started,
         )
@@ -200,7 +203,7 @@ def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:
     tasks = events.sparkSession.sparkContext.defaultParallelism
     if inputs.rdd.getNumPartitions() < tasks:
         inputs = inputs.repartition(tasks)  # Parquet is divided by 128 MiB: one task would score a smaller archive
-    return inputs.mapInArrow(_scoring(settings, champion), from_arrow_schema(SEEN))
+    return inputs.mapInArrow(_scoring(settings, champion), from_arrow_schema(SEEN_SCHEMA))
 
 
 def _first_copies(scored: DataFrame) -> DataFrame:
@@ -302,10 +305,10 @@ def _text(key: bytes | None) -> str | None:
 
 
 def _seen(**columns: Any) -> pa.RecordBatch:
-    """A batch of `SEEN`, with NULL in the columns that are not given."""
+    """A batch of `SEEN_SCHEMA`, with NULL in the columns that are not given."""
     rows = len(columns["kafka_offset"])
     arrays = [
         pa.array(columns.get(field.name, [None] * rows), field.type, from_pandas=True)  # NaN, "I have none", is NULL
-        for field in SEEN
+        for field in SEEN_SCHEMA
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=SEEN)
+    return pa.RecordBatch.from_arrays(arrays, schema=SEEN_SCHEMA)

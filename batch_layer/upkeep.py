@@ -3,7 +3,8 @@
 1. Of each Iceberg table of an application, small data files and manifests are written together. Snapshots older than
    KEPT_SNAPSHOTS go, but for those that are pinned: by a model's card, by the horizon, by anybody's tag, as the last of
    one of the last days, or as the one that was the newest when the others grew old. A tag of ours holds what is pinned.
-2. Files below a table that no snapshot knows go, once they are old enough not to be a write in progress.
+2. Files below a table that no snapshot knows go, once they are old enough not to be a write in progress; so does what a
+   recomputation staged that was broken off and that nobody took up.
 3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
    the champion nor a version of the last days was trained on, and tunings and uploads that nobody took up again.
 4. In MySQL, records of the outbox go that Kafka has had for long, and marks of replays whose dead letters are gone.
@@ -24,6 +25,7 @@ from sqlalchemy import Table as MySqlTable
 
 from batch_layer import skew
 from batch_layer.lake_rows import append_verdicts
+from batch_layer.staged_predictions import remove_abandoned
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import TABLES, change_tag
 from deeplambda.adapters.s3 import ObjectStore, StoredObject
@@ -97,6 +99,9 @@ def maintain(
             _maintain_table(table, engine, application, days, kept, freed, dry_run=dry_run)
             if orphans:
                 freed.add("orphan files", table.remove_orphans(dry_run=dry_run))
+        if "staged_predictions" in there:
+            abandoned = remove_abandoned(spark, engine, application, now() - days, dry_run=dry_run)
+            freed.add("staged predictions", abandoned)
         with mysql.mysql_errors(), engine.connect() as connection:
             kept_datasets, published_runs = _of_versions(connection, application, now() - days)
         stale = list(_stale(store, application, kept_datasets, published_runs, now() - days))

@@ -29,6 +29,7 @@ FILE_ROWS = 500_000
 PARTITION = 1_000
 """The first Kafka partition of the generated events: none of a topic's."""
 _CLIENTS = 16
+_HALF_A_DAY_MS = 12 * 3_600_000
 _LEVELS = 128  # few values, so that Parquet packs a number into one byte: 20 M rows have to fit on this disk
 
 
@@ -85,12 +86,13 @@ def archive_events(spark: SparkSession, application: str, run: str = "row", shar
     first = spark.table(events).where(F.col("kafka_partition") >= PARTITION).agg(F.max("kafka_offset")).first()
     after = 0 if first is None or first[0] is None else first[0] + 1
     before = spark.table(events).count()
-    # Each of Spark's partitions is one of Kafka's, so offsets need no order among them.
+    # Each of Spark's partitions is one of Kafka's, so offsets need no order among them. Events come each millisecond.
+    number = F.monotonically_increasing_id().bitwiseAND(2**33 - 1)
     spark.table(f"lake.{application}.examples").sample(share, seed=7).select(
         event_id,
         (F.spark_partition_id() + PARTITION).alias("kafka_partition"),
-        (F.monotonically_increasing_id().bitwiseAND(2**33 - 1) + after).alias("kafka_offset"),
-        at.alias("kafka_timestamp"),
+        (number + after).alias("kafka_offset"),
+        F.timestamp_millis(F.unix_millis(at) - _HALF_A_DAY_MS + number).alias("kafka_timestamp"),
         value.cast("binary").alias("value"),
         at.alias("archived_at"),
     ).select(spark.table(events).columns).writeTo(events).append()

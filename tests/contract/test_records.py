@@ -169,6 +169,7 @@ WRITTEN = [
         "offsets": {"0": 5012, "1": 4988},
         "rows": 10000,
         "scored": 120,
+        "taken_up": 40,
         "refused": 3,
         "duration_s": 8.25,
     },

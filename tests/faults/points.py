@@ -228,18 +228,21 @@ def kill(points: Points, stage: str, moment: Moment, name: str) -> None:
     """Run a stage as a process of its own, until a moment of its work: kill -9 to it, its JVM and its workers."""
     victim: subprocess.Popen[bytes]
 
-    def end() -> None:
-        family = [psutil.Process(victim.pid), *psutil.Process(victim.pid).children(recursive=True)]
-        for process in family:
-            process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(family[1:], timeout=10)
-
     log = points.home.parent / f"{stage}.log"
-    with s3_gate(points.settings.s3_endpoint or "", moment, end) as gate, log.open("wb") as output:
+    endpoint = points.settings.s3_endpoint or ""
+    with s3_gate(endpoint, moment, lambda: end_all(victim.pid)) as gate, log.open("wb") as output:
         environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
         victim = subprocess.Popen(points.command(stage), cwd=ROOT, env=environment, stdout=output, stderr=output)
         status = victim.wait(timeout=240)
     assert status == -signal.SIGKILL, f"{stage} was not ended {name}:\n{log.read_text()}"
+
+
+def end_all(process: int) -> None:
+    """kill -9 to a process and all that it has started."""
+    family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+    for each in family:
+        each.send_signal(signal.SIGKILL)
+    psutil.wait_procs(family[1:], timeout=10)
 
 
 def _table(number: int) -> str:

@@ -11,7 +11,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
-from deeplambda.service.checkpoints import finished_offsets, starting_offsets
+from deeplambda.service.checkpoints import last_finished, starting_offsets
 from tests.traffic import new_run
 
 
@@ -52,15 +52,17 @@ def test_stream_goes_on_after_what_its_checkpoint_or_its_sink_has(
     assert json.loads(starting_offsets(spark, stack, reader, checkpoint)) == {reader.topic: as_json({0: 0, 1: 0})}
     read_all(spark, stack, application, tmp_path / "checkpoint")
     finished = end_offsets(stack, reader.topic)
-    assert finished_offsets(spark, checkpoint, reader.topic) == finished
+    last = last_finished(spark, checkpoint, reader.topic)
+    assert last is not None
+    assert (last.batch, last.offsets) == (0, finished)
     send(stack, application)
-    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored={0: 0}))
+    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored=lambda last: {0: 0}))
     assert starts == {reader.topic: as_json(finished)}
-    assert finished_offsets(spark, checkpoint, reader.topic) == finished, "it is Spark's to go on with"
+    assert last_finished(spark, checkpoint, reader.topic) == last, "it is Spark's to go on with"
     further = finished | {1: finished[1] + 1}
-    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored=further))
+    starts = json.loads(starting_offsets(spark, stack, reader, checkpoint, stored=lambda last: further))
     assert starts == {reader.topic: as_json(further)}
-    assert finished_offsets(spark, checkpoint, reader.topic) == {}, "it would have gone on before what is stored"
+    assert last_finished(spark, checkpoint, reader.topic) is None, "it would have gone on before what is stored"
 
 
 def as_json(offsets: dict[int, int]) -> dict[str, int]:
@@ -72,4 +74,4 @@ def test_damaged_checkpoint_is_named(spark: SparkSession, stack: Settings, appli
     for file in (tmp_path / "offsets").iterdir():
         file.unlink()
     with pytest.raises(ConfigurationError, match=f"checkpoint file:{tmp_path} is damaged"):
-        finished_offsets(spark, f"file:{tmp_path}", topics.events(application))
+        last_finished(spark, f"file:{tmp_path}", topics.events(application))

@@ -1,6 +1,6 @@
 """Recomputation: it goes through bad events, adds what is new, and is never overtaken by what changes beside it."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,14 @@ def image(mark: bytes = GOOD) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
 
 
 def archive(spark: SparkSession, service: OwnService, values: dict[str, bytes], first_offset: int = 0) -> None:
-    """Put events where the archive stream would: offsets are in the order of `values`."""
+    """Put events where the archive stream would: offsets, and times in ms, are in the order of `values`."""
     table, at = f"lake.{service.name}.events", datetime.now(UTC)
     if not spark.catalog.tableExists(table):
         create_tables(spark, pack_application(service.name, service.settings).load())
     there = spark.table(table)
     rows = [
-        {"event_id": name, "kafka_partition": 0, "kafka_offset": n, "kafka_timestamp": at, "value": value}
-        | {"archived_at": at}
+        {"event_id": name, "kafka_partition": 0, "kafka_offset": n, "value": value, "archived_at": at}
+        | {"kafka_timestamp": at + timedelta(milliseconds=n)}
         for n, (name, value) in enumerate(values.items(), first_offset)
     ]
     columns = [[row[column] for column in there.columns] for row in rows]

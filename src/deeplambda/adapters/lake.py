@@ -27,7 +27,7 @@ from deeplambda.jvm.cds import java_options
 from deeplambda.jvm.files import write_private
 from deeplambda.jvm.jars import spark_jars
 from deeplambda.records.horizon import Horizon
-from deeplambda.records.predictions import VIEW_SCHEMA
+from deeplambda.records.predictions import SEEN_SCHEMA, VIEW_SCHEMA
 
 
 def _columns(schema: pa.Schema) -> str:
@@ -73,6 +73,11 @@ TABLES: Mapping[str, tuple[str, str]] = {
     ),
     "labels": (f"event_id STRING, label STRING, {_POSITION}, archived_at TIMESTAMP NOT NULL", ""),
     "predictions": (_columns(VIEW_SCHEMA), f"PARTITIONED BY ({_BUCKETS})"),
+    "staged_predictions": (
+        f"{_columns(SEEN_SCHEMA)}, recomputation STRING NOT NULL, events_snapshot BIGINT NOT NULL, "
+        "span_events BIGINT NOT NULL, span INT NOT NULL",
+        "PARTITIONED BY (recomputation, events_snapshot, span_events, span)",
+    ),
     "models": (
         "version INT NOT NULL, run STRING NOT NULL, created_at TIMESTAMP NOT NULL, dataset STRING NOT NULL, "
         "snapshot BIGINT NOT NULL, code_version STRING NOT NULL, weights_sha256 STRING NOT NULL, "
@@ -247,9 +252,10 @@ def create_tables(spark: SparkSession, application: Application) -> None:
     if "corrects" not in spark.table(examples).columns:  # made before corrections were kept
         spark.sql(f"ALTER TABLE {examples} ADD COLUMN corrects TIMESTAMP")
     predictions = f"lake.{application.name}.predictions"
-    there = set(spark.table(predictions).columns)
-    if lacking := [field for field in VIEW_SCHEMA if field.name not in there]:
-        spark.sql(f"ALTER TABLE {predictions} ADD COLUMNS ({_columns(pa.schema(lacking))})")
+    for name, schema in (("predictions", VIEW_SCHEMA), ("staged_predictions", SEEN_SCHEMA)):
+        there = set(spark.table(f"lake.{application.name}.{name}").columns)
+        if lacking := [field for field in schema if field.name not in there]:
+            spark.sql(f"ALTER TABLE lake.{application.name}.{name} ADD COLUMNS ({_columns(pa.schema(lacking))})")
     if not any(row.data_type == _BUCKETS for row in spark.sql(f"DESCRIBE TABLE {predictions}").collect()):
         spark.sql(f"ALTER TABLE {predictions} ADD PARTITION FIELD {_BUCKETS}")
     _evolve(spark, examples, payload)

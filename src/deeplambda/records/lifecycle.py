@@ -163,7 +163,8 @@ class BatchViewPublished(_LifecycleRecord):
     """A recomputed batch view is visible; `offsets` is the horizon that it was made up to.
 
     rows: of the whole view. scored: how many archived events this run looked at: all, or what the archive had gained.
-    refused: those of them that could not be scored, and are in the quarantine.
+    taken_up: how many a run that was broken off had scored already. refused: those of `scored` that could not be, and
+    are in the quarantine.
     """
 
     type: Literal["BatchViewPublished"] = "BatchViewPublished"
@@ -173,6 +174,7 @@ class BatchViewPublished(_LifecycleRecord):
     offsets: dict[int, int]
     rows: int
     scored: int | None = None
+    taken_up: int = 0
     refused: int = 0
     duration_s: float
 

@@ -37,6 +37,12 @@ slices: the event's values of the fields that the application declares as slices
 to the end must be nullable: rows and snapshots of before have none.
 """
 
+SEEN_SCHEMA = pa.schema(
+    [field.with_nullable(True) for field in VIEW_SCHEMA]
+    + [pa.field("reason", pa.string()), pa.field("detail", pa.string()), pa.field("record", pa.binary())]
+)
+"""An archived event that was looked at: a row of the batch view, or why it is refused and its bytes."""
+
 
 Slice = str | int | float | bool | None
 _SLICE_CHARACTERS = 100

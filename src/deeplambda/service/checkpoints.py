@@ -1,8 +1,8 @@
 """The checkpoint of a Spark stream over one Kafka topic: how far it has come, and where it goes on."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 from pyspark.sql import SparkSession
@@ -13,8 +13,21 @@ from deeplambda.records.expiry import Reader
 from deeplambda.service.expiry import resumed
 
 
+class Finished(NamedTuple):
+    """The last batch that a stream has finished. query: Spark's id of the stream. offsets: where, by partition, the
+    next batch begins."""
+
+    query: str
+    batch: int
+    offsets: Mapping[int, int]
+
+
 def starting_offsets(
-    spark: SparkSession, settings: Settings, reader: Reader, checkpoint: str, stored: Mapping[int, int] | None = None
+    spark: SparkSession,
+    settings: Settings,
+    reader: Reader,
+    checkpoint: str,
+    stored: Callable[[Finished | None], Mapping[int, int]] = lambda finished: {},
 ) -> str:
     """`startingOffsets` for Spark's Kafka source, which heeds it only where there is no checkpoint.
 
@@ -22,12 +35,12 @@ def starting_offsets(
     2. Where Kafka no longer has the record there, `resumed` raises, unless a person has given up what is lost.
     3. Where its checkpoint would have the stream go on before that, remove it: Spark moves on by no other way. One in
        which no batch was ever finished goes too, for it may name offsets that have expired.
-    stored: by partition, the offset after the last record that the sink holds; a sink that does not know gets the
-    records since the last finished batch again.
+    stored: gives, by partition, the offset after the last record that the sink holds, or nothing where that is what the
+    checkpoint says; a sink that does not know gets the records since the last finished batch again.
     Raises: Overtaken, NotReady, ConfigurationError for a damaged checkpoint.
     """
-    finished = finished_offsets(spark, checkpoint, reader.topic)
-    known = stored or {}
+    last = last_finished(spark, checkpoint, reader.topic)
+    finished, known = last.offsets if last else {}, stored(last)
     position = {p: max(finished.get(p, 0), known.get(p, 0)) for p in finished.keys() | known.keys()}
     starts = resumed(settings, reader, position)
     if not finished or any(starts.get(partition, offset) > offset for partition, offset in finished.items()):
@@ -35,8 +48,8 @@ def starting_offsets(
     return json.dumps({reader.topic: starts})
 
 
-def finished_offsets(spark: SparkSession, checkpoint: str, topic: str) -> dict[int, int]:
-    """By partition, the offset after the last batch that was finished; empty where none was.
+def last_finished(spark: SparkSession, checkpoint: str, topic: str) -> Finished | None:
+    """The last finished batch of a checkpoint; None where there is none.
 
     Source: the log of Spark's `OffsetSeqLog`: a version, metadata, then a line of JSON for each source.
     Raises: ConfigurationError when that batch's offsets are missing or damaged.
@@ -44,10 +57,11 @@ def finished_offsets(spark: SparkSession, checkpoint: str, topic: str) -> dict[i
     folder = _Folder(spark, checkpoint)
     batches = [int(name) for name in folder.names("commits") if name.isdigit()]
     if not batches:
-        return {}
+        return None
     try:
         source = folder.read(f"offsets/{max(batches)}").splitlines()[2]
-        return {int(partition): offset for partition, offset in from_json(source)[topic].items()}
+        offsets = {int(partition): offset for partition, offset in from_json(source)[topic].items()}
+        return Finished(from_json(folder.read("metadata"))["id"], max(batches), offsets)
     except (LookupError, ValueError, FileNotFoundError) as exc:
         raise ConfigurationError(
             f"the checkpoint {checkpoint} is damaged: batch {max(batches)} is finished, but has no offsets; restore "
