@@ -4,7 +4,7 @@ The gate's rules for one comparison, with bounds that hold whenever one looks (`
 1. The candidate is promoted once it is surely not worse than the champion by more than the application's margin; where
    the application asks for a minimum effect, once it is surely better, and by that much as measured.
 2. It is rejected once it is surely worse by more than the margin, or surely short of the minimum effect.
-3. It is rejected, too, once it has had no answer to a hundredth of its events.
+3. A shadow's is rejected, too, once it has had no answer to a hundredth of its events.
 """
 
 from collections.abc import Callable
