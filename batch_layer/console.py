@@ -106,6 +106,7 @@ class PipelineConsole:
         self._console.print(
             f"prepared {dataset.id}: {len(announcements)} shards, {sum(each.rows for each in announcements):,} rows, "
             f"{sum(each.size_bytes for each in announcements) / 1e6:,.0f} MB, snapshot {dataset.snapshot}"
+            + (f"; {dataset.copied} shards as in an earlier data set" if dataset.copied else "")
             + (f"; {dataset.unlabelled:,} rows without a label passed over" if dataset.unlabelled else "")
         )
         if (found := dataset.labelled_events) is not None:

@@ -3,7 +3,8 @@
 1. The labelled events are checked and made rows like those of the examples (`labelled_events`).
 2. An application with a `fit` learns its state from the train split, in one worker, batch by batch.
 3. The driver deals all rows out by a hash of their event id into partitions of a size in bytes, the train split's
-   first. All of them are one Spark job.
+   first, of each split the examples before the events. What an earlier data set has of the examples, made by the same
+   code with the same learned state, is copied (`unchanged_shards`). All other partitions are one Spark job.
 4. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3, beside it what the
    rows were made of, where models will be judged by them. Rows that the transform refuses are left out and counted.
 5. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
@@ -15,23 +16,23 @@
 import hashlib
 import math
 import time
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from pyspark import StorageLevel, TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer import labelled_events
+from batch_layer.fitting import featurizer_of, fetch_state, learned_state
 from batch_layer.labelled_events import LabelledEvents
 from batch_layer.newest import newest_examples
 from batch_layer.shard_format import (
@@ -44,23 +45,24 @@ from batch_layer.shard_format import (
     payload_key,
     prepared_prefix,
     shard_key,
-    state_key,
     write_shard,
 )
+from batch_layer.unchanged_shards import JUDGED, copied
+from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import current_snapshot, held, snapshot_size
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
-from deeplambda.application import learns, payload_schema
+from deeplambda.application import payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.features import Features, concatenated, declared, row_bytes, zero_features
-from deeplambda.learned import EncodedState, decode_state, encode_state
+from deeplambda.learned import EncodedState
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import labels_of, statistics_of
 from deeplambda.records import topics
-from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.lifecycle import PartitionPrepared
-from deeplambda.splits import RECENT, TEST, TRAIN
+from deeplambda.splits import TRAIN
+from deeplambda.state import registry
 from deeplambda.state.kept_rows import PayloadWriter
 
 SHARD_BYTES = 32 * 2**20
@@ -72,15 +74,15 @@ REFUSED_SHARE = 0.05
 _ASKED_AT_ONCE = 16
 _DEALT, _IS_EVENT = "deeplambda_task", "deeplambda_is_event"
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
-_LEARNED = pa.schema([("format", pa.string()), ("content", pa.binary()), ("failure", pa.string())])
 
 
 class DataSet(BaseModel):
     """Rows of pinned snapshots, seen through one version of the transform: the newest of each example, and the labelled
     events. Equal ids mean equal rows.
 
-    examples: labelled ones by split. unlabelled: examples that training passes over, for they have no label. left_out:
-    labelled events by why they are in no split; known once the data set is prepared.
+    examples: labelled ones by split. unlabelled: examples that training passes over, for they have no label. Known once
+    the data set is prepared: left_out, labelled events by why they are in no split; copied, how many shards are those
+    of an earlier data set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -93,6 +95,7 @@ class DataSet(BaseModel):
     unlabelled: int = 0
     labelled_events: LabelledEvents | None = None
     left_out: dict[str, int] = {}
+    copied: int = 0
 
 
 def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | None = None) -> DataSet:
@@ -109,19 +112,23 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
     if not any(row["labelled"] for row in counts):
         raise BadInput(f"no row of {table} has a label", "name the label's column in the application's sources")
     shard_rows = _shard_rows(spark, packed, pinned)
-    identity = f"{packed.name}/{packed.code_version}/{pinned}/{shard_rows}/{SHARD_FORMAT}"
     found = labelled_events.find(spark, packed, pinned)
-    if found is not None and found.events:
-        identity += f"/{found.fingerprint}"
     return DataSet(
         application=packed.name,
-        id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        id=_id(packed, pinned, shard_rows, found),
         snapshot=pinned,
         shard_rows=shard_rows,
         examples={row["split"]: row["labelled"] for row in counts if row["labelled"]},
         unlabelled=sum(row["rows"] - row["labelled"] for row in counts),
         labelled_events=found,
     )
+
+
+def _id(packed: PackedApplication, snapshot: int, shard_rows: int, found: LabelledEvents | None) -> str:
+    identity = f"{packed.name}/{packed.code_version}/{snapshot}/{shard_rows}/{SHARD_FORMAT}"
+    if found is not None and found.events:
+        identity += f"/{found.fingerprint}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _shard_rows(spark: SparkSession, packed: PackedApplication, snapshot: int) -> int:
@@ -143,12 +150,16 @@ def prepare(
     spark.sparkContext.addPyFile(str(packed.zip_file))
     with _rows(spark, settings, packed, dataset) as rows:
         events = rows.events_by_split()
-        state = learned_state(settings, packed, dataset, rows.train())
+        state = learned_state(settings, packed, dataset.id, rows.train())
         made = _announced(store, dataset)
-        deal = _Deal(dataset, _shards(dataset, events), {(each.split, each.partition) for each in made})
+        deal = _Deal(dataset, _shards(dataset, dataset.examples), _shards(dataset, events))
+        copies = _copies(settings, packed, deal, state, made)
+        made += copies
+        deal = replace(deal, made={(each.split, each.partition) for each in made})
         done = [task for task, partition in enumerate(deal.partitions) if partition in deal.made]
+        left = rows.all if deal.of_examples - deal.made or rows.good is None else rows.good
         announced = (
-            rows.all.withColumn(_DEALT, deal.column())
+            left.withColumn(_DEALT, deal.column())
             .drop("split")
             .where(~F.col(_DEALT).isin(done))
             .repartitionById(len(deal.partitions), _DEALT)
@@ -163,7 +174,8 @@ def prepare(
             made.append(_prepared(settings, packed, deal, state, task, iter(())))
     _check_refused(packed.name, made)
     made.sort(key=lambda each: (each.split != TRAIN, each.split, each.partition))  # as without a crash
-    store.put(data_set_key(packed.name, dataset.id), to_json(dataset.model_copy(update={"left_out": left_out})))
+    found = dataset.model_copy(update={"left_out": left_out, "copied": len(copies)})
+    store.put(data_set_key(packed.name, dataset.id), to_json(found))
     store.put(manifest, to_json(made))
     return made
 
@@ -176,11 +188,16 @@ def fetch_data_set(store: ObjectStore, application: str, dataset: str) -> DataSe
 
 @dataclass(frozen=True)
 class _Rows:
-    """A data set's rows. all: event id, payload, label, split, and whether it is an event. events: likewise with the
-    reason of those that are left out; None where there are none."""
+    """A data set's rows: event id, payload, label, split, and whether it is an event. events: likewise with the reason
+    of those that are left out. good: the others of them. Both are None where there are no events."""
 
-    all: DataFrame
-    events: DataFrame | None
+    examples: DataFrame
+    events: DataFrame | None = None
+    good: DataFrame | None = None
+
+    @property
+    def all(self) -> DataFrame:
+        return self.examples if self.good is None else self.examples.unionByName(self.good)
 
     def train(self) -> DataFrame:
         return self.all.where(F.col("split") == TRAIN)
@@ -204,7 +221,7 @@ def _rows(spark: SparkSession, settings: Settings, packed: PackedApplication, da
     examples, found = newest_examples(spark, dataset.application, dataset.snapshot), dataset.labelled_events
     labelled = examples.where("label IS NOT NULL").select(columns).withColumn(_IS_EVENT, F.lit(False))
     if found is None or not found.events:
-        yield _Rows(labelled, None)
+        yield _Rows(labelled)
         return
     archive = (("events", found.events_snapshot), ("labels", found.labels_snapshot))
     with ExitStack() as reading:
@@ -215,23 +232,34 @@ def _rows(spark: SparkSession, settings: Settings, packed: PackedApplication, da
         events = labelled_events.without_leaks(packed.load(), given, examples).persist(StorageLevel.DISK_ONLY)
         reading.callback(events.unpersist)
         good = events.where("reason IS NULL").select(columns).withColumn(_IS_EVENT, F.lit(True))
-        yield _Rows(labelled.unionByName(good), events)
+        yield _Rows(labelled, events, good)
 
 
-def _shards(dataset: DataSet, events: Mapping[str, int]) -> dict[str, int]:
-    """How many shards each split gets."""
-    rows = {split: dataset.examples.get(split, 0) + events.get(split, 0) for split in {*dataset.examples, *events}}
+def _shards(dataset: DataSet, rows: Mapping[str, int]) -> dict[str, int]:
+    """How many shards the rows of each split get."""
     return {split: math.ceil(count / dataset.shard_rows) for split, count in rows.items()}
 
 
 @dataclass(frozen=True)
 class _Deal:
-    """How a data set's rows are dealt out to the tasks of one job. shards: by split. made: partitions by split that are
-    there already."""
+    """How a data set's rows are dealt out to the tasks of one job. examples, events: how many shards each split has of
+    them. made: partitions by split that are there already."""
 
     dataset: DataSet
-    shards: Mapping[str, int]
-    made: Set[tuple[str, int]]
+    examples: Mapping[str, int]
+    events: Mapping[str, int]
+    made: Set[tuple[str, int]] = frozenset()
+
+    @property
+    def shards(self) -> dict[str, int]:
+        """By split."""
+        splits = {*self.examples, *self.events}
+        return {split: self.examples.get(split, 0) + self.events.get(split, 0) for split in splits}
+
+    @property
+    def of_examples(self) -> set[tuple[str, int]]:
+        """The partitions by split that have examples, and no events."""
+        return {(split, partition) for split, count in self.examples.items() for partition in range(count)}
 
     @property
     def partitions(self) -> list[tuple[str, int]]:
@@ -242,10 +270,49 @@ class _Deal:
     def column(self) -> Column:
         """The task that a row belongs to."""
         task, dealt = F.lit(None).cast("int"), self.partitions
-        for split, partitions in self.shards.items():
-            of_split = F.pmod(F.xxhash64("event_id"), F.lit(partitions)).cast("int") + dealt.index((split, 0))
-            task = F.when(F.col("split") == split, of_split).otherwise(task)
+        for is_event, shards in ((False, self.examples), (True, self.events)):
+            for split, partitions in shards.items():
+                first = dealt.index((split, self.examples.get(split, 0) if is_event else 0))
+                of_split = F.pmod(F.xxhash64("event_id"), F.lit(partitions)).cast("int") + first
+                task = F.when((F.col("split") == split) & (F.col(_IS_EVENT) == is_event), of_split).otherwise(task)
         return task
+
+
+def _copies(
+    settings: Settings,
+    packed: PackedApplication,
+    deal: _Deal,
+    state: EncodedState | None,
+    made: list[PartitionPrepared],
+) -> list[PartitionPrepared]:
+    """Copy those shards of the examples that are missing and that a version of before was trained on."""
+    wanted = deal.of_examples - {(each.split, each.partition) for each in made}
+    if not wanted or (earlier := _earlier(settings, packed, deal.dataset, state)) is None:
+        return []
+    shards = {place: deal.shards[place[0]] for place in wanted}
+    return copied(settings, packed.name, earlier, deal.dataset.id, shards)
+
+
+def _earlier(settings: Settings, packed: PackedApplication, dataset: DataSet, state: EncodedState | None) -> str | None:
+    """The newest data set of a version whose shards of the examples are those of `dataset`, if it is still there."""
+    store, name = ObjectStore(settings), packed.name
+    with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
+        cards = registry.cards(connection, name)
+    alike = [
+        card.dataset
+        for card in reversed(cards)
+        if (card.snapshot, card.code_version) == (dataset.snapshot, packed.code_version)
+    ]
+    for each in dict.fromkeys(alike):
+        found = fetch_data_set(store, name, each)
+        if found is None or store.digest(manifest_key(name, each)) is None:
+            continue
+        # Code, snapshot, size and format of the shards are all in its id.
+        if each != _id(packed, dataset.snapshot, dataset.shard_rows, found.labelled_events):
+            continue
+        if fetch_state(store, name, each) == state:
+            return each
+    return None
 
 
 def _announced(store: ObjectStore, dataset: DataSet) -> list[PartitionPrepared]:
@@ -255,62 +322,6 @@ def _announced(store: ObjectStore, dataset: DataSet) -> list[PartitionPrepared]:
         found = executor.map(store.get, sorted(key for key in keys if key.endswith(ANNOUNCEMENT)))
         told = [PartitionPrepared.model_validate_json(announcement) for announcement in found]
     return [announcement for announcement in told if announcement.key in keys]
-
-
-def learned_state(
-    settings: Settings, packed: PackedApplication, dataset: DataSet, train: DataFrame
-) -> EncodedState | None:
-    """What `fit` learns from the data set's train split; None for an application without one. Learned once.
-
-    Raises: BadInput when `fit` fails.
-    """
-    application = packed.load()
-    if not learns(application):
-        return None
-    store, key = ObjectStore(settings), state_key(dataset.application, dataset.id)
-    if store.digest(key) is not None:
-        return fetch_state(store, dataset.application, dataset.id)
-    columns = [*payload_schema(application.event).names, "label"]
-    answer = train.select(columns).coalesce(1).mapInArrow(_fitting(packed), from_arrow_schema(_LEARNED)).first()
-    if answer is None or answer["failure"] is not None:
-        reason = answer["failure"] if answer else "the train split has no rows"
-        raise BadInput(f"fit of {packed.name} failed: {reason}", "fix the application's fit")
-    state = EncodedState(format=answer["format"], content=bytes(answer["content"]))
-    store.put(key, to_json({"format": state.format, "content": b64encode(state.content).decode()}))
-    return state
-
-
-def fetch_state(store: ObjectStore, application: str, dataset: str) -> EncodedState | None:
-    """The learned state of a prepared data set; None where the application learns nothing. Raises: NotReady."""
-    key = state_key(application, dataset)
-    if store.digest(key) is None:
-        return None
-    kept = from_json(store.get(key))
-    return EncodedState(format=kept["format"], content=b64decode(kept["content"]))
-
-
-def featurizer_of(packed: PackedApplication, state: EncodedState | None) -> Featurizer:
-    """The application's transform with its learned state."""
-    application = packed.load()
-    return Featurizer(
-        application,
-        code_version=packed.code_version,
-        state=decode_state(application.fit, state) if state else None,
-        state_sha256=state.sha256 if state else None,
-    )
-
-
-def _fitting(packed: PackedApplication) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def fit(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        answer: dict[str, Any] = {"failure": None}
-        try:
-            state = encode_state(packed.load().fit(batches))
-            answer |= {"format": state.format, "content": state.content}
-        except Exception as exc:  # a user's code: told to the driver in one line
-            answer["failure"] = said(exc)
-        yield pa.RecordBatch.from_pylist([answer], schema=_LEARNED)
-
-    return fit
 
 
 def _check_refused(application: str, announcements: list[PartitionPrepared]) -> None:
@@ -352,7 +363,7 @@ def _prepared(
     pieces: list[Features] = []
     labels: list[Any] = []
     refusals: list[str] = []
-    judged = PayloadWriter(payload) if split in (TEST, RECENT) else None
+    judged = PayloadWriter(payload) if split in JUDGED else None
     events = 0
     for batch in batches:
         found = featurizer.isolated(batch.select(payload.names))

@@ -16,7 +16,7 @@ from deeplambda.features import Features, finite_rows
 from deeplambda.records.lifecycle import PartitionPrepared
 
 _FEATURE, _LABELS = "feature.", "labels"
-SHARD_FORMAT = 4
+SHARD_FORMAT = 5
 """Part of a data set's id: what was prepared in another form is prepared again."""
 
 MANIFEST = TypeAdapter(list[PartitionPrepared])

@@ -15,7 +15,7 @@ from batch_layer.lineage import lineage
 from batch_layer.pipeline import run_pipeline
 from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
 from batch_layer.raw_objects import raw_key
-from batch_layer.shard_format import payload_key, read_shard
+from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_shard, shard_key
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
@@ -133,6 +133,15 @@ def test_each_wrong_label_and_event_is_refused_by_its_reason_and_the_others_coun
     assert sorted(payload["x"].to_pylist()) == [19, 100, 200]
 
 
+def shards_of(bench: Bench, card: Card) -> set[tuple[str, int, str]]:
+    """Split, partition and hash of each shard that a version was trained on or judged by."""
+    listed = MANIFEST.validate_json(bench.store.get(manifest_key(bench.name, card.dataset)))
+    assert {each.key for each in listed} == {
+        shard_key(bench.name, card.dataset, each.split, each.partition) for each in listed
+    }
+    return {(each.split, each.partition, each.sha256) for each in listed}
+
+
 def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: Bench) -> None:
     def run(init_from: str | None = None) -> Card:
         quiet = PipelineConsole(Console(quiet=True))
@@ -145,6 +154,12 @@ def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: 
     archive.labels({f"event-{n}": "yes" for n in range(10)} | {"of-test": "yes"})
     second = run()
     assert second.version > first.version
+    assert shards_of(bench, second) & shards_of(bench, first) == shards_of(bench, first), "examples are not made again"
+    told = fetch_data_set(bench.store, bench.name, second.dataset)
+    assert told is not None
+    assert told.copied == 2
+    payloads = [bench.store.get(payload_key(bench.name, card.dataset, "test", 0)) for card in (first, second)]
+    assert payloads[0] == payloads[1]
     assert second.rows == {"train": {"examples": 40, "events": 7}, "test": {"examples": 10}, "recent": {"events": 3}}
     assert second.trained_rows == 47
     assert None not in (second.events_snapshot, second.labels_snapshot, second.recent_from)

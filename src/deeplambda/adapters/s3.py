@@ -232,6 +232,11 @@ class ObjectStore:
             )
         return content
 
+    def copy(self, key: str, to: str) -> None:
+        """Have S3 store an object, its recorded hash included, under another key too. Raises: BadInput, NotReady."""
+        with self._errors(key):
+            self.client.copy_object(Bucket=self.bucket, Key=to, CopySource={"Bucket": self.bucket, "Key": key})
+
     def is_sound(self, key: str) -> bool:
         """Whether the object can be read to its end and has the SHA-256 that was recorded with it, if one was.
 
