@@ -10,7 +10,7 @@ WITH_STACK := tests/e2e tests/faults tests/integration
 # Both workers share one stack, which takes 4 GiB; with those that some tests start it is 10 GiB.
 AT_ONCE := -n $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 2 : 0}' /proc/meminfo) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo story up down status test test-all test-compose unit lint bench clean constraints
+.PHONY: help demo story story-fraud up down status test test-all test-compose unit lint bench clean constraints
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ demo: $(READY) ## The whole loop on handwritten digits: from files on S3 to live
 
 story: $(READY) ## The closed loop: drift, a new generation, wrong labels and the way back, on a stack of its own
 	$(BIN)/python -m examples.story
+
+story-fraud: $(READY) ## Weeks of card payments: a generation a week, beside a model that was never retrained
+	$(BIN)/python -m examples.fraud_story
 
 up: $(READY) ## Start the local stack
 	$(BIN)/deeplambda up

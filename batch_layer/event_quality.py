@@ -58,32 +58,36 @@ def measure_events(spark: SparkSession, settings: Settings, packed: PackedApplic
 def measure_day(spark: SparkSession, settings: Settings, packed: PackedApplication, day: date) -> QualityMeasured:
     """Measure one day's events, whether it has ended or not, and keep the figures."""
     begin, end = _midnight(day), _midnight(day + timedelta(days=1))
-    table = f"lake.{packed.name}.events"
     of_day = (F.col("kafka_timestamp") >= F.lit(begin)) & (F.col("kafka_timestamp") < F.lit(end))
     events = counted_events(spark, packed.name).where(of_day)
-    optional = [field.name for field in payload_schema(packed.load().event) if field.nullable]
-    spark.sparkContext.addPyFile(str(packed.zip_file))
-    schema = pa.schema([*_SEEN, *((f"null_{name}", pa.bool_()) for name in optional)])
-    # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
-    records = events.select(F.col("event_id").cast("binary").alias("key"), "value", "kafka_timestamp", "archived_at")
-    seen = records.mapInArrow(_decoding(settings, packed, optional, schema), from_arrow_schema(schema))
     measures = [
-        *_of_records(seen, optional),
-        *_of_copies(events),
+        *measures_of(spark, settings, packed, events),
         *_of_offsets(events),
-        *_of_labels(spark, packed.name, events),
         *_of_view(settings, packed.name, begin, end),
     ]
     measured = QualityMeasured(
         application=packed.name,
         subject="events",
         day=day,
-        snapshot=current_snapshot(spark, table),
+        snapshot=current_snapshot(spark, f"lake.{packed.name}.events"),
         measures=measures,
         broken=[reason for _, reason in broken(packed.load().expectations, measures)],
     )
     quality_rows.keep(spark, settings, measured)
     return measured
+
+
+def measures_of(
+    spark: SparkSession, settings: Settings, packed: PackedApplication, events: DataFrame
+) -> list[QualityMeasure]:
+    """What can be said of any archived events: refusals, ranges, NULLs, delays, copies, their labels."""
+    optional = [field.name for field in payload_schema(packed.load().event) if field.nullable]
+    spark.sparkContext.addPyFile(str(packed.zip_file))
+    schema = pa.schema([*_SEEN, *((f"null_{name}", pa.bool_()) for name in optional)])
+    # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
+    records = events.select(F.col("event_id").cast("binary").alias("key"), "value", "kafka_timestamp", "archived_at")
+    seen = records.mapInArrow(_decoding(settings, packed, optional, schema), from_arrow_schema(schema))
+    return [*_of_records(seen, optional), *_of_copies(events), *_of_labels(spark, packed.name, events)]
 
 
 def newest_measures(spark: SparkSession, application: str, days: int) -> list[tuple[str, QualityMeasure]]:
@@ -93,7 +97,7 @@ def newest_measures(spark: SparkSession, application: str, days: int) -> list[tu
     order = (F.desc("day"), F.desc("measured_at"), "dimension", "measure", "field")
     return [
         (
-            f"ingest {row.ingest}" if row.subject == "ingest" else f"events of {row.day}",
+            {"ingest": f"ingest {row.ingest}", "events": f"events of {row.day}"}.get(row.subject, row.ingest),
             QualityMeasure(
                 dimension=row.dimension, measure=row.measure, field=row.field, value=row.value, rows=row["rows"]
             ),

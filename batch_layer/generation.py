@@ -1,12 +1,14 @@
-"""One generation: an application's new labels → a trained version → the gate → promoted or rejected.
+"""One generation: an application's new labels → their quality → a trained version → the gate → promoted or rejected.
 
 1. Take the application's lock. Take up the generation that a process left which was killed, or open the next one.
-2. `collect`: wait until the archive holds the labels that Kafka has, and pin the data set and the champion. A data set
-   that a version was trained on before ends it, unless a person asked: then the gate is offered that version.
-3. `prepare`: its shards.
-4. `train`: from the champion's weights, with its hyperparameters, and publish the version.
-5. `judge`: offer it to the gate, which may reject it.
-6. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
+2. `collect`: wait until the archive holds the labels that Kafka has, and pin the data set and the champion.
+3. `quality`: measure the labelled events that are new. Those that break a hard expectation end it as `held`, unless a
+   person asked, who insists by that. A data set that a version was trained on before ends it as well, unless a person
+   asked: then the gate is offered that version.
+4. `prepare`: the data set's shards.
+5. `train`: from the champion's weights, with its hyperparameters, and publish the version.
+6. `judge`: offer it to the gate, which may reject it.
+7. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
    their labels decide, or say too little in the time given. Then it is promoted, or rejected.
 Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
 again, so a process may be killed anywhere: the next one ends as it would have. A process that loses the lock, because
@@ -28,6 +30,7 @@ from pyspark.sql import functions as F
 from sqlalchemy import Connection, Engine
 
 from batch_layer.gate import conclude, judge
+from batch_layer.label_quality import measure_generation
 from batch_layer.lake_rows import append_verdicts
 from batch_layer.news import News
 from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
@@ -162,6 +165,11 @@ class _Work:
         if generation.data is None:
             generation = self._pinned(generation)
         data = _Data.model_validate(generation.data)
+        generation = self._step(generation, "quality")
+        reasons = self._unexpected(generation, data.dataset)
+        if reasons and generation.cause != "person":
+            verdict = f"the new labelled events are not as expected: {'; '.join(reasons)}"
+            return store.end(self._platform, generation, "held", verdict)
         known = self._version_of(data.dataset, before=generation.started_at)
         if known is not None and (generation.cause != "person" or known == data.champion):
             verdict = f"nothing is new: version {known} was trained on the same rows"
@@ -188,6 +196,13 @@ class _Work:
             champion = registry.champion(connection, self._packed.name)
         data = _Data(dataset=data_set(self._spark, self._packed), champion=champion.version if champion else None)
         return store.pin(self._platform, generation, data.model_dump(mode="json"), offsets)
+
+    def _unexpected(self, generation: Generation, dataset: DataSet) -> list[str]:
+        """The hard expectations that the labels break which no version at the gate has seen, in words."""
+        with mysql_errors(), self._platform.connect() as connection:
+            since = store.labels_judged(connection, self._packed.name)
+        with self._listener.working("measuring the labelled events that are new"):
+            return measure_generation(self._spark, self._settings, self._packed, dataset, generation.number, since)
 
     def _version_of(self, dataset: DataSet, before: datetime) -> int | None:
         """The newest version that was trained on the same rows by the same code before this generation began."""
@@ -232,18 +247,15 @@ class _Work:
         with mysql_errors(), self._platform.connect() as connection:
             promoted_at = registry.last_promoted_at(connection, self._packed.name, version)
         try:
-            if (
-                promoted_at is None or promoted_at < generation.started_at
-            ):  # else the last process was killed after this
+            # else the last process was killed after this
+            if promoted_at is None or promoted_at < generation.started_at:
                 verdict = judge(self._settings, self._packed, version)
                 if self._settings.generation_shadow_labels and not verdict.reasons:
                     generation = self._step(generation, "shadow")
                     with self._listener.working("a shadow of the champion, until labels of live events decide"):
                         verdict = shadowed(self._settings, self._platform, self._packed, generation, verdict)
-                who = f"generation {generation.number}"
-                conclude(
-                    self._settings, self._packed.name, verdict, who=who, why=f"{generation.cause}: {generation.why}"
-                )
+                who, why = f"generation {generation.number}", f"{generation.cause}: {generation.why}"
+                conclude(self._settings, self._packed.name, verdict, who=who, why=why)
         except UnfitModel as exc:
             return store.end(self._platform, generation, "rejected", exc.message)
         finally:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _REFRESH_S = 1.0
-_STYLES = {"running": "cyan", "promoted": "green", "rejected": "yellow", "failed": "red"}
+_STYLES = {"running": "cyan", "promoted": "green", "rejected": "yellow", "held": "yellow", "failed": "red"}
 
 
 def start(

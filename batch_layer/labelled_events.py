@@ -11,7 +11,7 @@ What was not known at the moment `as_of` counts the next time.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC
 from enum import StrEnum
 from functools import lru_cache, partial
@@ -99,7 +99,7 @@ def find(spark: SparkSession, packed: PackedApplication, examples: int) -> Label
     if events_snapshot is None or labels_snapshot is None:
         return None
     pinned = LabelledEvents(events_snapshot=events_snapshot, labels_snapshot=labels_snapshot, as_of=now())
-    known = _known(spark, packed, pinned, examples).persist(StorageLevel.DISK_ONLY)
+    known = known_labels(spark, packed, pinned, examples).persist(StorageLevel.DISK_ONLY)
     try:
         return _counted(known, pinned, _held_out_before(spark, packed.name))
     finally:
@@ -107,16 +107,11 @@ def find(spark: SparkSession, packed: PackedApplication, examples: int) -> Label
 
 
 def _counted(known: DataFrame, pinned: LabelledEvents, since: list[Position]) -> LabelledEvents:
-    taken = F.col("position").isNotNull() & F.col("is_example").isNull() & (F.col("labels") > 0)
+    taken = _is_taken()
     (counts,) = known.agg(
         F.count_if(taken).alias("events"),
         F.sum(F.when(taken, F.col("copies") - 1)).alias("sent_again"),
-        *(F.sum(reason).alias(reason) for reason in _OF_THE_LABEL),
-        F.sum(F.when(F.col("is_example"), F.col("labels"))).alias(LabelRefusal.EXAMPLE),
-        F.sum(F.when(F.expr("is_example IS NULL AND position IS NULL"), F.col("labels"))).alias(
-            LabelRefusal.UNKNOWN_EVENT
-        ),
-        F.sum(F.when(taken, F.col("labels") - 1)).alias(LabelRefusal.SUPERSEDED),
+        *_refused(taken),
     ).collect()
     refused = {str(reason): counts[reason] for reason in LabelRefusal if counts[reason]}
     found = pinned.model_copy(update={"events": counts["events"], "refused": refused})
@@ -151,12 +146,49 @@ def _held_out_before(spark: SparkSession, application: str) -> list[Position]:
     return [position for position in found if position is not None]
 
 
-def _known(spark: SparkSession, packed: PackedApplication, pinned: LabelledEvents, examples: int) -> DataFrame:
+def refused_labels(known: DataFrame) -> tuple[int, dict[str, int]]:
+    """How many labels there are, and how many count for nothing by reason. known: as `known_labels` gives it."""
+    labels = F.sum(F.expr(" + ".join(["labels", *_OF_THE_LABEL]))).alias("all")
+    (counts,) = known.agg(labels, *_refused(_is_taken())).collect()
+    return counts["all"] or 0, {str(reason): counts[reason] for reason in LabelRefusal if counts[reason]}
+
+
+def _is_taken() -> Column:
+    return F.col("position").isNotNull() & F.col("is_example").isNull() & (F.col("labels") > 0)
+
+
+def _refused(taken: Column) -> list[Column]:
+    """How many labels count for nothing, a column for each reason."""
+    return [
+        *(F.sum(reason).alias(reason) for reason in _OF_THE_LABEL),
+        F.sum(F.when(F.col("is_example"), F.col("labels"))).alias(LabelRefusal.EXAMPLE),
+        F.sum(F.when(F.expr("is_example IS NULL AND position IS NULL"), F.col("labels"))).alias(
+            LabelRefusal.UNKNOWN_EVENT
+        ),
+        F.sum(F.when(taken, F.col("labels") - 1)).alias(LabelRefusal.SUPERSEDED),
+    ]
+
+
+def known_labels(
+    spark: SparkSession,
+    packed: PackedApplication,
+    pinned: LabelledEvents,
+    examples: int,
+    since: Mapping[int, int] | None = None,
+) -> DataFrame:
     """Each event id that has a label: the newest one that passes, how many pass and are refused by reason, the
-    position of its first copy in the archive, if it has one, its copies, and whether it is an example."""
+    position of its first copy in the archive, if it has one, its copies, and whether it is an example.
+
+    since: by partition, the first label that is looked at; None: all are.
+    """
     spark.sparkContext.addPyFile(str(packed.zip_file))
     position, in_time = F.struct(*_POSITION), F.col("kafka_timestamp") <= F.lit(pinned.as_of)
     labels = counted_labels(spark, packed.name, pinned.labels_snapshot)
+    if since:
+        seen = F.create_map(*(F.lit(number) for each in since.items() for number in each))
+        labels = labels.where(
+            F.col("kafka_offset") >= F.coalesce(F.try_element_at(seen, F.col("kafka_partition")), F.lit(0))
+        )
     columns = ["event_id", "label", *_POSITION]
     checked = labels.select(columns).mapInArrow(
         _checking_labels(packed), labels.select(columns).schema.add("reason", "string")
@@ -205,7 +237,7 @@ def admitted(
     examples: the snapshot of those that the events go with.
     """
     application = packed.load()
-    known = _known(spark, packed, found, examples).where("position IS NOT NULL AND is_example IS NULL")
+    known = known_labels(spark, packed, found, examples).where("position IS NOT NULL AND is_example IS NULL")
     recent = F.lit(False) if found.recent_from is None else _is_past(found.recent_from)
     labelled = known.where("label IS NOT NULL").select("event_id", "label", recent.alias("is_recent"))
     events = counted_events(spark, packed.name, found.events_snapshot)

@@ -1,13 +1,17 @@
 """What a story on the real stack is made of: chapters of a stream, the platform's own facts as they come, promises; and
 what is counted of them at the end."""
 
+import os
 import secrets
+import shutil
 import threading
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +25,28 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from deeplambda.adapters import hive, mysql
 from deeplambda.adapters.kafka import Publisher, consumer
 from deeplambda.clock import now
-from deeplambda.config import Settings
+from deeplambda.config import Settings, load_settings
 from deeplambda.records import topics
-from examples.demo import APPLICATION, console, dead_letters
+from examples.demo import APPLICATION, console, dead_letters, deeplambda
 
 Images = NDArray[np.uint8]
+
+
+@contextmanager
+def fresh_stack(place: Path, *parts: str, **environment: str) -> Iterator[Settings]:
+    """A stack with no data at a place, which goes down at the end; its settings. parts: those that start, and what they
+    need; without any, all. environment: further variables."""
+    os.environ |= {"DEEPLAMBDA_DATA_DIR": str(place), **environment}
+    load_settings.cache_clear()
+    if place.exists():
+        deeplambda("down")
+        shutil.rmtree(place)
+    try:
+        deeplambda("up", "--free-ports", *parts)
+        load_settings.cache_clear()
+        yield load_settings()
+    finally:
+        deeplambda("down")
 
 
 @dataclass(frozen=True, kw_only=True)

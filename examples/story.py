@@ -7,8 +7,6 @@ which is printed; at the end stand the counts, the promises, and the accuracy of
 The story has a stack of its own, which begins with no data: what an earlier one learned would spoil it.
 """
 
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -28,11 +26,11 @@ from sqlalchemy import text
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import end_offsets
-from deeplambda.config import Settings, find_data_dir, load_settings
+from deeplambda.config import Settings, find_data_dir
 from deeplambda.errors import ConfigurationError, DeepLambdaError
 from deeplambda.idx import read_idx, write_idx
 from deeplambda.records import topics
-from examples.chronicle import Images, Lifecycle, Story, counted, show
+from examples.chronicle import Images, Lifecycle, Story, counted, fresh_stack, show
 from examples.demo import APPLICATION, console, deeplambda
 from examples.mnist import FILES, mnist_folder
 
@@ -106,8 +104,7 @@ def own_stack(sizes: Sizes) -> Iterator[tuple[Settings, Path]]:
     place = find_data_dir() / "story"
     mnist, origin = mnist_folder(find_data_dir() / "downloads")
     console.print(f"[bold]digits[/]: {origin}")
-    os.environ |= {
-        "DEEPLAMBDA_DATA_DIR": str(place),
+    environment = {
         "DEEPLAMBDA_APPLICATIONS": to_json([APPLICATION]).decode(),
         "DEEPLAMBDA_GENERATIONS": "true",
         "DEEPLAMBDA_GENERATION_LABELS": "0",  # so that the drift is what starts one
@@ -115,16 +112,8 @@ def own_stack(sizes: Sizes) -> Iterator[tuple[Settings, Path]]:
         "DEEPLAMBDA_GENERATION_EVERY_S": "0",
         "DEEPLAMBDA_GENERATION_PAUSE_S": "0",
     }
-    load_settings.cache_clear()
-    if place.exists():
-        deeplambda("down")
-        shutil.rmtree(place)
-    try:
-        deeplambda("up", "--free-ports")
-        load_settings.cache_clear()
-        yield load_settings(), mnist
-    finally:
-        deeplambda("down")
+    with fresh_stack(place, **environment) as settings:
+        yield settings, mnist
 
 
 def main(

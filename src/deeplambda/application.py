@@ -73,6 +73,7 @@ MEASURES: Mapping[str, str] = {
     "delay_s": "timeliness",
     "unreadable": "accessibility",
     "refused": "validity",
+    "refused_labels": "validity",
 }
 """What is measured of new rows and of a day's events, and the dimension of quality it belongs to: docs/loop.md."""
 
@@ -92,7 +93,12 @@ class Expect:
             raise ConfigurationError(f"there is no measure {self.measure!r}", f"there are {', '.join(MEASURES)}")
 
 
-EXPECTATIONS = (Expect("unreadable", 0), Expect("label_shift", 0.3), Expect("champion_disagreement", 0.2))
+EXPECTATIONS = (
+    Expect("unreadable", 0),
+    Expect("label_shift", 0.3),
+    Expect("champion_disagreement", 0.2),
+    Expect("refused_labels", 0.5, field="wrong_label"),
+)
 """What is expected of every application's new rows that declares nothing else; add to them by (*EXPECTATIONS, …)."""
 
 
@@ -136,7 +142,8 @@ class Application(ABC):
     on the split `validation` after which training ends)."""
     search_space: ClassVar[Mapping[str, Choice | LogUniform]] = {}
     expectations: ClassVar[Sequence[Expect]] = EXPECTATIONS
-    """Bounds on the quality of new rows; what breaks a hard one waits on a branch of the lake for a person."""
+    """Bounds on the quality of new rows. An ingest that breaks a hard one waits on a branch of the lake for a person; a
+    generation whose new labelled events do is held."""
     features: ClassVar[Tensor | Specification | None] = None
     """What `transform` gives: one tensor, or several by name. None: whatever it gives in training, ever after."""
     transform_limit_s: ClassVar[float] = 10.0

@@ -121,14 +121,18 @@ class Points:
         many = self.spark.createDataFrame(rows, there.schema).repartition(_SMALL_FILES)
         many.writeTo(f"lake.{self.name}.events").option("distribution-mode", "none").append()
 
-    def label(self) -> None:
-        """Put a label where the archive stream would for every archived event, and make the topics to ask for more."""
+    def label(self, wrong: str | None = None) -> None:
+        """Put a label where the archive stream would for every archived event, and make the topics to ask for more.
+
+        wrong: as many further labels, each of which is that.
+        """
         create_topics(self.settings.model_copy(update={"applications": (self.name,)}))
         there, at = self.spark.table(f"lake.{self.name}.labels"), datetime.now(UTC)
         values = [
-            {"event_id": f"event-{n}", "label": "yes" if n % 7 - 3.5 > n % 5 - 2.25 else "no", "kafka_partition": n % 2}
-            | {"kafka_offset": n // 2, "kafka_timestamp": at, "archived_at": at}
-            for n in range(_EVENTS)
+            {"event_id": f"event-{n % _EVENTS}", "kafka_partition": n % 2, "kafka_offset": n // 2}
+            | {"label": wrong or ("yes" if n % 7 - 3.5 > n % 5 - 2.25 else "no")}
+            | {"kafka_timestamp": at, "archived_at": at}
+            for n in range(_EVENTS * bool(wrong), _EVENTS * (1 + bool(wrong)))
         ]
         rows = [[row[column] for column in there.columns] for row in values]
         self.spark.createDataFrame(rows, there.schema).writeTo(f"lake.{self.name}.labels").append()

@@ -3,6 +3,7 @@
 | step | kill -9 |
 |---|---|
 | collect | while it reads what the archive holds |
+| quality | its figures stored but not committed |
 | prepare | a shard stored but not announced |
 | train | an epoch stored but not told on Kafka; a card without a row in the registry |
 | judge | while the gate looks at the version's artefacts; the champion changed, but the end not noted |
@@ -34,6 +35,7 @@ from tests.faults.s3_gate import Moment, s3_gate
 
 KILLS = {
     "collect": Moment("^GET .*/labels/metadata/"),
+    "quality": Moment(r"^PUT .*/data_quality/data/", stored=True),
     "prepare": Moment(r"^PUT .*/train-\d+\.safetensors", stored=True),
     "train": Moment(r"^PUT .*/checkpoint-00001\.json", stored=True),
     "publish": Moment(r"^PUT .*/models/2/card\.json", stored=True),
@@ -50,6 +52,7 @@ class Ended:
     versions: list[tuple[Any, ...]]
     promotions: list[tuple[Any, ...]]
     rows: list[tuple[Any, ...]]
+    quality: list[tuple[Any, ...]]
 
     @classmethod
     def of(cls, points: Points, generation: Generation) -> "Ended":
@@ -64,6 +67,11 @@ class Ended:
             versions=[(card.version, card.weights_sha256, card.metrics, card.trained_rows) for card in cards],
             promotions=[tuple(row) for row in promotions],
             rows=points.rows("models", "version", "weights_sha256"),
+            quality=[
+                row
+                for row in points.rows("data_quality", "ingest", "measure", "field", "rows")
+                if (row[0] or "").startswith("generation-")
+            ],
         )
 
 
@@ -142,6 +150,12 @@ def test_a_killed_generation_that_is_taken_up_ends_as_an_undisturbed_one(
 
     nothing_new = generated(points, cause="schedule")
     assert (nothing_new.number, nothing_new.state, nothing_new.version) == (2, "unchanged", None), "an empty week"
+
+    points.label("maybe")
+    held = generated(points, cause="labels")
+    assert (held.state, held.step, held.version) == ("held", "quality", None), "a flood of wrong labels"
+    assert held.verdict is not None
+    assert "refused_labels of wrong_label is 1 over 500 rows, at most 0.5 is expected" in held.verdict
 
 
 def _forget_end(points: Points) -> None:

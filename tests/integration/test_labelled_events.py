@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 
 from batch_layer.console import PipelineConsole
+from batch_layer.label_quality import measure_generation
 from batch_layer.lineage import lineage
 from batch_layer.pipeline import run_pipeline
 from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
@@ -98,6 +99,13 @@ def prepared(bench: Bench) -> tuple[DataSet, list[PartitionPrepared]]:
     return told, shards
 
 
+def refused_shares(bench: Bench, generation: int) -> dict[str, tuple[float, int]]:
+    table = bench.spark.table(f"lake.{bench.name}.data_quality")
+    rows = table.where(f"ingest = 'generation-{generation}' AND measure = 'refused_labels'").collect()
+    assert len({row.field for row in rows}) == len(rows)
+    return {row.field: (row.value, row["rows"]) for row in rows}
+
+
 def test_each_wrong_label_and_event_is_refused_by_its_reason_and_the_others_count(bench: Bench) -> None:
     archive = Archive(bench)
     archive.events({f"event-{n}": n for n in range(20)})
@@ -131,6 +139,20 @@ def test_each_wrong_label_and_event_is_refused_by_its_reason_and_the_others_coun
     assert xs_of(bench, shards, "test").keys() == set(range(200, 210))
     payload = decode_payload(bench.store.get(payload_key(bench.name, dataset.id, "recent", 0)))
     assert sorted(payload["x"].to_pylist()) == [19, 100, 200]
+
+    of_all = measure_generation(bench.spark, bench.settings, bench.packed, dataset, 1, {})
+    assert not of_all
+    assert refused_shares(bench, 1) == {
+        "missing_label": (1 / 34, 34),
+        "wrong_label": (3 / 34, 34),
+        "from_the_future": (1 / 34, 34),
+        "unknown_event": (2 / 34, 34),
+    }
+    of_newest = [measure_generation(bench.spark, bench.settings, bench.packed, dataset, 2, {0: 29}) for _ in range(2)]
+    assert of_newest[0] == ["refused_labels of wrong_label is 0.6 over 5 rows, at most 0.5 is expected"]
+    assert refused_shares(bench, 2)["wrong_label"] == (3 / 5, 5), "measured again, it is kept once"
+    assert not measure_generation(bench.spark, bench.settings, bench.packed, dataset, 3, {0: 34})
+    assert not refused_shares(bench, 3), "an empty week has nothing to measure"
 
 
 def shards_of(bench: Bench, card: Card) -> set[tuple[str, int, str]]:

@@ -214,14 +214,15 @@ class QualityMeasure(BaseModel):
 
 
 class QualityMeasured(_LifecycleRecord):
-    """The quality of an ingest's new rows, or of a day's events, has been measured.
+    """The quality of an ingest's new rows, of a day's events, or of a generation's new labelled events was measured.
 
-    subject: `ingest` or `events`. day: which day's. ingest: the ingest's name. snapshot: where the rows are. broken:
+    subject: `ingest`, `events` or `generation`. day: which day's. ingest: the ingest's name, or `generation-` and its
+    number. snapshot: where the rows are. broken:
     the expectations that do not hold, in words. branch: where the new rows wait that break a hard one.
     """
 
     type: Literal["QualityMeasured"] = "QualityMeasured"
-    subject: Literal["ingest", "events"]
+    subject: Literal["ingest", "events", "generation"]
     day: date
     ingest: str | None = None
     snapshot: int | None = None
@@ -320,7 +321,7 @@ class GenerationStepped(_OfGeneration):
 
 
 class GenerationEnded(_OfGeneration):
-    """A generation is over. state: promoted, rejected, unchanged or failed. version: that it trained."""
+    """A generation is over. state: promoted, rejected, unchanged, held or failed. version: that it trained."""
 
     type: Literal["GenerationEnded"] = "GenerationEnded"
     state: str

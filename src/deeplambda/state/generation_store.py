@@ -22,7 +22,7 @@ from deeplambda.state import outbox
 from deeplambda.state.tables import GENERATIONS
 
 Cause = Literal["drift", "labels", "schedule", "person"]
-State = Literal["running", "promoted", "rejected", "unchanged", "failed"]
+State = Literal["running", "promoted", "rejected", "unchanged", "held", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,18 @@ def listed(connection: Connection, application: str, at_most: int = 20) -> list[
         .limit(at_most)
     )
     return [_generation(row._asdict()) for row in connection.execute(query)]
+
+
+def labels_judged(connection: Connection, application: str) -> dict[int, int]:
+    """By partition, the first label that no version which came to the gate has seen; none before the first such."""
+    at_the_gate = GENERATIONS.c.state.in_(("promoted", "rejected"))
+    query = (
+        select(GENERATIONS.c.label_offsets)
+        .where(GENERATIONS.c.application == application, at_the_gate)
+        .order_by(GENERATIONS.c.number.desc())
+        .limit(1)
+    )
+    return {int(partition): offset for partition, offset in (connection.scalar(query) or {}).items()}
 
 
 def begin(

@@ -236,7 +236,7 @@ GENERATIONS = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("cause", String(16), nullable=False, comment="drift, labels, schedule or person"),
     Column("why", Text, nullable=False),
-    Column("state", String(16), nullable=False, comment="running, promoted, rejected, unchanged or failed"),
+    Column("state", String(16), nullable=False, comment="running, promoted, rejected, unchanged, held or failed"),
     Column("step", String(16), nullable=False, comment="the one under way, or the last"),
     Column("attempts", Integer, nullable=False, comment="processes that have worked on it"),
     Column("started_at", UtcDateTime, nullable=False),
