@@ -4,8 +4,8 @@ A process of the views of its own follows an application that is there for this 
 the same rows into a table like theirs, by one statement: what MySQL can take, without Kafka, checks or upserts.
 
 Profile (2 cores, a row of ten scores, processor time of one row): 17 µs are checks and JSON (pydantic), 17 µs PyMySQL's
-text of the statement, 15 µs kafka-python, 7 µs what a row is made of. All hold Python's lock, so one process stores some
-16,000 rows a second however many writers it has; more would take more processes.
+text of the statement, 15 µs kafka-python, 7 µs what a row is made of. All hold Python's lock, so one process stores
+some 16,000 rows a second however many writers it has; more would take more processes.
 """
 
 import csv
