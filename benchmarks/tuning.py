@@ -53,7 +53,7 @@ class DigitSeen(Event):
 class Digits(Application):
     name = "{name}"
     event = DigitSeen
-    sources = (Source(split="train", objects=("train",)),)
+    sources = (Source(split="train", objects=("train",)), Source(split="test", objects=("test",)))
     objective = Classification(classes="0123456789")
     metrics = ("accuracy",)
     hyperparameters = dict(
@@ -125,7 +125,11 @@ def _put(settings: Settings, application: str, training: Rows, validation: Rows)
     """Put the rows on S3 as a prepared data set; its id."""
     store, dataset = ObjectStore(settings), uuid4().hex[:16]
     with Publisher(settings) as publisher:
-        for split, rows in (("train", training), ("validation", validation)):
+        for split, rows in (
+            ("train", training),
+            ("validation", validation),
+            ("test", validation),
+        ):  # test: as a data set has one
             shard = write_shard({name: each.numpy() for name, each in rows.features.items()}, rows.labels_N.numpy())
             key = shard_key(application, dataset, split, 0)
             store.put(key, shard)
