@@ -125,11 +125,7 @@ def _put(settings: Settings, application: str, training: Rows, validation: Rows)
     """Put the rows on S3 as a prepared data set; its id."""
     store, dataset = ObjectStore(settings), uuid4().hex[:16]
     with Publisher(settings) as publisher:
-        for split, rows in (
-            ("train", training),
-            ("validation", validation),
-            ("test", validation),
-        ):  # test: as a data set has one
+        for split, rows in {"train": training, "validation": validation, "test": validation}.items():
             shard = write_shard({name: each.numpy() for name, each in rows.features.items()}, rows.labels_N.numpy())
             key = shard_key(application, dataset, split, 0)
             store.put(key, shard)
