@@ -21,7 +21,7 @@ demo: $(READY) ## The whole loop on handwritten digits: from files on S3 to live
 story: $(READY) ## The closed loop: drift, a new generation, wrong labels and the way back, on a stack of its own
 	$(BIN)/python -m examples.story
 
-story-fraud: $(READY) ## Weeks of card payments: a generation a week, beside a model that was never retrained
+story-fraud: $(READY) ## Weeks of card payments: a generation a week, beside a model that was never retrained; needs DEEPLAMBDA_TRANSACTIONS_DIR
 	$(BIN)/python -m examples.fraud_story
 
 up: $(READY) ## Start the local stack

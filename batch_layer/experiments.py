@@ -158,7 +158,8 @@ class _Followed:
         for record in records:
             with suppress(ValidationError):
                 if self.experiment.kind == "canary":
-                    rows += self._of_canary(Prediction.model_validate_json(record.value or b""))
+                    made = Prediction.model_validate_json(record.value or b"")
+                    rows += [] if made.replayed else self._of_canary(made)
                     continue
                 found = SHADOW_RECORD.validate_json(record.value or b"")
                 if found.experiment == self.experiment.number:

@@ -34,7 +34,7 @@ from batch_layer.label_quality import measure_generation
 from batch_layer.lake_rows import append_verdicts
 from batch_layer.news import News
 from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
-from batch_layer.prepare import DataSet, data_set
+from batch_layer.prepare import DataSet, data_set, is_current
 from batch_layer.shadow_step import shadowed
 from batch_layer.triggers import MAX_ATTEMPTS, Due
 from deeplambda.adapters.kafka import Publisher
@@ -162,7 +162,7 @@ class _Work:
 
     def run(self, generation: Generation) -> Generation:
         generation = self._step(generation, "collect")
-        if generation.data is None:
+        if generation.data is None or not is_current(self._packed, _Data.model_validate(generation.data).dataset):
             generation = self._pinned(generation)
         data = _Data.model_validate(generation.data)
         generation = self._step(generation, "quality")

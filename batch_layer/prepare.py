@@ -124,6 +124,11 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
     )
 
 
+def is_current(packed: PackedApplication, dataset: DataSet) -> bool:
+    """Whether this code would still make the same shards of the rows: a data set may have been pinned by another."""
+    return dataset.id == _id(packed, dataset.snapshot, dataset.shard_rows, dataset.labelled_events)
+
+
 def _id(packed: PackedApplication, snapshot: int, shard_rows: int, found: LabelledEvents | None) -> str:
     identity = f"{packed.name}/{packed.code_version}/{snapshot}/{shard_rows}/{SHARD_FORMAT}"
     if found is not None and found.events:

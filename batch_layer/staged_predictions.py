@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 from sqlalchemy import Engine
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import read_snapshot, snapshot_size
+from deeplambda.adapters.lake import current_snapshot, read_snapshot, snapshot_size
 from deeplambda.clock import now
 from deeplambda.errors import BadInput, Conflict
 from deeplambda.records.predictions import SEEN_SCHEMA
@@ -60,7 +60,7 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or issubclass(kind, (BadInput, Conflict)):  # not NotReady, nor Spark's
-            self._clear()
+            self._clear(f"recomputation = '{self._recomputation}'")
 
     def pinned(self) -> int | None:
         """The snapshot of the archive that a run like this one had pinned, which was broken off; None without one."""
@@ -100,18 +100,21 @@ class Staging:
                 writer = staged.writeTo(self._table).option("distribution-mode", "none")
                 writer.option("fanout-enabled", "true").append()
         progress(len(spans), len(spans))
-        staged_events = sum(each.events for each in self._of_run(self._staged(), pinned))
-        if staged_events != rows:
+        # Of one snapshot, and this run's alone: a run that has lost its lock unawares may write beside the next one.
+        at = current_snapshot(self._spark, self._table)
+        of_run = (F.col("recomputation") == self._recomputation) & (F.col("events_snapshot") == pinned)
+        staged = read_snapshot(self._spark, self._table, at).where(of_run)  # type: ignore[arg-type]  # it has rows
+        if (staged_events := staged.count()) != rows:
             raise Conflict(
                 f"{self._table} holds {staged_events:,} events of the archive's {rows:,}: another run wrote there",
                 "run it again",
             )
-        return self._spark.table(self._table).select(SEEN_SCHEMA.names)
+        return staged.select(SEEN_SCHEMA.names)
 
-    def _clear(self) -> None:
-        """Remove all that is staged, by whichever run."""
+    def _clear(self, rows: str = "true") -> None:
+        """Remove what is staged, by whichever run, or what meets a condition."""
         if self._staged():
-            _clear(self._spark, self._table)
+            _clear(self._spark, self._table, rows)
 
     def _staged(self) -> list[_Span]:
         rows = self._spark.sql(f"SELECT partition.*, record_count FROM {self._table}.partitions").collect()
@@ -153,9 +156,9 @@ def remove_abandoned(
     return int(left.events)
 
 
-def _clear(spark: SparkSession, table: str) -> None:
-    """Remove all rows of a table, and their files."""
-    spark.sql(f"DELETE FROM {table}")
+def _clear(spark: SparkSession, table: str, rows: str = "true") -> None:
+    """Remove rows of a table, and their files. rows: which, as SQL."""
+    spark.sql(f"DELETE FROM {table} WHERE {rows}")
     name, at = table.removeprefix("lake."), f"TIMESTAMP '{now():%Y-%m-%d %H:%M:%S.%f}'"
     spark.sql(f"CALL lake.system.expire_snapshots(table => '{name}', older_than => {at}, retain_last => 1)")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from kafka import KafkaConsumer
 from pydantic import ValidationError
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.dialects.mysql.pymysql import dialect as mysql_dialect
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
@@ -64,7 +64,8 @@ def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
     """Write predictions in one transaction; returns how many it took. Raises: NotReady.
 
     Left out are those that the union view shows from the batch view; one that only a newer horizon has absorbed is not
-    there to be seen until the gateway shows that horizon.
+    there to be seen until the gateway shows that horizon. What was scored again only replaces a row: without one, its
+    event was withdrawn meanwhile.
     """
     with mysql.mysql_errors(), engine.begin() as connection:
         horizons = {name: shown_horizon(connection, name) for name in {each.application for each in predictions}}
@@ -73,10 +74,18 @@ def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
             _row(each, stored_at)
             for each in predictions
             if not horizons[each.application].absorbed(each.kafka_partition, each.kafka_offset)
+            and not (each.replayed and _has_no_row(connection, each))
         ]
         if rows:
             connection.exec_driver_sql(_STATEMENT, rows)
     return len(rows)
+
+
+def _has_no_row(connection: Connection, prediction: Prediction) -> bool:
+    """Whether its event has none; one that it has stays until the transaction ends."""
+    table = REALTIME_PREDICTIONS.c
+    of_event = (table.application == prediction.application) & (table.event_id == prediction.event_id)
+    return connection.scalar(select(table.event_id).where(of_event).with_for_update()) is None
 
 
 def run(

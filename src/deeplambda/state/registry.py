@@ -186,8 +186,9 @@ def history(connection: Connection, application: str, limit: int | None = None) 
 def promote(engine: Engine, application: str, version: int, decision: Decision = Decision()) -> ModelPromoted | None:
     """Make `version` the champion; None when it is already. Raises: BadInput, Conflict."""
     with mysql_errors(), engine.begin() as connection:
-        card = published_card(connection, application, version)
+        # First, for what is read later is as it was at the first reading that locks nothing.
         previous = connection.scalar(_last_promotion(application).with_for_update())
+        card = published_card(connection, application, version)
         if previous == version:
             return None
         if decision.experiment is not None:
