@@ -47,6 +47,8 @@ from deeplambda.state.versions import load_code
 
 CONTROLS = 4
 """As many events of the champion's are compared with a canary's as it has, times this: more would say little more."""
+LABELS_AT_MOST = 200_000
+"""Of an experiment that has no limit of its own."""
 CANARY_FAILURES = 3
 """Requests that a canary had no answer to, after which it ends."""
 _LOOK_S = 1.0
@@ -242,7 +244,7 @@ class _Followed:
             self._end("failed", f"{known.failed} requests had no answer of it, the last: {known.failure}")
         elif known.until_decided and (decided := decision(known, self._criterion)) is not None:
             self._decide(*decided)
-        elif (known.labels_limit and known.labelled >= known.labels_limit) or (known.until and now() >= known.until):
+        elif known.labelled >= (known.labels_limit or LABELS_AT_MOST) or (known.until and now() >= known.until):
             said = in_words(known.comparison) if known.comparison else "no label has come"
             self._end("undecided", f"its labels do not tell: {said}")
 

@@ -39,7 +39,7 @@ from deeplambda.records.predictions import Prediction
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import REFERENCE, Card, artefact_key
-from deeplambda.state.tables import DRIFT_WINDOWS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
+from deeplambda.state.tables import DRIFT_WINDOWS, LABEL_LIMIT, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from deeplambda.state.versions import load_code
 
 GROUP = "deeplambda.drift"
@@ -54,6 +54,7 @@ _POLL_ROWS = 200
 _LOOK_EVERY_S = 5.0
 _WINDOWS_BEHIND = 20
 _WINDOWS_KEPT = 2_000
+_ID_LIMIT = 128  # as of an event's
 _LABELS_WAITING, _LABEL_ATTEMPTS = 10_000, 5
 
 _log = logging.getLogger(__name__)
@@ -331,7 +332,7 @@ def _columns(champion: _Champion, what: What, seen: Sequence[Seen]) -> dict[str,
 
 
 def label_of(record: Any) -> Label | None:
-    """The label in a record; None where there is none."""
+    """The label in a record; None where there is none, or one that is too long to be of any event."""
     try:
         given = from_json(record.value or b"")
     except ValueError:
@@ -339,7 +340,8 @@ def label_of(record: Any) -> Label | None:
     if not isinstance(given, dict) or given.get("label") is None:
         return None
     event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
-    return Label(str(event_id), str(given["label"])) if event_id else None
+    label = Label(str(event_id), str(given["label"]))
+    return label if 0 < len(label.event_id) <= _ID_LIMIT and len(label.label) <= LABEL_LIMIT else None
 
 
 def _judged(row: Row[Any], label: str) -> tuple[bool, float | None]:

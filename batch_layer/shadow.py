@@ -155,7 +155,7 @@ class Shadow:
         for record in records:
             with suppress(ValidationError):
                 prediction = Prediction.model_validate_json(record.value or b"")
-                if prediction.model_version == self._experiment.champion:
+                if prediction.model_version == self._experiment.champion and not prediction.replayed:
                     made.append(prediction)
         return made
 

@@ -7,8 +7,8 @@ After `FAILURES` such requests in a row it is asked no more, and Kafka is told o
 """
 
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +34,9 @@ from speed_layer.model_service.turns import Turns
 FAILURES = 3
 ANSWERS_WITHIN_S = 1.0
 """What it does not answer over REST by then, the champion does; the stream sets its own time."""
+BATCH_WITHIN_S = 2.0
+"""The same of features that a client sends to the candidate itself, as the stream does."""
+_FAILURES_KEPT = 1_000
 
 _RECORD: TypeAdapter[ExperimentStarted | ExperimentEnded] = TypeAdapter(
     Annotated[ExperimentStarted | ExperimentEnded, Field(discriminator="type")]
@@ -85,7 +88,7 @@ class CanaryWatch:
         self._settings, self._on_pass, self._store = settings, on_pass, ObjectStore(settings)
         self._wanted: dict[str, ExperimentStarted] = {}
         self._passes: dict[str, Passes] = {}  # by application, for one canary after the other
-        self._failures: queue.SimpleQueue[ChallengerFailed] = queue.SimpleQueue()
+        self._failures: deque[ChallengerFailed] = deque(maxlen=_FAILURES_KEPT)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="canaries", daemon=True)
 
@@ -108,10 +111,10 @@ class CanaryWatch:
                         for record in (record for batch in polled.values() for record in batch):
                             self._read(record.value)
                         self._load_wanted()
-                        while not self._failures.empty():
-                            failed = self._failures.get()
-                            out.send(topics.LIFECYCLE, failed.application, failed)
+                        while self._failures:
+                            out.send(topics.LIFECYCLE, self._failures[0].application, self._failures[0])
                             out.flush()
+                            self._failures.popleft()
             except (DeepLambdaError, KafkaError) as exc:
                 _log.warning("cannot follow experiments: %s", exc)
             except Exception:  # whatever it is: no experiment would ever end without this thread
@@ -141,7 +144,7 @@ class CanaryWatch:
             except NotReady as exc:
                 _log.warning("canary %s/%d not loaded yet: %s", name, started.version, exc)
                 continue
-            except Exception as exc:  # the candidate's own code may raise anything
+            except BaseException as exc:  # the candidate's own code may raise anything
                 _log.exception("canary %s/%d not loaded", name, started.version)
                 for _ in range(FAILURES):
                     self._failed(started, f"it could not be loaded: {type(exc).__name__}: {exc}")
@@ -159,7 +162,7 @@ class CanaryWatch:
 
     def _failed(self, started: ExperimentStarted, reason: str) -> None:
         _log.warning("canary %s/%d had no answer: %s", started.application, started.version, reason)
-        self._failures.put(
+        self._failures.append(
             ChallengerFailed(
                 application=started.application,
                 number=started.number,

@@ -52,6 +52,7 @@ LONGEST_PASS_S = 0.05
 _AS_QUICK = 1.05  # a smaller pass is better if its rows take at most so many times as long
 _CPU = torch.device("cpu")
 _TRIAL_ROWS = 32  # twice that is the largest pass
+_tracing = threading.Lock()  # warnings are caught for the whole process, and each application loads in its own thread
 
 # A request's features are a read-only view of its body, and no model writes to its input.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -197,7 +198,7 @@ def _traced(model: nn.Module, trial: Tensors) -> Callable[..., Tensor]:
     given: dict[str, Any] = {"example_kwarg_inputs": trial}
     if set(trial) == {SINGLE}:
         given = {"example_inputs": trial[SINGLE]}
-    with warnings.catch_warnings(record=True) as warned:
+    with _tracing, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             traced: Callable[..., Tensor] = torch.jit.trace(  # type: ignore[no-untyped-call]

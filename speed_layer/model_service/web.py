@@ -13,14 +13,14 @@ from pydantic_core import from_json, to_json
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.application import Event
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict, InvalidEvent
+from deeplambda.errors import BadInput, Conflict
 from deeplambda.objective import Predictions
 from deeplambda.records.experiments import CANARY_HEADER
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import result_of
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader, aside
-from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, RunningCanary
+from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, BATCH_WITHIN_S, RunningCanary
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.devices import cpu_share
 from speed_layer.model_service.extensions import NAMES, extensions
@@ -164,7 +164,10 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             header, wanted = request.headers.get(oip.HEADER_LENGTH), champion.card.features
             passes[name].check_room()
             asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
-            job = Job(champion, asked.features, decodes=asked.decodes, until=deadline(asked.timeout_us))
+            until = deadline(asked.timeout_us)
+            if canary is not None:
+                until = min(until, time.monotonic() + BATCH_WITHIN_S)
+            job = Job(champion, asked.features, decodes=asked.decodes, until=until)
             scored = score(name, job, canary)
         classes, number = getattr(champion.application.objective, "classes", ()), champion.card.version
         reply, headers = aside(
@@ -233,8 +236,8 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             return None
         schema, until = canary.candidate.application.event, time.monotonic() + ANSWERS_WITHIN_S
         try:
-            theirs = decode_instances(body, schema, limit_bytes=settings.event_limit_bytes)
-        except InvalidEvent as exc:  # of what the champion's code takes
+            theirs = aside(lambda: decode_instances(body, schema, limit_bytes=settings.event_limit_bytes), len(body))
+        except Exception as exc:  # of what the champion's code takes
             canary.failed(exc)
             return None
         try:

@@ -38,6 +38,8 @@ RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.
 _PATIENCE_S = 60.0
 _log = logging.getLogger(__name__)
 _FIRST_PASS_ROWS = 64
+_CANDIDATE_WITHIN_S, _CANDIDATE_RESTS_S = 2.0, 30.0
+"""What a canary's candidate takes longer for the champion answers; after a failure it is not asked for a while."""
 _PASS_BYTES = 32 * 1024 * 1024
 """Of features that are held at once: an event of a few bytes may become a large tensor."""
 
@@ -56,6 +58,7 @@ class Scorer:
         self._client = ModelClient(settings, name)
         self._code = ChampionCode(settings, name, self._client, patience_s=_PATIENCE_S)
         self._candidate: Candidate | None = None
+        self._rests_until_s = 0.0
         self._pass_rows = _FIRST_PASS_ROWS
         self.hops_ms: defaultdict[str, float] = defaultdict(float)
 
@@ -104,15 +107,17 @@ class Scorer:
         """The records of what a canary's candidate has answered, and what is left; all of it while none runs."""
         canary = None if self._replays else self._client.canary
         taken = [n for n, event in enumerate(admitted.events_N) if canary.takes(event.event_id)] if canary else []
-        if canary is None or not taken:
+        if canary is None or not taken or time.monotonic() < self._rests_until_s:
             return [], admitted
         try:
             if self._candidate is None or self._candidate.canary != canary:
                 self._candidate = Candidate(self._settings, self._name, canary)
             records = self._candidate.records([rows[admitted.rows_N[n]] for n in taken])
         except NotReady:  # a store is away, which is not the candidate's fault
+            self._rests_until_s = time.monotonic() + _CANDIDATE_RESTS_S
             return [], admitted
-        except Exception as exc:  # whatever a candidate's code does, the champion answers these too
+        except (Exception, SystemExit) as exc:  # whatever a candidate's code does, the champion answers these too
+            self._rests_until_s = time.monotonic() + _CANDIDATE_RESTS_S
             _log.warning("canary %s/%d: %s", self._name, canary.version, exc)
             failed = ChallengerFailed(
                 application=self._name,
@@ -158,7 +163,12 @@ class Candidate:
         store = ObjectStore(settings)
         self.canary, self._settings, self._name = canary, settings, name
         self._featurizer = load_code(store, settings, fetch_card(store, name, canary.version)).featurizer
-        self._client = ModelClient(settings, name, version=canary.version, patience_s=0, read_timeout_s=2)
+        application = self._featurizer.application
+        limit_s = min(application.transform_limit_s, _CANDIDATE_WITHIN_S)
+        application.transform_limit_s = limit_s  # type: ignore[misc]  # of this instance, which nobody else has
+        self._client = ModelClient(
+            settings, name, version=canary.version, patience_s=0, read_timeout_s=_CANDIDATE_WITHIN_S
+        )
 
     def records(self, rows: list[dict[str, Any]]) -> dict[int, Record]:
         """By position, the records of what it has answered; none where the service asks it no more.
@@ -166,11 +176,11 @@ class Candidate:
         Raises: BadFeatures where its code has no features for an event that the champion's code takes.
         """
         keyed = [(row["key"], row["value"]) for row in rows]
-        admitted = admit(self._featurizer, keyed, limit_bytes=self._settings.event_limit_bytes)
+        admitted = admit(self._featurizer, keyed, limit_bytes=self._settings.event_limit_bytes, within_s=0)
         if admitted.refused:
             raise admitted.refused[0][1]
         try:
-            return scored(self._client, self._name, self._featurizer, rows, admitted)[0]
+            return scored(self._client, self._name, self._featurizer, rows, admitted, within_s=0)[0]
         except BadInput:  # the canary has ended, or the service has told of the failure
             return {}
 
@@ -183,15 +193,19 @@ def scored(
     admitted: Admitted,
     *,
     replayed: bool = False,
+    within_s: float = math.inf,
 ) -> tuple[dict[int, Record], dict[int, BadInput], float]:
     """By position of what was admitted, records of predictions, and why there is none; and how long the model took, in
-    ms. Raises: as `ModelClient.predict`, but for rows that the model has no answer to."""
+    ms. within_s: how long rows that the model has no answer to are looked for.
+
+    Raises: as `ModelClient.predict`, but for those rows; TooManyRefused when they are not found in time.
+    """
     started = time.perf_counter()
     found = halved(
         lambda piece: client.predict(chosen(admitted.features, piece), featurizer.id),
         len(admitted.events_N),
         InvalidEvent,
-        within_s=math.inf,
+        within_s=within_s,
     )
     inference_ms = (time.perf_counter() - started) * 1e3
     refused: dict[int, BadInput] = dict(found.refused)

@@ -130,7 +130,7 @@ class Loop(threading.Thread):
             self.status.alive()
 
 
-def in_one_line(exc: Exception) -> str:
+def in_one_line(exc: BaseException) -> str:
     """What an exception says, without its traceback."""
     message = exc.message if isinstance(exc, DeepLambdaError) else f"{type(exc).__name__}: {exc}"
     return " ".join(message.split())[:300]
