@@ -208,7 +208,16 @@ def _traced(model: nn.Module, trial: Tensors) -> Callable[..., Tensor]:
             faithful = _deviation(partial(call, traced), one, call(model, one)) <= EXACT
         except Exception:  # whatever a user's model does that tracing does not know
             return model
-    return traced if faithful and not any(issubclass(each.category, TracerWarning) for each in warned) else model
+    if not faithful or any(issubclass(each.category, TracerWarning) for each in warned):
+        return model
+
+    def run(*tensors: Tensor, **named: Tensor) -> Tensor:
+        try:
+            return traced(*tensors, **named)
+        except RuntimeError:  # the model itself says in its own words what it does not take
+            return model(*tensors, **named)  # type: ignore[no-any-return]
+
+    return run
 
 
 def _deviation(forward: Forward, trial: Tensors, expected: Tensor) -> float:

@@ -122,6 +122,13 @@ def test_a_model_that_decides_in_python_still_decides(by_rows: bool) -> None:
         assert np.array_equal(path({"features": given}), model(torch.from_numpy(given)).numpy())
 
 
+def test_a_model_says_in_its_own_words_what_it_does_not_take() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten())
+    path = fast_path(model, {"features": np.zeros((64, 3), np.int64)}, name="words/1", decides=False)
+    with pytest.raises(IndexError, match="out of range"):
+        path({"features": np.full((2, 3), 11)})
+
+
 def test_ids_are_never_rounded() -> None:
     model = WordsAndAge().eval()
     kept = {"words": np.array([[3, 1]] * 8), "age": np.ones((8, 1), np.float32)}
