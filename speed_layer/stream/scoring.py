@@ -38,7 +38,7 @@ RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.
 _PATIENCE_S = 60.0
 _log = logging.getLogger(__name__)
 _FIRST_PASS_ROWS = 64
-_CANDIDATE_WITHIN_S, _CANDIDATE_RESTS_S = 2.0, 30.0
+_CANDIDATE_WITHIN_S, _CANDIDATE_RESTS_S = 2.0, 10.0
 """What a canary's candidate takes longer for the champion answers; after a failure it is not asked for a while."""
 _PASS_BYTES = 32 * 1024 * 1024
 """Of features that are held at once: an event of a few bytes may become a large tensor."""

@@ -13,7 +13,7 @@ import pytest
 from pydantic_core import from_json
 
 from batch_layer.experiment_commands import begin
-from batch_layer.experiments import follow
+from batch_layer.experiments import CANARY_FAILURES, follow
 from batch_layer.gate import promote
 from batch_layer.publish import publish_run
 from batch_layer.shadow_step import shadowed
@@ -29,6 +29,7 @@ from deeplambda.records.verdict import Verdict
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state import experiment_store, generation_store, registry
 from deeplambda.state.experiment_store import Experiment
+from speed_layer.stream import scoring
 from speed_layer.stream.scoring import Scorer
 from tests.integration.blobs import CENTRES, blobs, lifecycle, prepared_data_set, train_blobs
 from tests.integration.own_model_service import OwnService
@@ -246,12 +247,16 @@ def test_a_canary_answers_its_share_by_event_id_alike_in_the_stream_and_over_res
     assert live.predict(*[{"point": point}] * 20) == [BAD] * 20, "without an id it is the champion's"
 
 
-def test_a_canary_that_has_no_answers_costs_no_event_its_own_and_ends(live: Live) -> None:
+def test_a_canary_that_has_no_answers_costs_no_event_its_own_and_ends(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_CANDIDATE_RESTS_S", 0.0)
     live.begin(BROKEN, "canary")
     assert live.asks(BROKEN)
     assert live.predict({"event_id": "quick", "point": [0.0, 2.0, 0.0, 0.0]}) == [BROKEN]
-    made = live.send(20, labels=False, last=_NO_ANSWER)
-    assert [each["model_version"] for each in made] == [BAD] * 20
+    for _ in range(CANARY_FAILURES):
+        made = live.send(20, labels=False, last=_NO_ANSWER)
+        assert [each["model_version"] for each in made] == [BAD] * 20
     ended = live.until(lambda each: each.state != "running")
     assert ended.state == "failed"
     assert "not finite" in str(ended.reason)
