@@ -289,6 +289,7 @@ The stack is up; see for yourself:
   {ours} sql "SELECT label, predict_digits(image) AS says FROM lake.digits.examples WHERE split = 'test' LIMIT 5"
   {ours} model list digits
   curl http://127.0.0.1:{port_of(settings.model_url)}/v2/models/digits
+  http://127.0.0.1:{port_of(settings.query_url)} in a browser
   {down}
 """,
         soft_wrap=True,
