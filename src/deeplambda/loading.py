@@ -111,10 +111,11 @@ def deployed_code_version(name: str, settings: Settings) -> str:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
+    within = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(piece == "__pycache__" or piece.startswith(".") for piece in path.parts)
+        relative.as_posix(): path.read_bytes()
+        for relative, path in within.items()
+        if not any(piece == "__pycache__" or piece.startswith(".") for piece in relative.parts)
     }
 
 

@@ -158,6 +158,15 @@ def test_equal_code_has_one_version_and_changed_code_another(settings: Settings,
     assert packed.load().name == changed.load().name == "digits"
 
 
+def test_an_application_may_lie_in_a_hidden_folder_and_what_it_hides_is_not_packed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".local" / "digits"
+    shutil.copytree(EXAMPLES / "digits", folder)
+    (folder / ".env").write_text("PASSWORD=secret")
+    assert pack_application(str(folder), settings).code_version == pack_application("digits", settings).code_version
+
+
 def test_a_packed_application_survives_pickling(settings: Settings) -> None:
     packed = pack_application("digits", settings)
     assert pickle.loads(pickle.dumps(packed)).load().event.__name__ == "DigitDrawn"
