@@ -28,7 +28,7 @@ from rich.bar import Bar
 from rich.table import Table
 from scipy.stats import ttest_rel
 from sklearn.metrics import average_precision_score
-from sqlalchemy import func, select
+from sqlalchemy import Integer, func, select, type_coerce
 
 from batch_layer.recompute import answered
 from deeplambda.adapters import mysql
@@ -129,7 +129,7 @@ def main(
         "DEEPLAMBDA_APPLICATIONS": to_json([APPLICATION]).decode(),
         "DEEPLAMBDA_APPLICATIONS_DIR": str(applications),
     }
-    with fresh_stack(place, "archive", "stream", "views", **environment) as settings:
+    with fresh_stack(place, "archive", "model", "stream", "views", **environment) as settings:
         story = Story(settings)
         first = _told(story, payments, weeks)
         _shown(story, payments, first)
@@ -264,7 +264,9 @@ def _shown(story: Story, payments: Payments, first: int) -> None:
     )
     windows = DRIFT_WINDOWS.c
     with mysql.engine(settings, "platform").connect() as connection:
-        counted = select(windows.what, func.count().label("all"), func.sum(windows.drifted).label("alarms"))
+        counted = select(
+            windows.what, func.count().label("all"), func.sum(type_coerce(windows.drifted, Integer)).label("alarms")
+        )
         for row in connection.execute(counted.group_by(windows.what)):
             story.tell(f"drift of {row.what}: an alarm stood in {row.alarms} of {row.all} windows")
 
