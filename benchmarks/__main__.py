@@ -7,28 +7,31 @@ Exit status 1 when a benchmark could not be measured. A missed aim is a result l
 
 import importlib
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from rich.console import Console
 
-from benchmarks.own_stack import own_stack
+from benchmarks.own_stack import STORES, own_stack
 from benchmarks.ratio import Ratio, table
 
-MODULES = (
-    "stream_throughput",
-    "stream_latency",
-    "stream_backlog",
-    "views",
-    "model_service",
-    "serving_peers",
-    "training",
-    "recomputation",
-    "horizon",
-    "upkeep",
-    "tuning",
-    "rollback",
-)
-"""Each has `measure()`, which returns one `Ratio` or several."""
+SERVING = (*STORES, "model")
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "stream_throughput": (),
+    "stream_latency": (),
+    "stream_backlog": (),
+    "views": (),
+    "model_service": SERVING,
+    "serving_peers": SERVING,
+    "training": (),
+    "recomputation": (),
+    "horizon": (),
+    "upkeep": (),
+    "tuning": (),
+    "rollback": (),
+}
+"""By name, the parts of the stack that run beside it, of which () are all. Each has `measure()`, which returns one
+`Ratio` or several."""
 
 
 def main() -> int:
@@ -43,13 +46,14 @@ def main() -> int:
         return 2
     ratios: list[Ratio] = []
     unmeasured: dict[str, str] = {}
-    with own_stack():
-        for name in chosen:
-            try:
-                with console.status(f"measuring {name}"):
-                    ratios += _measured(name)
-            except Exception as exc:  # one benchmark's trouble should not hide the others' ratios
-                unmeasured[name] = f"{type(exc).__name__}: {exc}"
+    for parts in dict.fromkeys(MODULES[name] for name in chosen):
+        with own_stack(*parts):
+            for name in (name for name in chosen if MODULES[name] == parts):
+                try:
+                    with console.status(f"measuring {name}"):
+                        ratios += _measured(name)
+                except Exception as exc:  # one benchmark's trouble should not hide the others' ratios
+                    unmeasured[name] = f"{type(exc).__name__}: {exc}"
     console.print(table(ratios))
     for name, reason in unmeasured.items():
         console.print(f"[red]{name} was not measured[/red]: {reason}", highlight=False)

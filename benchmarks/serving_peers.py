@@ -1,8 +1,9 @@
 """Single events as JSON against LitServe and Ray Serve: requests a second and p99, from 1 to 256 clients.
 
 All three serve the champion of digits on this machine (`benchmarks.peers`), with one PyTorch thread and batching on.
-They run at the same time and wrk (`benchmarks.load`) asks them in turn, so that what else the machine does slows all of
-them. Where any of them refuses a request nothing has been measured.
+Ours and one peer run at a time, and wrk (`benchmarks.load`) asks them in turn, so that what else the machine does slows
+both of them. Of the platform's stack only the stores run beside. Where any of them refuses a request nothing has been
+measured.
 """
 
 import contextlib
@@ -34,30 +35,29 @@ def measure() -> list[Ratio]:
     """The ratios for each peer and number of clients, on the stack that runs."""
     image = b64encode(np.random.default_rng(0).integers(0, 256, 784, np.uint8).tobytes()).decode()
     body = {"instances": [{"image": image}]}
-    with contextlib.ExitStack() as running:
-        urls = {"ours": f"{load_settings().model_url}/v1/models/digits:predict"}
-        urls |= {name: running.enter_context(_peer(name)) for name in PEERS}
-        for url in urls.values():
-            load(url, body, clients=8, seconds=2)  # caches and threads are as they will be
-        found = {
-            clients: [
-                {name: load(url, body, clients=clients, seconds=ROUND_S) for name, url in urls.items()}
-                for _ in range(ROUNDS)
-            ]
-            for clients in CLIENTS
-        }
-    if refused := [name for rounds in found.values() for each in rounds for name, one in each.items() if one.refused]:
-        raise ValueError(f"{refused[0]} refused requests or broke connections")
-    return [ratio for clients, rounds in found.items() for peer in PEERS for ratio in _ratios(clients, peer, rounds)]
+    ours, ratios = f"{load_settings().model_url}/v1/models/digits:predict", list[Ratio]()
+    for name in PEERS:
+        with _peer(name) as url:
+            for each in (ours, url):
+                load(each, body, clients=8, seconds=2)  # caches and threads are as they will be
+            for clients in CLIENTS:
+                rounds = [
+                    tuple(load(each, body, clients=clients, seconds=ROUND_S) for each in (ours, url))
+                    for _ in range(ROUNDS)
+                ]
+                if any(one.refused for both in rounds for one in both):
+                    raise ValueError(f"ours or {PEERS[name]} refused requests or broke connections")
+                ratios += _ratios(clients, name, rounds)
+    return ratios
 
 
-def _ratios(clients: int, peer: str, rounds: list[dict[str, Load]]) -> Iterator[Ratio]:
+def _ratios(clients: int, peer: str, rounds: list[tuple[Load, ...]]) -> Iterator[Ratio]:
     """The medians over the rounds of both ratios."""
     for what, unit, aim, higher in (
         ("requests_s", "requests/s", AIM, True),
         ("p99_ms", "ms p99", AIM_P99, False),
     ):
-        ours, theirs = ([getattr(each[name], what) for each in rounds] for name in ("ours", peer))
+        ours, theirs = ([getattr(one, what) for one in ones] for ones in zip(*rounds, strict=True))
         yield Ratio(
             name=f"single events, {clients} clients",
             value=statistics.median(one / other for one, other in zip(ours, theirs, strict=True)),
