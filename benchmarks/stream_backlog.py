@@ -70,7 +70,7 @@ def _drained_rows_per_s(settings: Settings, backlog: str, slots: int) -> float:
     results = topics.predictions("digits")
     before = sum(end_offsets(settings, results).values())
     with TemporaryDirectory() as checkpoint:
-        router = Router(settings, "digits", backlog)
+        router = Router(spark, settings, "digits", backlog)
         started_s = time.perf_counter()
         query = (
             events(spark, settings, backlog, "earliest")
