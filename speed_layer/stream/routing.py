@@ -7,10 +7,11 @@ records from Kafka itself, a few MiB at a time; a backlog is divided among all w
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from itertools import chain, cycle
+from typing import TypeVar
 
 from pydantic_core import from_json
 from pyspark.sql import DataFrame, SparkSession
@@ -22,7 +23,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
 from speed_layer.stream.costs import FIRST_ROWS, Costs, next_limit
-from speed_layer.stream.scoring import RECORDS, Record, Scorer, scoring
+from speed_layer.stream.scoring import RECORDS, Scorer, scoring
 
 DRIVER_BYTES = 32 * 1024 * 1024
 """What the driver takes of large events at most, by the size of the first ones: workers decode them side by side."""
@@ -32,6 +33,8 @@ AT_ONCE = 2
 
 Ranges = Mapping[int, tuple[int, int]]
 """By partition, the first offset and the one after the last."""
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 class Router:
@@ -85,7 +88,8 @@ class Router:
         first = next(chunks, [])
         if _mean_bytes(first) * rows > DRIVER_BYTES:
             return False
-        with closing(self._scored(chain([first], chunks))) as scored:
+        calls = [scorer.records for scorer in self._scorers]
+        with closing(in_turn(self._threads, calls, chain([first], chunks))) as scored:
             for records in scored:
                 with _timed(hops_ms, "publish"):
                     for record in records:
@@ -107,19 +111,6 @@ class Router:
                 return
             yield chunk
 
-    def _scored(self, chunks: Iterator[list[Row]]) -> Generator[list[Record], None, None]:
-        """What becomes of one chunk after another."""
-        under_way: deque[Future[list[Record]]] = deque()
-        try:
-            for chunk, scorer in zip(chunks, cycle(self._scorers)):
-                under_way.append(self._threads.submit(scorer.records, chunk))
-                if len(under_way) == AT_ONCE:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            wait(under_way)  # for a scorer is for one thread at a time
-
     def _on_workers(self, batch: DataFrame) -> None:
         self.hops_ms = {}
         slots = batch.sparkSession.sparkContext.defaultParallelism
@@ -132,6 +123,21 @@ class Router:
             .option("kafka.acks", "all")
             .save()
         )
+
+
+def in_turn(threads: Executor, calls: Sequence[Callable[[T], R]], items: Iterable[T]) -> Generator[R, None, None]:
+    """What each call in its turn makes of an item, in the items' order. As many are under way as there are calls, each
+    on one item; once the generator is closed, or a call has raised, none is."""
+    under_way: deque[Future[R]] = deque()
+    try:
+        for item, call in zip(items, cycle(calls), strict=False):
+            under_way.append(threads.submit(call, item))
+            if len(under_way) == len(calls):
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        wait(under_way)
 
 
 def ranges_of(batch_json: str) -> Ranges:
