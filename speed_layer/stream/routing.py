@@ -34,7 +34,8 @@ AT_ONCE = 2
 Ranges = Mapping[int, tuple[int, int]]
 """By partition, the first offset and the one after the last."""
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Router:
