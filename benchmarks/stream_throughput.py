@@ -70,7 +70,7 @@ def measure() -> Ratio:
         )
         backlog = new_topic(settings)
         send(settings, backlog, BACKLOG_ROWS)
-        router = Router(settings, "digits", backlog)
+        router = Router(spark, settings, "digits", backlog)
         measured = drained_rows_per_s(
             lambda: (
                 events(spark, settings, backlog, "earliest")

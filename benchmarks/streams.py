@@ -19,10 +19,13 @@ from deeplambda.config import Settings
 
 
 def new_topic(settings: Settings) -> str:
-    """A fresh topic with as many partitions as an events topic has."""
+    """A fresh topic as an events topic is: with as many partitions, and with times of the broker's."""
     name = f"benchmark-{secrets.token_hex(4)}"
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    admin.create_topics({name: {"num_partitions": settings.kafka_partitions, "replication_factor": 1}})
+    configs = {"message.timestamp.type": "LogAppendTime"}
+    admin.create_topics(
+        {name: {"num_partitions": settings.kafka_partitions, "replication_factor": 1, "configs": configs}}
+    )
     admin.close()
     return name
 

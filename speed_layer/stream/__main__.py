@@ -31,7 +31,7 @@ def scoring_stream(spark: SparkSession, settings: Settings, name: str) -> Stream
 
     @cache
     def router() -> Router:  # made once, by the first start that reaches Kafka: it keeps connections
-        return Router(settings, name, topics.events(name))
+        return Router(spark, settings, name, topics.events(name))
 
     return Stream(
         name, topics.events(name), lambda: start_stream(spark, settings, name, router()), lambda: router().hops_ms

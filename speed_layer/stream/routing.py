@@ -6,12 +6,15 @@ records from Kafka itself, a few MiB at a time; a backlog is divided among all w
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from itertools import chain, cycle
+from typing import TypeVar
 
 from pydantic_core import from_json
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from deeplambda.adapters.kafka import Publisher, spark_options
@@ -25,28 +28,39 @@ from speed_layer.stream.scoring import RECORDS, Scorer, scoring
 DRIVER_BYTES = 32 * 1024 * 1024
 """What the driver takes of large events at most, by the size of the first ones: workers decode them side by side."""
 
+AT_ONCE = 2
+"""Chunks of a batch that the driver has at a time: while the model service scores one, the next is made ready."""
+
 Ranges = Mapping[int, tuple[int, int]]
 """By partition, the first offset and the one after the last."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Router:
     """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it.
 
     Spark calls it on the driver for each micro-batch of a stream that reads `topic` by `EventSource`.
-    hops_ms: where the time of the last one went that the driver has scored; of the workers it is not known.
+    hops_ms: where the time of the last one went that the driver has scored, that of chunks at once added up; of the
+    workers it is not known.
     """
 
-    def __init__(self, settings: Settings, name: str, topic: str) -> None:
+    def __init__(self, spark: SparkSession, settings: Settings, name: str, topic: str) -> None:
         self._settings, self._name, self._topic = settings, name, topic
-        self._scorer = Scorer(settings, name)
+        # Looked up once: each dot asks the JVM.
+        source = spark._jvm.deeplambda.spark.EventSource
+        self._planned, self._take = source.batch, source.limit
+        self._max_rows = spark._jvm.org.apache.spark.sql.connector.read.streaming.ReadLimit.maxRows
+        self._scorers = [Scorer(settings, name) for _ in range(AT_ONCE)]
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"score-{name}")
         self._publisher = Publisher(settings)  # its own: a flush must wait for this batch's records
         self._reader = RangeReader(settings, topic)
         self._costs, self._limit = Costs(), FIRST_ROWS
         self.hops_ms: Mapping[str, float] = {}
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        source = batch.sparkSession._jvm.deeplambda.spark.EventSource
-        planned = source.batch(self._topic)
+        planned = self._planned(self._topic)
         if planned is None:
             raise NotReady(f"what the micro-batch {batch_id} of {self._topic} holds is not known", "it is tried again")
         ranges = ranges_of(planned)
@@ -64,26 +78,39 @@ class Router:
         limit = next_limit(self._limit, rows, took_s)
         if limit != self._limit:
             self._limit = limit
-            limits = batch.sparkSession._jvm.org.apache.spark.sql.connector.read.streaming.ReadLimit
-            source.limit(self._topic, limits.maxRows(limit))
+            self._take(self._topic, self._max_rows(limit))
 
     def _in_driver(self, ranges: Ranges, rows: int) -> bool:
         """Score the batch here; False, with nothing done, when its events are large."""
-        hops_ms = self._scorer.hops_ms = defaultdict(float)
-        with _timed(hops_ms, "read"):
-            chunks = self._reader.chunks(ranges)
-            chunk = next(chunks, [])
-        if _mean_bytes(chunk) * rows > DRIVER_BYTES:
+        hops_ms: defaultdict[str, float] = defaultdict(float)
+        for scorer in self._scorers:
+            scorer.hops_ms.clear()
+        chunks = self._chunks(ranges, hops_ms)
+        first = next(chunks, [])
+        if _mean_bytes(first) * rows > DRIVER_BYTES:
             return False
-        while chunk:
-            for topic, key, value in self._scorer.records(chunk):
-                self._publisher.send_bytes(topic, key.decode(), value)
-            with _timed(hops_ms, "read"):
-                chunk = next(chunks, [])
+        calls = [scorer.records for scorer in self._scorers]
+        with closing(in_turn(self._threads, calls, chain([first], chunks))) as scored:
+            for records in scored:
+                with _timed(hops_ms, "publish"):
+                    for record in records:
+                        self._publisher.send_record(*record)
         with _timed(hops_ms, "publish"):
             self._publisher.flush()
+        for scorer in self._scorers:
+            for hop, took_ms in scorer.hops_ms.items():
+                hops_ms[hop] += took_ms
         self.hops_ms = hops_ms
         return True
+
+    def _chunks(self, ranges: Ranges, hops_ms: defaultdict[str, float]) -> Iterator[list[Row]]:
+        chunks = self._reader.chunks(ranges)
+        while True:
+            with _timed(hops_ms, "read"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
 
     def _on_workers(self, batch: DataFrame) -> None:
         self.hops_ms = {}
@@ -97,6 +124,21 @@ class Router:
             .option("kafka.acks", "all")
             .save()
         )
+
+
+def in_turn(threads: Executor, calls: Sequence[Callable[[T], R]], items: Iterable[T]) -> Generator[R, None, None]:
+    """What each call in its turn makes of an item, in the items' order. As many are under way as there are calls, each
+    on one item; once the generator is closed, or a call has raised, none is."""
+    under_way: deque[Future[R]] = deque()
+    try:
+        for item, call in zip(items, cycle(calls), strict=False):
+            under_way.append(threads.submit(call, item))
+            if len(under_way) == len(calls):
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        wait(under_way)
 
 
 def ranges_of(batch_json: str) -> Ranges:

@@ -60,6 +60,11 @@ def test_a_chunk_is_bounded(reader: RangeReader) -> None:
     assert max(len(chunk) for chunk in reader.chunks({0: (0, RECORDS)})) <= CHUNK_ROWS
 
 
+def test_what_is_here_already_and_what_still_comes_are_one_chunk(reader: RangeReader) -> None:
+    numbers(reader, 0, 100)
+    assert [len(chunk) for chunk in reader.chunks({0: (100, 100 + CHUNK_ROWS)})] == [CHUNK_ROWS]
+
+
 def test_records_that_are_not_there_are_not_passed_over(reader: RangeReader) -> None:
     with pytest.raises(NotReady):
         numbers(reader, RECORDS + 5, RECORDS + 10)

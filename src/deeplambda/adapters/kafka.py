@@ -15,6 +15,9 @@ from deeplambda.records import topics
 
 _RECONNECT_MS = 1_000  # with a longer wait a client reconnects long after the broker is back
 _METADATA_MS = 20_000  # how soon a partition that was added is read
+_LINGER_MS, _REQUEST_BYTES = 20, 256 * 1024
+"""What a publisher collects of a partition before it sends: of one partition a request at a time is under way, and with
+each record sent at once the others of a batch wait for the first one's answer. A flush sends what there is."""
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
@@ -119,6 +122,8 @@ class Publisher:
             self._producer = KafkaProducer(
                 **client_options(settings),
                 acks="all",
+                linger_ms=_LINGER_MS,
+                batch_size=_REQUEST_BYTES,
                 max_request_size=topics.RECORD_LIMIT_BYTES,
                 allow_auto_create_topics=False,
                 reconnect_backoff_max_ms=_RECONNECT_MS,
