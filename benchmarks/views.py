@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,12 +27,13 @@ from sqlalchemy import func, select, text
 
 from benchmarks.ratio import Ratio
 from deeplambda.adapters import mysql
-from deeplambda.adapters.kafka import create_topics
+from deeplambda.adapters.kafka import consumer, create_topics
 from deeplambda.clock import now
 from deeplambda.config import Settings, host_of, load_settings, port_of
 from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
 from deeplambda.state.tables import REALTIME_PREDICTIONS
+from serving_layer.views.realtime import GROUP
 from serving_layer.views.trim import delete_in_chunks
 
 ROWS = 100_000
@@ -139,13 +140,21 @@ def _views(settings: Settings) -> Iterator[None]:
 
 
 def _rows_per_s(settings: Settings, name: str, rows: int) -> float:
-    """From the first row that is seen to the last."""
-    while not (first := _count(settings, name)):
-        time.sleep(0.05)
-    started_s = time.monotonic()
-    while (seen := _count(settings, name)) < rows:
-        time.sleep(0.05)
-    return (seen - first) / (time.monotonic() - started_s)
+    """From the first committed offsets to the last: to count the rows meanwhile would keep MySQL as busy as they do."""
+    with closing(consumer(settings, topics.predictions(name), group=GROUP)) as reader:
+
+        def stored() -> int:
+            return sum(reader.committed(partition) or 0 for partition in reader.assignment())
+
+        while not (first := stored()):
+            time.sleep(0.02)
+        started_s = time.monotonic()
+        while (seen := stored()) < rows:
+            time.sleep(0.02)
+        took_s = time.monotonic() - started_s
+    if (found := _count(settings, name)) != rows:
+        raise RuntimeError(f"{rows:,} predictions are {found:,} rows")
+    return (seen - first) / took_s
 
 
 def _count(settings: Settings, name: str) -> int:
