@@ -9,16 +9,14 @@ Several writers do so side by side, each for its share of the partitions: while 
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
 from kafka import KafkaConsumer
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, select, text
-from sqlalchemy.dialects.mysql import insert
-from sqlalchemy.dialects.mysql.pymysql import dialect as mysql_dialect
+from sqlalchemy import Connection, Engine, select
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
@@ -31,12 +29,12 @@ from deeplambda.errors import NotReady, Overtaken
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.expiry import Reader
-from deeplambda.records.predictions import Prediction, json_text
 from deeplambda.service.expiry import resumed
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import shown_horizon
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 from serving_layer.views.reporting import Figures
+from serving_layer.views.rows import COLUMNS, Row, literal, row_of
 
 GROUP = "deeplambda.views"
 WRITERS = 4
@@ -47,45 +45,58 @@ _ASK_AGAIN_S = 10.0
 _IDLE_S = 1.0
 
 # Of an event sent twice the first position counts: a row gives way to the same position (a replay) or to an earlier one
-# of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none, and PyMySQL sends many
-# rows as one statement only in this form.
+# of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none.
 _WINS = "VALUES(kafka_partition) = kafka_partition AND VALUES(kafka_offset) <= kafka_offset"
-_UPSERT = insert(REALTIME_PREDICTIONS).on_duplicate_key_update(
-    {
-        column.name: text(f"IF({_WINS}, VALUES({column.name}), {column.name})")
-        for column in REALTIME_PREDICTIONS.columns
-        if not column.primary_key
-    }
+_INSERT = f"INSERT INTO {REALTIME_PREDICTIONS.name} ({', '.join(COLUMNS)}, stored_at) VALUES ("
+_ON_DUPLICATE = ") ON DUPLICATE KEY UPDATE " + ", ".join(
+    f"{column.name} = IF({_WINS}, VALUES({column.name}), {column.name})"
+    for column in REALTIME_PREDICTIONS.columns
+    if not column.primary_key
 )
-_STATEMENT = str(_UPSERT.compile(dialect=mysql_dialect()))
+_STATEMENT_CHARACTERS = 1_000_000
+"""Of one statement's rows: no more bytes than any server takes, which is 16 MiB."""
 
 
-def store(engine: Engine, predictions: Sequence[Prediction]) -> int:
-    """Write predictions in one transaction; returns how many it took. Raises: NotReady.
+def store(engine: Engine, rows: Sequence[Row]) -> int:
+    """Write rows in one transaction; returns how many it took. Raises: NotReady.
 
     Left out are those that the union view shows from the batch view; one that only a newer horizon has absorbed is not
     there to be seen until the gateway shows that horizon. What was scored again only replaces a row: without one, its
     event was withdrawn meanwhile.
     """
     with mysql.mysql_errors(), engine.begin() as connection:
-        horizons = {name: shown_horizon(connection, name) for name in {each.application for each in predictions}}
-        stored_at = _moment(now())
-        rows = [
-            _row(each, stored_at)
-            for each in predictions
-            if not horizons[each.application].absorbed(each.kafka_partition, each.kafka_offset)
-            and not (each.replayed and _has_no_row(connection, each))
+        horizons = {name: shown_horizon(connection, name) for name in {row.application for row in rows}}
+        stored_at = literal(now())
+        taken = [
+            row.values
+            for row in rows
+            if not horizons[row.application].absorbed(row.kafka_partition, row.kafka_offset)
+            and not (row.replayed and _has_no_row(connection, row))
         ]
-        if rows:
-            connection.exec_driver_sql(_STATEMENT, rows)
-    return len(rows)
+        for values in _by_size(taken):
+            statement = _INSERT + f",{stored_at}),(".join(values) + f",{stored_at}" + _ON_DUPLICATE
+            # not by SQLAlchemy, whose errors repeat a statement: the log would get a megabyte of predictions
+            connection.connection.cursor().execute(statement)
+    return len(taken)
 
 
-def _has_no_row(connection: Connection, prediction: Prediction) -> bool:
+def _has_no_row(connection: Connection, row: Row) -> bool:
     """Whether its event has none; one that it has stays until the transaction ends."""
     table = REALTIME_PREDICTIONS.c
-    of_event = (table.application == prediction.application) & (table.event_id == prediction.event_id)
+    of_event = (table.application == row.application) & (table.event_id == row.event_id)
     return connection.scalar(select(table.event_id).where(of_event).with_for_update()) is None
+
+
+def _by_size(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in order, cut where they would be too long for one statement; each alone may be."""
+    first, characters = 0, 0
+    for n, each in enumerate(texts):
+        characters += len(each)
+        if characters > _STATEMENT_CHARACTERS and n > first:
+            yield texts[first:n]
+            first, characters = n, len(each)
+    if texts:
+        yield texts[first:]
 
 
 def run(
@@ -159,10 +170,10 @@ def _store_records(
     stop: threading.Event,
 ) -> bool:
     """Store the records, trying again for as long as MySQL is away; False when told to stop before it succeeds."""
-    predictions = []
+    rows = []
     for record in records:
         try:
-            predictions.append(read_prediction(record))
+            rows.append(row_of(record))
         except ValueError as exc:
             letter = _dead_letter(record, exc)
             publisher.send(topics.dead_letters(letter.application), letter.record_key, letter)
@@ -177,20 +188,10 @@ def _store_records(
     ):
         with attempt:
             started = time.perf_counter()
-            rows = store(engine, predictions) if predictions else 0
-            figures.stored(rows, predictions, took_s=time.perf_counter() - started)
+            stored = store(engine, rows) if rows else 0
+            figures.stored(stored, rows, took_s=time.perf_counter() - started)
             return True
     return False
-
-
-def read_prediction(record: Any) -> Prediction:
-    """The prediction in a Kafka record. Raises: ValueError, which says what is wrong with it."""
-    if record.value is None:
-        raise ValueError("the record has no value")
-    prediction = Prediction.model_validate_json(record.value)
-    if topics.predictions(prediction.application) != record.topic:
-        raise ValueError(f"it is of application {prediction.application!r}, in topic {record.topic!r}")
-    return prediction
 
 
 def _dead_letter(record: Any, exc: ValueError) -> DeadLetter:
@@ -209,28 +210,3 @@ def _dead_letter(record: Any, exc: ValueError) -> DeadLetter:
         key=record.key,
         value=record.value,
     )
-
-
-def _row(prediction: Prediction, stored_at: str) -> tuple[Any, ...]:
-    """The values of a row in the order of the table's columns; moments as text, for PyMySQL takes long over them."""
-    return (
-        prediction.application,
-        prediction.event_id,
-        prediction.kafka_partition,
-        prediction.kafka_offset,
-        _moment(prediction.occurred_at),
-        _moment(prediction.predicted_at),
-        prediction.model_version,
-        prediction.prediction,
-        prediction.confidence,
-        prediction.value,
-        json_text(prediction.scores),
-        json_text(prediction.slices),
-        _moment(prediction.received_at),
-        stored_at,
-        prediction.replayed,
-    )
-
-
-def _moment(moment: datetime) -> str:
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ")

@@ -12,10 +12,10 @@ from deeplambda.adapters.kafka import Publisher
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records import topics
-from deeplambda.records.predictions import Prediction
 from deeplambda.service.lag import Lag, TopicEnds
 from deeplambda.service.loops import LoopStatus
 from deeplambda.service.metrics import MetricPublisher
+from serving_layer.views.rows import Row
 
 _REPORT_S = 10.0
 _LOOK_S = 1.0
@@ -36,13 +36,13 @@ class Figures:
         self.rows_ever = 0
         self.behind: dict[str, str] = {}
 
-    def stored(self, rows: int, predictions: Sequence[Prediction], took_s: float) -> None:
-        """Count a transaction that a writer has committed."""
+    def stored(self, taken: int, rows: Sequence[Row], took_s: float) -> None:
+        """Count a transaction that a writer has committed, and how many of the rows it took."""
         moment = now()
-        event_s = [(moment - each.occurred_at).total_seconds() for each in predictions if not each.replayed]
+        event_s = [(moment - row.occurred_at).total_seconds() for row in rows if not row.replayed]
         with self._lock:
-            self._rows += rows
-            self.rows_ever += rows
+            self._rows += taken
+            self.rows_ever += taken
             self._store_s.append(took_s)
             self._event_s += event_s
 

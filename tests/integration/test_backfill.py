@@ -18,12 +18,11 @@ from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS
-from serving_layer.views import realtime
 from speed_layer import commands
 from speed_layer.backfill import planned, score_again
 from tests.integration.own_model_service import OwnService, drawn, model_of
 from tests.integration.test_replay import received
-from tests.integration.test_views import move
+from tests.integration.test_views import move, store
 from tests.traffic import digit_event
 
 EVENTS = 70
@@ -64,7 +63,7 @@ def service(stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for partition, offset, key, _ in received(service)
         if key is not None and key.decode() not in (REFUSED, WITHDRAWN)
     ]
-    realtime.store(mysql.engine(stack, "views"), before)
+    store(mysql.engine(stack, "views"), before)
     monkeypatch.setattr(commands, "load_settings", lambda: service.settings)
     with service.running():
         assert service.serves(second)
@@ -123,14 +122,14 @@ def test_a_span_is_scored_again_by_the_version_that_serves_and_a_second_time_doe
     some, made = next(killed)
     killed.close()
     assert some == made == len(published(service)) < 68
-    realtime.store(views, published(service))
+    store(views, published(service))
 
     assert f"scored again: {68 - some} events" in said(service.name, "--from", hour_ago, "--share", "1", "--send")
     again = published(service)
     assert len({each.event_id for each in again}) == len(again) == 68, "what was done before it was killed is not again"
     assert all(each.replayed for each in again)
     assert len({str((each.slices or {})["image"]) for each in again}) == 68, "each with what its event is a slice of"
-    realtime.store(views, again)
+    store(views, again)
     after = view(service)
     assert after.keys() == before.keys(), "no row more: not of what was refused or withdrawn"
     assert {row.model_version for row in after.values()} == {2}

@@ -25,11 +25,10 @@ from deeplambda.state.tables import (
     SHOWN_HORIZONS,
 )
 from examples.digits.application import Digits
-from serving_layer.views import realtime
 from serving_layer.views.trim import GRACE, trim
 from tests.integration.own_gateway import OwnGateway, message_of, run
 from tests.integration.own_model_service import fp32_outputs, model_of
-from tests.integration.test_views import prediction
+from tests.integration.test_views import prediction, store
 from tests.traffic import eventually
 
 EVENTS = 2_000
@@ -193,7 +192,7 @@ def test_a_gateway_that_cannot_replace_the_view_keeps_every_row(gateway: OwnGate
     history.move(NO_SNAPSHOT, 500)
     assert eventually(lambda: "the view stays as it is" in gateway.log.read_text()[log:], timeout_s=60)
     history.age_what_is_shown()
-    realtime.store(views, [prediction("late", 499, application=history.name)])
+    store(views, [prediction("late", 499, application=history.name)])
     assert trim(views, history.name) == len([event for event in range(100 * PARTITIONS) if event % SENT_AGAIN])
     assert gateway.rows(f"SELECT count(DISTINCT event_id), count(*) FROM {view}") == [(EVENTS + 1, EVENTS + 1)]
 

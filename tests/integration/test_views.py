@@ -5,14 +5,14 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from sqlalchemy import Engine, delete, func, insert, select, text, update
+from sqlalchemy import Engine, create_engine, delete, func, insert, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from deeplambda.adapters import mysql
@@ -30,6 +30,7 @@ from deeplambda.state import outbox
 from deeplambda.state.horizon_store import move_horizon, read_batch_view, record_shown
 from deeplambda.state.tables import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS, SHOWN_HORIZONS
 from serving_layer.views import realtime
+from serving_layer.views.rows import of_prediction
 from serving_layer.views.trim import GRACE, trim
 from tests.traffic import dead_letters, eventually
 
@@ -82,6 +83,10 @@ def send(publisher: Publisher, *predictions: Prediction) -> None:
     publisher.flush()
 
 
+def store(engine: Engine, predictions: Iterable[Prediction]) -> int:
+    return realtime.store(engine, [of_prediction(each) for each in predictions])
+
+
 def rows(stack: Settings, prefix: str) -> list[Any]:
     """The real-time rows whose event id starts with `prefix`; none while MySQL is away."""
     table = REALTIME_PREDICTIONS
@@ -121,6 +126,24 @@ def test_a_prediction_is_in_mysql_as_it_was_sent(stack: Settings, publisher: Pub
     assert row.stored_at >= row.predicted_at
 
 
+@pytest.mark.parametrize("mode", ["STRICT_TRANS_TABLES", "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ANSI_QUOTES"])
+def test_texts_are_in_mysql_as_they_were_sent_whatever_they_hold(stack: Settings, application: str, mode: str) -> None:
+    texts = ["it's", '"', "\\", "\\'", "'); DELETE FROM metrics --", "%s %(x)s %%", "a\nb\x00\t", "ünï 日 💡", " x "]
+    sent = [
+        prediction(
+            f"{application}-{n}", n, application=application, prediction=each, scores={each: n / 3}, slices={"s": each}
+        )
+        for n, each in enumerate(texts)
+    ]
+    engine = create_engine(mysql.engine(stack, "views").url, connect_args={"init_command": f"SET sql_mode = '{mode}'"})
+    assert store(engine, sent) == len(texts)
+    engine.dispose()
+    found = rows(stack, application)
+    assert [row.prediction for row in found] == texts
+    assert [from_json(row.scores) for row in found] == [each.scores for each in sent]
+    assert [from_json(row.slices) for row in found] == [each.slices for each in sent]
+
+
 def test_a_prediction_is_stored_within_a_second(stack: Settings, publisher: Publisher, run: str) -> None:
     send(publisher, *(prediction(f"{run}-{n}", occurred_at=now()) for n in range(20)))
     assert eventually(lambda: len(rows(stack, run)) == 20)
@@ -148,8 +171,8 @@ def test_a_replay_overwrites_the_row_of_its_position(stack: Settings, publisher:
 
 def test_a_copy_in_another_partition_changes_nothing(stack: Settings, application: str) -> None:
     engine = mysql.engine(stack, "views")
-    realtime.store(engine, [prediction(application, 7, application=application, prediction="1")])
-    realtime.store(engine, [prediction(application, 3, application=application, prediction="2", kafka_partition=1)])
+    store(engine, [prediction(application, 7, application=application, prediction="1")])
+    store(engine, [prediction(application, 3, application=application, prediction="2", kafka_partition=1)])
     (row,) = rows(stack, application)
     assert (row.kafka_partition, row.kafka_offset, row.prediction) == (0, 7, "1")
 
@@ -184,7 +207,7 @@ def test_rows_that_the_shown_horizon_has_absorbed_are_not_inserted(stack: Settin
     move(mysql.engine(stack, "platform"), application, now(), p0=15, p1=4)
     batch = [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)]
     batch.append(prediction(f"{application}-other", 3, application=application, kafka_partition=1))
-    assert realtime.store(mysql.engine(stack, "views"), batch) == 11
+    assert store(mysql.engine(stack, "views"), batch) == 11
     assert [row.kafka_offset for row in rows(stack, application)] == [*range(10, 20), 3]
 
 
@@ -204,7 +227,7 @@ def show(engine: Engine, application: str, ago: timedelta = timedelta(), **offse
 
 def test_only_rows_of_a_horizon_that_has_been_shown_for_long_are_trimmed(stack: Settings, application: str) -> None:
     views, platform = mysql.engine(stack, "views"), mysql.engine(stack, "platform")
-    realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+    store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
     move(platform, application, now() - 10 * GRACE, p0=10)
     assert trim(views, application) == 0, "the gateway has not shown it"
     show(views, application, p0=10)
@@ -216,7 +239,7 @@ def test_only_rows_of_a_horizon_that_has_been_shown_for_long_are_trimmed(stack: 
 
 def test_a_horizon_that_moves_often_is_trimmed_all_the_same(stack: Settings, application: str) -> None:
     views = mysql.engine(stack, "views")
-    realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+    store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
     for step in (3, 2, 1, 0):
         show(views, application, step * GRACE / 2, p0=5 * (4 - step))
     trim(views, application)
@@ -242,7 +265,7 @@ print(trim(mysql.engine(load_settings(), "views"), sys.argv[1]))
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_clock_that_is_wrong_trims_neither_early_nor_late(stack: Settings, application: str, hours: int) -> None:
     views = mysql.engine(stack, "views")
-    realtime.store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+    store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
 
     def trimmed() -> int:
         command = [sys.executable, "-c", SKEWED, application, str(hours)]
@@ -257,7 +280,7 @@ def test_a_clock_that_is_wrong_trims_neither_early_nor_late(stack: Settings, app
 
 def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, application: str) -> None:
     engine = mysql.engine(stack, "views")
-    realtime.store(engine, [prediction(application, application=application)])
+    store(engine, [prediction(application, application=application)])
     own = {"a": application}
     with mysql.engine(stack, "root").begin() as other:
         other.execute(text("SELECT 1 FROM realtime_predictions WHERE application = :a FOR UPDATE"), own)
@@ -266,7 +289,7 @@ def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, applica
             with pytest.raises(NotReady), mysql.mysql_errors():
                 connection.execute(text("UPDATE realtime_predictions SET prediction = '1' WHERE application = :a"), own)
             connection.invalidate()
-    assert realtime.store(engine, [prediction(application, application=application)]) == 1
+    assert store(engine, [prediction(application, application=application)]) == 1
 
 
 def test_connections_cut_in_the_middle_lose_and_double_nothing(stack: Settings, publisher: Publisher, run: str) -> None:
