@@ -21,6 +21,7 @@ MODULES = (
     "views",
     "model_service",
     "serving_peers",
+    "two_applications",
     "training",
     "recomputation",
     "horizon",
