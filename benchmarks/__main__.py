@@ -23,6 +23,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "views": (),
     "model_service": SERVING,
     "serving_peers": SERVING,
+    "two_applications": SERVING,
     "training": (),
     "recomputation": (),
     "horizon": (),

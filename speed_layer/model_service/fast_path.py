@@ -12,6 +12,7 @@ whose two largest outputs differ by less than `CLOSE_CALL` is scored again in fp
 Each variant is traced where that can be done: then a pass is one call, which does not hold Python's lock. Called layer
 by layer it waits for that lock at each, and beside the loop that serves requests takes many times as long. Measured on
 digits, 32 rows, beside a thread of Python that never rests: 48 ms, traced 12; with nothing beside it 3.8 and 3.7 ms.
+So conversions belong to the trace, and what is done to rows and outputs beside it NumPy does, which keeps the lock.
 
 Legend: N rows, C outputs, … one row's shape.
 """
@@ -20,8 +21,8 @@ import copy
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from deeplambda.errors import UnfitModel
-from deeplambda.features import SINGLE, Features, call, chosen, row_count
+from deeplambda.features import Features, call, chosen, row_count
 
 EXACT = 1e-4
 """Largest deviation of an fp32 variant, as a share of the row's largest output."""
@@ -83,23 +84,22 @@ class FastPath:
         """The same in fp32 throughout."""
         return self._passes(features, lambda rows: _one_pass(self.exact, rows))
 
-    def _passes(self, features: Features, outputs_of: Forward) -> NDArray[np.float32]:
-        tensors = {name: torch.from_numpy(array) for name, array in features.items()}
+    def _passes(self, features: Features, outputs_of: Callable[[Features], NDArray[np.float32]]) -> NDArray[np.float32]:
         with torch.inference_mode():
             chunks = [
-                outputs_of({name: tensor[first : first + PASS_ROWS[-1]] for name, tensor in tensors.items()})
+                outputs_of(chosen(features, slice(first, first + PASS_ROWS[-1])))
                 for first in range(0, row_count(features), PASS_ROWS[-1])
             ]
-            outputs: NDArray[np.float32] = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float().numpy()
-        return outputs
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
-    def _outputs(self, rows: Tensors) -> Tensor:
+    def _outputs(self, rows: Features) -> NDArray[np.float32]:
         outputs = _one_pass(self.forward, rows)
         if self.rescores:
-            best_N2 = outputs.topk(2, dim=1).values
-            close_N = best_N2[:, 0] - best_N2[:, 1] < CLOSE_CALL * outputs.abs().amax(dim=1)
+            second_N, best_N = np.partition(outputs, (-2, -1), axis=1)[:, -2:].T
+            with np.errstate(invalid="ignore"):  # of infinities: who asked hears of them later
+                close_N = best_N - second_N < CLOSE_CALL * np.abs(outputs).max(axis=1)
             if close_N.any():
-                outputs[close_N] = _one_pass(self.exact, {name: tensor[close_N] for name, tensor in rows.items()})
+                outputs[close_N] = _one_pass(self.exact, chosen(rows, close_N))
         return outputs
 
 
@@ -128,13 +128,13 @@ def fast_path(model: nn.Module, kept: Features, *, name: str, decides: bool, dev
         return replace(path, best_rows=_warm_up(path, trial))
 
 
-def _one_pass(forward: Forward, rows: Tensors) -> Tensor:
+def _one_pass(forward: Forward, rows: Features) -> NDArray[np.float32]:
     count = row_count(rows)
     passed = next(allowed for allowed in PASS_ROWS if allowed >= count)
-    if passed == count:
-        return forward(rows)
-    fill = [0] * (passed - count)  # the first row again: zeros may be no input that the model takes
-    return forward({name: torch.cat([tensor, tensor[fill]]) for name, tensor in rows.items()})[:count]
+    if passed > count:
+        rows = chosen(rows, [*range(count), *[0] * (passed - count)])  # the first again: a model may not take zeros
+    outputs: NDArray[np.float32] = forward({name: torch.from_numpy(array) for name, array in rows.items()}).numpy()
+    return outputs[:count]
 
 
 def _expected(model: nn.Module, trial: Tensors, name: str) -> Tensor:
@@ -155,8 +155,21 @@ def _expected(model: nn.Module, trial: Tensors, name: str) -> Tensor:
     return expected
 
 
+class _Converted(nn.Module):
+    """A model whose conversions are part of the call: tensors as the contract has them, in `names`' order, to fp32."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str], cast: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.names, self._cast = model, tuple(names), cast
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        given = {name: self._cast(tensor) for name, tensor in zip(self.names, tensors, strict=True)}
+        outputs: Tensor = call(self.model, given).float()
+        return outputs
+
+
 def _as_is(model: nn.Module, trial: Tensors) -> Forward:
-    return partial(call, _traced(model, trial))
+    return _traced(_Converted(model, trial, lambda tensor: tensor), trial)
 
 
 def _converted(model: nn.Module, trial: Tensors, dtype: torch.dtype, device: torch.device) -> Forward:
@@ -166,58 +179,59 @@ def _converted(model: nn.Module, trial: Tensors, dtype: torch.dtype, device: tor
     for parameter in converted.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    converted = converted.to(device, dtype)
     streams = threading.local()
 
     def on_own_stream() -> AbstractContextManager[Any]:
-        if device.type != "cuda":
-            return nullcontext()
         if not hasattr(streams, "own"):
             streams.own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(streams.own)
 
     def cast(tensor: Tensor) -> Tensor:
-        if device.type == "cuda":
-            tensor = tensor.pin_memory().to(device, non_blocking=True)
         if not tensor.is_floating_point():
             return tensor  # ids and masks: rounded, they would be others
         return tensor.to(dtype, memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
 
-    traced = _traced(converted, {name: cast(tensor) for name, tensor in trial.items()})
+    def on_device(rows: Tensors) -> Tensors:
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in rows.items()}
+
+    module = _Converted(converted.to(device, dtype), trial, cast)
+    if device.type != "cuda":
+        return _traced(module, trial)
+    traced = _traced(module, on_device(trial))
 
     def forward(rows: Tensors) -> Tensor:
         with on_own_stream():
-            return call(traced, {name: cast(tensor) for name, tensor in rows.items()}).float().cpu()
+            return traced(on_device(rows)).cpu()
 
     return forward
 
 
-def _traced(model: nn.Module, trial: Tensors) -> Callable[..., Tensor]:
+def _traced(model: _Converted, trial: Tensors) -> Forward:
     """The model as one call, or as it is where a trace would be another model: one that decides by values or by the
     number of rows, which PyTorch warns of or one row alone shows, or one that cannot be traced at all."""
-    given: dict[str, Any] = {"example_kwarg_inputs": trial}
-    if set(trial) == {SINGLE}:
-        given = {"example_inputs": trial[SINGLE]}
+
+    def with_rows(run: Callable[..., Tensor], rows: Tensors) -> Tensor:
+        return run(*[rows[name] for name in model.names])
+
+    as_it_is = partial(with_rows, model)
+
+    def run(rows: Tensors) -> Tensor:
+        try:
+            return with_rows(traced, rows)
+        except RuntimeError:  # the model itself says in its own words what it does not take
+            return as_it_is(rows)
+
     with _tracing, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             traced: Callable[..., Tensor] = torch.jit.trace(  # type: ignore[no-untyped-call]
-                model, **given, check_trace=False
+                model, tuple(trial.values()), check_trace=False
             )
             one = {name: tensor[:1] for name, tensor in trial.items()}
-            faithful = _deviation(partial(call, traced), one, call(model, one)) <= EXACT
+            faithful = _deviation(partial(with_rows, traced), one, as_it_is(one)) <= EXACT
         except Exception:  # whatever a user's model does that tracing does not know
-            return model
-    if not faithful or any(issubclass(each.category, TracerWarning) for each in warned):
-        return model
-
-    def run(*tensors: Tensor, **named: Tensor) -> Tensor:
-        try:
-            return traced(*tensors, **named)
-        except RuntimeError:  # the model itself says in its own words what it does not take
-            return model(*tensors, **named)  # type: ignore[no-any-return]
-
-    return run
+            return as_it_is
+    return run if faithful and not any(issubclass(each.category, TracerWarning) for each in warned) else as_it_is
 
 
 def _deviation(forward: Forward, trial: Tensors, expected: Tensor) -> float:

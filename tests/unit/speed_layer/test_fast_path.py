@@ -139,6 +139,14 @@ def test_ids_are_never_rounded() -> None:
         np.testing.assert_array_equal(outputs_of(features), in_fp32(model, features))
 
 
+def test_tensors_are_told_apart_by_name_in_whatever_order_they_come() -> None:
+    model = WordsAndAge().eval()
+    kept = {"words": np.array([[3, 1]] * 8), "age": np.ones((8, 1), np.float32)}
+    path = fast_path(model, kept, name="reviews/1", decides=True)
+    features = {"age": np.full((3, 1), 2, np.float32), "words": np.array([[5, 6], [7, 8], [9, 10]])}
+    np.testing.assert_array_equal(path(features), in_fp32(model, features))
+
+
 class Returns(nn.Module):
     def __init__(self, shape: Sequence[int], value: float = 0.0) -> None:
         super().__init__()
