@@ -160,6 +160,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.hadoop.hadoop.tmp.dir": str(scratch),
         "spark.hadoop.fs.s3a.buffer.dir": str(scratch / "s3a"),  # the default's expression stumbles over a space
         "spark.ui.enabled": "false",
+        "spark.sql.ui.explainMode": "simple",  # each query writes its plan down for the page that is off
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",  # of streams; elsewhere Spark begins with more and joins small ones
