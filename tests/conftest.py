@@ -4,6 +4,7 @@ Several workers of xdist share it too: each file runs in one of them, and those 
 """
 
 import fcntl
+import functools
 import gc
 import os
 import shutil
@@ -97,6 +98,14 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+@pytest.fixture(autouse=True)
+def _onnx_operators_are_read_once() -> None:
+    """PyTorch's exporter reads the source of all 500 anew for each model: two thirds of the export of a small one."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_clear"):
+        exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(exporter.ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture(scope="session")
