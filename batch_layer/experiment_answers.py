@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection, case, delete, func, select
 
+from batch_layer.criterion import Criterion
 from batch_layer.live_verdicts import Labelled, Scores, compared
-from batch_layer.verdicts import Criterion
 from deeplambda.records.experiments import Said
 from deeplambda.state.experiment_store import Experiment
 from deeplambda.state.tables import EXPERIMENT_ANSWERS, LABEL_LIMIT

@@ -24,11 +24,10 @@ from pydantic import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.dialects.mysql import insert
 
+from batch_layer.criterion import Criterion
 from batch_layer.experiment_answers import answer_row, figures, forget_oldest, of_experiment, scored
 from batch_layer.live_verdicts import decision, in_words
 from batch_layer.monitor import Label, label_of
-from batch_layer.shadow import begin_at
-from batch_layer.verdicts import Criterion
 from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
@@ -114,7 +113,7 @@ class _Followed:
             settings, *self._takes, group=f"deeplambda.experiments.{name}.{experiment.number}"
         )
         with kafka.kafka_errors(settings):
-            begin_at(self._reader, experiment)
+            kafka.begin_at(self._reader, experiment.started_at)
 
     def close(self) -> None:
         """End its process and disconnect."""

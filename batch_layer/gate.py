@@ -16,8 +16,9 @@ from typing import Any
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
+from batch_layer.criterion import Criterion
 from batch_layer.same_rows import on_same_rows
-from batch_layer.verdicts import LATENCY, Criterion, Role, compared, verdict
+from batch_layer.verdicts import LATENCY, Role, compared, verdict
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.adapters.s3 import ObjectStore

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Literal
 
+from batch_layer.criterion import Criterion
 from batch_layer.sequential_tests import (
     half_width,
     least_alpha,
@@ -20,7 +21,6 @@ from batch_layer.sequential_tests import (
     p_of_mean,
     p_of_two_means,
 )
-from batch_layer.verdicts import Criterion
 from deeplambda.records.verdict import Comparison
 from deeplambda.state.experiment_store import Experiment
 

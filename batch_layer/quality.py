@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2, mannwhitneyu, norm
+from scipy.special import chdtri, ndtri  # not scipy.stats, which each of Spark's workers would load for a second
 
 from deeplambda.application import MEASURES, Expect
 from deeplambda.records.lifecycle import QualityMeasure
@@ -43,7 +43,7 @@ def distribution_shift(new: Mapping[Any, int], known: Mapping[Any, int]) -> floa
         of_new, of_known = new.get(label, 0) / new_rows, known.get(label, 0) / known_rows
         squared += (of_new - of_known) ** 2 / (of_new + of_known) / 2
     freedom = len(new.keys() | known.keys()) - 1
-    by_chance = float(chi2.ppf(1 - FALSE_ALARMS, freedom)) * (1 / new_rows + 1 / known_rows) / 4 if freedom else 0.0
+    by_chance = float(chdtri(freedom, FALSE_ALARMS)) * (1 / new_rows + 1 / known_rows) / 4 if freedom else 0.0
     return math.sqrt(max(0.0, squared - by_chance))
 
 
@@ -55,10 +55,11 @@ def excess_error(new_N: NDArray[np.float64], known_M: NDArray[np.float64]) -> fl
     """
     if not len(new_N) or not len(known_M):
         return 0.0
-    larger = float(mannwhitneyu(new_N, known_M, method="asymptotic").statistic) / (len(new_N) * len(known_M))
-    delta = 2 * larger - 1
+    ranked_M = np.sort(known_M)
+    smaller, not_larger = (np.searchsorted(ranked_M, new_N, side=side).sum() for side in ("left", "right"))
+    delta = float(smaller + not_larger) / (len(new_N) * len(known_M)) - 1
     of_alike = math.sqrt((1 / len(new_N) + 1 / len(known_M) + 1 / (len(new_N) * len(known_M))) / 3)  # its deviation
-    return max(0.0, delta - float(norm.isf(FALSE_ALARMS)) * of_alike)
+    return max(0.0, delta - float(-ndtri(FALSE_ALARMS)) * of_alike)
 
 
 def broken(expectations: Iterable[Expect], measures: Sequence[QualityMeasure]) -> list[tuple[Expect, str]]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from deeplambda.adapters import kafka, mysql
-from deeplambda.adapters.kafka import Consumer, Publisher
+from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.kafka_ranges import RangeReader
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings, load_settings
@@ -119,7 +119,7 @@ class Shadow:
         self._reader = kafka.consumer(settings, topics.predictions(name), group=group(experiment))
         self._events = RangeReader(settings, topics.events(name))
         with kafka.kafka_errors(settings):
-            begin_at(self._reader, experiment)
+            kafka.begin_at(self._reader, experiment.started_at)
 
     def close(self) -> None:
         """Disconnect."""
@@ -199,16 +199,6 @@ class Shadow:
 def group(experiment: Experiment) -> str:
     """Under which Kafka keeps how far a reader of the experiment has come."""
     return f"deeplambda.shadow.{experiment.application}.{experiment.number}"
-
-
-def begin_at(reader: Consumer, experiment: Experiment) -> None:
-    """Go on where the group has come to; at first, with what came since the experiment began."""
-    new = [partition for partition in reader.assignment() if reader.committed(partition) is None]
-    at_ms = int(experiment.started_at.timestamp() * 1000)
-    found = reader.offsets_for_times(dict.fromkeys(new, at_ms)) if new else {}
-    ends = reader.end_offsets(new) if new else {}
-    for partition in new:
-        reader.seek(partition, found[partition].offset if found.get(partition) else ends[partition])
 
 
 def _place(prediction: Prediction) -> tuple[int, int]:

@@ -19,60 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batch_layer.criterion import Criterion
 from batch_layer.paired_tests import Difference, mcnemar, resampled
 from batch_layer.same_rows import SameRows
-from deeplambda.application import Application, deciding_metric
 from deeplambda.errors import BadInput
-from deeplambda.metrics import calibration_error, confidence, lower_is_better, measured, right_rows
+from deeplambda.metrics import calibration_error, confidence, measured, right_rows
 from deeplambda.records.verdict import Comparison, Verdict
 from deeplambda.splits import RECENT, TEST
 from deeplambda.state.card import Card
 
 CALIBRATION, LATENCY = "calibration_error", "latency_ms"
 _LEVEL = 0.05
-_FORGETTING_MARGINS = 4
 _SLICES_LIMIT = 20
 """Of a field with more values, those with the most rows are slices."""
 _SLICE_ROWS = 20
 """Fewer rows show nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Criterion:
-    """By what a candidate is compared; the application's attributes, as `Application` describes them."""
-
-    metric: str
-    lower_is_better: bool = False
-    margin: float = Application.margin
-    proof: bool = Application.proof
-    minimum_effect: float | None = Application.minimum_effect
-    forgetting: float | None = Application.forgetting
-    calibration_margin: float = Application.calibration_margin
-    latency_budget_ms: float | None = Application.latency_budget_ms
-
-    @classmethod
-    def of(cls, application: Application) -> "Criterion":
-        """The application's own."""
-        name = deciding_metric(application)
-        return cls(
-            metric=name,
-            lower_is_better=lower_is_better(application, name),
-            margin=application.margin,
-            proof=application.proof,
-            minimum_effect=application.minimum_effect,
-            forgetting=application.forgetting,
-            calibration_margin=application.calibration_margin,
-            latency_budget_ms=application.latency_budget_ms,
-        )
-
-    def gain(self, found: float, wanted: float) -> float:
-        """How much better the first figure is."""
-        return wanted - found if self.lower_is_better else found - wanted
-
-    @property
-    def forgetting_margin(self) -> float:
-        """How much worse on the test split one may be that is better on the newest labelled events."""
-        return _FORGETTING_MARGINS * self.margin if self.forgetting is None else self.forgetting
 
 
 Role = Literal["champion", "best"]

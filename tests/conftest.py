@@ -4,6 +4,7 @@ Several workers of xdist share it too: each file runs in one of them, and those 
 """
 
 import fcntl
+import functools
 import gc
 import os
 import shutil
@@ -31,12 +32,16 @@ from deeplambda.state import registry
 from examples.mnist import mnist_folder
 from tests.traffic import eventually
 
-DIGITS_RUN = ("batch", "run", "digits", "--set", "epochs=2")
-"""The loop whose model the tests use: half of the epochs. It has 99.2 % of MNIST's test digits right, and after a sixth
+DIGITS_EPOCHS = 2
+"""Of the loop whose model the tests use: half of its own. It has 99.2 % of MNIST's test digits right, and after a sixth
 of the rows 97 %."""
-FEW_LOOKS = "spark.sql.streaming.pollingDelay=100ms"
-"""Options of a stack's Spark: streams with nothing to do look every 10 ms, and that and Kafka's answers take a fifth of
-a core from the tests."""
+LEAN = {
+    # Else streams with nothing to do look every 10 ms: that and Kafka's answers take a fifth of a core.
+    "DEEPLAMBDA_SPARK_OPTIONS": "spark.sql.streaming.pollingDelay=100ms",
+    # Over the gateway's own: its compiler of fast code takes half a minute of a core and is worth it after many more.
+    "_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1",
+}
+"""The environment of a stack that leaves the cores to the tests."""
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 COMMAND = Path(sys.executable).with_name("deeplambda")
@@ -95,6 +100,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(item.path.relative_to(HERE).parts[0])
 
 
+@pytest.fixture(autouse=True)
+def _onnx_operators_are_read_once() -> None:
+    """PyTorch's exporter reads the source of all 500 anew for each model: two thirds of the export of a small one."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_clear"):
+        exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(exporter.ONNXRegistry.from_torchlib))
+
+
 @pytest.fixture(scope="session")
 def deeplambda() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Runs a command of the platform as a person would; fails the test with its output when it fails."""
@@ -121,7 +134,8 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DEEPLAMBDA_DATA_DIR", str(data_dir))
         environment.setenv("DEEPLAMBDA_APPLICATIONS_DIR", str(ROOT / "examples"))
-        environment.setenv("DEEPLAMBDA_SPARK_OPTIONS", FEW_LOOKS)
+        for name, value in LEAN.items():
+            environment.setenv(name, value)
         if not running:
             data_dir.mkdir(parents=True, exist_ok=True)
             with (data_dir.parent / "started").open("a+") as started:
@@ -190,7 +204,7 @@ def test_images(mnist: Path) -> NDArray[np.uint8]:
 def champion(stack: Settings, digits: Path, deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> int:
     """The loop run once: raw files on S3, ingested, prepared, trained, published, promoted. The version that serves."""
     deeplambda("data", "put", "digits", str(digits))
-    deeplambda(*DIGITS_RUN)
+    deeplambda("batch", "run", "digits", "--set", f"epochs={DIGITS_EPOCHS}")
     with mysql.engine(stack, "platform").connect() as connection:
         card = registry.champion(connection, "digits")
     assert card is not None

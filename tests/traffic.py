@@ -22,7 +22,7 @@ from deeplambda.adapters.kafka import client_options, consumer, end_offsets
 from deeplambda.config import Settings
 
 T = TypeVar("T")
-EVENTS = 10_000
+EVENTS = 5_000
 """That flow while something is broken."""
 
 

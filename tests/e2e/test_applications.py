@@ -6,7 +6,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -25,7 +24,7 @@ from deeplambda.idx import read_idx, write_idx
 from deeplambda.loading import pack_application
 from deeplambda.records import topics
 from examples.data import data_folder
-from tests.conftest import FEW_LOOKS, hive_of
+from tests.conftest import LEAN, hive_of
 from tests.traffic import eventually, new_run, producer
 
 Command = Callable[..., "CompletedProcess[str]"]
@@ -75,7 +74,8 @@ def together(deeplambda: Command) -> Iterator[Settings]:
         environment.setenv("DEEPLAMBDA_DATA_DIR", str(folder / ".deeplambda"))
         environment.setenv("DEEPLAMBDA_APPLICATIONS_DIR", str(Path("examples").resolve()))
         environment.setenv("DEEPLAMBDA_APPLICATIONS", json.dumps(EXAMPLES))
-        environment.setenv("DEEPLAMBDA_SPARK_OPTIONS", FEW_LOOKS)
+        for variable, value in LEAN.items():
+            environment.setenv(variable, value)
         deeplambda("up", "--free-ports", "kafka", "s3", "mysql", "metastore")
         load_settings.cache_clear()
         try:
@@ -83,11 +83,7 @@ def together(deeplambda: Command) -> Iterator[Settings]:
                 data, origin = data_folder(name, folder / "data" / name)
                 print(f"{name}: {origin}")
                 deeplambda("data", "put", name, str(excerpt(data, folder / "excerpt" / name)))
-            with ThreadPoolExecutor(2) as executor:  # most of a command is Spark's, which leaves a core free
-                perceptron = ("--set", "epochs=1", "--set", "architecture=perceptron")
-                digits = executor.submit(deeplambda, "batch", "run", "digits", *perceptron)
-                deeplambda("batch", "run", *EXAMPLES[1:], "--set", "epochs=1")
-                digits.result()
+            deeplambda("batch", "run", *EXAMPLES, "--set", "epochs=1")
             deeplambda("up")  # now, for twelve streams that wait take most of a core from training
             yield load_settings()
         finally:

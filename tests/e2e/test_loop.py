@@ -1,5 +1,6 @@
 """From raw files to SQL over both views, on the real components."""
 
+import io
 import re
 import threading
 from collections.abc import Callable
@@ -11,13 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pyspark.sql import SparkSession
+from rich.console import Console
 from sqlalchemy import Connection, Engine, text
 
+from batch_layer.console import PipelineConsole
+from batch_layer.pipeline import run_pipeline
 from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
+from deeplambda.loading import pack_application
 from deeplambda.state.horizon_store import read_horizon
-from tests.conftest import DIGITS_RUN
+from tests.conftest import DIGITS_EPOCHS
 from tests.traffic import eventually, new_run, realtime_ids, send_digits
 
 Command = Callable[..., "CompletedProcess[str]"]
@@ -50,11 +56,14 @@ def test_every_row_is_in_the_master_data_set_with_its_split(hive_engine: Engine,
 
 
 def test_a_second_run_adds_no_row_and_trains_nothing(
-    stack: Settings, hive_engine: Engine, champion: int, deeplambda: Command
+    stack: Settings, spark: SparkSession, hive_engine: Engine, champion: int
 ) -> None:
-    before = scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples")
-    added = re.findall(r"([\d,]+) of them new", deeplambda(*DIGITS_RUN).stdout)
+    before, said = scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples"), io.StringIO()
+    listener = PipelineConsole(Console(file=said))
+    card = run_pipeline(spark, stack, pack_application("digits", stack), {"epochs": DIGITS_EPOCHS}, listener)
+    added = re.findall(r"([\d,]+) of them new", said.getvalue())
     assert added == ["0", "0"], "neither of the train nor of the test split"
+    assert card.version == champion
     assert scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples") == before
     with mysql.engine(stack, "platform").connect() as connection:
         assert connection.scalar(text("SELECT max(version) FROM model_versions WHERE application='digits'")) == champion

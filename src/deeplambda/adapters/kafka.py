@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -235,6 +236,16 @@ def consumer(
             raise NotReady(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
         made.follow_partitions()
     return made
+
+
+def begin_at(reader: Consumer, moment: datetime) -> None:
+    """Go on where the reader's group has come to; at first, with what came since `moment`."""
+    new = [partition for partition in reader.assignment() if reader.committed(partition) is None]
+    at_ms = int(moment.timestamp() * 1000)
+    found = reader.offsets_for_times(dict.fromkeys(new, at_ms)) if new else {}
+    ends = reader.end_offsets(new) if new else {}
+    for partition in new:
+        reader.seek(partition, found[partition].offset if found.get(partition) else ends[partition])
 
 
 def first_offsets(settings: Settings, topic: str) -> dict[int, int]:

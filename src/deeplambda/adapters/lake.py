@@ -160,6 +160,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.hadoop.hadoop.tmp.dir": str(scratch),
         "spark.hadoop.fs.s3a.buffer.dir": str(scratch / "s3a"),  # the default's expression stumbles over a space
         "spark.ui.enabled": "false",
+        "spark.sql.ui.explainMode": "simple",  # each query writes its plan down for the page that is off
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",  # of streams; elsewhere Spark begins with more and joins small ones
@@ -238,11 +239,14 @@ def create_tables(spark: SparkSession, application: Application) -> None:
     """
     payload = payload_schema(application.event)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
+    known = {row.tableName for row in spark.sql(f"SHOW TABLES IN lake.{application.name}").collect()}
     for table, (columns, clauses) in TABLES.items():
-        spark.sql(
-            f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=_columns(payload))}) "
-            f"USING iceberg {clauses} TBLPROPERTIES ({_PROPERTIES})"
-        )
+        if table not in known:
+            spark.sql(
+                f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} "
+                f"({columns.format(payload=_columns(payload))}) "
+                f"USING iceberg {clauses} TBLPROPERTIES ({_PROPERTIES})"
+            )
     examples = f"lake.{application.name}.examples"
     if not any(row.key == _METADATA_KEPT for row in spark.sql(f"SHOW TBLPROPERTIES {examples}").collect()):
         for table in TABLES:  # they were made before these settings were

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from batch_layer import verdicts
-from batch_layer.verdicts import Criterion
+from batch_layer.criterion import Criterion
 from deeplambda.clock import now
 from deeplambda.features import Tensor
 from deeplambda.state.card import Card

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from batch_layer.criterion import Criterion
 from batch_layer.experiment_answers import answer_row, scored
 from batch_layer.experiment_commands import described, share_of
 from batch_layer.live_verdicts import Labelled, Scores, compared, decision
-from batch_layer.verdicts import Criterion
 from deeplambda.clock import now
 from deeplambda.errors import BadInput
 from deeplambda.records.experiments import Said

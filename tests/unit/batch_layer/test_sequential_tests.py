@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from batch_layer.criterion import Criterion
 from batch_layer.live_verdicts import ALPHA, Labelled, Scores, compared, decision
-from batch_layer.verdicts import Criterion
 from deeplambda.clock import now
 from deeplambda.state.experiment_store import Experiment, Kind
 

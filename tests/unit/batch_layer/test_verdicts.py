@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from batch_layer.criterion import Criterion
 from batch_layer.same_rows import SameRows
-from batch_layer.verdicts import LATENCY, Criterion, Role, compared, slices_of, verdict
+from batch_layer.verdicts import LATENCY, Role, compared, slices_of, verdict
 from deeplambda.application import Application, Event
 from deeplambda.objective import Classification, Objective, Regression
 from deeplambda.records.verdict import Comparison, Verdict
