@@ -232,14 +232,14 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
 
     def _give_turns(self) -> None:
         """Called when no connection has anything new."""
-        ends = time.thread_time() + LOOK_EVERY_S
+        now = time.monotonic()
+        ends = now + LOOK_EVERY_S
         while self._turns:
             asked_for, waiter = self._turns.pop()
-            begun = time.thread_time()
             waiter.switch(None)
-            ended = time.thread_time()
-            self._turns.used(asked_for, ended - begun)
-            if ended > ends:
+            begun, now = now, time.monotonic()
+            self._turns.used(asked_for, now - begun)
+            if now > ends:
                 return
         self._idle.stop()
 
