@@ -54,7 +54,8 @@ def _compile(files: list[Path], jars: list[Path], folder: Path) -> None:
         command = [java_program(), "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", class_path, _COMPILER]
         command += ["-g", "-d", str(unfinished), "-classpath", class_path, *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        complaint = (done.stderr + done.stdout).strip()
+        told = (done.stderr + done.stdout).splitlines()
+        complaint = "\n".join(line for line in told if not line.startswith("Picked up ")).strip()  # _JAVA_OPTIONS
         if done.returncode or complaint:  # this compiler reports an error and exits 0
             raise ConfigurationError(
                 f"the Java in {files[0].parent} did not compile: {complaint[-500:]}",
