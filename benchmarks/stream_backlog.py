@@ -5,7 +5,7 @@ slots: all that the stream does beside that is what the ratio shows. Then two sl
 backlog; on a machine of two cores the model service takes its share of both.
 
 A row takes 190 µs of a core in the model service, 80 to 130 in Spark and its workers or 75 in the driver, and 10 to 20
-in Kafka. Both cores are at work (1.85 of 2), so what the stream may reach is about two thirds of the service alone. The
+in Kafka. Both cores are at work (1.85 of 2), so the stream can reach about two thirds of the service alone. The
 driver had 1.45 of them at work, and took 140 µs a row, while it made one chunk ready, had it scored and published it
 before the next.
 """
