@@ -103,6 +103,7 @@ class _Followed:
         self._labels: deque[Label] = deque(maxlen=_LABELS_WAITING)
         self._process: subprocess.Popen[bytes] | None = None
         self._process_ends, self._measured_s, self._has_news = 0, 0.0, True
+        self._answers_come = experiment.kind == "canary"  # a shadow's first have to wait until its process has started
         name = experiment.application
         with mysql.mysql_errors(), self._platform.connect() as connection:
             card = registry.published_card(connection, name, experiment.champion)
@@ -150,7 +151,7 @@ class _Followed:
                 self._end("failed", f"{said}; see 'deeplambda logs archive'")
                 return False
         command = ["-m", "batch_layer.shadow", self.experiment.application, str(self.experiment.number)]
-        self._process = subprocess.Popen([sys.executable, *command])
+        self._process, self._answers_come = subprocess.Popen([sys.executable, *command]), False
         return True
 
     def _answers(self, records: Iterable[Any]) -> None:
@@ -173,7 +174,7 @@ class _Followed:
             of_it = {"application": self.experiment.application, "experiment": self.experiment.number}
             with mysql.mysql_errors(), self._platform.begin() as connection:
                 if rows:
-                    self._has_news = True
+                    self._has_news = self._answers_come = True
                     connection.execute(insert(EXPERIMENT_ANSWERS).prefix_with("IGNORE"), [row | of_it for row in rows])
                 if shed:
                     self.experiment = experiment_store.measured(
@@ -223,7 +224,7 @@ class _Followed:
             for each in labels:
                 if (row := found.pop(each.event_id, None)) is None:
                     if each.attempts < _LABEL_ATTEMPTS:
-                        self._labels.append(each._replace(attempts=each.attempts + 1))
+                        self._labels.append(each._replace(attempts=each.attempts + self._answers_come))
                 elif row.label is None:
                     self._has_news = True
                     connection.execute(
