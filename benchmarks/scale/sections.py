@@ -62,7 +62,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         ("--rows", 2_000_000, "generated rows of the smaller size, and those of loading"),
         ("--images", 20_000, "generated images of the smaller size"),
         ("--factor", 10, "how many times as much the larger size is"),
-        ("--cluster-rows", 500_000, "generated rows for the cluster"),
+        ("--cluster-rows", 2_000_000, "generated rows for the cluster"),
         ("--epochs", 2, "epochs of training in one process and in two"),
         ("--events", 60_000, "events to score in bulk"),
         ("--commits", 5_000, "commits of the archive; it is compared with a tenth of them"),

@@ -1,7 +1,7 @@
 """Kafka's records as rows of `realtime_predictions`: the text of their values in SQL.
 
 Nearly all records are just as `Prediction` writes them, without a character that JSON or SQL would escape. One regular
-expression stands for that form and nothing else; what it finds are the values, at an eighth of what reading the JSON,
+expression stands for that form and nothing else; what it finds are the values, at a quarter of what reading the JSON,
 checking and writing it again take. A record that it does not match is read by pydantic.
 """
 
