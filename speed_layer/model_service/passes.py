@@ -6,7 +6,7 @@ beside it only when it would be full, for two small ones cost more than one.
 1. a request hands in its rows, decoded, or is refused at once because it would wait too long (`Passes.score`)
 2. a thread takes rows of one champion from the requests that wait, a part of each large one in turn
 3. it makes features of those that are events, all together; a row that the transform fails on ends its request alone
-4. when it is its turn, the model runs; of the applications that wait, the one which has used least time is next
+4. when it is its turn, the model runs; turns go round the applications in the order in which they ask
 5. predictions are decoded together, and each request is given its rows
 """
 
@@ -133,7 +133,7 @@ class Passes:
         pieces = sorted(pieces, key=lambda piece: not piece.job.events)
         rows, features, refused = _features(champion.featurizer, pieces)
         made = time.monotonic()
-        with self._turns.turn(self._name):
+        with self._turns:
             ran = time.monotonic()
             passed, outputs, failed = _outputs(champion.path, features)
         scored = time.monotonic()

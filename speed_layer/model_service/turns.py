@@ -1,46 +1,38 @@
-"""Turns: as many passes at a time as there are cores, each application for as much of the time as any other."""
+"""Turns: as many passes at a time as there are cores, in the order in which they ask, whatever their application."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-from deeplambda.service.fair_queue import FairQueue
+from collections import deque
+from types import TracebackType
 
 
 class Turns:
-    """A semaphore that is handed on to the application which has used it least.
+    """A semaphore that is handed on: who asked first is next, and nobody who comes later is quicker.
 
     `threading.Semaphore` would let an application whose thread gives a permit back take it again at once, past all
     others that wait for one.
     """
 
-    def __init__(self, at_once: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, at_once: int) -> None:
         self.at_once = at_once
-        self._clock, self._free = clock, at_once
-        self._waiting: FairQueue[threading.Lock] = FairQueue()
+        self._free = at_once
+        self._waiting: deque[threading.Lock] = deque()
         self._lock = threading.Lock()
 
-    @contextmanager
-    def turn(self, application: str) -> Iterator[None]:
-        """A turn of the application, for as long as the block takes."""
-        turn = threading.Lock()
-        turn.acquire()
+    def __enter__(self) -> None:
         with self._lock:
-            self._waiting.push(application, turn)
-            self._begin()
+            if self._free:
+                self._free -= 1
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
         turn.acquire()
-        begun = self._clock()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting.used(application, self._clock() - begun)
-                self._free += 1
-                self._begin()
 
-    def _begin(self) -> None:
-        while self._free and self._waiting:
-            self._free -= 1
-            _, turn = self._waiting.pop()
-            turn.release()
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1

@@ -4,9 +4,8 @@ A connection costs a greenlet, never a thread: clients that send slowly, read sl
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
 - A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
-- The loop works on a request with a body in turns: one to read it and begin, another after each wait for a thread.
-  What the requests are for (`asked_for`) shares the loop's time evenly, however many there are for each. A request
-  without a body, such as a health check, does not wait for a turn, unless more have come on the same connection.
+- A request with a body takes its turn after those that have come before, and turns go round what they ask for
+  (`asked_for`); one without, such as a health check, does not wait, unless more have come on the same connection.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
@@ -21,9 +20,8 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections import deque
 from concurrent.futures import Future
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,22 +35,18 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
-from deeplambda.service.fair_queue import FairQueue
 from deeplambda.service.http_worker import LINGER_BYTES, LINGER_S, REQUEST_WITHIN_S, closing_unread, refusal
 
 REPLY_WITHIN_S = 10.0
-LOOK_EVERY_S = 0.001
-"""How long turns follow one another before the loop looks at all connections again."""
 _IDLE_AT_STOP_S = 2.0
 _WITHOUT_BODY = {"GET", "HEAD"}
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
 
 T = TypeVar("T")
-_take_turn: ContextVar[Callable[[], None] | None] = ContextVar("take_turn", default=None)  # for the request's work
 
 
 def result_of(future: "Future[T]", timeout_s: float | None = None) -> T:
-    """The future's result, for which the calling greenlet waits, and then for its turn, or the thread without a loop.
+    """The future's result, for which the calling greenlet waits, or the thread where no loop runs.
 
     Raises: TimeoutError past `timeout_s`, and what the future raises.
     """
@@ -63,8 +57,6 @@ def result_of(future: "Future[T]", timeout_s: float | None = None) -> T:
     future.add_done_callback(lambda _: hub.loop.run_callback_threadsafe(waiter.switch, None))
     with gevent.Timeout(timeout_s, TimeoutError):
         waiter.get()
-    if take_turn := _take_turn.get():
-        take_turn()
     return future.result()
 
 
@@ -72,15 +64,10 @@ class Connection:
     """A client's socket with the bounds in time that this module's docstring lists; gunicorn's parser reads from it.
 
     What is written is kept until `flush`, so that head and body of a reply are one packet.
-
-    asked_for: what the request before was for, and so most likely the next one, which waits for a turn of that before
-    it is parsed; None: for none. turn: the one in which the request now in progress was read.
     """
 
-    def __init__(self, sock: gevent.socket.socket, idle_s: float, await_turn: Callable[[str], None]) -> None:
-        self._sock, self._idle_s, self._await_turn = sock, idle_s, await_turn
-        self.asked_for: str | None = None
-        self.turn: str | None = None
+    def __init__(self, sock: gevent.socket.socket, idle_s: float) -> None:
+        self._sock, self._idle_s = sock, idle_s
         self._begun: float | None = None
         self._out: list[bytes] = []
         self.is_slow = False
@@ -101,9 +88,6 @@ class Connection:
             return b""
         if self._begun is None:
             self._begun = time.monotonic()
-            if received and self.asked_for is not None:
-                self._await_turn(self.asked_for)
-                self.turn = self.asked_for
         return received
 
     def sendall(self, content: bytes) -> None:
@@ -120,7 +104,7 @@ class Connection:
         if self._out:
             content, self._out = b"".join(self._out), []
             self.send(content)
-        self._begun = self.turn = None
+        self._begun = None
 
     def end(self) -> None:
         """Let whoever reads from it find its end."""
@@ -135,7 +119,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         super().__init__(*args, **kwargs)
         self._connections: set[Connection] = set()
         self._idle: Any = None  # the loop's watcher: called when no connection has anything new
-        self._turns: FairQueue[Waiter] = FairQueue()
+        self._turns: dict[str, deque[Waiter]] = {}  # the next one's first
 
     def patch(self) -> None:
         """Make the listeners cooperative, and nothing else; gunicorn calls this first in the new worker process."""
@@ -185,18 +169,15 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
 
     def handle(self, listener: Any, client: gevent.socket.socket, addr: Any) -> None:
         """Serve one connection until it ends; gevent calls this in a greenlet of its own."""
-        connection = Connection(client, self.cfg.keepalive, self._await_turn)
+        connection = Connection(client, self.cfg.keepalive)
         parser = http.get_parser(self.cfg, connection, addr)
         self._connections.add(connection)
         request = None
         try:
             name = listener.getsockname()
             for request in parser:
-                has_turns = request.method not in _WITHOUT_BODY or parser.unreader.buf.tell()
-                asked_for = connection.asked_for = self.asked_for(request) if has_turns else None
-                if asked_for is not None and asked_for != connection.turn:
-                    self._await_turn(asked_for)
-                _take_turn.set(None if asked_for is None else partial(self._await_turn, asked_for))
+                if request.method not in _WITHOUT_BODY or parser.unreader.buf.tell():
+                    self._await_turn(self.asked_for(request))
                 self.handle_request(name, request, connection, addr)
                 connection.flush()
             self._linger(connection, client)
@@ -222,26 +203,24 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         return ""
 
     def _await_turn(self, asked_for: str) -> None:
+        """Let the loop look at all connections before the next of these requests is worked on."""
         waiter = Waiter()
         if self._idle is None:
             self._idle = waiter.hub.loop.idle()
-        if not self._idle.active:
-            self._idle.start(self._give_turns)
-        self._turns.push(asked_for, waiter)
+        if not self._turns:
+            self._idle.start(self._give_turn)
+        self._turns.setdefault(asked_for, deque()).append(waiter)
         waiter.get()
 
-    def _give_turns(self) -> None:
-        """Called when no connection has anything new."""
-        now = time.monotonic()
-        ends = now + LOOK_EVERY_S
-        while self._turns:
-            asked_for, waiter = self._turns.pop()
-            waiter.switch(None)
-            begun, now = now, time.monotonic()
-            self._turns.used(asked_for, now - begun)
-            if now > ends:
-                return
-        self._idle.stop()
+    def _give_turn(self) -> None:
+        asked_for = next(iter(self._turns))
+        waiters = self._turns.pop(asked_for)
+        waiter = waiters.popleft()
+        if waiters:
+            self._turns[asked_for] = waiters  # after the others
+        if not self._turns:
+            self._idle.stop()
+        waiter.switch(None)
 
     @staticmethod
     def _linger(connection: Connection, client: gevent.socket.socket) -> None:

@@ -27,7 +27,7 @@ class Served:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = free.getsockname()
-        worker = "tests.unit.service.served.ByPath"
+        worker = "deeplambda.service.cooperative_worker.CooperativeWorker"
         self.url = f"http://{self.address[0]}:{self.address[1]}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "-k", worker, "-b", self.url[7:], "tests.unit.service.served:app"],
@@ -132,22 +132,6 @@ def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:
         assert served.get("/") is not None
         assert not any(each.done() for each in slow)
         assert all(reply is not None and reply.status == 200 for reply in (each.result() for each in slow))
-
-
-def test_a_request_is_answered_before_many_of_another_kind_that_were_ready_first(alone: Served) -> None:
-    with contextlib.ExitStack() as waiting:
-
-        def gathered(kind: str, count: int, total: int) -> list[socket.socket]:
-            ask = request(f"/gather/{kind}", "Content-Length: 0", method="POST")
-            clients = [waiting.enter_context(alone.connected(ask)) for _ in range(count)]
-            assert eventually(lambda: (reply := alone.get("/gathered")) is not None and reply.data == b"%d" % total)
-            return clients
-
-        many = gathered("many", CLIENTS, CLIENTS)
-        (one,) = gathered("one", 1, CLIENTS + 1)
-        alone.get("/open")
-        assert one.recv(65536).startswith(b"HTTP/1.1 200")
-        assert len(select.select(many, [], [], 0)[0]) < CLIENTS // 2
 
 
 def test_what_has_begun_is_answered_at_sigterm_and_the_port_is_free(alone: Served) -> None:

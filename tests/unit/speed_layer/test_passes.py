@@ -192,22 +192,18 @@ def test_what_cannot_be_answered_in_time_is_refused_and_what_became_too_late_tak
     assert first_outputs(held) == [0]
 
 
-def test_applications_that_wait_have_equal_time_however_long_their_passes_are() -> None:
-    now, order = [0.0], []
-    turns = Turns(1, clock=lambda: now[0])
+def test_an_application_that_waits_has_the_next_turn_however_much_another_asks() -> None:
+    turns, order = Turns(1), []
+    with turns:
+        threads = [threading.Thread(target=lambda n=n: take(n)) for n in range(4)]
 
-    def take(application: str, seconds: float) -> None:
-        with turns.turn(application):
-            order.append(application)
-            now[0] += seconds
+        def take(number: int) -> None:
+            with turns:
+                order.append(number)
 
-    with turns.turn("long"):
-        waiting = [("long", 10.0)] * 4 + [("short", 1.0)] * 30
-        threads = [threading.Thread(target=take, args=each) for each in waiting]
         for number, thread in enumerate(threads):
             thread.start()
-            assert eventually(lambda n=number: len(turns._waiting) == n + 1, WAIT_S, every_s=0.01)
-        now[0] += 10
+            assert eventually(lambda n=number: len(turns._waiting) == n + 1, WAIT_S)
     for thread in threads:
         thread.join()
-    assert "".join(each[0] for each in order) == 3 * ("s" * 10 + "l") + "l"
+    assert order == [0, 1, 2, 3]
