@@ -8,8 +8,11 @@ import re
 import shutil
 import subprocess
 import tempfile
+from base64 import b64encode
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 _SCRIPT = """
@@ -27,6 +30,12 @@ class Load:
     p50_ms: float
     p99_ms: float
     refused: int
+
+
+def images(rows: int) -> dict[str, Any]:
+    """The body of a request for predictions of one image of noise, so many times."""
+    image = b64encode(np.random.default_rng(0).integers(0, 256, 784, np.uint8).tobytes()).decode()
+    return {"instances": [{"image": image}] * rows}
 
 
 def load(url: str, body: Any, *, clients: int, seconds: float) -> Load:

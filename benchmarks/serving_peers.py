@@ -7,34 +7,25 @@ measured.
 """
 
 import contextlib
-import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
-import time
-from base64 import b64encode
 from collections.abc import Iterator
 
-import numpy as np
 import urllib3
 
-from benchmarks.load import Load, load
+from benchmarks.load import Load, images, load
 from benchmarks.ratio import Ratio
+from benchmarks.servers import free_port, served
 from deeplambda.config import load_settings
 
 CLIENTS = (1, 8, 64, 256)
 PEERS = {"litserve": "LitServe", "ray": "Ray Serve"}
 AIM, AIM_P99 = 1.5, 1.0
 ROUNDS, ROUND_S = 3, 4.0
-_STARTED_WITHIN_S = 180.0
 
 
 def measure() -> list[Ratio]:
     """The ratios for each peer and number of clients, on the stack that runs."""
-    image = b64encode(np.random.default_rng(0).integers(0, 256, 784, np.uint8).tobytes()).decode()
-    body = {"instances": [{"image": image}]}
+    body = images(1)
     ours, ratios = f"{load_settings().model_url}/v1/models/digits:predict", list[Ratio]()
     for name in PEERS:
         with _peer(name) as url:
@@ -73,32 +64,13 @@ def _ratios(clients: int, peer: str, rounds: list[tuple[Load, ...]]) -> Iterator
 @contextlib.contextmanager
 def _peer(name: str) -> Iterator[str]:
     """The URL of a peer that runs until the end of the block. Raises: TimeoutError."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.peers", name, str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
-    try:
-        url, deadline = f"http://127.0.0.1:{port}/predict", time.monotonic() + _STARTED_WITHIN_S
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise TimeoutError(f"{PEERS[name]} does not answer; is the extra 'peers' installed?")
-            time.sleep(0.5)
-        yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/predict"
 
-
-def _answers(url: str) -> bool:
-    """Whether it answers an empty question, in whatever way: the model is loaded before that."""
-    try:
+    def answers() -> bool:  # an empty question, in whatever way: the model is loaded before that
         return urllib3.request("POST", url, json={}, retries=False, timeout=2).status in {400, 422, 500}
-    except urllib3.exceptions.HTTPError:
-        return False
+
+    environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    failure = f"{PEERS[name]} does not answer; is the extra 'peers' installed?"
+    with served(["-m", "benchmarks.peers", name, str(port)], environment, answers, failure):
+        yield url

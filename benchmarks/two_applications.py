@@ -6,27 +6,20 @@ runs; wrk (`benchmarks.load`) asks for each application alone, then for both, in
 """
 
 import contextlib
-import os
 import secrets
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import urllib3
 from pydantic_core import to_json
 
-from benchmarks.load import Load, load
+from benchmarks.load import Load, images, load
 from benchmarks.ratio import Ratio
+from benchmarks.servers import free_port, served
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
@@ -39,7 +32,6 @@ from examples.digits.application import Digits
 
 AIM = 0.4
 ROUNDS, ROUND_S = 5, 3.0
-_STARTED_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +45,7 @@ class Crowd:
         return f"{self.clients} clients, " + (f"{self.rows} events each" if self.rows > 1 else "single events")
 
     def load(self, url: str) -> Load:
-        image = b64encode(np.random.default_rng(0).integers(0, 256, 784, np.uint8).tobytes()).decode()
-        found = load(url, {"instances": [{"image": image}] * self.rows}, clients=self.clients, seconds=ROUND_S)
+        found = load(url, images(self.rows), clients=self.clients, seconds=ROUND_S)
         if found.refused:
             raise ValueError(f"{self} were refused {found.refused} requests")
         return found
@@ -98,26 +89,16 @@ def _ratios(crowd: Crowd, urls: tuple[str, str]) -> Iterator[Ratio]:
 @contextlib.contextmanager
 def _service(folder: Path) -> Iterator[tuple[str, str]]:
     """The URLs of two applications that one service serves until the end of the block. Raises: TimeoutError."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        at = f"http://127.0.0.1:{free.getsockname()[1]}"
-    settings = load_settings()
-    names = (Digits.name, _second(settings, folder))
-    environment = os.environ | {"DEEPLAMBDA_MODEL_URL": at, "DEEPLAMBDA_APPLICATIONS": to_json(names).decode()}
-    command = [sys.executable, "-m", "speed_layer.model_service"]
-    process = subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
-    try:
-        deadline = time.monotonic() + _STARTED_WITHIN_S
-        while not _is_ready(at):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise TimeoutError(f"the model service does not serve {' and '.join(names)}")
-            time.sleep(0.5)
+    at, names = f"http://127.0.0.1:{free_port()}", (Digits.name, _second(load_settings(), folder))
+
+    def is_ready() -> bool:
+        return urllib3.request("GET", f"{at}/v2/health/ready", retries=False, timeout=2).status == 200
+
+    environment = {"DEEPLAMBDA_MODEL_URL": at, "DEEPLAMBDA_APPLICATIONS": to_json(names).decode()}
+    failure = f"the model service does not serve {' and '.join(names)}"
+    with served(["-m", "speed_layer.model_service"], environment, is_ready, failure):
         first, second = (f"{at}/v1/models/{name}:predict" for name in names)
         yield first, second
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
 
 
 def _second(settings: Settings, folder: Path) -> str:
@@ -148,9 +129,3 @@ def _second(settings: Settings, folder: Path) -> str:
         while outbox.relay(platform, publisher):
             pass
     return name
-
-
-def _is_ready(at: str) -> bool:
-    with contextlib.suppress(urllib3.exceptions.HTTPError):
-        return urllib3.request("GET", f"{at}/v2/health/ready", retries=False, timeout=2).status == 200
-    return False
