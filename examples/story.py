@@ -46,22 +46,26 @@ NOTICED_WITHIN = 1_000
 class Sizes:
     """How much of everything. Events are of images that neither training nor test split has, each once."""
 
-    train: int = 30_000
-    test: int = 5_000
-    live: int = 1_000
+    train: int = 12_000
+    test: int = 4_000
+    live: int = 2_000
     rotated: int = 1_000
-    labelled: int = 1_500
-    after: int = 1_000
-    wrong: int = 250
-    healed: int = 250
-    epochs: int = 2
+    labelled: int = 9_000
+    after: int = 2_000
+    wrong: int = 500
+    healed: int = 500
+    epochs: int = 4
 
     @property
     def events(self) -> int:
         return self.live + self.rotated + self.labelled + self.after + self.wrong + self.healed
 
+    @property
+    def all(self) -> int:
+        return self.train + self.test + self.events
 
-SMALL = Sizes(train=6_000, test=1_000, live=400, rotated=800, labelled=800, after=400, wrong=200, healed=200)
+
+SMALL = Sizes(train=6_000, test=1_000, live=400, rotated=800, labelled=800, after=400, wrong=200, healed=200, epochs=2)
 """For the tests."""
 
 
@@ -76,19 +80,18 @@ def write_files(folder: Path, mnist: Path, sizes: Sizes) -> tuple[Images, Images
     train_images, train_labels, test_images, test_labels = (
         read_idx((mnist / name).read_bytes(), name) for name in FILES
     )
-    kept = (
-        *(train_images[: sizes.train], train_labels[: sizes.train]),
-        *(test_images[: sizes.test], test_labels[: sizes.test]),
-    )
-    for name, array in zip(FILES, kept, strict=True):
-        (folder / name).write_bytes(write_idx(array))
-    images, labels = test_images[sizes.test :], test_labels[sizes.test :]
-    if len(images) < sizes.events:
+    # Shuffled together: MNIST's files each begin with one kind of writers and end with another, which would be drift.
+    images, labels = np.concatenate([train_images, test_images]), np.concatenate([train_labels, test_labels])
+    if len(images) < sizes.all:
         raise ConfigurationError(
-            f"the story streams {sizes.events:,} digits, and {mnist} leaves {len(images):,}",
+            f"the story takes {sizes.all:,} digits, and {mnist} has {len(images):,}",
             "set DEEPLAMBDA_MNIST_DIR to a folder with the whole of MNIST",
         )
-    return images[: sizes.events], labels[: sizes.events]
+    shuffled = np.random.default_rng(0).permutation(len(images))[: sizes.all]
+    train, test, live = np.split(shuffled, np.cumsum((sizes.train, sizes.test)))
+    for name, array in zip(FILES, (images[train], labels[train], images[test], labels[test]), strict=True):
+        (folder / name).write_bytes(write_idx(array))
+    return images[live], labels[live]
 
 
 def count_labels_from_one(folder: Path) -> None:
@@ -117,7 +120,7 @@ def own_stack(sizes: Sizes) -> Iterator[tuple[Settings, Path]]:
 
 
 def main(
-    small: Annotated[bool, typer.Option(help="the same with a fifth of the digits")] = False,
+    small: Annotated[bool, typer.Option(help="the same with a fraction of the digits")] = False,
     rate: Annotated[int, typer.Option(help="events per second")] = 100,
 ) -> None:
     """Tell the story; exit code 1 when a promise is not kept."""
