@@ -83,6 +83,19 @@ def test_each_partition_is_read_in_order_however_their_ranges_end(stack: Setting
     assert found == {partition: list(range(end)) for partition, end in ends.items()}
 
 
+def test_a_partition_of_which_much_is_ahead_may_be_read_from_elsewhere(stack: Settings) -> None:
+    name = new_topic(stack, 2)
+    with Publisher(stack) as publisher:
+        for n in range(8 * RECORDS):
+            publisher.send(name, str(n), n)
+    ends = end_offsets(stack, name)
+    with closing(RangeReader(stack, name)) as reader:
+        for _ in reader.chunks({0: (0, 1), 1: (0, ends[1])}):  # meanwhile all of the other one comes
+            pass
+        offsets = [row["offset"] for chunk in reader.chunks({0: (100, 200)}) for row in chunk]
+    assert offsets == list(range(100, 200))
+
+
 def test_marks_of_transactions_hold_no_range_up(stack: Settings) -> None:
     name = new_topic(stack, 1)
     producer = Producer(librdkafka_options(stack) | {"transactional.id": name})

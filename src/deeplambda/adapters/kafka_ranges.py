@@ -93,7 +93,6 @@ class RangeReader:
         self._consumer.incremental_assign([TopicPartition(self._topic, number, wanted[number][0]) for number in anew])
         for number in anew:
             self._ahead[number], self._reached[number] = deque(), wanted[number][0]
-        self._paused -= set(anew)
         self._consumer.resume(self._places(wanted.keys() & self._paused))
         self._paused -= wanted.keys()
 
