@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 from sqlalchemy import text
@@ -36,6 +36,14 @@ def eventually(probe: Callable[[], T], timeout_s: float = 60, every_s: float = 0
     )
     result: T = retrying(probe)
     return result
+
+
+def new_topic(settings: Settings, partitions: int) -> str:
+    """The name of a topic that nobody else uses."""
+    name = f"test-{uuid4().hex[:8]}"
+    with KafkaAdminClient(**client_options(settings)) as admin:
+        admin.create_topics({name: {"num_partitions": partitions, "replication_factor": 1}})
+    return name
 
 
 def new_run(name: str) -> str:

@@ -49,14 +49,16 @@ def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
 
 def store(engine: Engine, records: list[Any]) -> int:
     """Write the metrics in Kafka records; returns how many there were. Raises: NotReady."""
-    rows = []
+    rows, refused = [], list[str]()
     for record in records:
         try:
             metric = Storable.model_validate_json(record.value or b"")
         except ValidationError as exc:
-            _log.warning("no metric at offset %d of %s: %s", record.offset, record.topic, exc.errors()[0]["msg"])
+            refused.append(f"offset {record.offset}: {exc.errors()[0]['msg']}")
             continue
         rows.append({"kafka_offset": record.offset} | metric.model_dump())
+    if refused:  # in one line: whoever may write to the topic could fill the disk with the log
+        _log.warning("%d records of %s are no metrics, the first at %s", len(refused), topics.METRICS, refused[0])
     if rows:
         with mysql.mysql_errors(), engine.begin() as connection:
             connection.execute(_INSERT, rows)

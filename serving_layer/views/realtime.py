@@ -9,20 +9,19 @@ Several writers do so side by side, each for its share of the partitions: while 
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Any
 
-from kafka import KafkaConsumer
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, select
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
-from deeplambda.adapters import kafka, mysql
-from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import Publisher, Record
+from deeplambda.adapters.kafka_follower import Follower
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady, Overtaken
@@ -38,11 +37,10 @@ from serving_layer.views.rows import COLUMNS, Row, literal, row_of
 
 GROUP = "deeplambda.views"
 WRITERS = 4
-_POLL_MS = 500
+_POLL_S = 0.5
 _LEAST_ROWS, _MOST_ROWS = 2_000, 16_000
 """Of a batch: one that was full makes the next one larger, for the lag grows when MySQL takes long for each."""
-_ASK_AGAIN_S = 10.0
-_IDLE_S = 1.0
+_LOOK_S = 10.0
 
 # Of an event sent twice the first position counts: a row gives way to the same position (a replay) or to an earlier one
 # of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none.
@@ -110,61 +108,47 @@ def run(
     # without gap locks, so that no writer waits for another
     engine = mysql.engine(settings, "views").execution_options(isolation_level="READ COMMITTED")
     names = [topics.predictions(application) for application in settings.applications]
-    following = kafka.consumer(settings, *names, group=GROUP, lossless=True, share=share, only_reads=True)
-    with Publisher(settings) as publisher, closing(following) as reader:
-        overtaken, asked_s = _resume(settings, reader, settings.applications), time.monotonic()
-        limit = _LEAST_ROWS
+    limit, look_at_s = _LEAST_ROWS, 0.0
+    with Publisher(settings) as publisher, closing(Follower(settings, names, group=GROUP, share=share)) as reader:
         while not stop.is_set():
-            with kafka.kafka_errors(settings):
-                records = [record for batch in reader.poll(_POLL_MS, limit).values() for record in batch]
-            if records and not _store_records(engine, publisher, records, figures, status, stop):
-                break
-            if records:
-                with kafka.kafka_errors(settings):
-                    reader.commit()
+            if time.monotonic() >= look_at_s:
+                overtaken, look_at_s = _follow(settings, reader), time.monotonic() + _LOOK_S
+            if records := reader.poll(_POLL_S, limit):
+                if not _store_records(engine, publisher, records, figures, status, stop):
+                    break
+                reader.commit()
             limit = min(_MOST_ROWS, 2 * limit) if len(records) == limit else _LEAST_ROWS
-            with kafka.kafka_errors(settings):
-                figures.at({each: reader.position(each) for each in reader.assignment() - reader.paused()})
-            if overtaken and time.monotonic() - asked_s > _ASK_AGAIN_S:
-                overtaken, asked_s = _resume(settings, reader, overtaken), time.monotonic()
+            figures.at(reader.positions)
             if overtaken:
-                status.waiting("; ".join(overtaken.values()))
+                status.waiting("; ".join(overtaken))
             else:
                 status.working()
-            if not reader.assignment():
-                stop.wait(_IDLE_S)
 
 
-def _resume(settings: Settings, reader: KafkaConsumer, applications: Iterable[str]) -> dict[str, str]:
-    """Have the applications' partitions go on after what was committed; those that were overtaken wait.
+def _follow(settings: Settings, reader: Follower) -> list[str]:
+    """Have it read the partitions that it does not read yet, each after what was committed, but those that Kafka no
+    longer has from there on: they wait.
 
-    Returns why, by application. Raises: NotReady when Kafka is away.
+    Returns why, for each application of which some do. Raises: NotReady when Kafka is away.
     """
-    overtaken = {}
-    for application in applications:
+    overtaken = []
+    for application in settings.applications:
         topic = topics.predictions(application)
-        partitions = [partition for partition in reader.assignment() if partition.topic == topic]
-        if not partitions:
-            continue
-        with kafka.kafka_errors(settings):
-            committed = {partition.partition: reader.committed(partition) for partition in partitions}
-        positions = {partition: offset for partition, offset in committed.items() if offset is not None}
-        try:
-            starts = resumed(settings, Reader(application, "views", topic), positions)
-        except Overtaken as exc:
-            overtaken[application] = exc.message
-            reader.pause(*partitions)
-            continue
-        for partition in partitions:
-            reader.seek(partition, starts[partition.partition])
-        reader.resume(*partitions)
+        if unread := reader.unread(topic):
+            committed = {partition: offset for partition, offset in unread.items() if offset is not None}
+            try:
+                starts = resumed(settings, Reader(application, "views", topic), committed)
+            except Overtaken as exc:
+                overtaken.append(exc.message)
+            else:
+                reader.read_from(topic, {partition: starts[partition] for partition in unread})
     return overtaken
 
 
 def _store_records(
     engine: Engine,
     publisher: Publisher,
-    records: list[Any],
+    records: list[Record],
     figures: Figures,
     status: LoopStatus,
     stop: threading.Event,
@@ -194,7 +178,7 @@ def _store_records(
     return False
 
 
-def _dead_letter(record: Any, exc: ValueError) -> DeadLetter:
+def _dead_letter(record: Record, exc: ValueError) -> DeadLetter:
     detail = str(exc)
     if isinstance(exc, ValidationError):
         wrong = exc.errors(include_url=False, include_input=False, include_context=False)

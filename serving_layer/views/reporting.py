@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
-from kafka import TopicPartition
 
 from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.kafka_follower import Place
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records import topics
@@ -46,11 +46,11 @@ class Figures:
             self._store_s.append(took_s)
             self._event_s += event_s
 
-    def at(self, positions: Mapping[TopicPartition, int]) -> None:
+    def at(self, positions: Mapping[Place, int]) -> None:
         """Take in how far a writer has come."""
         with self._lock:
-            for partition, offset in positions.items():
-                self._positions.setdefault(partition.topic, {})[partition.partition] = offset
+            for (topic, partition), offset in positions.items():
+                self._positions.setdefault(topic, {})[partition] = offset
 
     def position(self, topic: str) -> dict[int, int]:
         """By partition, the offset after the last record that is stored."""

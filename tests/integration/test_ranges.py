@@ -1,15 +1,16 @@
 """Records by their offsets, as the stream's driver reads a micro-batch."""
 
-import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
-from kafka import KafkaAdminClient
+from confluent_kafka import Producer
 
-from deeplambda.adapters.kafka import Publisher, client_options
+from deeplambda.adapters.kafka import Publisher, end_offsets, librdkafka_options
 from deeplambda.adapters.kafka_ranges import CHUNK_ROWS, RangeReader
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
+from tests.traffic import new_topic
 
 RECORDS = 1_200
 
@@ -17,9 +18,7 @@ RECORDS = 1_200
 @pytest.fixture(scope="module")
 def topic(stack: Settings) -> str:
     """A topic of one partition, which holds the numbers up to RECORDS."""
-    name = f"ranges-{uuid.uuid4().hex[:8]}"
-    with KafkaAdminClient(**client_options(stack)) as admin:
-        admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1}})
+    name = new_topic(stack, 1)
     with Publisher(stack) as publisher:
         for n in range(RECORDS):
             publisher.send(name, str(n), n)
@@ -63,6 +62,52 @@ def test_a_chunk_is_bounded(reader: RangeReader) -> None:
 def test_what_is_here_already_and_what_still_comes_are_one_chunk(reader: RangeReader) -> None:
     numbers(reader, 0, 100)
     assert [len(chunk) for chunk in reader.chunks({0: (100, 100 + CHUNK_ROWS)})] == [CHUNK_ROWS]
+
+
+def test_each_partition_is_read_in_order_however_their_ranges_end(stack: Settings) -> None:
+    name = new_topic(stack, 3)
+    with Publisher(stack) as publisher:
+        for n in range(3 * RECORDS):
+            publisher.send(name, str(n % 40), n)
+    ends = end_offsets(stack, name)
+    found: dict[int, list[int]] = {partition: [] for partition in ends}
+    with closing(RangeReader(stack, name)) as reader:
+        firsts = dict.fromkeys(ends, 0)
+        for percent in (1, 2, 60, 61, 61, 100):  # of one partition, and of the others half as much until the last
+            shares = {p: percent if percent == 100 or p == 1 else percent // 2 for p in ends}
+            stops = {p: max(firsts[p], end * shares[p] // 100) for p, end in ends.items()}
+            for chunk in reader.chunks({p: (firsts[p], stops[p]) for p in ends if firsts[p] < stops[p]}):
+                for row in chunk:
+                    found[row["partition"]].append(row["offset"])
+            firsts = stops
+    assert found == {partition: list(range(end)) for partition, end in ends.items()}
+
+
+def test_a_partition_of_which_much_is_ahead_may_be_read_from_elsewhere(stack: Settings) -> None:
+    name = new_topic(stack, 2)
+    with Publisher(stack) as publisher:
+        for n in range(8 * RECORDS):
+            publisher.send(name, str(n), n)
+    ends = end_offsets(stack, name)
+    with closing(RangeReader(stack, name)) as reader:
+        for _ in reader.chunks({0: (0, 1), 1: (0, ends[1])}):  # meanwhile all of the other one comes
+            pass
+        offsets = [row["offset"] for chunk in reader.chunks({0: (100, 200)}) for row in chunk]
+    assert offsets == list(range(100, 200))
+
+
+def test_marks_of_transactions_hold_no_range_up(stack: Settings) -> None:
+    name = new_topic(stack, 1)
+    producer = Producer(librdkafka_options(stack) | {"transactional.id": name})
+    producer.init_transactions()
+    for ends_well in (True, False):
+        producer.begin_transaction()
+        producer.produce(name, b"1")
+        producer.flush()
+        producer.commit_transaction() if ends_well else producer.abort_transaction()
+    with closing(RangeReader(stack, name)) as reader:
+        offsets = [row["offset"] for chunk in reader.chunks({0: (0, 4)}) for row in chunk]
+    assert offsets == [0, 2]
 
 
 def test_records_that_are_not_there_are_not_passed_over(reader: RangeReader) -> None:

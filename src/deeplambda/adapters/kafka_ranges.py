@@ -2,23 +2,22 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from deeplambda.adapters.kafka import client_options, kafka_errors
+from deeplambda.adapters.kafka import Record, kafka_errors, librdkafka_options
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 
 CHUNK_ROWS = 500
 _CHUNK_BYTES = _PARTITION_BYTES = 1024 * 1024
-_FETCH_BYTES = 8 * _PARTITION_BYTES
-_POLL_MS = 500
-_FETCH_WAIT_MS = 10
-"""What is asked for is there already. Of a broker's answers one at a time is under way, and that to the last poll may
-wait for a record of partitions that are not read next."""
+_AHEAD_KIB = 8 * 1024
+_POLL_S = 0.5
+_FETCH_WAIT_MS = 200
+_FULL_MS = 10
 _SILENT_S = 30.0
 
 Row = dict[str, Any]
@@ -28,24 +27,32 @@ Row = dict[str, Any]
 class RangeReader:
     """Reads ranges of one topic's offsets; what came beyond one is kept for the next, which usually follows it.
 
-    For one thread. Holds CHUNK_ROWS records at once, of 9 MiB together or of one record that is larger.
+    For one thread. It reads on while a range is made use of: 8 MiB and one answer of the broker's wait beside the
+    CHUNK_ROWS records that it gives at once, which are of 9 MiB together or of one record that is larger.
     """
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._settings, self._topic = settings, topic
-        with kafka_errors(settings):
-            self._consumer = KafkaConsumer(
-                **client_options(settings),
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                allow_auto_create_topics=False,
-                max_poll_records=CHUNK_ROWS,
-                max_partition_fetch_bytes=_PARTITION_BYTES,
-                fetch_max_bytes=_FETCH_BYTES,
-                fetch_max_wait_ms=_FETCH_WAIT_MS,
-            )
-        self._ahead: dict[TopicPartition, deque[Any]] = {}
-        self._next: dict[TopicPartition, int] = {}
+        self._consumer = Consumer(
+            librdkafka_options(settings)
+            | {
+                "group.id": "deeplambda.ranges",  # has to be named; nothing is committed
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "isolation.level": "read_uncommitted",
+                "enable.partition.eof": True,
+                "fetch.message.max.bytes": _PARTITION_BYTES,
+                "fetch.max.bytes": _AHEAD_KIB * 1024,
+                "fetch.wait.max.ms": _FETCH_WAIT_MS,
+                "fetch.queue.backoff.ms": _FULL_MS,
+                "queued.max.messages.kbytes": _AHEAD_KIB,
+            }
+        )
+        self._ahead: dict[int, deque[Record]] = {}
+        self._reached: dict[int, int] = {}
+        self._next: dict[int, int] = {}
+        self._paused: set[int] = set()
 
     def chunks(self, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Row]]:
         """The records of each partition from the first offset up to the second, which is not among them.
@@ -53,7 +60,7 @@ class RangeReader:
         Records come from Kafka a few at a time, whichever are there first; a chunk is as many as may be held.
         Raises: NotReady when Kafka is away, or no longer has the records.
         """
-        left = {TopicPartition(self._topic, partition): bounds for partition, bounds in ranges.items()}
+        left = dict(ranges)
         with kafka_errors(self._settings):
             self._go_to(left)
             heard_s = time.monotonic()
@@ -65,8 +72,7 @@ class RangeReader:
                     yield chunk
                     chunk = []
                 elif left and not taken:
-                    for partition, records in self._consumer.poll(timeout_ms=_POLL_MS).items():
-                        self._ahead[partition].extend(records)
+                    self._receive(left)
                     if time.monotonic() - heard_s > _SILENT_S:
                         raise NotReady(
                             f"Kafka gives no records of {self._topic} at {left}", "see 'deeplambda logs kafka'"
@@ -80,29 +86,49 @@ class RangeReader:
         """Disconnect."""
         self._consumer.close()
 
-    def _go_to(self, wanted: Mapping[TopicPartition, tuple[int, int]]) -> None:
-        known = self._consumer.assignment()
-        if added := wanted.keys() - known:
-            self._consumer.assign(sorted(known | added))
-        for partition, (first, _) in wanted.items():
-            # Known again only once the range is read to its end: one that is broken off is read anew.
-            if self._next.pop(partition, None) != first:
-                self._consumer.seek(partition, first)
-                self._ahead[partition] = deque()
-        self._consumer.pause(*(self._consumer.assignment() - wanted.keys()))
-        self._consumer.resume(*wanted)
+    def _go_to(self, wanted: Mapping[int, tuple[int, int]]) -> None:
+        # Known again only once the range is read to its end: one that is broken off is read anew.
+        anew = [number for number, (first, _) in wanted.items() if self._next.pop(number, None) != first]
+        self._consumer.incremental_unassign(self._places(number for number in anew if number in self._ahead))
+        self._consumer.incremental_assign([TopicPartition(self._topic, number, wanted[number][0]) for number in anew])
+        for number in anew:
+            self._ahead[number], self._reached[number] = deque(), wanted[number][0]
+        self._consumer.resume(self._places(wanted.keys() & self._paused))
+        self._paused -= wanted.keys()
 
-    def _taken(self, left: dict[TopicPartition, tuple[int, int]], most: int) -> list[Row]:
+    def _places(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, number) for number in numbers]
+
+    def _receive(self, left: Mapping[int, tuple[int, int]]) -> None:
+        first: Any = self._consumer.poll(_POLL_S)
+        failed = None
+        for message in [first, *self._consumer.consume(CHUNK_ROWS - 1, 0)] if first else []:
+            error, record = message.error(), Record.of(message)
+            if error is None:
+                self._ahead[record.partition].append(record)
+                self._reached[record.partition] = record.offset + 1
+            elif error.code() == KafkaError._PARTITION_EOF:  # the last offsets may be of a transaction's marks
+                self._reached[record.partition] = record.offset
+            else:
+                self._next.pop(record.partition, None)
+                failed = error
+        if failed is not None:
+            raise KafkaException(failed)
+        for number, ahead in self._ahead.items():
+            if len(ahead) > CHUNK_ROWS and number not in left and number not in self._paused:
+                self._consumer.pause(self._places([number]))
+                self._paused.add(number)
+
+    def _taken(self, left: dict[int, tuple[int, int]], most: int) -> list[Row]:
         """What is here of the partitions left; those that are read to their end go from `left`."""
         rows: list[Row] = []
-        for partition, (_, end) in list(left.items()):
-            ahead = self._ahead[partition]
+        for number, (_, end) in list(left.items()):
+            ahead = self._ahead[number]
             while ahead and ahead[0].offset < end and len(rows) < most:
                 rows.append(_row(ahead.popleft()))
-            # The last offsets may be of a transaction's marks.
-            if (ahead[0].offset if ahead else self._consumer.position(partition)) >= end:
-                self._next[partition] = end
-                del left[partition]
+            if (ahead[0].offset if ahead else self._reached[number]) >= end:
+                self._next[number] = end
+                del left[number]
         return rows
 
 
@@ -110,7 +136,7 @@ def _is_full(chunk: list[Row]) -> bool:
     return len(chunk) >= CHUNK_ROWS or sum(len(row["value"] or b"") for row in chunk) >= _CHUNK_BYTES
 
 
-def _row(record: Any) -> Row:
+def _row(record: Record) -> Row:
     return {
         "key": record.key,
         "value": record.value,
