@@ -97,7 +97,8 @@ class CanaryWatch:
     def _watch(self) -> None:
         while not self._stopped.is_set():
             try:
-                with closing(consumer(self._settings, topics.EXPERIMENTS)) as reader, Publisher(self._settings) as out:
+                following = consumer(self._settings, topics.EXPERIMENTS, only_reads=True)
+                with closing(following) as reader, Publisher(self._settings) as out:
                     while not self._stopped.is_set():
                         with kafka_errors(self._settings):
                             polled = reader.poll(timeout_ms=int(POLL_S * 1000))
