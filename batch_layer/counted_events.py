@@ -8,33 +8,42 @@ from deeplambda.adapters.lake import current_snapshot, read_snapshot
 POSITION = ("kafka_partition", "kafka_offset")
 SENT_TO_ALL = 1_000_000
 """Positions, at most, that are sent to every executor instead of shuffling the archive: 12 MB."""
+NONE_WITHDRAWN = 0
+"""In place of a snapshot of the withdrawals: all records count."""
 
 
-def counted_events(spark: SparkSession, application: str, snapshot: int | None = None) -> DataFrame:
-    """The archived events of a snapshot (default: the newest) without those that are withdrawn now."""
-    return counted(spark, application, "events", _read(spark, f"lake.{application}.events", snapshot))
+def counted_events(
+    spark: SparkSession, application: str, snapshot: int | None = None, withdrawals: int | None = None
+) -> DataFrame:
+    """The archived events of a snapshot without those that a snapshot of the withdrawals names; by default the newest
+    of both."""
+    return counted(spark, application, "events", _read(spark, f"lake.{application}.events", snapshot), withdrawals)
 
 
-def counted_labels(spark: SparkSession, application: str, snapshot: int | None = None) -> DataFrame:
+def counted_labels(
+    spark: SparkSession, application: str, snapshot: int | None = None, withdrawals: int | None = None
+) -> DataFrame:
     """The same of labels."""
-    return counted(spark, application, "labels", _read(spark, f"lake.{application}.labels", snapshot))
+    return counted(spark, application, "labels", _read(spark, f"lake.{application}.labels", snapshot), withdrawals)
 
 
-def counted(spark: SparkSession, application: str, topic: str, rows: DataFrame) -> DataFrame:
+def counted(
+    spark: SparkSession, application: str, topic: str, rows: DataFrame, withdrawals: int | None = None
+) -> DataFrame:
     """`rows` of the archive, less the withdrawn ones. topic: `events` or `labels`."""
-    gone = withdrawn(spark, application, topic)
+    gone = withdrawn(spark, application, topic, withdrawals)
     if gone is None:
         return rows
     return rows.join(gone, list(POSITION), "left_anti").select(rows.columns)
 
 
-def withdrawn(spark: SparkSession, application: str, topic: str) -> DataFrame | None:
-    """The positions that are withdrawn; None where there are none."""
-    if withdrawals_snapshot(spark, application) is None:
+def withdrawn(spark: SparkSession, application: str, topic: str, snapshot: int | None = None) -> DataFrame | None:
+    """The positions that are withdrawn, by a snapshot of the withdrawals (default: the newest); None where there are
+    none."""
+    if snapshot == NONE_WITHDRAWN or withdrawals_snapshot(spark, application) is None:
         return None
-    positions = (
-        spark.table(f"lake.{application}.withdrawals").where(F.col("topic") == topic).select(*POSITION).distinct()
-    )
+    marks = _read(spark, f"lake.{application}.withdrawals", snapshot)
+    positions = marks.where(F.col("topic") == topic).select(*POSITION).distinct()
     rows = positions.count()
     if not rows:
         return None

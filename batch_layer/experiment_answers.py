@@ -40,10 +40,10 @@ def answer_row(
 
 
 def scored(row: Any, label: str) -> dict[str, Any]:
-    """An answer's columns once its label is known. A candidate without an answer was wrong."""
+    """An answer's columns once its label is known. A shadow without an answer was wrong."""
     scores = {"candidate_score": _score(row.candidate, row.candidate_value, label)}
     scores["champion_score"] = _score(row.champion, row.champion_value, label)
-    if row.error is not None and row.champion_value is None:
+    if row.error is not None and row.champion is not None and row.champion_value is None:
         scores["candidate_score"] = 0.0
     return {"label": label[:LABEL_LIMIT], **scores}
 
@@ -77,11 +77,11 @@ def figures(connection: Connection, experiment: Experiment, criterion: Criterion
         for rows, total, squares, above, below in (rest[n : n + 5] for n in (0, 5, 10))
     )
     found = Labelled(candidate=candidate, champion=champion, paired=paired, numbers=bool(numbers))
-    known: dict[str, Any] = {"answered": answered, "labelled": found.rows}
+    failures = select(_ANSWERS.error).where(of_experiment(experiment), _ANSWERS.error.is_not(None))
+    last = connection.scalar(failures.order_by(_ANSWERS.id.desc()).limit(1)) if failed else None
+    known: dict[str, Any] = {"answered": answered, "failed": failed, "failure": last, "labelled": found.rows}
     if experiment.kind == "shadow":
-        failures = select(_ANSWERS.error).where(of_experiment(experiment), _ANSWERS.error.is_not(None))
-        last = connection.scalar(failures.order_by(_ANSWERS.id.desc()).limit(1)) if failed else None
-        known |= {"agreed": agreed, "failed": failed, "failure": last}
+        known["agreed"] = agreed
     if found.rows:
         known["comparison"] = compared(found, experiment.kind, experiment.champion, criterion)
     return known

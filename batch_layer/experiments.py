@@ -3,8 +3,8 @@ beside the archive's streams.
 
 1. A running experiment is found in MySQL; a shadow's process is started (`shadow`), and started again where it ends.
 2. Kafka's records are taken: a shadow's pairs of answers, or of a canary's predictions the candidate's and a part of
-   the champion's, to `experiment_answers`; labels to the answers that they are of. Only then are offsets committed, and
-   what is taken twice is there once.
+   the champion's, to `experiment_answers`, what it had no answer to as well; labels to the answers that they are of.
+   Only then are offsets committed, and what is taken twice is there once.
 3. The figures follow from that table alone, so that a process which is killed loses none: how many agreed, failed, were
    right, and the paired difference with its interval, to `experiments` and, whenever labels have doubled, to Kafka.
 4. One that runs until it is decided is promoted or rejected by `live_verdicts`, with the gate's verdict from before it.
@@ -49,7 +49,7 @@ CONTROLS = 4
 LABELS_AT_MOST = 200_000
 """Of an experiment that has no limit of its own."""
 CANARY_FAILURES = 3
-"""Requests that a canary had no answer to, after which it ends."""
+"""What a canary had no answer to and the champion had, after which it ends."""
 _LOOK_S = 1.0
 _IDLE_LOOK_S = 5.0
 _MEASURE_S = 2.0
@@ -170,6 +170,9 @@ class _Followed:
                     else:
                         rows.append(answer_row(found.event_id, found.candidate, found.champion, found.error, found.at))
                         self._process_ends = 0
+        self._keep(rows, shed)
+
+    def _keep(self, rows: Sequence[dict[str, Any]], shed: int = 0) -> None:
         if rows or shed:
             of_it = {"application": self.experiment.application, "experiment": self.experiment.number}
             with mysql.mysql_errors(), self._platform.begin() as connection:
@@ -200,14 +203,14 @@ class _Followed:
 
     def _failures(self, records: Iterable[Any]) -> None:
         """Take records of `deeplambda.lifecycle`, as far as they are of a canary that failed."""
+        known, rows = self.experiment, []
         for record in records:
             with suppress(ValidationError):
                 failed = ChallengerFailed.model_validate_json(record.value or b"")
-                if (failed.application, failed.number) != (self.experiment.application, self.experiment.number):
-                    continue
-                more = {"failed": self.experiment.failed + 1, "failure": f"{failed.part}: {failed.reason}"}
-                with mysql.mysql_errors(), self._platform.begin() as connection:
-                    self.experiment = experiment_store.measured(connection, self.experiment, **more)
+                if (failed.application, failed.number) == (known.application, known.number):
+                    key = failed.event_id or f"{record.partition}-{record.offset}"
+                    rows.append(answer_row(key, None, None, f"{failed.part}: {failed.reason}", failed.at))
+        self._keep(rows)
 
     def _take_labels(self, records: Iterable[Any]) -> None:
         found = [label for record in records if (label := label_of(record)) is not None]
@@ -241,7 +244,7 @@ class _Followed:
             self._has_news = False
         known = self.experiment
         if known.kind == "canary" and known.failed >= CANARY_FAILURES:
-            self._end("failed", f"{known.failed} requests had no answer of it, the last: {known.failure}")
+            self._end("failed", f"it had no answer {known.failed} times, the last: {known.failure}")
         elif known.until_decided and (decided := decision(known, self._criterion)) is not None:
             self._decide(*decided)
         elif known.labelled >= (known.labels_limit or LABELS_AT_MOST) or (known.until and now() >= known.until):

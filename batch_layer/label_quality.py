@@ -48,7 +48,8 @@ def measure_generation(
         if not labels:
             return []
         labelled = known.where("labels > 0 AND position IS NOT NULL").select("event_id")
-        events = counted_events(spark, packed.name, found.events_snapshot).join(labelled, "event_id", "left_semi")
+        archived = counted_events(spark, packed.name, found.events_snapshot, found.withdrawals_snapshot)
+        events = archived.join(labelled, "event_id", "left_semi")
         of_labels = [
             share("refused_labels", some, labels, reason) for reason, some in refused.items() if reason not in _HARMLESS
         ]

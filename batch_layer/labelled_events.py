@@ -23,7 +23,7 @@ from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer.counted_events import counted_events, counted_labels
+from batch_layer.counted_events import NONE_WITHDRAWN, counted_events, counted_labels, withdrawals_snapshot
 from batch_layer.newest import content_hash, newest_examples
 from deeplambda.adapters.lake import current_snapshot
 from deeplambda.application import Application, Event, payload_schema
@@ -73,14 +73,16 @@ Position = tuple[AwareDatetime, int, int]
 class LabelledEvents(BaseModel):
     """The labelled events of two snapshots, as they were known at `as_of`.
 
-    events: how many. sent_again: further copies of them. recent: how many are held out, from `recent_from` on.
-    refused: labels by reason. fingerprint: equal for equal events, labels and splits.
+    withdrawals_snapshot: what says which records count; None where an earlier release did not pin it. events: how many.
+    sent_again: further copies of them. recent: how many are held out, from `recent_from` on. refused: labels by reason.
+    fingerprint: equal for equal events, labels and splits.
     """
 
     model_config = ConfigDict(frozen=True)
 
     events_snapshot: int
     labels_snapshot: int
+    withdrawals_snapshot: int | None = None
     as_of: AwareDatetime
     events: int = 0
     sent_again: int = 0
@@ -98,7 +100,12 @@ def find(spark: SparkSession, packed: PackedApplication, examples: int) -> Label
     events_snapshot, labels_snapshot = (current_snapshot(spark, table) for table in tables)
     if events_snapshot is None or labels_snapshot is None:
         return None
-    pinned = LabelledEvents(events_snapshot=events_snapshot, labels_snapshot=labels_snapshot, as_of=now())
+    pinned = LabelledEvents(
+        events_snapshot=events_snapshot,
+        labels_snapshot=labels_snapshot,
+        withdrawals_snapshot=withdrawals_snapshot(spark, packed.name) or NONE_WITHDRAWN,
+        as_of=now(),
+    )
     known = known_labels(spark, packed, pinned, examples).persist(StorageLevel.DISK_ONLY)
     try:
         return _counted(known, pinned, _held_out_before(spark, packed.name))
@@ -183,7 +190,7 @@ def known_labels(
     """
     spark.sparkContext.addPyFile(str(packed.zip_file))
     position, in_time = F.struct(*_POSITION), F.col("kafka_timestamp") <= F.lit(pinned.as_of)
-    labels = counted_labels(spark, packed.name, pinned.labels_snapshot)
+    labels = counted_labels(spark, packed.name, pinned.labels_snapshot, pinned.withdrawals_snapshot)
     if since:
         seen = F.create_map(*(F.lit(number) for each in since.items() for number in each))
         labels = labels.where(
@@ -200,7 +207,7 @@ def known_labels(
         F.count_if(passes).alias("labels"),
         *(F.count_if(F.col("reason") == reason).alias(reason) for reason in _OF_THE_LABEL),
     )
-    events = counted_events(spark, packed.name, pinned.events_snapshot).where(in_time)
+    events = counted_events(spark, packed.name, pinned.events_snapshot, pinned.withdrawals_snapshot).where(in_time)
     positions = events.groupBy("event_id").agg(F.min(position).alias("position"), F.count("*").alias("copies"))
     ids = newest_examples(spark, packed.name, examples).select("event_id", F.lit(True).alias("is_example"))
     return newest.join(positions, "event_id", "left").join(ids, "event_id", "left")
@@ -240,7 +247,7 @@ def admitted(
     known = known_labels(spark, packed, found, examples).where("position IS NOT NULL AND is_example IS NULL")
     recent = F.lit(False) if found.recent_from is None else _is_past(found.recent_from)
     labelled = known.where("label IS NOT NULL").select("event_id", "label", recent.alias("is_recent"))
-    events = counted_events(spark, packed.name, found.events_snapshot)
+    events = counted_events(spark, packed.name, found.events_snapshot, found.withdrawals_snapshot)
     given = events.where(F.col("kafka_timestamp") <= F.lit(found.as_of)).join(labelled, "event_id")
     schema = from_arrow_schema(_checked_schema(application))
     # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.

@@ -83,7 +83,7 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
     """Watch every application until told to stop. Raises: NotReady, after which `Loop` calls it again."""
     watches = [Watch(settings, name) for name in settings.applications]
     takes = {topic: take for each in watches for topic, take in each.takes.items()}
-    with closing(kafka.consumer(settings, *takes, group=GROUP)) as reader:
+    with closing(kafka.consumer(settings, *takes, group=GROUP, only_reads=True)) as reader:
         looked_s = -_LOOK_EVERY_S
         while not stop.is_set():
             with kafka.kafka_errors(settings):
@@ -97,8 +97,9 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
                         _keep_up(reader, each)
             for partition, records in polled.items():
                 takes[partition.topic](records)
-            with kafka.kafka_errors(settings):
-                reader.commit()
+            if polled:
+                with kafka.kafka_errors(settings):
+                    reader.commit()
             status.working()
             worked_s = time.monotonic() - started_s
             stop.wait(min(_LONGEST_PAUSE_S, worked_s * (1 / _WORKING_SHARE - 1)))
@@ -112,7 +113,7 @@ def _keep_up(reader: Consumer, watch: "Watch") -> None:
     )
     for topic, what in read:
         partitions = [each for each in reader.assignment() if each.topic == topic]
-        ends: dict[TopicPartition, int] = reader.end_offsets(partitions)
+        ends: dict[TopicPartition, int] = reader.end_offsets(partitions)  # so seldom it may wait for a fetch
         behind = sum(end - reader.position(partition) for partition, end in ends.items())
         if behind > watch.falls_behind_by:
             _log.info("%s: %d records of %s are passed over", watch.name, behind, topic)

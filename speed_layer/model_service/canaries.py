@@ -3,14 +3,15 @@
 One thread follows the compacted topic `deeplambda.experiments`, for all applications: the newest record of each says
 whether a canary runs. A candidate is loaded and checked as a champion is. It has passes and a turn of its own, so
 however slow it is, no request for the champion waits for it; what it has no answer to in time, the champion answers.
-After `FAILURES` such requests in a row it is asked no more, and Kafka is told of each, so that the experiment ends.
+Where the champion has an answer that is a failure. Kafka is told of it, so that the experiment ends, by whoever has
+asked both: over REST this service, which asks the candidate no more after `FAILURES` in a row, else the stream.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -33,9 +34,7 @@ from speed_layer.model_service.turns import Turns
 
 FAILURES = 3
 ANSWERS_WITHIN_S = 1.0
-"""What it does not answer over REST by then, the champion does; the stream sets its own time."""
-BATCH_WITHIN_S = 2.0
-"""The same of features that a client sends to the candidate itself, as the stream does."""
+"""What it does not answer over REST by then, the champion does."""
 _FAILURES_KEPT = 1_000
 
 _RECORD: TypeAdapter[ExperimentStarted | ExperimentEnded] = TypeAdapter(
@@ -46,13 +45,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunningCanary:
-    """A canary whose candidate is loaded. on_failure: told the reason of each request that it had no answer to."""
+    """A canary whose candidate is loaded. on_failure: told of each request over REST that it had no answer to: an event
+    of it, and the reason."""
 
     known: Canary
     candidate: Champion
     passes: Passes
-    on_failure: Callable[[str], None]
-    _failed_in_a_row: list[str] = field(default_factory=list)
+    on_failure: Callable[[str, str], None]
+    _failed_in_a_row: set[str] = field(default_factory=set)
 
     @property
     def is_asked(self) -> bool:
@@ -63,21 +63,14 @@ class RunningCanary:
         """Whether it is to answer the event."""
         return self.is_asked and self.known.takes(event_id)
 
-    @contextmanager
-    def trying(self) -> Iterator[None]:
-        """Around the wait for its answer: counts whether there was one. What is raised passes."""
-        try:
-            yield
-        except Exception as exc:  # the objective's own as well
-            self.failed(exc)
-            raise
+    def answered(self) -> None:
+        """Note that it had an answer."""
         self._failed_in_a_row.clear()
 
-    def failed(self, exc: Exception) -> None:
-        """Count a request that it had no answer to."""
-        reason = in_one_line(exc)
-        self._failed_in_a_row.append(reason)
-        self.on_failure(reason)
+    def failed(self, event_id: str, exc: Exception) -> None:
+        """Count a request that it had no answer to, and the champion had; an event that is sent again counts once."""
+        self._failed_in_a_row.add(event_id)
+        self.on_failure(event_id, in_one_line(exc))
 
 
 class CanaryWatch:
@@ -104,7 +97,8 @@ class CanaryWatch:
     def _watch(self) -> None:
         while not self._stopped.is_set():
             try:
-                with closing(consumer(self._settings, topics.EXPERIMENTS)) as reader, Publisher(self._settings) as out:
+                following = consumer(self._settings, topics.EXPERIMENTS, only_reads=True)
+                with closing(following) as reader, Publisher(self._settings) as out:
                     while not self._stopped.is_set():
                         with kafka_errors(self._settings):
                             polled = reader.poll(timeout_ms=int(POLL_S * 1000))
@@ -147,7 +141,7 @@ class CanaryWatch:
             except BaseException as exc:  # the candidate's own code may raise anything
                 _log.exception("canary %s/%d not loaded", name, started.version)
                 for _ in range(FAILURES):
-                    self._failed(started, f"it could not be loaded: {type(exc).__name__}: {exc}")
+                    self._failed(started, None, f"it could not be loaded: {type(exc).__name__}: {exc}")
             else:
                 if name not in self._passes:
                     self._passes[name] = Passes(name, Turns(1), self._on_pass)
@@ -160,13 +154,14 @@ class CanaryWatch:
                 _log.info("%s/%d answers %.3g of the events", name, started.version, started.share)
             del self._wanted[name]
 
-    def _failed(self, started: ExperimentStarted, reason: str) -> None:
+    def _failed(self, started: ExperimentStarted, event_id: str | None, reason: str) -> None:
         _log.warning("canary %s/%d had no answer: %s", started.application, started.version, reason)
         self._failures.append(
             ChallengerFailed(
                 application=started.application,
                 number=started.number,
                 version=started.version,
+                event_id=event_id,
                 part="model",
                 reason=reason[:500],
             )

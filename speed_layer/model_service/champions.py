@@ -151,7 +151,7 @@ class ChampionWatch:
         delay_s = FIRST_RETRY_S
         while not self._stopped.is_set():
             try:
-                with closing(consumer(self._settings, topics.CHAMPIONS)) as reader:
+                with closing(consumer(self._settings, topics.CHAMPIONS, only_reads=True)) as reader:
                     delay_s, self.error = FIRST_RETRY_S, None
                     with kafka_errors(self._settings):
                         ends = reader.end_offsets(reader.assignment())
@@ -165,7 +165,7 @@ class ChampionWatch:
                             with kafka_errors(self._settings):
                                 self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
                         if self.silent_s > HEAR_EVERY_S:  # where no broker is, a poll finds nothing as well
-                            with kafka_errors(self._settings):
+                            with kafka_errors(self._settings):  # so seldom it may wait for a fetch
                                 reader.end_offsets(reader.assignment())
                             self._heard_at = time.monotonic()
                         self._load_pending()

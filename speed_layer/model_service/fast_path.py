@@ -14,6 +14,9 @@ by layer it waits for that lock at each, and beside the loop that serves request
 digits, 32 rows, beside a thread of Python that never rests: 48 ms, traced 12; with nothing beside it 3.8 and 3.7 ms.
 So conversions belong to the trace, and what is done to rows and outputs beside it NumPy does, which keeps the lock.
 
+PyTorch keeps a trace's graphs, not its weights, until the process ends (github.com/pytorch/pytorch/issues/35600).
+`torch._C._jit_clear_class_registry` drops them, those of models that still serve as well, whose next pass crashes.
+
 Legend: N rows, C outputs, … one row's shape.
 """
 

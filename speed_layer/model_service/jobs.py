@@ -68,6 +68,11 @@ class Job:
         """Why it has no answer in time: no pass took it, or the one that did takes longer."""
         if self.waiting == self.count:
             return Overloaded("the request's time was over before its turn came", LESS_LOAD)
+        return self.late
+
+    @property
+    def late(self) -> DeadlinePassed:
+        """That it has none, whatever the reason."""
         return DeadlinePassed("the answer would have come later than the request asks", "give it more time")
 
     @property

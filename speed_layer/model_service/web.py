@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from http import HTTPStatus
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -13,14 +12,14 @@ from pydantic_core import from_json, to_json
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.application import Event
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict
+from deeplambda.errors import BadInput, Conflict, Overloaded
 from deeplambda.objective import Predictions
-from deeplambda.records.experiments import CANARY_HEADER
+from deeplambda.records.experiments import CANARY_HEADER, CANDIDATE_WITHIN_S
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import result_of
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader, aside
-from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, BATCH_WITHIN_S, RunningCanary
+from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, RunningCanary
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.devices import cpu_share
 from speed_layer.model_service.extensions import NAMES, extensions
@@ -84,20 +83,20 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         with metrics.in_progress.track_inprogress():
             (passes[name] if canary is None else canary.passes).submit(job)
             begun, scored = time.monotonic(), None
-            with nullcontext() if canary is None else canary.trying():
-                try:
-                    scored = result_of(job.scored, job.left_s)
-                except TimeoutError as exc:
-                    job.scored.cancel()
-                    raise job.too_late from exc
-                finally:
-                    metrics.scored(
-                        name,
-                        job.champion.card.version,
-                        job.count,
-                        took_s=time.monotonic() - begun,
-                        succeeded=scored is not None,
-                    )
+            try:
+                scored = result_of(job.scored, job.left_s)
+            except TimeoutError as exc:
+                job.scored.cancel()
+                # what a canary's requests wait for is its candidate, whichever of them it is at
+                raise (job.too_late if canary is None else job.late) from exc
+            finally:
+                metrics.scored(
+                    name,
+                    job.champion.card.version,
+                    job.count,
+                    took_s=time.monotonic() - begun,
+                    succeeded=scored is not None,
+                )
         return scored
 
     @app.before_request
@@ -166,7 +165,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
             until = deadline(asked.timeout_us)
             if canary is not None:
-                until = min(until, time.monotonic() + BATCH_WITHIN_S)
+                until = min(until, time.monotonic() + CANDIDATE_WITHIN_S)
             job = Job(champion, asked.features, decodes=asked.decodes, until=until)
             scored = score(name, job, canary)
         classes, number = getattr(champion.application.objective, "classes", ()), champion.card.version
@@ -203,13 +202,16 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
                 lambda: decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes), len(body)
             )
             canary = champions.canary(name)
-            answered = None if canary is None else by_canary(name, canary, body, events)
+            taken = [] if canary is None else taken_by(canary, events)
+            theirs = None if canary is None or not taken else by_canary(name, canary, body, taken)
         versions = None
-        if canary is None or answered is None:
+        if canary is None or not isinstance(theirs, Predictions):
             predictions = predicted(name, champion, events)
+            if canary is not None and isinstance(theirs, Exception):
+                canary.failed(events[taken[0]].event_id, theirs)
         else:
-            parts, versions = [answered], [champion.card.version] * len(events)
-            for row in answered[0]:
+            parts, versions = [(taken, theirs)], [champion.card.version] * len(events)
+            for row in taken:
                 versions[row] = canary.candidate.card.version
             if rest := [n for n, version in enumerate(versions) if version == champion.card.version]:
                 parts.append((rest, predicted(name, champion, [events[n] for n in rest])))
@@ -227,31 +229,30 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         assert predictions is not None
         return predictions
 
-    def by_canary(
-        name: str, canary: RunningCanary, body: bytes, events: list[Event]
-    ) -> tuple[list[int], Predictions] | None:
-        """Which of the events the candidate has answered, and how; None where it has none of them."""
-        rows = [n for n, each in enumerate(events) if each.event_id != made_up_id(n) and canary.takes(each.event_id)]
-        if not rows:
-            return None
+    def by_canary(name: str, canary: RunningCanary, body: bytes, rows: list[int]) -> Predictions | Exception | None:
+        """The candidate's predictions of these instances, or why it has none; None where it was not asked."""
         schema, until = canary.candidate.application.event, time.monotonic() + ANSWERS_WITHIN_S
         try:
             theirs = aside(lambda: decode_instances(body, schema, limit_bytes=settings.event_limit_bytes), len(body))
-        except Exception as exc:  # of what the champion's code takes
-            canary.failed(exc)
-            return None
-        try:
             job = Job(canary.candidate, [theirs[n] for n in rows], until=min(deadline(), until))
-            scored = score(name, job, canary)
-        except Exception:  # whatever it is, the champion answers these too
+            predictions = score(name, job, canary).predictions
+        except Overloaded:
             return None
-        return None if scored.predictions is None else (rows, scored.predictions)
+        except Exception as exc:  # whatever it is, the champion answers these too
+            return exc
+        canary.answered()
+        return predictions
 
     @app.get("/metrics")
     def exposition() -> Answer:
         return metrics.exposition(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
     return app
+
+
+def taken_by(canary: RunningCanary, events: list[Event]) -> list[int]:
+    """Which of the events the candidate is to answer: none that the client gave no id."""
+    return [n for n, each in enumerate(events) if each.event_id != made_up_id(n) and canary.takes(each.event_id)]
 
 
 def _other_featurizer(exc: OtherFeaturizer) -> Response:

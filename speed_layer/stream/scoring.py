@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,14 +15,14 @@ from deeplambda.adapters.model_service import ModelClient, OtherFeatures
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, InvalidEvent, NotReady
+from deeplambda.errors import BadInput, DeadlinePassed, InvalidEvent, NotReady, TooManyRefused
 from deeplambda.features import chosen, row_bytes
 from deeplambda.records import topics
 from deeplambda.records.admission import Admitted, admit
 from deeplambda.records.answers import answers
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.decoding import Reason, RefusedEvent
-from deeplambda.records.experiments import Canary
+from deeplambda.records.experiments import CANDIDATE_WITHIN_S, Canary
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import ChallengerFailed
@@ -31,6 +31,7 @@ from deeplambda.service.champion_code import ChampionCode
 from deeplambda.service.loops import in_one_line
 from deeplambda.state.card import fetch_card
 from deeplambda.state.versions import load_code
+from speed_layer.stream.failures import Failure, counted, rest_of
 
 Record = tuple[str, bytes, bytes]
 """Topic, key and value."""
@@ -38,8 +39,6 @@ RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.
 _PATIENCE_S = 60.0
 _log = logging.getLogger(__name__)
 _FIRST_PASS_ROWS = 64
-_CANDIDATE_WITHIN_S, _CANDIDATE_RESTS_S = 2.0, 10.0
-"""What a canary's candidate takes longer for the champion answers; after a failure it is not asked for a while."""
 _PASS_BYTES = 32 * 1024 * 1024
 """Of features that are held at once: an event of a few bytes may become a large tensor."""
 
@@ -58,7 +57,7 @@ class Scorer:
         self._client = ModelClient(settings, name)
         self._code = ChampionCode(settings, name, self._client, patience_s=_PATIENCE_S)
         self._candidate: Candidate | None = None
-        self._rests_until_s = 0.0
+        self._rest = rest_of(settings, name)
         self._pass_rows = _FIRST_PASS_ROWS
         self.hops_ms: defaultdict[str, float] = defaultdict(float)
 
@@ -84,7 +83,8 @@ class Scorer:
         3. where the model takes features of other code or learned state, load those and begin again; where no event
            passed the code that is known, ask whether that is still the champion's
         4. where the model has no answer for some rows, halve the batch until they stand alone
-        5. what a canary's candidate has answered is left out of 2 to 4; all that it has no answer to is not
+        5. what a canary's candidate has answered is left out of 2 to 4; all that it has no answer to is not, and where
+           the champion has answered that, a failure is told
         """
         keyed = [(row["key"], row["value"]) for row in rows]
         while True:
@@ -98,59 +98,68 @@ class Scorer:
                 continue
             out = [dead_letter(self._name, rows[n], refusal, self._code.version) for n, refusal in admitted.refused]
             try:
-                answered, rest = self._by_canary(rows, admitted)
-                return out + answered + self._scored(featurizer, rows, rest)
+                by_canary, failures = self._by_canary(rows, admitted)
+                left = [n for n in range(len(admitted.events_N)) if n not in by_canary]
+                others = _part(admitted, left) if by_canary else admitted
+                answered, refused, inference_ms = scored(
+                    self._client, self._name, featurizer, rows, others, replayed=self._replays
+                )
+                self.hops_ms["model"] += inference_ms
             except OtherFeatures as other:
                 self._code.load(other.model_version)
+                continue
+            out += [
+                dead_letter(
+                    self._name,
+                    rows[others.rows_N[n]],
+                    RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED),
+                    self._code.version,
+                )
+                for n, refusal in refused.items()
+            ]
+            if (failed := counted(failures, {left[n] for n in answered})) is not None:
+                _log.warning("canary %s/%d: %s", self._name, failed.version, failed.reason)
+                out.append((topics.LIFECYCLE, self._name.encode(), failed.model_dump_json().encode()))
+            return out + list(by_canary.values()) + list(answered.values())
 
-    def _by_canary(self, rows: list[dict[str, Any]], admitted: Admitted) -> tuple[list[Record], Admitted]:
-        """The records of what a canary's candidate has answered, and what is left; all of it while none runs."""
+    def _by_canary(self, rows: list[dict[str, Any]], admitted: Admitted) -> tuple[dict[int, Record], Sequence[Failure]]:
+        """By position of what was admitted, the records of what a canary's candidate has answered; and what it has no
+        answer to. Neither while none runs."""
         canary = None if self._replays else self._client.canary
         taken = [n for n, event in enumerate(admitted.events_N) if canary.takes(event.event_id)] if canary else []
-        if canary is None or not taken or time.monotonic() < self._rests_until_s:
-            return [], admitted
-        try:
-            if self._candidate is None or self._candidate.canary != canary:
-                self._candidate = Candidate(self._settings, self._name, canary)
-            records = self._candidate.records([rows[admitted.rows_N[n]] for n in taken])
-        except NotReady:  # a store is away, which is not the candidate's fault
-            self._rests_until_s = time.monotonic() + _CANDIDATE_RESTS_S
-            return [], admitted
-        except (Exception, SystemExit) as exc:  # whatever a candidate's code does, the champion answers these too
-            self._rests_until_s = time.monotonic() + _CANDIDATE_RESTS_S
-            _log.warning("canary %s/%d: %s", self._name, canary.version, exc)
-            failed = ChallengerFailed(
+        if canary is None or not taken or self._rest.is_on:
+            return {}, ()
+
+        def failed(exc: BaseException, *places: int) -> Failure:
+            fact = ChallengerFailed(
                 application=self._name,
                 number=canary.experiment,
                 version=canary.version,
+                event_id=admitted.events_N[places[0]].event_id,
                 part="stream",
                 reason=in_one_line(exc),
             )
-            return [(topics.LIFECYCLE, self._name.encode(), failed.model_dump_json().encode())], admitted
-        answered = {taken[n] for n in records}
-        left = [n for n in range(len(admitted.events_N)) if n not in answered]
-        rest = Admitted(
-            rows_N=[admitted.rows_N[n] for n in left],
-            events_N=[admitted.events_N[n] for n in left],
-            features=chosen(admitted.features, left),
-            refused=admitted.refused,
-        )
-        return list(records.values()), rest
+            return Failure(rows=places, fact=fact)
 
-    def _scored(self, featurizer: Featurizer, rows: list[dict[str, Any]], admitted: Admitted) -> list[Record]:
-        answered, refused, inference_ms = scored(
-            self._client, self._name, featurizer, rows, admitted, replayed=self._replays
-        )
-        self.hops_ms["model"] += inference_ms
-        return list(answered.values()) + [
-            dead_letter(
-                self._name,
-                rows[admitted.rows_N[n]],
-                RefusedEvent(refusal.message, refusal.remedy, Reason.MODEL_FAILED),
-                self._code.version,
-            )
-            for n, refusal in refused.items()
-        ]
+        answered: dict[int, Record] = {}
+        try:
+            if self._candidate is None or self._candidate.canary != canary:
+                self._candidate = Candidate(self._settings, self._name, canary)
+            answered, refused = self._candidate.records([rows[admitted.rows_N[n]] for n in taken])
+        except DeadlinePassed as exc:
+            failures = [failed(exc, *taken)]
+        except NotReady:  # service or store is away, which is not the candidate's fault
+            self._rest.begin()
+            return {}, ()
+        except (Exception, SystemExit) as exc:  # whatever a candidate's code does, the champion answers these too
+            failures = [failed(exc, *taken)]
+        else:
+            failures = [failed(exc, taken[n]) for n, exc in refused.items()]
+            if answered:  # of all events, perhaps: then nobody asks the champion, whose answers tell of the next canary
+                self._client.canary = self._candidate.told
+        if failures and not answered and not self._rest.begin():
+            failures = []  # the scorer beside this one tells of it
+        return {taken[n]: record for n, record in answered.items()}, failures
 
 
 class Candidate:
@@ -164,25 +173,47 @@ class Candidate:
         self.canary, self._settings, self._name = canary, settings, name
         self._featurizer = load_code(store, settings, fetch_card(store, name, canary.version)).featurizer
         application = self._featurizer.application
-        limit_s = min(application.transform_limit_s, _CANDIDATE_WITHIN_S)
+        limit_s = min(application.transform_limit_s, CANDIDATE_WITHIN_S)
         application.transform_limit_s = limit_s  # type: ignore[misc]  # of this instance, which nobody else has
         self._client = ModelClient(
-            settings, name, version=canary.version, patience_s=0, read_timeout_s=_CANDIDATE_WITHIN_S
+            settings, name, version=canary.version, patience_s=0, read_timeout_s=CANDIDATE_WITHIN_S
         )
 
-    def records(self, rows: list[dict[str, Any]]) -> dict[int, Record]:
-        """By position, the records of what it has answered; none where the service asks it no more.
+    @property
+    def told(self) -> Canary | None:
+        """The canary that ran when it answered last."""
+        return self._client.canary
 
-        Raises: BadFeatures where its code has no features for an event that the champion's code takes.
+    def records(self, rows: list[dict[str, Any]]) -> tuple[dict[int, Record], dict[int, BadInput]]:
+        """By position, the records of what it has answered, and why it has no answer to others; nothing where the
+        canary has ended.
+
+        Raises: as `ModelClient.predict`; TooManyRefused when what it has no answer to is not found in time.
         """
-        keyed = [(row["key"], row["value"]) for row in rows]
-        admitted = admit(self._featurizer, keyed, limit_bytes=self._settings.event_limit_bytes, within_s=0)
-        if admitted.refused:
-            raise admitted.refused[0][1]
+        until_s = time.monotonic() + CANDIDATE_WITHIN_S
+        keyed, limit_bytes = [(row["key"], row["value"]) for row in rows], self._settings.event_limit_bytes
+        admitted = admit(self._featurizer, keyed, limit_bytes=limit_bytes, within_s=CANDIDATE_WITHIN_S)
         try:
-            return scored(self._client, self._name, self._featurizer, rows, admitted, within_s=0)[0]
-        except BadInput:  # the canary has ended, or the service has told of the failure
-            return {}
+            left_s = until_s - time.monotonic()
+            answered, refused, _ = scored(self._client, self._name, self._featurizer, rows, admitted, within_s=left_s)
+        except TooManyRefused:
+            raise
+        except BadInput:  # the service does not know it any more
+            return {}, {}
+        places = admitted.rows_N
+        return (
+            {places[n]: record for n, record in answered.items()},
+            {**dict(admitted.refused), **{places[n]: refusal for n, refusal in refused.items()}},
+        )
+
+
+def _part(admitted: Admitted, rows: list[int]) -> Admitted:
+    return Admitted(
+        rows_N=[admitted.rows_N[n] for n in rows],
+        events_N=[admitted.events_N[n] for n in rows],
+        features=chosen(admitted.features, rows),
+        refused=admitted.refused,
+    )
 
 
 def scored(

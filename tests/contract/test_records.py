@@ -145,6 +145,7 @@ WRITTEN = [
         "at": AT,
         "number": 4,
         "version": 3,
+        "event_id": "a",
         "part": "stream",
         "reason": "the transform raised KeyError",
     },

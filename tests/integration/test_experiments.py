@@ -1,7 +1,7 @@
 """Shadow and canary on the real stack: what a candidate does beside the champion, and what its labels decide."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -25,18 +25,19 @@ from deeplambda.errors import Conflict, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.records.experiments import CANARY_HEADER, Canary
+from deeplambda.records.lifecycle import ChallengerFailed
 from deeplambda.records.verdict import Verdict
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state import experiment_store, generation_store, registry
 from deeplambda.state.experiment_store import Experiment
-from speed_layer.stream import scoring
+from speed_layer.stream import failures
 from speed_layer.stream.scoring import Scorer
 from tests.integration.blobs import CENTRES, blobs, lifecycle, prepared_data_set, train_blobs
 from tests.integration.own_model_service import OwnService
 from tests.traffic import eventually
 
-BAD, GOOD, BROKEN = 1, 2, 3
-"""Versions: one that knows little, one that is right of nearly all points, and one that has no answer to some."""
+BAD, GOOD, BROKEN, AS_BROKEN = 1, 2, 3, 4
+"""Versions: one that knows little, one that is right of nearly all points, and two that have no answer to some."""
 _NO_ANSWER, _SLOW = 200.0, 2_000.0
 """In a point's last place: what the broken version's outputs are not finite for, and what it takes its time for."""
 _BROKEN = """
@@ -62,7 +63,9 @@ class Live:
         self.reader = consumer(self.settings, topics.events(self.name))
         self._sent = 0
 
-    def send(self, rows: int, *, labels: bool = True, last: float | None = None) -> list[dict[str, Any]]:
+    def send(
+        self, rows: int, *, labels: bool = True, last: float | Sequence[float] | None = None
+    ) -> list[dict[str, Any]]:
         """Have events scored as the stream does it; their predictions. labels: whether those follow at once. last: what
         stands in each point's last place."""
         random = np.random.default_rng(self._sent)
@@ -164,7 +167,8 @@ def live(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     written = f"import time\nimport torch\n{known[:start]}{_BROKEN}"
     code.write_text(written.replace("def transform(self, batch):\n", _SLOW_TRANSFORM))
     broken = pack_application(name, service.settings)
-    publish_run(service.settings, broken, train_blobs(service.settings, broken, dataset))
+    for epochs in (3, 1):
+        publish_run(service.settings, broken, train_blobs(service.settings, broken, dataset, epochs=epochs))
     code.write_text(known)
     promote(service.settings, packed, BAD, force=True)
     stop = threading.Event()
@@ -250,7 +254,7 @@ def test_a_canary_answers_its_share_by_event_id_alike_in_the_stream_and_over_res
 def test_a_canary_that_has_no_answers_costs_no_event_its_own_and_ends(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_CANDIDATE_RESTS_S", 0.0)
+    monkeypatch.setattr(failures, "RESTS_S", 0.0)
     live.begin(BROKEN, "canary")
     assert live.asks(BROKEN)
     assert live.predict({"event_id": "quick", "point": [0.0, 2.0, 0.0, 0.0]}) == [BROKEN]
@@ -261,6 +265,34 @@ def test_a_canary_that_has_no_answers_costs_no_event_its_own_and_ends(
     assert ended.state == "failed"
     assert "not finite" in str(ended.reason)
     assert live.champion() == BAD
+
+
+def test_what_the_champion_has_no_answer_to_either_is_no_failure_of_a_canary(live: Live) -> None:
+    promote(live.settings, live.packed, BROKEN, force=True)
+    assert live.service.serves(BROKEN)
+    begun = live.begin(AS_BROKEN, "canary")
+    assert live.asks(AS_BROKEN)
+    made = live.send(20, labels=False, last=[_NO_ANSWER] + [0.0] * 19)
+    assert [each["model_version"] for each in made] == [AS_BROKEN] * 19, "one event costs the others nothing"
+    live.send(1, labels=False, last=_NO_ANSWER)
+    assert [fact for fact in live.told("ChallengerFailed") if fact["number"] == begun.number] == []
+
+
+def test_a_failure_that_is_told_again_is_counted_once(live: Live) -> None:
+    begun = live.begin(GOOD, "canary")
+    for event_id in ("one", "one", "other"):
+        failed = ChallengerFailed(
+            application=live.name,
+            number=begun.number,
+            version=GOOD,
+            event_id=event_id,
+            part="stream",
+            reason=f"of {event_id}",
+        )
+        live.publisher.send(topics.LIFECYCLE, live.name, failed)
+    live.publisher.flush()
+    found = live.until(lambda each: each.failure == "stream: of other")
+    assert (found.failed, found.state) == (2, "running")
 
 
 def test_a_canary_that_is_slow_costs_a_request_a_second_and_not_its_answer(live: Live) -> None:

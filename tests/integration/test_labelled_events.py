@@ -17,6 +17,7 @@ from batch_layer.pipeline import run_pipeline
 from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
 from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_shard, shard_key
+from batch_layer.withdrawals import Choice, withdraw
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
@@ -153,6 +154,24 @@ def test_each_wrong_label_and_event_is_refused_by_its_reason_and_the_others_coun
     assert refused_shares(bench, 2)["wrong_label"] == (3 / 5, 5), "measured again, it is kept once"
     assert not measure_generation(bench.spark, bench.settings, bench.packed, dataset, 3, {0: 34})
     assert not refused_shares(bench, 3), "an empty week has nothing to measure"
+
+
+def test_what_is_withdrawn_after_a_data_set_was_pinned_counts_for_the_next_one(bench: Bench) -> None:
+    archive, engine = Archive(bench), mysql.engine(bench.settings, "platform")
+    archive.events({f"event-{n}": n for n in range(20)})
+    archive.labels({f"event-{n}": "yes" for n in range(20)})
+
+    def pinned_then_withdrawn(n: int) -> DataSet:
+        dataset = data_set(bench.spark, bench.packed)
+        choice = Choice(where=f"event_id = 'event-{n}'")
+        assert withdraw(bench.spark, engine, bench.name, choice, who="ada", why="a test rig was live")
+        return dataset
+
+    before_any, before_another = pinned_then_withdrawn(3), pinned_then_withdrawn(5)
+    assert before_any.id != before_another.id
+    for dataset, expected in ((before_any, {*range(16)}), (before_another, {*range(16)} - {3})):
+        shards = prepare(bench.spark, bench.settings, bench.packed, dataset)
+        assert xs_of(bench, shards, "train").keys() - {*range(100, 140)} == expected
 
 
 def shards_of(bench: Bench, card: Card) -> set[tuple[str, int, str]]:

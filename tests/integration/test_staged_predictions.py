@@ -47,9 +47,7 @@ def served(stack: Settings, spark: SparkSession, folder: Path) -> OwnService:
 
 
 def staged(spark: SparkSession, service: OwnService) -> int:
-    table = f"lake.{service.name}.staged_predictions"
-    spark.catalog.refreshTable(table)
-    return spark.table(table).count()
+    return spark.table(f"lake.{service.name}.staged_predictions").count()
 
 
 def withdraw(spark: SparkSession, service: OwnService, event: str) -> None:

@@ -13,6 +13,8 @@ from deeplambda.fields import EventId
 
 CANARY_HEADER = "X-Canary"
 """Of an answer of the model service while a canary runs: experiment, version and share, with spaces between."""
+CANDIDATE_WITHIN_S = 2.0
+"""What a canary's candidate does not answer by then of what the stream sends it, the champion does."""
 _WHOLE = 2**64
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from deeplambda.clock import now
+from deeplambda.fields import EventId
 from deeplambda.records.verdict import Comparison, Verdict
 
 
@@ -141,9 +142,11 @@ class ExperimentMeasured(_OfExperiment):
 
 
 class ChallengerFailed(_OfExperiment):
-    """A canary's candidate had no answer to some events, which the champion answered in its place."""
+    """A canary's candidate had no answer to some events, which the champion answered in its place. event_id: the first
+    of them, by which a failure that is told again is counted once; None where the candidate could not be loaded."""
 
     type: Literal["ChallengerFailed"] = "ChallengerFailed"
+    event_id: EventId | None = None
     part: str
     reason: str
 

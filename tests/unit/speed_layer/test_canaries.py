@@ -42,18 +42,18 @@ def raises(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 class Served:
-    """A service whose champion, version 1, says 1 to everything, beside a candidate, version 2."""
+    """A service whose champion, version 1, says 1 to everything unless told, beside a candidate, version 2."""
 
-    def __init__(self, folder: Path, forward: Forward) -> None:
+    def __init__(self, folder: Path, forward: Forward, champion: Forward | None = None) -> None:
         settings, metrics = Settings(data_dir=folder), ServiceMetrics(("digits",))
         watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
-        watch.current = self._version(1, says(1))
-        self.failures: list[str] = []
+        watch.current = self._version(1, champion or says(1))
+        self.failures: list[tuple[str, str]] = []
         self.canary = RunningCanary(
             known=KNOWN,
             candidate=self._version(2, forward),
             passes=Passes("digits", Turns(1), metrics.passed),
-            on_failure=self.failures.append,
+            on_failure=lambda *told: self.failures.append(told),
         )
         champions = Champions({"digits": watch}, {"digits": self.canary})
         self.client: FlaskClient = web.create_app(settings, champions, metrics).test_client()
@@ -64,10 +64,10 @@ class Served:
         card = CARD.model_copy(update={"version": number})
         return Champion(featurizer=Featurizer(Digits(), code_version="c1"), card=card, path=path, output_shape=(10,))
 
-    def predict(self, ids: list[str | None]) -> Any:
+    def predict(self, ids: list[str | None], status: int = 200) -> Any:
         instances = [{"image": IMAGE} | ({} if each is None else {"event_id": each}) for each in ids]
         reply = self.client.post("/v1/models/digits:predict", json={"instances": instances})
-        assert reply.status_code == 200, reply.json
+        assert reply.status_code == status, reply.json
         return reply
 
 
@@ -118,13 +118,29 @@ def test_whoever_routes_events_is_told_of_the_canary(tmp_path: Path) -> None:
 
 def test_a_candidate_that_fails_again_and_again_is_asked_no_more_and_nobody_notices(tmp_path: Path) -> None:
     served = Served(tmp_path, raises)
-    for _ in range(FAILURES + 2):
-        answers = served.predict([*TAKEN[:1], None]).json["predictions"]
+    for event_id in TAKEN[: FAILURES + 2]:
+        answers = served.predict([event_id, None]).json["predictions"]
         assert [each["prediction"] for each in answers] == ["1", "1"]
-    assert len(served.failures) == FAILURES
-    assert "IndexError: index out of range" in served.failures[0]
+    assert [event_id for event_id, _ in served.failures] == TAKEN[:FAILURES]
+    assert "IndexError: index out of range" in served.failures[0][1]
     assert CANARY_HEADER not in served.client.get("/v2/models/digits").headers
     assert served.client.post("/v2/models/digits/versions/2/infer", json={}).status_code == 404
+
+
+def test_an_event_that_is_sent_again_and_again_does_not_end_a_canary(tmp_path: Path) -> None:
+    served = Served(tmp_path, raises)
+    for _ in range(FAILURES + 2):
+        served.predict(TAKEN[:1])
+    assert served.canary.is_asked
+    assert {event_id for event_id, _ in served.failures} == {TAKEN[0]}
+
+
+def test_what_the_champion_has_no_answer_to_either_is_no_failure_of_the_candidate(tmp_path: Path) -> None:
+    served = Served(tmp_path, raises, champion=raises)
+    for event_id in TAKEN[: FAILURES + 2]:
+        served.predict([event_id], status=422)
+    assert served.failures == []
+    assert served.canary.is_asked
 
 
 def test_no_request_waits_long_for_a_candidate_that_hangs(
