@@ -10,4 +10,4 @@ SOURCES = Path(__file__).with_name("java")
 
 def gateway_jar(settings: Settings) -> Path:
     """The jar, made anew when the sources have changed. Raises: ConfigurationError when they do not compile."""
-    return compiled_jar(SOURCES, settings.data_dir / "gateway" / "classes")
+    return compiled_jar(SOURCES, settings)

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     )
     cache_dir: Path = Field(
         default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deeplambda",
-        description="Folder of downloaded Java components, which every clone on this machine shares.",
+        description="Folder of Java components, downloaded and compiled, which every clone on this machine shares.",
     )
     applications_dir: Path = Field(
         default=Path("examples"), description="Folder in which an application is looked up by its name."

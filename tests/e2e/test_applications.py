@@ -142,7 +142,7 @@ def test_every_example_goes_from_its_files_to_equal_predictions_by_stream_and_ba
     def scored_and_archived() -> bool:
         return all(by_stream(name).keys() == ids and archived(name) == len(ids) for name, ids in sent.items())
 
-    assert eventually(scored_and_archived), {name: (len(by_stream(name)), archived(name)) for name in sent}
+    assert eventually(scored_and_archived, every_s=1), {name: (len(by_stream(name)), archived(name)) for name in sent}
     streams = {name: by_stream(name) for name in sent}  # now, for rows are trimmed once a batch view has them
     deeplambda("batch", "recompute", *EXAMPLES)
     for name, stream in streams.items():

@@ -148,7 +148,7 @@ def recomputation(
     assert eventually(lambda: len(realtime_ids(stack, run)) == len(sent))
     of_run = f"WHERE event_id LIKE '{run}-%'"
     archived = f"SELECT count(*) FROM lake.digits.events {of_run}"
-    assert eventually(lambda: scalar(hive_engine, archived) == len(sent))
+    assert eventually(lambda: scalar(hive_engine, archived) == len(sent), every_s=1)
     with mysql.engine(stack, "analyst").connect() as connection:  # now, for rows are trimmed later
         stream = said(connection, f"realtime_predictions {of_run}")
 

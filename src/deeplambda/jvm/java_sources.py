@@ -11,15 +11,16 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.jvm.ivy import java_program, pyspark_jars
 
 _COMPILER = "org.codehaus.commons.compiler.samples.CompilerDemo"
 
 
-def compiled_jar(sources: Path, into: Path, libraries: Sequence[Path] = ()) -> Path:
+def compiled_jar(sources: Path, settings: Settings, libraries: Sequence[Path] = ()) -> Path:
     """The same classes as a jar: a class path with a folder in it would not fit the CDS file."""
-    classes = compiled_classes(sources, into, libraries)
+    classes = compiled_classes(sources, settings, libraries)
     jar = classes.with_suffix(".jar")
     if not jar.exists():
         unfinished = jar.with_suffix(f".{os.getpid()}")
@@ -30,16 +31,18 @@ def compiled_jar(sources: Path, into: Path, libraries: Sequence[Path] = ()) -> P
     return jar
 
 
-def compiled_classes(sources: Path, into: Path, libraries: Sequence[Path] = ()) -> Path:
-    """A folder below `into` with the classes of all sources below `sources`, compiled when these or pyspark change.
+def compiled_classes(sources: Path, settings: Settings, libraries: Sequence[Path] = ()) -> Path:
+    """A folder with the classes of all sources below `sources`, compiled when these or pyspark change.
 
+    It lies beside the components, for every clone; with the data where nobody may write there, as in a container.
     libraries: jars that they need beside pyspark's. Raises: ConfigurationError when the sources do not compile.
     """
     files, jars = sorted(sources.rglob("*.java")), [*sorted(pyspark_jars().glob("*.jar")), *libraries]
     digest = hashlib.sha256("\n".join(jar.name for jar in jars).encode())
     for file in files:
         digest.update(file.read_bytes())
-    folder = into / digest.hexdigest()[:12]
+    shared = os.access(settings.cache_dir, os.W_OK)
+    folder = (settings.cache_dir if shared else settings.data_dir) / "classes" / digest.hexdigest()[:12]
     if not folder.exists():
         _compile(files, jars, folder)
     return folder

@@ -20,7 +20,7 @@ _SOURCES = Path(deeplambda.jvm.__file__).with_name("java")
 
 def stream_session(settings: Settings, name: str, conf: Mapping[str, str]) -> SparkSession:
     """A session as `spark_session` makes it, whose streams keep a local checkpoint without starting processes."""
-    jar = compiled_jar(_SOURCES, settings.data_dir / "spark" / "classes", spark_jars(settings))
+    jar = compiled_jar(_SOURCES, settings, spark_jars(settings))
     # Behind Spark's own jars, for the class path has to begin as that of the CDS file does.
     os.environ["SPARK_DIST_CLASSPATH"] = str(jar)
     own = {}

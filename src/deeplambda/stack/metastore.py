@@ -24,7 +24,7 @@ def prepare(settings: Settings) -> None:
 
 def command(settings: Settings) -> list[str]:
     folder = _folder(settings)
-    classes = compiled_classes(Path(__file__).with_name("java"), folder / "classes")
+    classes = compiled_classes(Path(__file__).with_name("java"), settings)
     return java_command(
         "org.apache.hadoop.hive.metastore.HiveMetaStore",
         [
