@@ -20,7 +20,8 @@ from deeplambda.config import load_settings
 CLIENTS = (1, 8, 64, 256)
 PEERS = {"litserve": "LitServe", "ray": "Ray Serve"}
 AIM, AIM_P99 = 1.5, 1.0
-ROUNDS, ROUND_S = 3, 4.0
+ROUNDS, ROUND_S = 5, 3.0
+WARM_UP_S = 10.0
 
 
 def measure() -> list[Ratio]:
@@ -30,7 +31,7 @@ def measure() -> list[Ratio]:
     for name in PEERS:
         with _peer(name) as url:
             for each in (ours, url):
-                load(each, body, clients=8, seconds=2)  # caches and threads are as they will be
+                load(each, body, clients=64, seconds=WARM_UP_S)  # caches, threads and the stores are as they will be
             for clients in CLIENTS:
                 rounds = [
                     tuple(load(each, body, clients=clients, seconds=ROUND_S) for each in (ours, url))
