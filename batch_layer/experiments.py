@@ -49,7 +49,7 @@ CONTROLS = 4
 LABELS_AT_MOST = 200_000
 """Of an experiment that has no limit of its own."""
 CANARY_FAILURES = 3
-"""What a canary had no answer to and the champion had, after which it ends."""
+"""After so many events that the champion has an answer to and a canary has none, the canary ends."""
 _LOOK_S = 1.0
 _IDLE_LOOK_S = 5.0
 _MEASURE_S = 2.0
