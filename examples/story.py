@@ -65,7 +65,9 @@ class Sizes:
         return self.train + self.test + self.events
 
 
-SMALL = Sizes(train=6_000, test=1_000, live=400, rotated=800, labelled=800, after=400, wrong=200, healed=200, epochs=2)
+SMALL = Sizes(
+    train=2_000, test=1_000, live=400, rotated=800, labelled=2_000, after=400, wrong=200, healed=200, epochs=2
+)
 """For the tests."""
 
 
