@@ -216,6 +216,7 @@ class _Work:
         table = f"lake.{self._packed.name}.labels"
         until_s = time.monotonic() + _ARCHIVE_WITHIN_S
         while True:
+            self._spark.catalog.refreshTable(table)
             ends = self._spark.table(table).groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("end"))
             archived = {row["kafka_partition"]: row["end"] for row in ends.collect()}
             behind = {p: end for p, end in wanted.items() if archived.get(p, 0) < end}

@@ -117,6 +117,7 @@ class Staging:
             _clear(self._spark, self._table, rows)
 
     def _staged(self) -> list[_Span]:
+        self._spark.catalog.refreshTable(self._table)  # a session keeps tables as they were half a minute ago
         rows = self._spark.sql(f"SELECT partition.*, record_count FROM {self._table}.partitions").collect()
         return [_Span(*row) for row in rows]
 
@@ -143,6 +144,7 @@ def remove_abandoned(
 ) -> int:
     """Remove what was staged before a time, and has not been taken up since; how many events."""
     table = f"lake.{application}.staged_predictions"
+    spark.catalog.refreshTable(table)
     totals = F.max("last_updated_at").alias("at"), F.sum("record_count").alias("events")
     (left,) = spark.table(f"{table}.partitions").agg(*totals).collect()
     if left.at is None or left.at.astimezone() >= before:

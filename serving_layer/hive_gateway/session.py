@@ -90,6 +90,7 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "spark.sql.catalog.spark_catalog.type": "hive",
         "spark.sql.catalog.spark_catalog.uri": settings.metastore_uri,
         "spark.sql.catalog.spark_catalog.cache-enabled": "false",
+        "spark.sql.catalog.lake.cache-enabled": "false",  # other processes write these tables
         "spark.sql.catalog.mysql": "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog",
         "spark.sql.catalog.mysql.url": f"jdbc:mysql://{settings.mysql_address}/?connectionTimeZone=UTC",
         "spark.sql.catalog.mysql.driver": "com.mysql.cj.jdbc.Driver",

@@ -139,6 +139,7 @@ class Points:
 
     def run(self, stage: str) -> Any:
         """A stage in this process, from its beginning to its end."""
+        self.refresh()
         spark, settings, packed = self.spark, self.settings, self.packed
         says = PipelineConsole(Console(file=io.StringIO()))
         match stage:
@@ -165,6 +166,12 @@ class Points:
         options = ["--start"] if stage == "generations" else []
         return [str(Path(sys.executable).with_name("deeplambda")), "batch", stage, str(self.home), *options]
 
+    def refresh(self) -> None:
+        """Have the session look anew at tables that other processes have written to."""
+        for table in TABLES:
+            if self.spark.catalog.tableExists(f"lake.{self.name}.{table}"):
+                self.spark.catalog.refreshTable(f"lake.{self.name}.{table}")
+
     def rows(self, table: str, *columns: str, snapshot: int | None = None) -> list[tuple[Any, ...]]:
         """What a table of the lake holds, now or as of a snapshot, sorted; every copy of a row."""
         name = f"lake.{self.name}.{table}"
@@ -173,6 +180,7 @@ class Points:
 
     def visible(self) -> tuple[Any, ...]:
         """What anybody sees of the stages so far: rows by table, whole data sets, versions, the batch view."""
+        self.refresh()
         tables = [table for table in TABLES if table != "predictions"]  # seen as of the horizon's snapshot
         there = [table for table in tables if self.spark.catalog.tableExists(f"lake.{self.name}.{table}")]
         manifests = [found.key for found in self.store.list(f"{self.name}/prepared/") if "manifest" in found.key]
@@ -184,6 +192,7 @@ class Points:
 
     def unknown_files(self) -> set[str]:
         """Data files of the lake that no snapshot knows."""
+        self.refresh()
         below, known = f"warehouse/{self.name}.db/", set[str]()
         for table in TABLES:
             rows = self.spark.sql(f"SELECT DISTINCT file_path FROM lake.{self.name}.{table}.all_files").collect()
@@ -199,6 +208,7 @@ class Points:
 
     def left(self) -> Left:
         """What is there now."""
+        self.refresh()
         manifest = self.store.get(manifest_key(self.name, data_set(self.spark, self.packed).id))
         with mysql.engine(self.settings, "platform").connect() as connection:
             cards = registry.cards(connection, self.name)

@@ -57,6 +57,7 @@ class Ended:
             cards = registry.cards(connection, points.name)
             changes = select(PROMOTIONS.c.version, PROMOTIONS.c.previous, PROMOTIONS.c.kind)
             promotions = connection.execute(changes.where(PROMOTIONS.c.application == points.name)).all()
+        points.refresh()
         return cls(
             state=generation.state,
             verdict=generation.verdict,
@@ -73,6 +74,7 @@ class Ended:
 
 def generated(points: Points, cause: generation_store.Cause = "person", s3: str | None = None) -> Generation:
     """A generation in this process, from where one was left to its end. s3: another address of S3."""
+    points.refresh()
     settings = points.settings.model_copy(update={"s3_endpoint": s3 or points.settings.s3_endpoint})
     listener = PipelineConsole(Console(quiet=True))
     due = Due(cause=cause, why="a test asks")

@@ -56,6 +56,7 @@ class Archive:
         ObjectStore(self.settings).delete(path.removeprefix(bucket) for path in paths)
 
     def rows(self) -> int:
+        self.spark.catalog.refreshTable(self.table)
         snapshot = current_snapshot(self.spark, self.table)
         return snapshot_size(self.spark, self.table, snapshot).rows if snapshot else 0
 

@@ -47,7 +47,9 @@ def served(stack: Settings, spark: SparkSession, folder: Path) -> OwnService:
 
 
 def staged(spark: SparkSession, service: OwnService) -> int:
-    return spark.table(f"lake.{service.name}.staged_predictions").count()
+    table = f"lake.{service.name}.staged_predictions"
+    spark.catalog.refreshTable(table)
+    return spark.table(table).count()
 
 
 def withdraw(spark: SparkSession, service: OwnService, event: str) -> None:

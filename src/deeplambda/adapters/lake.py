@@ -180,7 +180,6 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.sql.catalog.lake.type": "hive",
         "spark.sql.catalog.lake.uri": settings.metastore_uri,
         "spark.sql.catalog.lake.warehouse": settings.warehouse,
-        "spark.sql.catalog.lake.cache-enabled": "false",  # other processes write these tables too
         "spark.sql.catalog.lake.use-nullable-query-schema": "false",  # a table replaced by a query keeps NOT NULL
         "spark.hadoop.hive.metastore.uris": settings.metastore_uri,
         "spark.hadoop.iceberg.engine.hive.lock-enabled": "false",  # the metastore has no lock tables
