@@ -42,9 +42,6 @@ LEAN = {
     "_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1",
 }
 """The environment of a stack that leaves the cores to the tests."""
-INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
-"""Of the tests' own session: on a few rows, compiling the queries takes a sixth of its time. Parts and commands compile
-theirs."""
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 COMMAND = Path(sys.executable).with_name("deeplambda")
@@ -155,7 +152,7 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
 def spark(stack: Settings) -> Iterator[SparkSession]:
     """A session that writes to the lake; the process can have one only, so all files share it."""
     before = dict(os.environ)  # a session finds its credentials and its Python in the environment
-    session = spark_session(stack, "test", {"spark.driver.memory": "512m"} | INTERPRETED)
+    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
     yield session
     session.stop()
     os.environ.clear()
