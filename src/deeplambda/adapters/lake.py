@@ -7,7 +7,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -136,9 +135,6 @@ _PROPERTIES = ", ".join(
 )
 
 
-_CREATED_AT_ONCE = 4
-
-
 def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None = None) -> SparkSession:
     """The process's Spark session, with the catalog `lake`; `conf` adds to or overrides what is set here."""
     os.environ["AWS_ACCESS_KEY_ID"] = settings.s3_access_key
@@ -244,16 +240,13 @@ def create_tables(spark: SparkSession, application: Application) -> None:
     payload = payload_schema(application.event)
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS lake.{application.name}")
     known = {row.tableName for row in spark.sql(f"SHOW TABLES IN lake.{application.name}").collect()}
-
-    def create(table: str) -> None:
-        columns, clauses = TABLES[table]
-        spark.sql(
-            f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} ({columns.format(payload=_columns(payload))}) "
-            f"USING iceberg {clauses} TBLPROPERTIES ({_PROPERTIES})"
-        )
-
-    with ThreadPoolExecutor(_CREATED_AT_ONCE) as pool:  # half of the time of each is a wait for the metastore
-        list(pool.map(create, [table for table in TABLES if table not in known]))
+    for table, (columns, clauses) in TABLES.items():
+        if table not in known:
+            spark.sql(
+                f"CREATE TABLE IF NOT EXISTS lake.{application.name}.{table} "
+                f"({columns.format(payload=_columns(payload))}) "
+                f"USING iceberg {clauses} TBLPROPERTIES ({_PROPERTIES})"
+            )
     examples = f"lake.{application.name}.examples"
     if not any(row.key == _METADATA_KEPT for row in spark.sql(f"SHOW TBLPROPERTIES {examples}").collect()):
         for table in TABLES:  # they were made before these settings were
