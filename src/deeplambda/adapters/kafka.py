@@ -257,8 +257,8 @@ def consumer(settings: Settings, *names: str, group: str | None = None, only_rea
 
     group: whose committed offsets it resumes from and commits to; None: reads from the beginning and commits nothing.
     It does not join the group: a part that was killed would have to wait until its old session has expired.
-    only_reads: whether it asks nothing else of the broker once it reads, not where partitions end: that would wait
-    behind a fetch which finds nothing. So the broker may hold one for longer, and an idle consumer takes half as much.
+    only_reads: whether it asks little else of the broker once it reads: where partitions end, for one, waits behind a
+    fetch which finds nothing. So the broker may hold one for longer, and an idle consumer takes less than half as much.
     """
     with kafka_errors(settings):
         made = Consumer(
