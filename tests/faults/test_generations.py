@@ -122,7 +122,9 @@ def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.T
     "steps",
     [
         pytest.param(["train"], id="train"),
-        pytest.param(list(KILLS), id="all", marks=[pytest.mark.long, pytest.mark.timeout(2400)]),
+        # Halved: a generation that so many processes did not finish is given up.
+        pytest.param(list(KILLS)[:3], id="the first half", marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
+        pytest.param(list(KILLS)[3:], id="the second half", marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
     ],
 )
 def test_a_killed_generation_that_is_taken_up_ends_as_an_undisturbed_one(
