@@ -40,7 +40,7 @@ def counted(
 def withdrawn(spark: SparkSession, application: str, topic: str, snapshot: int | None = None) -> DataFrame | None:
     """The positions that are withdrawn, by a snapshot of the withdrawals (default: the newest); None where there are
     none."""
-    if snapshot == NONE_WITHDRAWN or withdrawals_snapshot(spark, application) is None:
+    if snapshot == NONE_WITHDRAWN or (snapshot is None and withdrawals_snapshot(spark, application) is None):
         return None
     marks = _read(spark, f"lake.{application}.withdrawals", snapshot)
     positions = marks.where(F.col("topic") == topic).select(*POSITION).distinct()

@@ -103,38 +103,36 @@ def tune(
     training, validation = _rows_of_trials(settings, application, dataset)
     died = list[Trial]()
     if len(known) < trials or not all(each.trial.ended for each in known.values()):
-        with _ray(settings, packed):
+        with _ray(settings, packed), _listened(kept.take) as news:
+            trainable = ray_tune.with_parameters(
+                run_trial,
+                packed=packed,
+                fixed=fixed,
+                cpus=cpus,
+                known=known,
+                news=news,
+                training=arrays_of(training),
+                validation=arrays_of(validation),
+            )
             if gpus is None:
                 gpus = 1 if ray.cluster_resources().get("GPU") else 0
-            with _listened(kept.take) as news:
-                trainable = ray_tune.with_parameters(
-                    run_trial,
-                    packed=packed,
-                    fixed=fixed,
-                    cpus=cpus,
-                    known=known,
-                    news=news,
-                    training=arrays_of(training),
-                    validation=arrays_of(validation),
-                )
-                found = ray_tune.Tuner(
-                    ray_tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus, "memory": WORKER_BYTES}),
-                    tune_config=ray_tune.TuneConfig(
-                        num_samples=max(trials, len(known)),
-                        scheduler=ASHAScheduler(
-                            metric=METRIC, mode=_mode(lower), max_t=fixed["epochs"], reduction_factor=REDUCTION_FACTOR
-                        ),
-                        search_alg=_searcher(application, space, lower, fixed, [each.trial for each in known.values()]),
-                        reuse_actors=True,  # a worker that starts anew for each trial spends seconds on loading torch
+            found = ray_tune.Tuner(
+                ray_tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus, "memory": WORKER_BYTES}),
+                tune_config=ray_tune.TuneConfig(
+                    num_samples=max(trials, len(known)),
+                    scheduler=ASHAScheduler(
+                        metric=METRIC, mode=_mode(lower), max_t=fixed["epochs"], reduction_factor=REDUCTION_FACTOR
                     ),
-                    run_config=ray_tune.RunConfig(
-                        name=f"{packed.name}-{study}",
-                        # Ray's own notes, where every node has a place
-                        storage_path=f"{tempfile.gettempdir()}/ray/tuning",
-                        callbacks=[_Ends(news)],
-                        verbose=0,
-                    ),
-                ).fit()
+                    search_alg=_searcher(application, space, lower, fixed, [each.trial for each in known.values()]),
+                    reuse_actors=True,  # a worker that starts anew for each trial spends seconds on loading torch
+                ),
+                run_config=ray_tune.RunConfig(
+                    name=f"{packed.name}-{study}",
+                    storage_path=f"{tempfile.gettempdir()}/ray/tuning",  # Ray's own notes, where every node has a place
+                    callbacks=[_Ends(news)],
+                    verbose=0,
+                ),
+            ).fit()
         died = [_of_the_dead(result) for result in found if result.error is not None]
     best_first = sorted(
         (kept.trials | {trial.key: trial for trial in died}).values(), key=lambda trial: _rank(trial, lower)

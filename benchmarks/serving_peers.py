@@ -14,8 +14,9 @@ import urllib3
 
 from benchmarks.load import Load, images, load
 from benchmarks.ratio import Ratio
-from benchmarks.servers import free_port, served
+from benchmarks.servers import served
 from deeplambda.config import load_settings
+from deeplambda.stack.local.ports import choose_free
 
 CLIENTS = (1, 8, 64, 256)
 PEERS = {"litserve": "LitServe", "ray": "Ray Serve"}
@@ -65,7 +66,7 @@ def _ratios(clients: int, peer: str, rounds: list[tuple[Load, ...]]) -> Iterator
 @contextlib.contextmanager
 def _peer(name: str) -> Iterator[str]:
     """The URL of a peer that runs until the end of the block. Raises: TimeoutError."""
-    port = free_port()
+    port = choose_free(set())
     url = f"http://127.0.0.1:{port}/predict"
 
     def answers() -> bool:  # an empty question, in whatever way: the model is loaded before that

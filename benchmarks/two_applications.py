@@ -19,13 +19,14 @@ from pydantic_core import to_json
 
 from benchmarks.load import Load, images, load
 from benchmarks.ratio import Ratio
-from benchmarks.servers import free_port, served
+from benchmarks.servers import served
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings, load_settings
 from deeplambda.errors import NotReady
 from deeplambda.loading import find_folder, pack_application
+from deeplambda.stack.local.ports import choose_free
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import CARD, KEPT_ROWS, WEIGHTS, Card, artefact_key, code_key
 from examples.digits.application import Digits
@@ -89,7 +90,7 @@ def _ratios(crowd: Crowd, urls: tuple[str, str]) -> Iterator[Ratio]:
 @contextlib.contextmanager
 def _service(folder: Path) -> Iterator[tuple[str, str]]:
     """The URLs of two applications that one service serves until the end of the block. Raises: TimeoutError."""
-    at, names = f"http://127.0.0.1:{free_port()}", (Digits.name, _second(load_settings(), folder))
+    at, names = f"http://127.0.0.1:{choose_free(set())}", (Digits.name, _second(load_settings(), folder))
 
     def is_ready() -> bool:
         return urllib3.request("GET", f"{at}/v2/health/ready", retries=False, timeout=2).status == 200

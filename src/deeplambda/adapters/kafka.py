@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
+from confluent_kafka import Consumer as LibrdkafkaConsumer
 from confluent_kafka import KafkaError as LibrdkafkaError
 from confluent_kafka import KafkaException, Message, Producer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -56,6 +57,26 @@ def librdkafka_options(settings: Settings) -> dict[str, Any]:
             "sasl.password": settings.kafka_password.get_secret_value(),
         }
     return options
+
+
+def assigned_options(settings: Settings, group: str) -> dict[str, Any]:
+    """Of a consumer of librdkafka's that reads what it is told to, from where it is told, and commits only when asked.
+
+    It does not join its group: a part that was killed would have to wait until its old session has expired.
+    """
+    return librdkafka_options(settings) | {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "isolation.level": "read_uncommitted",
+    }
+
+
+def received(reader: LibrdkafkaConsumer, timeout_s: float, at_most: int) -> list[Any]:
+    """The messages that have come, errors among them, once there is one."""
+    first = reader.poll(timeout_s)
+    return [] if first is None else [first, *reader.consume(at_most - 1, 0)]  # which waits for no more
 
 
 def spark_options(settings: Settings) -> dict[str, str]:

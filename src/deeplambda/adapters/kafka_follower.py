@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from deeplambda.adapters.kafka import Record, kafka_errors, librdkafka_options
+from deeplambda.adapters.kafka import Record, assigned_options, kafka_errors, received
 from deeplambda.config import Settings
 
 _AHEAD_KIB = 16 * 1024
@@ -18,24 +18,15 @@ Place = tuple[str, int]
 class Follower:
     """Reads partitions from where it is told to, and commits only by `commit()`; for one thread.
 
-    It does not join its group: a part that was killed would have to wait until its old session has expired. While its
-    records are made use of, the next ones come, of 16 MiB and one answer of the broker's together.
+    While its records are made use of, the next ones come, of 16 MiB and one answer of the broker's together.
     share: of several that divide the partitions among them, which one it is, from 0, and how many there are.
     """
 
     def __init__(self, settings: Settings, topics: Sequence[str], *, group: str, share: tuple[int, int]) -> None:
         self._settings, self._topics, self._share = settings, topics, share
         self._consumer = Consumer(
-            librdkafka_options(settings)
-            | {
-                "group.id": group,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "error",
-                "isolation.level": "read_uncommitted",
-                "queued.max.messages.kbytes": _AHEAD_KIB,
-                "fetch.queue.backoff.ms": _FULL_MS,
-            }
+            assigned_options(settings, group)
+            | {"queued.max.messages.kbytes": _AHEAD_KIB, "fetch.queue.backoff.ms": _FULL_MS}
         )
         self._positions: dict[Place, int] = {}
         self._committed: dict[Place, int] = {}
@@ -69,10 +60,7 @@ class Follower:
     def poll(self, timeout_s: float, most: int) -> list[Record]:
         """What has come, once there is something. Raises: NotReady, also when a record has expired unread."""
         with kafka_errors(self._settings):
-            first = self._consumer.poll(timeout_s)
-            if first is None:
-                return []
-            messages = [first, *self._consumer.consume(most - 1, 0)]
+            messages = received(self._consumer, timeout_s, most)
             for message in messages:
                 if error := message.error():
                     raise KafkaException(error)

@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from deeplambda.adapters.kafka import Record, kafka_errors, librdkafka_options
+from deeplambda.adapters.kafka import Record, assigned_options, kafka_errors, received
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 
@@ -34,13 +34,8 @@ class RangeReader:
     def __init__(self, settings: Settings, topic: str) -> None:
         self._settings, self._topic = settings, topic
         self._consumer = Consumer(
-            librdkafka_options(settings)
+            assigned_options(settings, "deeplambda.ranges")  # has to be named; nothing is committed
             | {
-                "group.id": "deeplambda.ranges",  # has to be named; nothing is committed
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "error",
-                "isolation.level": "read_uncommitted",
                 "enable.partition.eof": True,
                 "fetch.message.max.bytes": _PARTITION_BYTES,
                 "fetch.max.bytes": _AHEAD_KIB * 1024,
@@ -100,9 +95,8 @@ class RangeReader:
         return [TopicPartition(self._topic, number) for number in numbers]
 
     def _receive(self, left: Mapping[int, tuple[int, int]]) -> None:
-        first: Any = self._consumer.poll(_POLL_S)
         failed = None
-        for message in [first, *self._consumer.consume(CHUNK_ROWS - 1, 0)] if first else []:
+        for message in received(self._consumer, _POLL_S, CHUNK_ROWS):
             error, record = message.error(), Record.of(message)
             if error is None:
                 self._ahead[record.partition].append(record)
