@@ -338,16 +338,29 @@ _DIGITS = "(SELECT * FROM VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9
     ids=["range", "joins of small tables", "explode", "cartesian"],
 )
 def test_a_cancelled_query_uses_no_processor(gateway: OwnGateway, endless: str) -> None:
-    def idle() -> bool:
-        before_s = sum(gateway.process_times())
-        time.sleep(1)  # the span that is measured
-        return sum(gateway.process_times()) - before_s < 0.5
-
     with contextlib.closing(gateway.connect()) as session, contextlib.closing(session.cursor()) as cursor:
         cursor.execute(endless, async_=True)
-        assert eventually(lambda: not idle())
+        assert eventually(lambda: not _idle(gateway))
         cursor.cancel()
-    assert eventually(idle, timeout_s=20)
+    assert eventually(lambda: _idle(gateway), timeout_s=20)
+
+
+def test_a_query_may_be_cancelled_at_any_moment(gateway: OwnGateway) -> None:
+    """Spark compiles a stage and submits it in a thread of its own, which a cancellation does not stop."""
+    with contextlib.closing(gateway.connect()) as session:
+        for after_ms in range(0, 500, 20):
+            sums = ", ".join(f"sum(hash(id, {after_ms}, {n}))" for n in range(40))  # compiled each time
+            with contextlib.closing(session.cursor()) as cursor:
+                cursor.execute(f"SELECT {sums} FROM range(1e15)", async_=True)
+                time.sleep(after_ms / 1000)  # the moment
+                cursor.cancel()
+    assert eventually(lambda: _idle(gateway), timeout_s=20)
+
+
+def _idle(gateway: OwnGateway) -> bool:
+    before_s = sum(gateway.process_times())
+    time.sleep(1)  # the span that is measured
+    return sum(gateway.process_times()) - before_s < 0.5
 
 
 @pytest.mark.parametrize(

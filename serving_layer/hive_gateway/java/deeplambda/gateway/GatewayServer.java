@@ -27,6 +27,7 @@ public final class GatewayServer {
         replaceFrontDoor(server, conf);
         server.start();
         HeapGuard.watch(session.sparkContext());
+        EndedStatements.watch(session.sparkContext());
         return server;
     }
 
