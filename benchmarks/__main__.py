@@ -28,7 +28,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "recomputation": (),
     "horizon": (),
     "upkeep": (),
-    "tuning": (),
+    "tuning": STORES,
     "rollback": (),
 }
 """By name, the parts of the stack that run beside it, of which () are all. Each has `measure()`, which returns one

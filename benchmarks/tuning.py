@@ -3,8 +3,12 @@
 Both draw from the same space and train on the same rows: scikit-learn's digits, 1,198 to train on and 599 to compare
 trials on. The random search trains each of its trials to the end, as one without a scheduler does; its best accuracy is
 the target. The application's own hyperparameters lie outside of its space, or tuning would try them first.
+
+Single seeds differ by a factor of ten, for the target is the luckiest of the random search's trials: so the median of
+several is taken, and a tuning that ends without a trial as good counts as one that never does.
 """
 
+import math
 import statistics
 import sys
 from collections import Counter
@@ -36,7 +40,7 @@ from deeplambda.records.lifecycle import PartitionPrepared
 NAME = "epochs of tuning"
 AIM = 0.3
 BASELINE = "random search to the same accuracy"
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
 TRIALS, EPOCHS = 24, 27
 TRAINING = 1_198
 
@@ -53,7 +57,7 @@ class DigitSeen(Event):
 class Digits(Application):
     name = "{name}"
     event = DigitSeen
-    sources = (Source(split="train", objects=("train",)), Source(split="test", objects=("test",)))
+    sources = tuple(Source(split=split, objects=(split,)) for split in ("train", "validation", "test"))
     objective = Classification(classes="0123456789")
     metrics = ("accuracy",)
     hyperparameters = dict(
@@ -84,23 +88,26 @@ class Digits(Application):
 
 
 def measure() -> Ratio:
-    """The median over the seeds. Raises: LookupError when no trial of a tuning became as good."""
-    settings = load_settings()
-    spent = []
+    """The median over the seeds. Raises: LookupError when most tunings ended without a trial as good."""
+    settings, random = load_settings(), TRIALS * EPOCHS
+    spent = list[float]()
     with TemporaryDirectory() as folder:
         for seed in SEEDS:
             packed = _application(settings, Path(folder))
             training, validation = _rows(seed)
-            target, random = _random_search(packed.load(), training, validation, seed), TRIALS * EPOCHS
+            target = _random_search(packed.load(), training, validation, seed)
             tuned = _epochs_until(settings, packed, _put(settings, packed.name, training, validation), seed, target)
             print(f"seed {seed}: accuracy {target:.4f} after {tuned} epochs of {random}", file=sys.stderr, flush=True)
-            spent.append((tuned, random))
+            spent.append(tuned)
+    measured = statistics.median(spent)
+    if math.isinf(measured):
+        raise LookupError(f"most of {len(SEEDS)} tunings ended before a trial was as good as the random search's best")
     return Ratio(
         name=NAME,
-        value=statistics.median(tuned / random for tuned, random in spent),
+        value=measured / random,
         baseline_name=BASELINE,
-        baseline=statistics.median(random for _, random in spent),
-        measured=statistics.median(tuned for tuned, _ in spent),
+        baseline=random,
+        measured=measured,
         unit="epochs",
         aim=AIM,
         higher_is_better=False,
@@ -159,8 +166,8 @@ def _random_search(application: Application, training: Rows, validation: Rows, s
     return best
 
 
-def _epochs_until(settings: Settings, packed: PackedApplication, dataset: str, seed: int, target: float) -> int:
-    """How many epochs all trials of a tuning had trained when the first of them was as good as `target`."""
+def _epochs_until(settings: Settings, packed: PackedApplication, dataset: str, seed: int, target: float) -> float:
+    """Epochs that all trials of a tuning had trained when the first was as good as `target`; infinite if none was."""
     trained, spent = Counter[str](), list[int]()
 
     def told(trial: Trial) -> None:
@@ -169,6 +176,4 @@ def _epochs_until(settings: Settings, packed: PackedApplication, dataset: str, s
             spent.append(trained.total())
 
     tune(settings, packed, dataset=dataset, overrides={"seed": seed}, trials=2 * TRIALS, told=told)
-    if not spent:
-        raise LookupError(f"no trial reached {target:.4f} in {trained.total()} epochs")
-    return spent[0]
+    return spent[0] if spent else math.inf
