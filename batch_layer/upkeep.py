@@ -45,6 +45,8 @@ FINISHED_AFTER = timedelta(days=1)
 """How long a published run's checkpoints stay, so that a loop that was broken off goes on from them."""
 REPLAYED_KEPT = timedelta(days=30)
 """As long as Kafka keeps dead letters, by which a record is sent again."""
+FIRST_AFTER_S = 300
+"""After a start, tidying waits no longer than this: a process that never runs for an hour would else never tidy."""
 SMALL_FILES = 20
 """From so many on, small files are worth writing together."""
 
@@ -129,8 +131,9 @@ def maintain(
 def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Maintain every application, every now and then, until told to stop. Once a day, look for files that no snapshot
     knows, and for skew."""
-    daily_at = now()
-    while not stop.wait(settings.maintain_every_s):
+    daily_at, pause_s = now(), min(settings.maintain_every_s, FIRST_AFTER_S)
+    while not stop.wait(pause_s):
+        pause_s = settings.maintain_every_s
         failure: Exception | None = None
         for application in settings.applications:
             try:
