@@ -63,7 +63,7 @@ from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import SEEN_SCHEMA, VIEW_SCHEMA, json_text, slices_of
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
-from deeplambda.state.horizon_store import move_horizon, read_batch_view
+from deeplambda.state.horizon_store import BatchView, move_horizon, read_batch_view
 from deeplambda.state.versions import LoadedCode, fetch_model, load_code
 
 if TYPE_CHECKING:
@@ -112,10 +112,11 @@ def recompute(
         if pinned is None:
             raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")
         reading.enter_context(held(spark, archive, pinned, settings.kept_days))
-        events = read_snapshot(spark, archive, pinned)
         if grows:
-            events = _gained(spark, events, visible.horizon)
+            events = gained(spark, archive, pinned, visible)
             reading.enter_context(bucketed_joins(spark))  # else each run would shuffle the ids of the whole batch view
+        else:
+            events = read_snapshot(spark, archive, pinned)
         reached = {
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
@@ -166,11 +167,21 @@ def recompute(
     return published
 
 
-def _gained(spark: SparkSession, events: DataFrame, horizon: Horizon) -> DataFrame:
-    """The archived events at or past the horizon. A thousand partitions make a small table to join."""
-    ends = spark.createDataFrame(list(horizon.offsets.items()), "kafka_partition INT, absorbed BIGINT")
-    past = F.col("kafka_offset") >= F.coalesce("absorbed", F.lit(0))
-    return events.join(F.broadcast(ends), "kafka_partition", "left").where(past).drop("absorbed")
+def gained(spark: SparkSession, archive: str, pinned: int, visible: BatchView) -> DataFrame:
+    """The events of the archive's snapshot `pinned` at or past the horizon of the visible view.
+
+    They are in files that the archive has got since, or that were written together with such. By the time of the first
+    event in these, Iceberg leaves the others out, however the offsets of a file's partitions differ.
+    """
+    now_there, before = (
+        read_snapshot(spark, f"{archive}.files", snapshot)
+        for snapshot in (pinned, visible.events_snapshot)  # type: ignore[list-item]  # it grows
+    )
+    first = F.coalesce(F.unix_micros("readable_metrics.kafka_timestamp.lower_bound"), F.lit(0))
+    (since,) = now_there.join(before, "file_path", "left_anti").agg(F.min(first)).collect()[0]
+    time, since_then = F.col("kafka_timestamp"), F.timestamp_micros(F.lit(since).cast("bigint"))
+    events = read_snapshot(spark, archive, pinned).where(time.isNull() | (time >= since_then))
+    return events.where(visible.horizon.past_spark())
 
 
 def _add(spark: SparkSession, application: str, horizon: Horizon, rows: DataFrame, run: str) -> int | None:
