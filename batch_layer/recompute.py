@@ -46,6 +46,7 @@ from deeplambda.adapters.lake import (
     snapshot_size,
     written_by,
 )
+from deeplambda.adapters.machine import chosen_device
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -225,13 +226,14 @@ def _first_copies(scored: DataFrame) -> DataFrame:
 
 @lru_cache(maxsize=2)
 def loaded(settings: Settings, champion_json: str) -> "tuple[LoadedCode, torch.nn.Module]":
-    """The champion's code and model, kept by the worker between tasks."""
+    """The champion's code and model, on the device that is set, kept by the worker between tasks."""
     import torch
 
     torch.set_num_threads(1)  # Spark already runs a task on each core
+    torch.backends.cudnn.allow_tf32 = False  # as in the model service: all score in fp32
     store, champion = ObjectStore(settings), Card.model_validate_json(champion_json)
     code = load_code(store, settings, champion)
-    return code, fetch_model(store, code.application, champion)
+    return code, fetch_model(store, code.application, champion).to(chosen_device(settings.device))
 
 
 def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
@@ -308,7 +310,9 @@ def answered(model: "torch.nn.Module", objective: Objective, features: Features)
 def _forward(model: "torch.nn.Module", features: Features) -> NDArray[np.float32]:
     import torch
 
-    return call(model, {name: torch.from_numpy(array) for name, array in features.items()}).float().numpy()  # type: ignore[no-any-return]
+    device = next(model.parameters(), torch.empty(0)).device
+    outputs = call(model, {name: torch.from_numpy(array).to(device) for name, array in features.items()})
+    return outputs.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def _text(key: bytes | None) -> str | None:

@@ -89,7 +89,7 @@ _GENERATIONS = (
     *("generations", "generation_labels", "generation_drift_labels", "generation_every_s", "generation_pause_s"),
     *("generation_from", "generation_shadow_labels", "generation_shadow_s", "trainer_memory_mb"),
 )
-_ARCHIVE = ("event_limit_bytes", "kept_days", "maintain_every_s")
+_ARCHIVE = ("device", "event_limit_bytes", "kept_days", "maintain_every_s")
 _APPLICATIONS = ("applications", "applications_dir", "cache_dir", "listen_host")
 
 PARTS: tuple[Part, ...] = (
