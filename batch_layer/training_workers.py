@@ -95,13 +95,15 @@ def while_it_gets_on(attempt: Callable[[], T], done: Callable[[], int], what: st
         try:
             return attempt()
         except (RuntimeError, PySparkException, Py4JError) as exc:
-            fruitless, before = fruitless + 1 if (now := done()) == before else 1, now
-            if fruitless >= ATTEMPTS:
+            there, why = done(), str(exc).strip().rpartition("\n")[2]
+            fruitless = fruitless + 1 if there == before else 1
+            before = there
+            if fruitless == ATTEMPTS:
                 raise NotReady(
-                    f"{what} broke off {ATTEMPTS} times in a row: {str(exc).splitlines()[-1]}",
+                    f"{what} broke off {ATTEMPTS} times in a row: {why}",
                     "see what the workers printed above; its checkpoints are kept, run it again",
                 ) from exc
-            _log.warning("%s broke off after epoch %d, and goes on: %s", what, now, str(exc).splitlines()[-1])
+            _log.warning("%s broke off after epoch %d, and goes on: %s", what, there, why)
 
 
 def _work(

@@ -210,7 +210,7 @@ def _sql(moment: datetime) -> str:
 
 
 def _pinned_by_state(connection: Connection, application: str, table: str) -> set[int]:
-    """The table's snapshots that a card, the horizon, or one that a gateway still shows names."""
+    """The table's snapshots that a card or a horizon names: the newest, or one that a gateway still shows."""
     cards, visible = registry.cards(connection, application), read_batch_view(connection, application)
     named: dict[str, set[int | None]] = {
         "examples": {card.snapshot for card in cards},
