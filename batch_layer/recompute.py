@@ -46,6 +46,7 @@ from deeplambda.adapters.lake import (
     snapshot_size,
     written_by,
 )
+from deeplambda.adapters.machine import chosen_device
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -63,7 +64,7 @@ from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import SEEN_SCHEMA, VIEW_SCHEMA, json_text, slices_of
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
-from deeplambda.state.horizon_store import move_horizon, read_batch_view
+from deeplambda.state.horizon_store import BatchView, move_horizon, read_batch_view
 from deeplambda.state.versions import LoadedCode, fetch_model, load_code
 
 if TYPE_CHECKING:
@@ -112,10 +113,11 @@ def recompute(
         if pinned is None:
             raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")
         reading.enter_context(held(spark, archive, pinned, settings.kept_days))
-        events = read_snapshot(spark, archive, pinned)
         if grows:
-            events = _gained(spark, events, visible.horizon)
+            events = gained(spark, archive, pinned, visible)
             reading.enter_context(bucketed_joins(spark))  # else each run would shuffle the ids of the whole batch view
+        else:
+            events = read_snapshot(spark, archive, pinned)
         reached = {
             row.kafka_partition: row.horizon
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
@@ -166,11 +168,21 @@ def recompute(
     return published
 
 
-def _gained(spark: SparkSession, events: DataFrame, horizon: Horizon) -> DataFrame:
-    """The archived events at or past the horizon. A thousand partitions make a small table to join."""
-    ends = spark.createDataFrame(list(horizon.offsets.items()), "kafka_partition INT, absorbed BIGINT")
-    past = F.col("kafka_offset") >= F.coalesce("absorbed", F.lit(0))
-    return events.join(F.broadcast(ends), "kafka_partition", "left").where(past).drop("absorbed")
+def gained(spark: SparkSession, archive: str, pinned: int, visible: BatchView) -> DataFrame:
+    """The events of the archive's snapshot `pinned` at or past the horizon of the visible view.
+
+    They are in files that the archive has got since, or that were written together with such. By the time of the first
+    event in these, Iceberg leaves the others out, however the offsets of a file's partitions differ.
+    """
+    now_there, before = (
+        read_snapshot(spark, f"{archive}.files", snapshot)
+        for snapshot in (pinned, visible.events_snapshot)  # type: ignore[list-item]  # it grows
+    )
+    first = F.coalesce(F.unix_micros("readable_metrics.kafka_timestamp.lower_bound"), F.lit(0))
+    (since,) = now_there.join(before, "file_path", "left_anti").agg(F.min(first)).collect()[0]
+    time, since_then = F.col("kafka_timestamp"), F.timestamp_micros(F.lit(since).cast("bigint"))
+    events = read_snapshot(spark, archive, pinned).where(time.isNull() | (time >= since_then))
+    return events.where(visible.horizon.past_spark())
 
 
 def _add(spark: SparkSession, application: str, horizon: Horizon, rows: DataFrame, run: str) -> int | None:
@@ -214,13 +226,14 @@ def _first_copies(scored: DataFrame) -> DataFrame:
 
 @lru_cache(maxsize=2)
 def loaded(settings: Settings, champion_json: str) -> "tuple[LoadedCode, torch.nn.Module]":
-    """The champion's code and model, kept by the worker between tasks."""
+    """The champion's code and model, on the device that is set, kept by the worker between tasks."""
     import torch
 
     torch.set_num_threads(1)  # Spark already runs a task on each core
+    torch.backends.cudnn.allow_tf32 = False  # as in the model service: all score in fp32
     store, champion = ObjectStore(settings), Card.model_validate_json(champion_json)
     code = load_code(store, settings, champion)
-    return code, fetch_model(store, code.application, champion)
+    return code, fetch_model(store, code.application, champion).to(chosen_device(settings.device))
 
 
 def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
@@ -297,7 +310,9 @@ def answered(model: "torch.nn.Module", objective: Objective, features: Features)
 def _forward(model: "torch.nn.Module", features: Features) -> NDArray[np.float32]:
     import torch
 
-    return call(model, {name: torch.from_numpy(array) for name, array in features.items()}).float().numpy()  # type: ignore[no-any-return]
+    device = next(model.parameters(), torch.empty(0)).device
+    outputs = call(model, {name: torch.from_numpy(array).to(device) for name, array in features.items()})
+    return outputs.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def _text(key: bytes | None) -> str | None:

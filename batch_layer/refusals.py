@@ -53,9 +53,8 @@ def keep(spark: "SparkSession", application: str, refused: "DataFrame") -> None:
         F.current_timestamp().alias("quarantined_at"),
     )
     there = spark.table(quarantine).select("source")
-    rows.join(there, "source", "left_anti").select(spark.table(quarantine).columns).coalesce(1).writeTo(
-        quarantine
-    ).append()
+    new = rows.join(there, "source", "left_anti").select(spark.table(quarantine).columns)
+    new.repartition(1).writeTo(quarantine).append()  # coalesce would have one task look for them, too
 
 
 def dropped(

@@ -2,22 +2,23 @@
 
 On one machine the workers are processes of it, a GPU each where there are some; on a cluster they are tasks of Spark's
 executors, all of which have to be free at once. They talk by gloo, between GPUs by NCCL. The code comes from S3, and so
-does the checkpoint that a run goes on from: a worker that dies costs the epoch that it died in.
+does the checkpoint that a run goes on from: a worker that dies costs the epoch that it died in, and the one before it
+where that is still being judged.
 """
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from rich.console import Console
-from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
 from torch import distributed
 
 from batch_layer.checkpoint import epochs_trained, run_id
@@ -28,14 +29,15 @@ from batch_layer.training_run import Run, TrainedRun, TrainingListener, train
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
-from deeplambda.errors import DeepLambdaError, NotReady
+from deeplambda.errors import ConfigurationError, DeepLambdaError, NotReady
 from deeplambda.loading import PackedApplication, unpack_application
 from deeplambda.splits import TRAIN
 from deeplambda.state.card import Card, code_key
 
-_ATTEMPTS = 3
+ATTEMPTS = 3
 _POLL_S = 1.0
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def train_on_workers(
@@ -52,37 +54,56 @@ def train_on_workers(
 ) -> TrainedRun:
     """As `train`, for a data set that is wholly prepared.
 
-    Raises: what `train` does; NotReady when workers died again and again.
+    Raises: what `train` does; NotReady when workers died again and again; ConfigurationError when they are more than
+    this machine's GPUs.
     """
+    if not settings.on_spark_cluster and 0 < (gpus := torch.cuda.device_count()) < workers:
+        raise ConfigurationError(
+            f"{workers} workers cannot share this machine's {gpus} GPU{'s' * (gpus > 1)}",
+            f"train with --workers {gpus}, or without a GPU: CUDA_VISIBLE_DEVICES= in the environment",
+        )
     from pyspark.ml.torch.distributor import TorchDistributor  # a second, which a run with one worker need not wait
 
     hyperparameters = all_hyperparameters(packed.load(), overrides)
     run = run_id(dataset, packed.code_version, hyperparameters, parent)
     store, code = ObjectStore(settings), packed.zip_file.read_bytes()
     store.put(code_key(packed.name, packed.code_version), code)
-    again = Retrying(
-        retry=retry_if_exception_type((RuntimeError, PySparkException, Py4JError)),
-        stop=stop_after_attempt(_ATTEMPTS),
-        before_sleep=before_sleep_log(_log, logging.WARNING),
-        reraise=True,
-    )
     distributor = TorchDistributor(
         num_processes=workers,
         local_mode=not settings.on_spark_cluster,
         use_gpu=spark.conf.get("spark.task.resource.gpu.amount", "0") != "0",
     )
     with _followed(store, packed.name, dataset, run, hyperparameters["epochs"], listener), _sharing(settings, workers):
-        try:
-            refused = again(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides), parent)
-        except (RuntimeError, PySparkException, Py4JError) as exc:
-            raise NotReady(
-                f"training {packed.name} on {workers} workers broke off {_ATTEMPTS} times: {str(exc).splitlines()[-1]}",
-                "see what the workers printed above; its checkpoints are kept, run it again",
-            ) from exc
+        refused = while_it_gets_on(
+            partial(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides), parent),
+            lambda: len(epochs_trained(store, packed.name, run)),
+            f"training {packed.name} on {workers} workers",
+        )
     if refused is not None:
         raise refused
     given: Any = {"dataset": dataset, "snapshot": snapshot, "overrides": overrides, "parent": parent}
     return train(settings, packed, listener=listener, **given)
+
+
+def while_it_gets_on(attempt: Callable[[], T], done: Callable[[], int], what: str) -> T:
+    """What `attempt` returns. One that breaks off is made again, unless ATTEMPTS in a row have got no further.
+
+    done: how far it has got. what: it is, for the error. Raises: NotReady.
+    """
+    fruitless, before = 0, done()
+    while True:
+        try:
+            return attempt()
+        except (RuntimeError, PySparkException, Py4JError) as exc:
+            there, why = done(), str(exc).strip().rpartition("\n")[2]
+            fruitless = fruitless + 1 if there == before else 1
+            before = there
+            if fruitless == ATTEMPTS:
+                raise NotReady(
+                    f"{what} broke off {ATTEMPTS} times in a row: {why}",
+                    "see what the workers printed above; its checkpoints are kept, run it again",
+                ) from exc
+            _log.warning("%s broke off after epoch %d, and goes on: %s", what, there, why)
 
 
 def _work(
@@ -95,6 +116,8 @@ def _work(
 ) -> DeepLambdaError | None:
     """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again."""
     store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL takes the current one, by default all the first
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         here = unpack_application(

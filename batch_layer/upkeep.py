@@ -7,7 +7,8 @@
    recomputation staged that was broken off and that nobody took up.
 3. On S3, checkpoints of published runs go, and those of runs that nobody took up again; so do data sets that neither
    the champion nor a version of the last days was trained on, and tunings and uploads that nobody took up again.
-4. In MySQL, records of the outbox go that Kafka has had for long, and marks of replays whose dead letters are gone.
+4. In MySQL, records of the outbox go that Kafka has had for long, marks of replays whose dead letters are gone, queries
+   of the day before, and answers of experiments that ended long ago.
 Before all that, `verdicts` gets the decisions about versions that commands have made since.
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pyspark.sql import SparkSession
-from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, func, select
 from sqlalchemy import Table as MySqlTable
 
 from batch_layer import skew
@@ -33,8 +34,8 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state import registry
-from deeplambda.state.horizon_store import read_batch_view
-from deeplambda.state.tables import EXPERIMENT_ANSWERS, EXPERIMENTS, OUTBOX, REPLAYED_LETTERS
+from deeplambda.state.horizon_store import read_batch_view, shown_snapshots
+from deeplambda.state.tables import EXPERIMENT_ANSWERS, EXPERIMENTS, OUTBOX, QUERIES, REPLAYED_LETTERS
 
 KEPT_SNAPSHOTS = timedelta(hours=1)
 """How long a snapshot stays that nothing pins. Who reads one for longer holds a tag on it meanwhile: `lake.held`."""
@@ -45,6 +46,9 @@ FINISHED_AFTER = timedelta(days=1)
 """How long a published run's checkpoints stay, so that a loop that was broken off goes on from them."""
 REPLAYED_KEPT = timedelta(days=30)
 """As long as Kafka keeps dead letters, by which a record is sent again."""
+QUERIES_KEPT = timedelta(days=1)
+FIRST_AFTER_S = 300
+"""After a start, tidying waits no longer than this: a process that never runs for an hour would else never tidy."""
 SMALL_FILES = 20
 """From so many on, small files are worth writing together."""
 
@@ -114,23 +118,17 @@ def maintain(
                 freed.add("unfinished uploads", 1, upload.bytes)
                 if not dry_run:
                     store.abort(upload)
-        relayed, replayed = OUTBOX.c.published_at < now() - days, REPLAYED_LETTERS.c.at < now() - REPLAYED_KEPT
-        freed.add("outbox records", _trim(engine, OUTBOX, relayed, dry_run=dry_run))
-        freed.add("marks of replays", _trim(engine, REPLAYED_LETTERS, replayed, dry_run=dry_run))
-        answers = EXPERIMENT_ANSWERS.c
-        ended = select(EXPERIMENTS.c.number).where(
-            EXPERIMENTS.c.application == application, EXPERIMENTS.c.ended_at < now() - days
-        )
-        old = (answers.application == application) & answers.experiment.in_(ended)
-        freed.add("answers of experiments", _trim(engine, EXPERIMENT_ANSWERS, old, dry_run=dry_run))
+        for what, rows, old in _old_rows(application, days):
+            freed.add(what, _count(engine, old) if dry_run else mysql.delete_in_chunks(engine, rows, old))
     return freed
 
 
 def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Maintain every application, every now and then, until told to stop. Once a day, look for files that no snapshot
     knows, and for skew."""
-    daily_at = now()
-    while not stop.wait(settings.maintain_every_s):
+    daily_at, pause_s = now(), min(settings.maintain_every_s, FIRST_AFTER_S)
+    while not stop.wait(pause_s):
+        pause_s = settings.maintain_every_s
         failure: Exception | None = None
         for application in settings.applications:
             try:
@@ -173,18 +171,21 @@ class Table:
         for snapshot in sorted(tagged.keys() - wanted):
             change_tag(self._spark, table, f"DROP TAG IF EXISTS `{tagged[snapshot]}`")
 
-    def small_files(self) -> int:
-        """How many files a compaction would write together."""
-        rows = self._spark.sql(f"SELECT count(*) FROM lake.{self._table}.files WHERE file_size_in_bytes < 16 * 1048576")
-        return int(rows.collect()[0][0])
+    def small_files(self) -> tuple[int, int]:
+        """How many files a compaction would write together, and of how many bytes."""
+        size = "file_size_in_bytes"
+        (row,) = self._spark.sql(
+            f"SELECT count(*), coalesce(sum({size}), 0) FROM lake.{self._table}.files WHERE {size} < 16 * 1048576"
+        ).collect()
+        return row[0], row[1]
 
-    def compact(self) -> int:
-        """Write small data files together, then manifests; how many data files were replaced."""
+    def compact(self) -> tuple[int, int]:
+        """Write small data files together, then manifests; how many data files were replaced, of how many bytes."""
         done = self._call(
             "rewrite_data_files", "options => map('partial-progress.enabled', 'true', 'min-input-files', '5')"
         )
         self._call("rewrite_manifests")
-        return int(done["rewritten_data_files_count"])
+        return done["rewritten_data_files_count"], done["rewritten_bytes_count"]
 
     def expire(self, before: datetime) -> int:
         """Drop the snapshots from before that no tag holds; how many files went with them."""
@@ -209,13 +210,13 @@ def _sql(moment: datetime) -> str:
 
 
 def _pinned_by_state(connection: Connection, application: str, table: str) -> set[int]:
-    """The table's snapshots that a card or the horizon names."""
+    """The table's snapshots that a card or a horizon names: the newest, or one that a gateway still shows."""
     cards, visible = registry.cards(connection, application), read_batch_view(connection, application)
     named: dict[str, set[int | None]] = {
         "examples": {card.snapshot for card in cards},
         "events": {visible.events_snapshot, *(card.events_snapshot for card in cards)},
         "labels": {card.labels_snapshot for card in cards},
-        "predictions": {visible.horizon.snapshot},
+        "predictions": {visible.horizon.snapshot, *shown_snapshots(connection, application)},
     }
     return {snapshot for snapshot in named.get(table, ()) if snapshot is not None}
 
@@ -223,8 +224,8 @@ def _pinned_by_state(connection: Connection, application: str, table: str) -> se
 def _maintain_table(
     table: Table, engine: Engine, application: str, days: timedelta, kept: timedelta, freed: Freed, *, dry_run: bool
 ) -> None:
-    if table.name in _COMPACTED and (small := table.small_files()) >= SMALL_FILES:
-        freed.add("small files", small if dry_run else table.compact())
+    if table.name in _COMPACTED and (small := table.small_files())[0] >= SMALL_FILES:
+        freed.add("small files", *(small if dry_run else table.compact()))
     with mysql.mysql_errors(), engine.connect() as connection:  # now, for compaction may have taken long
         pinned = _pinned_by_state(connection, application, table.name)
     cutoff, snapshots = now() - kept, table.snapshots()
@@ -280,8 +281,19 @@ def _untouched(objects: Iterable[StoredObject], before: datetime) -> bool:
     return all(each.modified < before for each in objects)
 
 
-def _trim(engine: Engine, table: MySqlTable, old: ColumnElement[bool], *, dry_run: bool) -> int:
-    with mysql.mysql_errors(), engine.begin() as connection:
-        if dry_run:
-            return connection.scalar(select(func.count()).where(old)) or 0
-        return connection.execute(delete(table).where(old)).rowcount
+def _old_rows(application: str, days: timedelta) -> Iterator[tuple[str, MySqlTable, ColumnElement[bool]]]:
+    """What goes in MySQL: what it is, its table, and which rows. All but the answers are of every application."""
+    yield "outbox records", OUTBOX, OUTBOX.c.published_at < mysql.ago(days)
+    yield "marks of replays", REPLAYED_LETTERS, REPLAYED_LETTERS.c.at < mysql.ago(REPLAYED_KEPT)
+    yield "queries", QUERIES, QUERIES.c.submitted_at < mysql.ago(QUERIES_KEPT)
+    answers, experiments = EXPERIMENT_ANSWERS.c, EXPERIMENTS.c
+    ended = select(experiments.number).where(
+        experiments.application == application, experiments.ended_at < mysql.ago(days)
+    )
+    old = (answers.application == application) & answers.experiment.in_(ended)
+    yield "answers of experiments", EXPERIMENT_ANSWERS, old
+
+
+def _count(engine: Engine, rows: ColumnElement[bool]) -> int:
+    with mysql.mysql_errors(), engine.connect() as connection:
+        return connection.scalar(select(func.count()).where(rows)) or 0

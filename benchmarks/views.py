@@ -24,7 +24,7 @@ from threading import Thread
 
 import pymysql
 from kafka import KafkaProducer
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from benchmarks.ratio import Ratio
 from deeplambda.adapters import mysql
@@ -35,14 +35,12 @@ from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
 from deeplambda.state.tables import REALTIME_PREDICTIONS
 from serving_layer.views.realtime import GROUP
-from serving_layer.views.trim import delete_in_chunks
 
 ROWS = 100_000
 AIM = 0.5
 RATE, FOR_S = 10_000, 120
 AIM_KEPT_UP = 0.98
 _COPY = "realtime_predictions_copy"
-_OWN_ROWS = text("DELETE FROM realtime_predictions WHERE application = :application LIMIT :rows")
 
 
 def measure() -> list[Ratio]:
@@ -66,7 +64,7 @@ def measure() -> list[Ratio]:
     finally:
         with mysql.engine(settings, "root").begin() as connection:
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_COPY}")
-        delete_in_chunks(engine, _OWN_ROWS, {"application": name})
+        mysql.delete_in_chunks(engine, REALTIME_PREDICTIONS, REALTIME_PREDICTIONS.c.application == name)
     return [
         Ratio(
             name=f"{ROWS:,} predictions to rows",

@@ -136,7 +136,7 @@ def skip_expired(
     for record in lost:
         console.print(f"{record.reader}: offsets {gap_of(record)} of {record.topic}", highlight=False)
     if not dry_run:
-        skip(settings, lost)
+        skip(settings, engine(settings, "platform"), lost)
         console.print("given up, and recorded in the table skipped_records; the readers go on within a minute")
 
 

@@ -1,16 +1,14 @@
 """The table `queries`: what Hive was asked, and what it said."""
 
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Engine, insert, select, update
 
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.state.tables import QUERIES
 from serving_layer.query_service.messages import Answer, Query, Status
 
-KEPT = timedelta(days=1)
 _UNFINISHED = ("queued", "running")
 
 
@@ -21,9 +19,8 @@ class QueriesTable:
         self._engine = engine
 
     def add(self, query_id: str, sql: str) -> None:
-        """Add a query, queued; delete those that are older than KEPT."""
+        """Add a query, queued."""
         with mysql.mysql_errors(), self._engine.begin() as connection:
-            connection.execute(delete(QUERIES).where(QUERIES.c.submitted_at < now() - KEPT))
             connection.execute(
                 insert(QUERIES).values(id=query_id, statement=sql, store="hive", status="queued", submitted_at=now())
             )

@@ -8,25 +8,19 @@ once it has been shown for GRACE. A gateway that cannot replace the view keeps a
 import threading
 from datetime import timedelta
 
-from sqlalchemy import Engine, TextClause, func, select, text
+from sqlalchemy import Engine, and_, func, select
 
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state.horizon_store import forget_shown, shown_horizon
-from deeplambda.state.tables import REALTIME_PREDICTIONS
+from deeplambda.state.tables import METRICS, REALTIME_PREDICTIONS
 
 GRACE = timedelta(seconds=300)
 METRICS_KEPT = timedelta(days=7)
 """As long as the topic `deeplambda.metrics` keeps them."""
 
-_CHUNK_ROWS = 2_000
 _PAUSE_S = 5.0
-_ABSORBED = text(
-    "DELETE FROM realtime_predictions "
-    "WHERE application = :application AND kafka_partition = :partition AND kafka_offset < :offset LIMIT :rows"
-)
-_OLD_METRICS = text("DELETE FROM metrics WHERE at < UTC_TIMESTAMP(6) - INTERVAL :kept_s SECOND LIMIT :rows")
 
 
 def trim(engine: Engine, application: str) -> int:
@@ -37,35 +31,23 @@ def trim(engine: Engine, application: str) -> int:
         forget_shown(connection, application, GRACE)
         horizon = shown_horizon(connection, application, GRACE)
         begins = connection.execute(first.where(live.application == application)).all() if horizon.offsets else []
-    return sum(
-        delete_in_chunks(
-            engine,
-            _ABSORBED,
-            {"application": application, "partition": partition, "offset": horizon.offsets[partition]},
+    absorbed = (
+        and_(
+            live.application == application,
+            live.kafka_partition == partition,
+            live.kafka_offset < horizon.offsets[partition],
         )
         for partition, offset in begins
         if horizon.absorbed(partition, offset)
     )
-
-
-def delete_in_chunks(engine: Engine, statement: TextClause, values: dict[str, object]) -> int:
-    """Run a `DELETE … LIMIT :rows` until no row is left; in short transactions, so that no writer waits long."""
-    deleted = 0
-    while True:
-        with mysql.mysql_errors(), engine.begin() as connection:
-            rows = connection.execute(statement, values | {"rows": _CHUNK_ROWS}).rowcount
-        deleted += rows
-        if rows < _CHUNK_ROWS:
-            return deleted
+    return sum(mysql.delete_in_chunks(engine, REALTIME_PREDICTIONS, rows) for rows in absorbed)
 
 
 def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Trim until told to stop. Raises: NotReady, after which `Loop` calls it again."""
-    # without gap locks, so that new rows need not wait
-    engine = mysql.engine(settings, "views").execution_options(isolation_level="READ COMMITTED")
-    trimmed = 0
+    engine, trimmed = mysql.engine(settings, "views"), 0
     while not stop.is_set():
         trimmed += sum(trim(engine, application) for application in settings.applications)
-        delete_in_chunks(engine, _OLD_METRICS, {"kept_s": METRICS_KEPT.total_seconds()})
+        mysql.delete_in_chunks(engine, METRICS, METRICS.c.at < mysql.ago(METRICS_KEPT))
         status.working(trimmed=trimmed)
         stop.wait(_PAUSE_S)

@@ -20,6 +20,7 @@ from kafka.errors import KafkaError
 from pydantic import ValidationError
 
 from deeplambda.adapters.kafka import consumer, kafka_errors
+from deeplambda.adapters.machine import chosen_device
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
@@ -31,7 +32,6 @@ from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import ModelPromoted
 from deeplambda.state.card import Card, fetch_card
 from deeplambda.state.versions import fetch_kept_rows, fetch_model, load_code
-from speed_layer.model_service.devices import chosen_device
 from speed_layer.model_service.fast_path import FastPath, fast_path
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 from pydantic_core import from_json, to_json
 
+from deeplambda.adapters.machine import cpu_share
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.application import Event
 from deeplambda.config import Settings
@@ -21,7 +22,6 @@ from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader, aside
 from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, RunningCanary
 from speed_layer.model_service.champions import Champion, ChampionWatch
-from speed_layer.model_service.devices import cpu_share
 from speed_layer.model_service.extensions import NAMES, extensions
 from speed_layer.model_service.instances import decode_instances, encode_predictions, made_up_id, merged
 from speed_layer.model_service.jobs import Job, Scored

@@ -169,8 +169,8 @@ class Settings(BaseSettings):
     device: str = Field(
         default="auto",
         pattern="^(auto|cpu|gpu|cuda(:[0-9]+)?)$",
-        description="What the model service runs models on: cpu, gpu, cuda:N for one of several GPUs, or auto, a GPU "
-        "where there is one. Compose builds its image for cpu or gpu by the same setting.",
+        description="What model service and bulk scoring run models on: cpu, gpu, cuda:N for one of several GPUs, or "
+        "auto, a GPU where there is one. Compose builds its image for cpu or gpu by the same setting.",
     )
     stale_model_h: float = Field(
         default=0,

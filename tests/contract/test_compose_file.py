@@ -1,6 +1,8 @@
 """docker-compose.yml, the Dockerfile and the settings fit one another."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,46 @@ def test_every_reader_of_secrets_has_a_volume_that_the_first_step_fills() -> Non
     for name, service in SERVICES.items():
         read = [volume.split(":")[0] for volume in service.get("volumes", []) if volume.startswith("secrets-")]
         assert set(read) <= set(filled), name
+
+
+COMMANDS = {name: SERVICES[name]["command"] for name in READERS if "command" in SERVICES.get(name, {})}
+MODULES = {name: command[2] for name, command in COMMANDS.items() if command[0] == "python"}
+"""What the platform's own services run."""
+OPENS = re.compile(r'\bengine\(\s*settings, "(\w+)"|\bsettings\.(analyst)_password')
+
+
+def file_of(module: str) -> Path | None:
+    for root in (ROOT / "src", ROOT):
+        folder = root / module.replace(".", "/")
+        for path in (folder.with_suffix(".py"), folder / "__main__.py", folder / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def code_of(module: str) -> Iterator[Path]:
+    """The files of a module and of all of ours that it imports, wherever in a file."""
+    waiting, seen = [module], set[Path]()
+    while waiting:
+        path = file_of(waiting.pop())
+        if path is None or path in seen:
+            continue
+        seen.add(path)
+        yield path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [each.name for each in node.names]
+
+
+@pytest.mark.parametrize("part", MODULES)
+def test_a_part_gets_the_passwords_of_the_mysql_accounts_that_its_code_opens_and_no_others(part: str) -> None:
+    opens_whatever_it_is_asked_for = ROOT / "src/deeplambda/adapters/mysql.py"
+    texts = [path.read_text() for path in code_of(MODULES[part]) if path != opens_whatever_it_is_asked_for]
+    opened = {account or analyst for text in texts for account, analyst in OPENS.findall(text)}
+    given = {re.sub("^mysql_|_password$", "", field) for field in READERS[part] if re.match("mysql_|analyst_", field)}
+    assert opened == given
 
 
 def test_what_holds_data_is_in_the_backup() -> None:

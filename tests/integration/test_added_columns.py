@@ -1,15 +1,21 @@
-"""Stores that an earlier version of this platform made get the columns and buckets added since; their rows stay."""
+"""Stores that an earlier version of this platform made get the columns, buckets and settings added since; their rows
+stay."""
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from io import BytesIO
 from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from sqlalchemy import Engine, inspect, text
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import bucketed_joins, create_tables, current_snapshot, lacking_columns
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.records.horizon import Horizon, all_predictions_sql
 from deeplambda.records.predictions import VIEW_SCHEMA
@@ -45,6 +51,34 @@ def test_mysql_tables_get_them_once(root: Engine) -> None:
         for table in tables:
             found = {column["name"]: column["nullable"] for column in inspect(connection).get_columns(table)}
             assert {name: found.get(name) for name in ADDED} == dict.fromkeys(ADDED, True)
+
+
+def test_large_records_are_held_a_few_at_a_time_in_a_table_of_before_too(stack: Settings, spark: SparkSession) -> None:
+    class Old(Digits):
+        name = f"old_{uuid4().hex[:8]}"
+
+    create_tables(spark, Old())
+    table, records = f"lake.{Old.name}.events", 10
+    names = ("row-group-size-bytes", "row-group-check-min-record-count")
+    unset = ", ".join(f"'write.parquet.{name}'" for name in names)
+    for each in ("examples", "events"):
+        spark.sql(f"ALTER TABLE lake.{Old.name}.{each} UNSET TBLPROPERTIES ({unset})")
+    create_tables(spark, Old())
+
+    def large(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for n in batch["id"].to_pylist():
+                yield pa.RecordBatch.from_pydict({"kafka_offset": [n], "value": [os.urandom(8 * 2**20)]})
+
+    rows = spark.range(0, records, 1, 1).mapInArrow(large, "kafka_offset BIGINT, value BINARY")
+    rows.createOrReplaceTempView("large")
+    columns = "kafka_offset, value, archived_at"
+    spark.sql(f"INSERT INTO {table} ({columns}) SELECT kafka_offset, value, current_timestamp() FROM large")
+    paths = [row.file_path for row in spark.sql(f"SELECT file_path FROM {table}.files").collect()]
+    contents = [ObjectStore(stack).get(path.partition(f"{stack.s3_bucket}/")[2]) for path in paths]
+    written = [pq.ParquetFile(BytesIO(content)).metadata for content in contents]
+    assert sum(file.num_rows for file in written) == records
+    assert max(file.num_rows / file.num_row_groups for file in written) <= 4, "of 8 MiB, in a row group of 32 MiB"
 
 
 def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark: SparkSession) -> None:

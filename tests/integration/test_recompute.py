@@ -1,22 +1,30 @@
 """Recomputation: it goes through bad events, adds what is new, and is never overtaken by what changes beside it."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic_core import to_json
+from pyspark import TaskContext
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from batch_layer import recompute as recomputation
+from batch_layer import refusals
 from batch_layer.recompute import recompute
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import create_tables, read_snapshot
+from deeplambda.adapters.lake import TABLES, create_tables, current_snapshot, read_snapshot
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import Conflict, TooManyRefused
 from deeplambda.loading import pack_application
-from deeplambda.state.horizon_store import read_horizon
+from deeplambda.records.horizon import Horizon
+from deeplambda.state.horizon_store import BatchView, read_horizon
 from tests.integration.own_model_service import OwnService, model_of
 from tests.traffic import digit_event
 
@@ -159,6 +167,58 @@ def test_only_what_the_archive_gained_is_scored_and_the_view_is_that_of_scoring_
     whole = recompute(spark, served.settings, packed, whole=True)
     assert (whole.scored, whole.rows) == (26, 25)
     assert batch_view(spark, served).keys() == grown.keys()
+
+
+@pytest.fixture
+def empty(spark: SparkSession) -> Iterator[str]:
+    """A namespace of the lake, with an archive and a quarantine."""
+    name = f"own_{uuid4().hex[:8]}"
+    spark.sql(f"CREATE NAMESPACE lake.{name}")
+    for table in ("events", "quarantine"):
+        columns, clauses = TABLES[table]
+        spark.sql(f"CREATE TABLE lake.{name}.{table} ({columns}) USING iceberg {clauses}")
+    yield name
+    for table in ("events", "quarantine"):
+        spark.sql(f"DROP TABLE lake.{name}.{table}")
+    spark.sql(f"DROP NAMESPACE lake.{name}")
+
+
+def test_files_of_absorbed_events_are_not_read_again(stack: Settings, spark: SparkSession, empty: str) -> None:
+    archived, store = f"lake.{empty}.events", ObjectStore(stack)
+
+    def append(minute: int, *positions: tuple[int, int]) -> int:
+        """One file of events of several partitions; the snapshot."""
+        rows = ", ".join(f"('{p}-{o}', {p}, {o}, TIMESTAMP '2026-01-01 00:{minute}:00')" for p, o in positions)
+        spark.sql(f"INSERT INTO {archived} SELECT *, X'00', current_timestamp() FROM VALUES {rows}")
+        return current_snapshot(spark, archived) or 0
+
+    absorbed = append(10, (0, 0), (0, 1_000), (1, 7))
+    old = [row.file_path for row in spark.sql(f"SELECT file_path FROM {archived}.files").collect()]
+    visible = BatchView(horizon=Horizon(snapshot=1, offsets={0: 1_001, 1: 8}), events_snapshot=absorbed, version=1)
+    pinned = append(20, (0, 1_001), (1, 8), (2, 0))
+    store.delete(path.partition(f"{stack.s3_bucket}/")[2] for path in old)  # who reads them fails
+
+    def found(snapshot: int) -> set[str]:
+        return {row.event_id for row in recomputation.gained(spark, archived, snapshot, visible).collect()}
+
+    assert found(absorbed) == set()
+    assert found(pinned) == {"0-1001", "1-8", "2-0"}
+
+
+def test_every_task_looks_for_what_it_has_to_refuse(spark: SparkSession, empty: str) -> None:
+    def seen(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        task = TaskContext.get()
+        assert task is not None
+        for batch in batches:
+            for n in batch["id"].to_pylist():
+                yield pa.RecordBatch.from_pydict({"kafka_offset": [n], "detail": [str(task.partitionId())]})
+
+    refused = spark.range(0, 4, 1, 4).mapInArrow(seen, "kafka_offset BIGINT, detail STRING")
+    others = {"kafka_partition": F.lit(0), "reason": F.lit("not_json"), "record": F.lit(b"")}
+    refusals.keep(spark, empty, refused.withColumns(others))
+    kept = f"lake.{empty}.quarantine"
+    assert {row.detail for row in spark.table(kept).collect()} == {"0", "1", "2", "3"}
+    assert spark.sql(f"SELECT * FROM {kept}.files").count() == 1
 
 
 def test_a_change_of_champion_while_it_recomputes_wins(

@@ -2,10 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
+from sqlalchemy import func, insert, select
 
 from batch_layer import upkeep
 from batch_layer.recompute import recompute
@@ -13,10 +15,13 @@ from batch_layer.upkeep import Table, kept_by_age, maintain
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.loading import pack_application
+from deeplambda.records.horizon import Horizon
 from deeplambda.state import registry
-from deeplambda.state.horizon_store import read_batch_view
+from deeplambda.state.horizon_store import forget_shown, read_batch_view, record_shown
+from deeplambda.state.tables import EXPERIMENT_ANSWERS, EXPERIMENTS, OUTBOX, QUERIES
 from tests.integration.own_model_service import OwnService, model_of
 from tests.integration.test_recompute import archive, image
 from tests.traffic import digit_event
@@ -61,6 +66,7 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     assert files() == (COMMITS, COMMITS)
     planned = maintain(spark, service.settings, service.name, dry_run=True, kept_snapshots=timedelta())
     assert planned.objects["small files"] == COMMITS
+    assert planned.bytes["small files"] > 0
     assert files() == (COMMITS, COMMITS), "a dry run leaves everything"
 
     maintain(spark, service.settings, service.name, kept_snapshots=timedelta())
@@ -82,6 +88,47 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     assert used in left_over
     assert not {run, left, tuning} & left_over
     assert recompute(spark, service.settings, packed).scored == COMMITS - PUBLISHED, "it goes on from the horizon"
+
+
+def test_rows_of_mysql_go_once_they_are_old_and_a_dry_run_counts_them(
+    stack: Settings, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql, "_CHUNK_ROWS", 2)
+    name, platform, at, day = f"own_{uuid4().hex[:8]}", mysql.engine(stack, "platform"), now(), timedelta(days=1)
+    outbox = [None, *(at - day * days for days in (8, 8, 8, 8, 8, 6))]
+    record = {"topic": name, "record_key": "", "value": "{}", "written_at": at}
+    asked = {"statement": name, "store": "hive", "status": "done"}
+    experiment = {"kind": "shadow", "version": 1, "champion": 2, "share": 1, "until_decided": False, "state": "running"}
+    counts = dict.fromkeys(("answered", "failed", "shed", "labelled"), 3)
+    with platform.begin() as connection:
+        connection.execute(insert(OUTBOX), [record | {"published_at": published} for published in outbox])
+        for days in (2, 0.5):
+            connection.execute(insert(QUERIES).values(id=str(uuid4()), submitted_at=at - day * days, **asked))
+        for number, ended in ((1, at - 8 * day), (2, None)):
+            key = {"application": name, "number": number, "started_at": at - 9 * day, "ended_at": ended}
+            connection.execute(insert(EXPERIMENTS).values(**key, **experiment, **counts))
+            answers = [{"application": name, "experiment": number, "event_id": str(n), "at": at} for n in range(3)]
+            connection.execute(insert(EXPERIMENT_ANSWERS), answers)
+
+    def left() -> list[int | None]:
+        own = OUTBOX.c.topic == name, QUERIES.c.statement == name, EXPERIMENT_ANSWERS.c.application == name
+        with platform.connect() as connection:
+            return [connection.scalar(select(func.count()).where(rows)) for rows in own]
+
+    planned = maintain(spark, stack, name, dry_run=True)
+    assert left() == [7, 2, 6]
+    assert maintain(spark, stack, name).objects == planned.objects
+    assert left() == [2, 1, 3]
+    assert planned.objects["answers of experiments"] == 3
+
+
+def test_what_a_gateway_still_shows_is_pinned(stack: Settings) -> None:
+    name, platform = f"own_{uuid4().hex[:8]}", mysql.engine(stack, "platform")
+    with platform.begin() as connection:
+        record_shown(connection, name, Horizon(snapshot=11))
+        assert upkeep._pinned_by_state(connection, name, "predictions") == {11}
+        assert upkeep._pinned_by_state(connection, name, "events") == set()
+        forget_shown(connection, name, timedelta())
 
 
 def test_of_each_day_the_last_snapshot_stays_and_the_one_that_readers_may_still_read() -> None:

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
 from pymysql.err import MySQLError
 from sqlalchemy import (
     URL,
+    ColumnElement,
     Connection,
     Dialect,
     Engine,
+    Table,
+    TextClause,
     TypeDecorator,
     create_engine,
+    delete,
     text,
 )
 from sqlalchemy.dialects.mysql import DATETIME
@@ -61,6 +65,7 @@ def engine(settings: Settings, account: Account) -> Engine:
     )
 
 
+_CHUNK_ROWS = 2_000
 _REFUSED = {1044, 1045}
 _REFUSED_REMEDY = "the password given is not the account's: 'docker compose up' or 'deeplambda up' sets it again"
 _RETRYABLE = {0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013}
@@ -92,3 +97,23 @@ def named_lock(engine: Engine, name: str, timeout_s: int = 0) -> Iterator[Connec
             yield connection
         finally:
             connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": name})
+
+
+def ago(span: timedelta) -> TextClause:
+    """So long before now, by the database's clock: a moment to compare a column with."""
+    return text(f"UTC_TIMESTAMP(6) - INTERVAL {span.total_seconds():f} SECOND")
+
+
+def delete_in_chunks(engine: Engine, table: Table, old: ColumnElement[bool]) -> int:
+    """Delete the rows of which `old` is true, in short transactions, so that no writer waits long; how many.
+
+    Raises: NotReady.
+    """
+    unhindering = engine.execution_options(isolation_level="READ COMMITTED")  # without locks on where new rows come
+    statement, deleted = delete(table).where(old).with_dialect_options(mysql_limit=_CHUNK_ROWS), 0
+    while True:
+        with mysql_errors(), unhindering.begin() as connection:
+            rows = connection.execute(statement).rowcount
+        deleted += rows
+        if rows < _CHUNK_ROWS:
+            return deleted

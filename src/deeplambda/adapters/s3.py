@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from psutil import virtual_memory
 
+from deeplambda.adapters.machine import free_memory
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, NotReady
 
@@ -217,7 +217,7 @@ class ObjectStore:
         """
         with self._errors(key):
             response = self.client.get_object(Bucket=self.bucket, Key=key)
-            if response["ContentLength"] > (free := virtual_memory().available):
+            if response["ContentLength"] > (free := free_memory()):
                 response["Body"].close()
                 raise MemoryError(
                     f"s3://{self.bucket}/{key} has {response['ContentLength']:,} bytes, {free:,} are free"

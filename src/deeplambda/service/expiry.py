@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import insert
+from sqlalchemy import Engine, insert
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, first_offsets, kafka_errors
@@ -45,9 +45,8 @@ def expired(settings: Settings, application: str) -> list[RecordsExpired]:
     return waiting(told(settings), application)
 
 
-def skip(settings: Settings, lost: list[RecordsExpired]) -> None:
+def skip(settings: Settings, platform: Engine, lost: list[RecordsExpired]) -> None:
     """Give up what has expired: its readers go on when they try next, within a minute. Raises: NotReady."""
-    platform = mysql.engine(settings, "platform")
     with mysql.mysql_errors(), platform.begin() as connection:
         for record in lost:
             skipped = RecordsSkipped(**record.model_dump(exclude={"type", "at"}))

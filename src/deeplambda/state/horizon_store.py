@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, text
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select
 
+from deeplambda.adapters import mysql
 from deeplambda.errors import Conflict
 from deeplambda.records import topics
 from deeplambda.records.horizon import Horizon
@@ -95,6 +96,12 @@ def shown_horizon(connection: Connection, application: str, since: timedelta = t
     return _horizon(row.snapshot, row.offsets) if row else Horizon()
 
 
+def shown_snapshots(connection: Connection, application: str) -> set[int]:
+    """The batch views that a query may still read."""
+    shown = SHOWN_HORIZONS.c
+    return set(connection.scalars(select(shown.snapshot).where(shown.application == application)))
+
+
 def forget_shown(connection: Connection, application: str, since: timedelta) -> None:
     """Delete the records of earlier horizons than `shown_horizon` gives."""
     shown = SHOWN_HORIZONS.c
@@ -104,8 +111,7 @@ def forget_shown(connection: Connection, application: str, since: timedelta) -> 
 
 
 def _shown(application: str, since: timedelta) -> ColumnElement[bool]:
-    then = text("UTC_TIMESTAMP(6) - INTERVAL :since_s SECOND").bindparams(since_s=since.total_seconds())
-    return and_(SHOWN_HORIZONS.c.application == application, SHOWN_HORIZONS.c.shown_at <= then)
+    return and_(SHOWN_HORIZONS.c.application == application, SHOWN_HORIZONS.c.shown_at <= mysql.ago(since))
 
 
 def _horizon(snapshot: int, offsets: Mapping[str, int]) -> Horizon:

@@ -18,7 +18,7 @@ from deeplambda.stack.secrets import make_missing_secrets
 
 OPERATOR = "operator"
 READERS: Mapping[str, tuple[str, ...]] = {
-    "archive": ("kafka_password", "s3_secret_key", "spark_secret"),
+    "archive": ("kafka_password", "mysql_platform_password", "s3_secret_key", "spark_secret"),
     "gateway": ("analyst_password", "kafka_password", "mysql_views_password", "s3_secret_key"),
     "generations": ("kafka_password", "mysql_platform_password", "s3_secret_key", "spark_secret"),
     "grafana": ("analyst_password", "grafana_admin_password"),
@@ -30,7 +30,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "spark": ("spark_secret",),
     "stream": ("kafka_password", "s3_secret_key", "spark_secret"),
     "superset": ("analyst_password", "mysql_superset_password", "superset_admin_password", "superset_secret_key"),
-    "views": ("kafka_password", "mysql_platform_password", "mysql_views_password"),
+    "views": ("kafka_password", "mysql_views_password"),
 }
 """By service, the fields of the settings that it reads. Kafka's, MQTT's and S3's servers read other files."""
 

@@ -89,6 +89,7 @@ _GENERATIONS = (
     *("generations", "generation_labels", "generation_drift_labels", "generation_every_s", "generation_pause_s"),
     *("generation_from", "generation_shadow_labels", "generation_shadow_s", "trainer_memory_mb"),
 )
+_ARCHIVE = ("device", "event_limit_bytes", "kept_days", "maintain_every_s")
 _APPLICATIONS = ("applications", "applications_dir", "cache_dir", "listen_host")
 
 PARTS: tuple[Part, ...] = (
@@ -189,10 +190,10 @@ PARTS: tuple[Part, ...] = (
     Part(
         name="archive",
         title="Archive stream",
-        needs=("kafka", "metastore", "s3"),
+        needs=("kafka", "metastore", "mysql", "s3"),
         components=("spark",),
         prepare=cds_training.make_if_missing,
-        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_SPARK),
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_MYSQL, *_SPARK, *_ARCHIVE),
         runs_applications=True,
         command=_module("batch_layer.archive"),
         environment=_PYTHON,

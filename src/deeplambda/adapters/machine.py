@@ -1,20 +1,26 @@
-"""What the model runs on: the CPU cores that this process may use, or one of the machine's GPUs."""
+"""What of the machine this process may use: cores and memory within its container's limits, and GPUs."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from psutil import virtual_memory
 
 from deeplambda.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def chosen_device(setting: str) -> torch.device:
+def chosen_device(setting: str) -> "torch.device":
     """setting: `auto` (CUDA where there is one), `cpu`, `gpu` or `cuda` (the first), `cuda:N`.
 
     Raises: ConfigurationError when there is no such GPU.
     """
+    import torch
+
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     device = torch.device("cuda" if setting in {"auto", "gpu"} else setting)
@@ -44,4 +50,28 @@ def _quota(cgroup: Path) -> float | None:
             quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return None if quota.strip() in {"max", "-1"} else int(quota) / int(period)
     except (OSError, ValueError):  # no such controller: no limit
+        return None
+
+
+def free_memory(cgroup: Path = _CGROUP) -> int:
+    """How many bytes this process may still take: of what the host has, what its container's limit leaves.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst (memory.max), cgroup-v1/memory.rst.
+    """
+    free, left = virtual_memory().available, _left(cgroup)
+    return free if left is None else max(0, min(free, left))
+
+
+def _left(cgroup: Path) -> int | None:
+    names = ("memory.max", "memory.current", "memory.stat")
+    if not (cgroup / names[0]).exists():
+        names = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")
+    try:
+        limit, used, stat = ((cgroup / name).read_text() for name in names)
+        if limit.strip() == "max":
+            return None
+        figures = dict(line.split() for line in stat.splitlines())
+        cache = figures.get("total_inactive_file") or figures["inactive_file"]  # which the kernel gives up for others
+        return int(limit) - int(used) + int(cache)
+    except (OSError, ValueError, KeyError):  # no such controller: no limit
         return None
