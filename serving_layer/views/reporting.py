@@ -12,7 +12,7 @@ from deeplambda.adapters.kafka_follower import Place
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records import topics
-from deeplambda.service.lag import Lag, TopicEnds
+from deeplambda.service.lag import Lag, TopicEnds, publish_lag
 from deeplambda.service.loops import LoopStatus
 from deeplambda.service.metrics import MetricPublisher
 from serving_layer.views.rows import Row
@@ -88,7 +88,7 @@ def run(settings: Settings, figures: Figures, status: LoopStatus, stop: threadin
             status.working(rows=figures.rows_ever, lag=sum(lag.rows for lag in lags.values()))
             if at_s - since_s >= _REPORT_S:
                 for name, lag in lags.items():
-                    metrics[name].publish("lag", lag.rows, "rows")
+                    publish_lag(metrics[name], [lag])
                 letters_now = _total(found, letters)
                 _publish(of_all, figures, letters_now - letters_before)
                 publisher.flush()

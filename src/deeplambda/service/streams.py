@@ -22,7 +22,7 @@ from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.errors import DeepLambdaError, NotReady
 from deeplambda.service.heartbeat import BEHIND, FAILING, HeartbeatPart, states_of, write_heartbeat
-from deeplambda.service.lag import Lag, TopicEnds
+from deeplambda.service.lag import Lag, TopicEnds, publish_lag
 from deeplambda.service.loops import Loop, LoopStatus, in_one_line
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.service.stream_report import StreamReport
@@ -157,9 +157,12 @@ def _reporting(
                 for stream in streams:
                     stream.lag.looked(at_s, ends=found[stream.topic], done=stream.report.done)
                 if at_s - since_s >= _REPORT_S:
-                    for stream in streams:
-                        metrics = MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
-                        stream.report.publish(metrics, at_s - since_s, stream.lag.by_partition)
+                    for application in sorted({stream.application for stream in streams}):
+                        metrics = MetricPublisher(publisher, layer=layer, part=part, application=application)
+                        own = [stream for stream in streams if stream.application == application]
+                        publish_lag(metrics, [stream.lag for stream in own])
+                        for stream in own:
+                            stream.report.publish(metrics, at_s - since_s)
                     publisher.flush()
                     since_s = at_s
                 status.working()
