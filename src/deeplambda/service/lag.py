@@ -55,7 +55,9 @@ class Lag:
 
         A backlog that is being worked off within BEHIND_AFTER_S is no trouble.
         """
-        known = self._looks[0].done if self._looks else {}
+        if not self._looks:
+            return None
+        known = self._looks[0].done
         of_partitions = (f"partition {p}: {why}" for p in known if (why := self._behind([p])))
         return self._behind(known) or next(of_partitions, None)
 
