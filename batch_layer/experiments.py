@@ -156,7 +156,7 @@ class _Followed:
 
     def _answers(self, records: Iterable[Any]) -> None:
         """Take records of `<application>.shadow-predictions`, or of `<application>.predictions`."""
-        rows, shed = [], 0
+        rows, shed = [], list[tuple[dict[str, Any], int]]()
         for record in records:
             with suppress(ValidationError):
                 if self.experiment.kind == "canary":
@@ -166,22 +166,25 @@ class _Followed:
                 found = SHADOW_RECORD.validate_json(record.value or b"")
                 if found.experiment == self.experiment.number:
                     if isinstance(found, ShadowShed):
-                        shed += found.rows
+                        # a row of no event, without answers: so that a record which is taken twice counts once
+                        key = f"shed-{record.partition}-{record.offset}"
+                        shed.append((answer_row(key, None, None, None, found.at), found.rows))
                     else:
                         rows.append(answer_row(found.event_id, found.candidate, found.champion, found.error, found.at))
                         self._process_ends = 0
         self._keep(rows, shed)
 
-    def _keep(self, rows: Sequence[dict[str, Any]], shed: int = 0) -> None:
+    def _keep(self, rows: Sequence[dict[str, Any]], shed: Sequence[tuple[dict[str, Any], int]] = ()) -> None:
         if rows or shed:
             of_it = {"application": self.experiment.application, "experiment": self.experiment.number}
+            unless_there = insert(EXPERIMENT_ANSWERS).prefix_with("IGNORE")
             with mysql.mysql_errors(), self._platform.begin() as connection:
                 if rows:
                     self._has_news = self._answers_come = True
-                    connection.execute(insert(EXPERIMENT_ANSWERS).prefix_with("IGNORE"), [row | of_it for row in rows])
-                if shed:
+                    connection.execute(unless_there, [row | of_it for row in rows])
+                if new := sum(events for row, events in shed if connection.execute(unless_there, row | of_it).rowcount):
                     self.experiment = experiment_store.measured(
-                        connection, self.experiment, shed=self.experiment.shed + shed
+                        connection, self.experiment, shed=self.experiment.shed + new
                     )
 
     def _of_canary(self, made: Prediction) -> list[dict[str, Any]]:

@@ -146,9 +146,12 @@ class Shadow:
         ends = self._reader.end_offsets(self._reader.assignment())
         behind = sum(end - self._reader.position(partition) for partition, end in ends.items())
         if behind > BEHIND_ROWS:
-            self._reader.seek_to_end(*ends)
+            for partition, end in ends.items():  # and no further: what comes meanwhile is not among those counted
+                self._reader.seek(partition, end)
             shed = ShadowShed(application=self._experiment.application, experiment=self._experiment.number, rows=behind)
             self._publisher.send_bytes(self._topic, None, shed.model_dump_json().encode())
+            self._publisher.flush()
+            self._reader.commit()  # else a process that begins anew sheds, and counts, them again
 
     def _of_champion(self, records: Iterable[Any]) -> list[Prediction]:
         made = []

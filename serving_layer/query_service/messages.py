@@ -165,7 +165,7 @@ class Statistics(BaseModel):
     """How an application is doing now. horizon: by partition, the first offset that the batch view has not absorbed.
 
     waiting: by part, the records that it has not taken up, at its last report; null where it reported none of late.
-    waiting_by_partition: of the part `stream`, where any do.
+    waiting_by_partition: of the part `stream`, where any do. behind: the parts that do not keep up.
     labelled: of each version; labelled_hours: of each version and hour, the newest first; labelled_classes: of the
     newest version, by what is true; labelled_slices: of that one, by slice. All of the newest 100,000 predictions of a
     week at most.
@@ -180,6 +180,7 @@ class Statistics(BaseModel):
     labelled: list[LabelledVersion]
     waiting: dict[str, int | None]
     waiting_by_partition: dict[int, int]
+    behind: list[str] = []
     labelled_hours: list[LabelledHour] = []
     labelled_classes: list[LabelledClass] = []
     labelled_slices: list[LabelledSlice] = []

@@ -16,7 +16,7 @@ from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_horizon
 from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 from serving_layer.query_service.intervals import wilson_95
-from serving_layer.query_service.lag import waiting, waiting_by_partition
+from serving_layer.query_service.lag import waiting
 from serving_layer.query_service.messages import (
     LabelledClass,
     LabelledHour,
@@ -42,6 +42,7 @@ def statistics(engine: Engine, application: str) -> Statistics:
         champion = registry.champion(connection, application)
         moved_at = connection.scalar(select(HORIZONS.c.moved_at).where(HORIZONS.c.application == application))
         versions = [LabelledVersion(**_of(row)) for row in _labelled(connection, application)]
+        reports = waiting(connection, application)
         newest = RECENT_PREDICTIONS.c.model_version == (versions[0].model_version if versions else None)
         return Statistics(
             application=application,
@@ -63,8 +64,9 @@ def statistics(engine: Engine, application: str) -> Statistics:
                 LabelledSlice(slice=name, **_figures(versions[0].model_version, counts))
                 for name, counts in by_slice(_sliced(connection, application, newest))
             ],
-            waiting=waiting(connection, application),
-            waiting_by_partition=waiting_by_partition(connection, application),
+            waiting={part: report and report.rows for part, report in reports.items()},
+            waiting_by_partition=reports["stream"].by_partition if reports["stream"] else {},
+            behind=[part for part, report in reports.items() if report and report.behind],
         )
 
 

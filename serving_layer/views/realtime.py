@@ -9,7 +9,8 @@ Several writers do so side by side, each for its share of the partitions: while 
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -64,12 +65,12 @@ def store(engine: Engine, rows: Sequence[Row]) -> int:
     """
     with mysql.mysql_errors(), engine.begin() as connection:
         horizons = {name: shown_horizon(connection, name) for name in {row.application for row in rows}}
-        stored_at = literal(now())
+        there, stored_at = _replaceable(connection, rows), literal(now())
         taken = [
             row.values
             for row in rows
             if not horizons[row.application].absorbed(row.kafka_partition, row.kafka_offset)
-            and not (row.replayed and _has_no_row(connection, row))
+            and not (row.replayed and (row.application, row.event_id) not in there)
         ]
         for values in _by_size(taken):
             statement = _INSERT + f",{stored_at}),(".join(values) + f",{stored_at}" + _ON_DUPLICATE
@@ -78,11 +79,20 @@ def store(engine: Engine, rows: Sequence[Row]) -> int:
     return len(taken)
 
 
-def _has_no_row(connection: Connection, row: Row) -> bool:
-    """Whether its event has none; one that it has stays until the transaction ends."""
-    table = REALTIME_PREDICTIONS.c
-    of_event = (table.application == row.application) & (table.event_id == row.event_id)
-    return connection.scalar(select(table.event_id).where(of_event).with_for_update()) is None
+def _replaceable(connection: Connection, rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Of the rows that were scored again, those whose event has one, by application and event id; it stays until the
+    transaction ends."""
+    table, replayed = REALTIME_PREDICTIONS.c, defaultdict[str, list[str]](list)
+    for row in rows:
+        if row.replayed:
+            replayed[row.application].append(row.event_id)
+    return {
+        (name, event_id)
+        for name, ids in replayed.items()
+        for event_id in connection.scalars(
+            select(table.event_id).where(table.application == name, table.event_id.in_(ids)).with_for_update()
+        )
+    }
 
 
 def _by_size(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -108,11 +118,13 @@ def run(
     # without gap locks, so that no writer waits for another
     engine = mysql.engine(settings, "views").execution_options(isolation_level="READ COMMITTED")
     names = [topics.predictions(application) for application in settings.applications]
+    known: Mapping[str, Collection[int]] = {}
     limit, look_at_s = _LEAST_ROWS, 0.0
     with Publisher(settings) as publisher, closing(Follower(settings, names, group=GROUP, share=share)) as reader:
         while not stop.is_set():
-            if time.monotonic() >= look_at_s:
-                overtaken, look_at_s = _follow(settings, reader), time.monotonic() + _LOOK_S
+            if figures.partitions != known or time.monotonic() >= look_at_s:
+                known, look_at_s = figures.partitions, time.monotonic() + _LOOK_S
+                overtaken = _follow(settings, reader, known)
             if records := reader.poll(_POLL_S, limit):
                 if not _store_records(engine, publisher, records, figures, status, stop):
                     break
@@ -125,16 +137,16 @@ def run(
                 status.working()
 
 
-def _follow(settings: Settings, reader: Follower) -> list[str]:
-    """Have it read the partitions that it does not read yet, each after what was committed, but those that Kafka no
-    longer has from there on: they wait.
+def _follow(settings: Settings, reader: Follower, partitions: Mapping[str, Collection[int]]) -> list[str]:
+    """Have it read the topics' partitions that it does not read yet, each after what was committed, but those that
+    Kafka no longer has from there on: they wait.
 
     Returns why, for each application of which some do. Raises: NotReady when Kafka is away.
     """
     overtaken = []
     for application in settings.applications:
         topic = topics.predictions(application)
-        if unread := reader.unread(topic):
+        if unread := reader.unread(topic, partitions.get(topic, ())):
             committed = {partition: offset for partition, offset in unread.items() if offset is not None}
             try:
                 starts = resumed(settings, Reader(application, "views", topic), committed)

@@ -12,7 +12,7 @@ from deeplambda.adapters.kafka_follower import Place
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records import topics
-from deeplambda.service.lag import Lag, TopicEnds
+from deeplambda.service.lag import Lag, TopicEnds, publish_lag
 from deeplambda.service.loops import LoopStatus
 from deeplambda.service.metrics import MetricPublisher
 from serving_layer.views.rows import Row
@@ -24,7 +24,8 @@ _LOOK_S = 1.0
 class Figures:
     """What the writers of the view have done, added up for `run`; they call it from threads of their own.
 
-    behind: by application, what it says that is behind; `run` sets it.
+    `run` sets the others: behind: by application, what it says that is behind; partitions: by topic, those that the
+    writers read.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Figures:
         self._rows = 0
         self.rows_ever = 0
         self.behind: dict[str, str] = {}
+        self.partitions: dict[str, frozenset[int]] = {}
 
     def stored(self, taken: int, rows: Sequence[Row], took_s: float) -> None:
         """Count a transaction that a writer has committed, and how many of the rows it took."""
@@ -82,13 +84,14 @@ def run(settings: Settings, figures: Figures, status: LoopStatus, stop: threadin
         letters_before, since_s = _total(ends.ask(), letters), time.monotonic()
         while not stop.is_set():
             found, at_s = ends.ask(), time.monotonic()
+            figures.partitions = {topic: frozenset(found[topic]) for topic in predictions.values()}
             for name, topic in predictions.items():
                 lags[name].looked(at_s, ends=found[topic], done=figures.position(topic))
             figures.behind = {name: why for name, lag in lags.items() if (why := lag.behind)}
             status.working(rows=figures.rows_ever, lag=sum(lag.rows for lag in lags.values()))
             if at_s - since_s >= _REPORT_S:
                 for name, lag in lags.items():
-                    metrics[name].publish("lag", lag.rows, "rows")
+                    publish_lag(metrics[name], [lag])
                 letters_now = _total(found, letters)
                 _publish(of_all, figures, letters_now - letters_before)
                 publisher.flush()

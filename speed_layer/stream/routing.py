@@ -9,21 +9,20 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import chain, cycle
 from typing import TypeVar
 
 from pydantic_core import from_json
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.types import from_arrow_schema
 
-from deeplambda.adapters.kafka import Publisher, spark_options
+from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.kafka_ranges import RangeReader, Row
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
-from deeplambda.records import topics
 from speed_layer.stream.costs import FIRST_ROWS, Costs, next_limit
-from speed_layer.stream.scoring import RECORDS, Scorer, scoring
+from speed_layer.stream.scoring import Scorer, timed
+from speed_layer.stream.workers import Workers
 
 DRIVER_BYTES = 32 * 1024 * 1024
 """What the driver takes of large events at most, by the size of the first ones: workers decode them side by side."""
@@ -42,8 +41,7 @@ class Router:
     """The function for `foreachBatch`: scores a micro-batch and returns once Kafka has stored every record of it.
 
     Spark calls it on the driver for each micro-batch of a stream that reads `topic` by `EventSource`.
-    hops_ms: where the time of the last one went that the driver has scored, that of chunks at once added up; of the
-    workers it is not known.
+    hops_ms: where the time of the last one went, that of chunks or tasks at once added up.
     """
 
     def __init__(self, spark: SparkSession, settings: Settings, name: str, topic: str) -> None:
@@ -56,6 +54,7 @@ class Router:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"score-{name}")
         self._publisher = Publisher(settings)  # its own: a flush must wait for this batch's records
         self._reader = RangeReader(settings, topic)
+        self._workers = Workers(spark, settings, name)
         self._costs, self._limit = Costs(), FIRST_ROWS
         self.hops_ms: Mapping[str, float] = {}
 
@@ -69,7 +68,7 @@ class Router:
         started_s = time.perf_counter()
         in_driver = small and self._in_driver(ranges, rows)
         if not in_driver:
-            self._on_workers(batch)
+            self.hops_ms = self._workers.score(batch)
         took_s = time.perf_counter() - started_s
         if in_driver:
             self._costs.driver_took(rows, took_s)
@@ -92,10 +91,10 @@ class Router:
         calls = [scorer.records for scorer in self._scorers]
         with closing(in_turn(self._threads, calls, chain([first], chunks))) as scored:
             for records in scored:
-                with _timed(hops_ms, "publish"):
+                with timed(hops_ms, "publish"):
                     for record in records:
                         self._publisher.send_record(*record)
-        with _timed(hops_ms, "publish"):
+        with timed(hops_ms, "publish"):
             self._publisher.flush()
         for scorer in self._scorers:
             for hop, took_ms in scorer.hops_ms.items():
@@ -106,24 +105,11 @@ class Router:
     def _chunks(self, ranges: Ranges, hops_ms: defaultdict[str, float]) -> Iterator[list[Row]]:
         chunks = self._reader.chunks(ranges)
         while True:
-            with _timed(hops_ms, "read"):
+            with timed(hops_ms, "read"):
                 chunk = next(chunks, None)
             if chunk is None:
                 return
             yield chunk
-
-    def _on_workers(self, batch: DataFrame) -> None:
-        self.hops_ms = {}
-        slots = batch.sparkSession.sparkContext.defaultParallelism
-        (
-            batch.coalesce(slots)  # a task for each partition of many would pay for as many hand-overs
-            .mapInArrow(scoring(self._settings, self._name), from_arrow_schema(RECORDS))
-            .write.format("kafka")
-            .options(**spark_options(self._settings))
-            .option("kafka.max.request.size", str(topics.RECORD_LIMIT_BYTES))
-            .option("kafka.acks", "all")
-            .save()
-        )
 
 
 def in_turn(threads: Executor, calls: Sequence[Callable[[T], R]], items: Iterable[T]) -> Generator[R, None, None]:
@@ -148,13 +134,6 @@ def ranges_of(batch_json: str) -> Ranges:
         known_first, known_end = ranges.get(partition, (first, end))
         ranges[partition] = min(first, known_first), max(end, known_end)
     return ranges
-
-
-@contextmanager
-def _timed(hops_ms: defaultdict[str, float], hop: str) -> Iterator[None]:
-    started_s = time.perf_counter()
-    yield
-    hops_ms[hop] += (time.perf_counter() - started_s) * 1e3
 
 
 def _mean_bytes(rows: list[Row]) -> float:

@@ -4,11 +4,10 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
 from pydantic import ValidationError
 
 from deeplambda.adapters.model_service import ModelClient, OtherFeatures
@@ -35,7 +34,6 @@ from speed_layer.stream.failures import Failure, counted, rest_of
 
 Record = tuple[str, bytes, bytes]
 """Topic, key and value."""
-RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 _PATIENCE_S = 60.0
 _log = logging.getLogger(__name__)
 _FIRST_PASS_ROWS = 64
@@ -89,9 +87,8 @@ class Scorer:
         keyed = [(row["key"], row["value"]) for row in rows]
         while True:
             featurizer = self._code.current()
-            started_s = time.perf_counter()
-            admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes, within_s=math.inf)
-            self.hops_ms["transform"] += (time.perf_counter() - started_s) * 1e3
+            with timed(self.hops_ms, "transform"):
+                admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes, within_s=math.inf)
             if admitted.events_N:
                 self._pass_rows = max(1, _PASS_BYTES // max(1, row_bytes(admitted.features)))
             if not admitted.events_N and self._code.renew():
@@ -273,30 +270,6 @@ def scored(
     return out, refused, inference_ms
 
 
-@lru_cache(maxsize=64)
-def _scorer(settings: Settings, name: str) -> Scorer:
-    return Scorer(settings, name)
-
-
-def scoring(settings: Settings, name: str) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """A function for `mapInArrow`: rows of Spark's Kafka source in, records for its Kafka sink out.
-
-    The router calls it in the driver, Spark in the workers. Raises: NotReady, after which Spark tries the batch again,
-    when the model service does not answer.
-    """
-
-    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scorer = _scorer(settings, name)
-        for batch in batches:
-            out = scorer.records(batch.to_pylist())
-            yield pa.RecordBatch.from_arrays(
-                [pa.array(column, field.type) for column, field in zip(zip(*out, strict=True), RECORDS, strict=True)],
-                schema=RECORDS,
-            )
-
-    return score
-
-
 def dead_letter(application: str, row: dict[str, Any], refusal: RefusedEvent, model_version: int | None) -> Record:
     letter = DeadLetter.of_record(
         application=application,
@@ -311,3 +284,11 @@ def dead_letter(application: str, row: dict[str, Any], refusal: RefusedEvent, mo
         model_version=model_version,
     )
     return topics.dead_letters(application), letter.record_key.encode(), letter.model_dump_json().encode()
+
+
+@contextmanager
+def timed(hops_ms: defaultdict[str, float], hop: str) -> Iterator[None]:
+    """Add to a hop's time what the block takes."""
+    started_s = time.perf_counter()
+    yield
+    hops_ms[hop] += (time.perf_counter() - started_s) * 1e3

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from pydantic_core import from_json
 
 from batch_layer.experiment_commands import begin
-from batch_layer.experiments import CANARY_FAILURES, follow
+from batch_layer.experiments import CANARY_FAILURES, _Followed, follow
 from batch_layer.gate import promote
 from batch_layer.publish import publish_run
 from batch_layer.shadow_step import shadowed
@@ -24,7 +25,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import Conflict, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
-from deeplambda.records.experiments import CANARY_HEADER, Canary
+from deeplambda.records.experiments import CANARY_HEADER, Canary, ShadowShed
 from deeplambda.records.lifecycle import ChallengerFailed
 from deeplambda.records.verdict import Verdict
 from deeplambda.service.loops import LoopStatus
@@ -51,6 +52,10 @@ _SLOW_TRANSFORM = """def transform(self, batch):
         if any(point[3] > 1_000 for point in batch["point"].to_pylist()):
             time.sleep(4)
 """
+
+
+BEYOND = 10**12
+"""An offset that no topic of the tests' reaches."""
 
 
 class Live:
@@ -320,6 +325,16 @@ def test_a_shadow_sheds_what_its_share_of_a_core_is_too_small_for(live: Live) ->
     found = live.until(lambda each: each.answered + each.shed >= 1_650)
     assert found.shed > 0
     assert found.answered + found.shed == 1_650
+
+
+def test_what_a_shadow_has_shed_counts_once_however_often_its_record_is_taken(live: Live) -> None:
+    begun = live.begin(GOOD, "shadow")
+    shed = ShadowShed(application=live.name, experiment=begun.number, rows=7)
+    record = SimpleNamespace(value=shed.model_dump_json().encode(), partition=0, offset=BEYOND)
+    for _ in range(2):  # the first was killed before it committed
+        with closing(_Followed(live.settings, live.experiment())) as followed:
+            followed._answers([record])
+    assert live.experiment().shed == 7
 
 
 def test_an_experiment_goes_on_when_what_works_on_it_is_killed(live: Live) -> None:

@@ -96,6 +96,19 @@ def test_a_partition_of_which_much_is_ahead_may_be_read_from_elsewhere(stack: Se
     assert offsets == list(range(100, 200))
 
 
+def test_what_is_read_ahead_of_a_range_is_bounded_by_bytes_too(stack: Settings) -> None:
+    name, value = new_topic(stack, 2), bytes(500_000)
+    producer = Producer(librdkafka_options(stack))
+    for n in range(120):
+        producer.produce(name, value, partition=n % 2)
+    producer.flush()
+    with closing(RangeReader(stack, name)) as reader:
+        for _ in reader.chunks({0: (0, 1), 1: (0, 60)}):
+            pass
+        held = sum(len(record.value or b"") for record in reader._ahead[0])
+    assert held < 10 * 1024 * 1024, "of 30 MB"
+
+
 def test_marks_of_transactions_hold_no_range_up(stack: Settings) -> None:
     name = new_topic(stack, 1)
     producer = Producer(librdkafka_options(stack) | {"transactional.id": name})

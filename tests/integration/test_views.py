@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from sqlalchemy import Engine, create_engine, delete, func, insert, select, text, update
+from sqlalchemy import Engine, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from deeplambda.adapters import mysql
@@ -175,6 +175,26 @@ def test_a_copy_in_another_partition_changes_nothing(stack: Settings, applicatio
     store(engine, [prediction(application, 3, application=application, prediction="2", kafka_partition=1)])
     (row,) = rows(stack, application)
     assert (row.kafka_partition, row.kafka_offset, row.prediction) == (0, 7, "1")
+
+
+def test_events_scored_again_replace_their_rows_alone_and_are_looked_up_together(
+    stack: Settings, application: str
+) -> None:
+    engine = create_engine(mysql.engine(stack, "views").url)
+    known = [prediction(f"{application}-{n:02}", n, application=application) for n in range(0, 40, 2)]
+    again = [
+        prediction(f"{application}-{n:02}", n, application=application, prediction="1", replayed=True)
+        for n in range(40)
+    ]
+    assert store(engine, known) == 20
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+    assert store(engine, again) == 20
+    engine.dispose()
+    assert [(row.kafka_offset, row.prediction) for row in rows(stack, application)] == [
+        (n, "1") for n in range(0, 40, 2)
+    ]
+    assert len([each for each in asked if "realtime_predictions" in each]) == 1
 
 
 def test_what_is_no_prediction_becomes_one_dead_letter_and_stops_nothing(

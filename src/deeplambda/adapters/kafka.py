@@ -170,7 +170,12 @@ def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -
 
 
 class Publisher:
-    """Sends JSON records; `flush()` returns once the broker has stored all of them. One per process is enough."""
+    """Sends JSON records; `flush()` returns once the broker has stored all of them. One per process is enough.
+
+    Records whose order matters are flushed one by one. The producer is not idempotent, though that would cost nothing:
+    when the broker refuses the first batch of a new one and takes the second, it then drops the first, sent again, as
+    a duplicate.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,6 +1,6 @@
 """A group's share of some topics, read by large batches: how the real-time view keeps up with a backlog."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -36,19 +36,15 @@ class Follower:
         """Of each partition that it reads, the offset of the next record."""
         return dict(self._positions)
 
-    def unread(self, topic: str) -> dict[int, int | None]:
-        """The topic's partitions that are its share and that it does not read, each with what was committed, or None.
-
-        Raises: NotReady.
+    def unread(self, topic: str, partitions: Iterable[int]) -> dict[int, int | None]:
+        """Those of the topic's partitions that are its share and that it does not read, each with what was committed,
+        or None. Raises: NotReady.
         """
         mine, of = self._share
+        place = self._topics.index(topic)
+        shared = [TopicPartition(topic, number) for number in partitions if (place + number) % of == mine]
+        asked = [each for each in shared if (topic, each.partition) not in self._positions]
         with kafka_errors(self._settings):
-            known = self._consumer.list_topics(topic, timeout=_ASK_S).topics[topic]
-            if known.error is not None:
-                raise KafkaException(known.error)
-            place = self._topics.index(topic)
-            shared = [TopicPartition(topic, number) for number in known.partitions if (place + number) % of == mine]
-            asked = [each for each in shared if (topic, each.partition) not in self._positions]
             found = self._consumer.committed(asked, timeout=_ASK_S) if asked else []
         return {each.partition: each.offset if each.offset >= 0 else None for each in found}
 

@@ -63,7 +63,7 @@ class RangeReader:
             while left:
                 taken = self._taken(left, CHUNK_ROWS - len(chunk))
                 chunk += taken
-                if _is_full(chunk):
+                if _is_chunk(len(chunk), (row["value"] for row in chunk)):
                     yield chunk
                     chunk = []
                 elif left and not taken:
@@ -109,7 +109,7 @@ class RangeReader:
         if failed is not None:
             raise KafkaException(failed)
         for number, ahead in self._ahead.items():
-            if len(ahead) > CHUNK_ROWS and number not in left and number not in self._paused:
+            if number not in left and number not in self._paused and _is_chunk(len(ahead), (r.value for r in ahead)):
                 self._consumer.pause(self._places([number]))
                 self._paused.add(number)
 
@@ -126,8 +126,8 @@ class RangeReader:
         return rows
 
 
-def _is_full(chunk: list[Row]) -> bool:
-    return len(chunk) >= CHUNK_ROWS or sum(len(row["value"] or b"") for row in chunk) >= _CHUNK_BYTES
+def _is_chunk(rows: int, values: Iterable[bytes | None]) -> bool:
+    return rows >= CHUNK_ROWS or sum(len(value or b"") for value in values) >= _CHUNK_BYTES
 
 
 def _row(record: Record) -> Row:

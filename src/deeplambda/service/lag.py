@@ -1,16 +1,20 @@
 """How far streams are behind what Kafka has: asked of Kafka itself, so that it is seen of a stream that hangs, too."""
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from kafka import TopicPartition
 
 from deeplambda.adapters.kafka import Consumer, consumer, kafka_errors
 from deeplambda.config import Settings
+from deeplambda.service.metrics import MetricPublisher
 
 Offsets = Mapping[int, int]
 """By partition, the offset after the last record."""
+
+MOST_PARTITIONS = 20
+"""Partitions whose lag is published by themselves, the worst: a topic may have a thousand."""
 
 BEHIND_AFTER_S = 30.0
 LEAST_LAG_ROWS = 1_000
@@ -21,8 +25,8 @@ _MOST_DELAY_S = 10.0
 
 class _Look(NamedTuple):
     at_s: float
-    rows: int
-    done: int
+    waiting: Offsets
+    done: Offsets
 
 
 class Lag:
@@ -40,26 +44,46 @@ class Lag:
     def looked(self, at_s: float, *, ends: Offsets, done: Offsets) -> None:
         """Take in a look. ends: of the topic; done: of what the stream has finished."""
         self.by_partition = {p: max(0, end - done[p]) for p, end in sorted(ends.items()) if p in done}
-        self._looks.append(_Look(at_s, self.rows, sum(done.values())))
+        self._looks.append(_Look(at_s, self.by_partition, {p: done[p] for p in self.by_partition}))
         while len(self._looks) > 2 and self._looks[1].at_s <= at_s - BEHIND_AFTER_S:
             self._looks.popleft()
 
     @property
     def behind(self) -> str | None:
-        """What does not keep up says, in a line; None where all is well, or nothing is known yet.
+        """What does not keep up says, all of it or one partition, in a line; None where all is well, or nothing is
+        known yet.
 
         A backlog that is being worked off within BEHIND_AFTER_S is no trouble.
         """
         if not self._looks:
             return None
+        known = self._looks[0].done
+        of_partitions = (f"partition {p}: {why}" for p in known if (why := self._behind([p])))
+        return self._behind(known) or next(of_partitions, None)
+
+    def _behind(self, partitions: Collection[int]) -> str | None:
         first, last = self._looks[0], self._looks[-1]
         over_s = last.at_s - first.at_s
         if over_s < BEHIND_AFTER_S:
             return None
-        rate = max(0.0, (last.done - first.done) / over_s)
-        if min(look.rows for look in self._looks) < max(LEAST_LAG_ROWS, rate * _MOST_DELAY_S):
+        rate = max(0.0, sum(last.done.get(p, 0) - first.done[p] for p in partitions) / over_s)
+        waiting = [sum(look.waiting.get(p, 0) for p in partitions) for look in self._looks]
+        if min(waiting) < max(LEAST_LAG_ROWS, rate * _MOST_DELAY_S):
             return None
-        return f"{last.rows:,} records wait, and {rate:,.0f} a second are worked off"
+        return f"{waiting[-1]:,} records wait, and {rate:,.0f} a second are worked off"
+
+
+def publish_lag(metrics: MetricPublisher, lags: Collection[Lag]) -> None:
+    """Publish how far a part is behind with an application, of whose topics `lags` are: rows of one partition's number
+    are added up. Raises: NotReady."""
+    waiting = Counter[int]()
+    for lag in lags:
+        waiting.update(lag.by_partition)
+    metrics.publish("lag", waiting.total(), "rows")
+    metrics.publish("behind", float(any(lag.behind for lag in lags)), "1")
+    for partition, rows in waiting.most_common(MOST_PARTITIONS):
+        if rows:
+            metrics.publish("partition_lag", rows, "rows", kafka_partition=partition)
 
 
 class TopicEnds:

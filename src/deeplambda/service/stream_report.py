@@ -1,14 +1,11 @@
 """What a Spark stream has done, as metrics: rows, rate, and a micro-batch's time by the parts of its way."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import from_json
 
 from deeplambda.service.metrics import MetricPublisher
-
-MOST_PARTITIONS = 20
-"""Partitions whose lag is published by themselves, the worst: a topic may have a thousand."""
 
 _HOPS = {"queryPlanning": "planning", "walCommit": "begin", "addBatch": "work", "commitOffsets": "commit"}
 """By Spark's name of a step, ours. `latestOffset` is none: an idle stream waits in it."""
@@ -36,11 +33,8 @@ class StreamReport:
             known = {name: float(progress.durationMs.get(key, 0)) for key, name in _HOPS.items()}
             self._durations_ms.append({**known, **hops_ms})
 
-    def publish(self, metrics: MetricPublisher, over_s: float, lag: Mapping[int, int]) -> None:
-        """Publish what has been added up, and begin anew. lag: rows by partition. Raises: NotReady."""
-        metrics.publish("lag", sum(lag.values()), "rows")
-        for partition, rows in _worst(lag.items()):
-            metrics.publish("partition_lag", rows, "rows", kafka_partition=partition)
+    def publish(self, metrics: MetricPublisher, over_s: float) -> None:
+        """Publish what has been added up, and begin anew. Raises: NotReady."""
         durations_ms, rows = self._durations_ms, self._rows
         self._durations_ms, self._rows = [], 0
         if not durations_ms:
@@ -59,7 +53,3 @@ class StreamReport:
 def _offsets(source_offset: Any) -> dict[int, int]:
     """By partition. source_offset: of Spark's Kafka source, which names one topic; None where there is none."""
     return {int(p): end for offsets in (source_offset or {}).values() for p, end in offsets.items()}
-
-
-def _worst(lag: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    return sorted((each for each in lag if each[1]), key=lambda each: -each[1])[:MOST_PARTITIONS]

@@ -22,7 +22,7 @@ from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.errors import DeepLambdaError, NotReady
 from deeplambda.service.heartbeat import BEHIND, FAILING, HeartbeatPart, states_of, write_heartbeat
-from deeplambda.service.lag import Lag, TopicEnds
+from deeplambda.service.lag import Lag, TopicEnds, publish_lag
 from deeplambda.service.loops import Loop, LoopStatus, in_one_line
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.service.stream_report import StreamReport
@@ -33,7 +33,8 @@ _REPORT_S = 10.0
 _STOP_WITHIN_S = 10.0
 _SLOW_AFTER_S = 120.0
 HUNG_AFTER_S = 600.0
-"""When no stream has ended a batch, or looked for one, for this long, the part has no heartbeat any more."""
+"""When a stream has ended no batch, looked for none and not failed either for this long, the part has no heartbeat any
+more. One that fails begins again by itself and costs the others nothing; one that hangs only a fresh process mends."""
 GIVE_UP_AFTER_S = 900.0
 """Once every stream has failed for this long, a fresh process is tried: its own state may be what is broken."""
 
@@ -50,7 +51,7 @@ class Stream:
 
     topic: what it reads. start: begins the query or resumes it from its checkpoint; whatever must be loaded or created
     first is done in it, for it runs on the stream's own thread. hops_ms: of the work on the last batch, by hop.
-    progress_s: by a monotonic clock, when it last ended a batch or found nothing to do.
+    progress_s: by a monotonic clock, when it last began, ended a batch or found nothing to do.
     """
 
     application: str
@@ -63,8 +64,8 @@ class Stream:
 
     def run(self, status: LoopStatus, stop: threading.Event) -> None:
         """Start the query and watch it until `stop` is set: the work of the stream's `Loop`. Raises: what ended it."""
-        query = self.start()
         self.progress_s = time.monotonic()
+        query = self.start()
         seen: str | None = None
         try:
             while not stop.is_set():
@@ -88,8 +89,13 @@ class Stream:
 
     @property
     def silent_s(self) -> float:
-        """How long it has ended no batch, nor looked for one."""
+        """How long it has not begun, nor ended a batch, nor looked for one."""
         return time.monotonic() - self.progress_s
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it will go on by itself no more."""
+        return self.silent_s > HUNG_AFTER_S
 
 
 def run_streams(
@@ -117,15 +123,22 @@ def run_streams(
     while not stop.is_set():
         _check_spark(spark)
         _check_any_runs([loop for _, loop in loops])
-        states = states_of((stream.application, state_of(loop.status, stream.lag)) for stream, loop in loops)
-        for loop in others:  # a turn may take long, so silence says nothing
-            states[loop.name] = f"{FAILING}: {why}" if (why := loop.status.waits_for) else "running"
-        if any(stream.silent_s < HUNG_AFTER_S for stream, _ in loops):
-            write_heartbeat(settings, part, states=states, streams=len(loops))
+        beat(settings, part, loops, others)
         stop.wait(_BEAT_S)
     stopped_by_s = time.monotonic() + _STOP_WITHIN_S
     for _, loop in loops:
         loop.join(max(0.0, stopped_by_s - time.monotonic()))
+
+
+def beat(
+    settings: Settings, part: HeartbeatPart, loops: Collection[tuple[Stream, Loop]], others: Collection[Loop]
+) -> None:
+    """Write the part's heartbeat, unless a stream hangs."""
+    states = states_of((stream.application, state_of(loop.status, stream.lag)) for stream, loop in loops)
+    for loop in others:  # a turn may take long, so silence says nothing
+        states[loop.name] = f"{FAILING}: {why}" if (why := loop.status.waits_for) else "running"
+    if not any(stream.hangs for stream, _ in loops):
+        write_heartbeat(settings, part, states=states, streams=len(loops))
 
 
 def state_of(status: LoopStatus, lag: Lag) -> str:
@@ -157,9 +170,12 @@ def _reporting(
                 for stream in streams:
                     stream.lag.looked(at_s, ends=found[stream.topic], done=stream.report.done)
                 if at_s - since_s >= _REPORT_S:
-                    for stream in streams:
-                        metrics = MetricPublisher(publisher, layer=layer, part=part, application=stream.application)
-                        stream.report.publish(metrics, at_s - since_s, stream.lag.by_partition)
+                    for application in sorted({stream.application for stream in streams}):
+                        metrics = MetricPublisher(publisher, layer=layer, part=part, application=application)
+                        own = [stream for stream in streams if stream.application == application]
+                        publish_lag(metrics, [stream.lag for stream in own])
+                        for stream in own:
+                            stream.report.publish(metrics, at_s - since_s)
                     publisher.flush()
                     since_s = at_s
                 status.working()

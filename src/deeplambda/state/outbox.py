@@ -1,7 +1,8 @@
 """The outbox: a state change that must also be an event is one MySQL transaction that writes both.
 
 1. `record` writes the event's row in the transaction that changes the state.
-2. `relay` sends rows that are not yet published, in order, and waits for the broker.
+2. `relay` sends rows that are not yet published, in order, each once the broker has stored the one before: of two that
+   are under way, the first may be refused for a moment, and is then stored behind the second.
 3. Only then does it mark them published. A crash between 2 and 3 sends a row twice; consumers are idempotent.
 """
 
@@ -33,7 +34,7 @@ def relay(engine: Engine, publisher: Publisher, at_most: int = 100) -> int:
         rows = connection.execute(waiting).all()
         for row in rows:
             publisher.send_bytes(row.topic, row.record_key, row.value.encode())
-        publisher.flush()
+            publisher.flush()
         if rows:
             connection.execute(
                 update(OUTBOX).where(OUTBOX.c.id.in_([row.id for row in rows])).values(published_at=now())

@@ -4,17 +4,8 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from deeplambda.service.stream_report import MOST_PARTITIONS, StreamReport
-
-
-class Published(list[tuple[str, float, int | None]]):
-    """In the place of a publisher: what was published, by name, value and partition."""
-
-    def publish(self, name: str, value: float, unit: str, kafka_partition: int | None = None) -> None:
-        self.append((name, value, kafka_partition))
-
-    def values(self) -> dict[str, float]:
-        return {name: value for name, value, partition in self if partition is None}
+from deeplambda.service.stream_report import StreamReport
+from tests.unit.service.published import Published
 
 
 def progress(start: dict[str, int] | None, end: dict[str, int], **durations_ms: float) -> Any:
@@ -22,9 +13,9 @@ def progress(start: dict[str, int] | None, end: dict[str, int], **durations_ms: 
     return SimpleNamespace(json=json.dumps({"sources": [source]}), durationMs=durations_ms)
 
 
-def published(report: StreamReport, lag: dict[int, int] | None = None) -> Published:
+def published(report: StreamReport) -> Published:
     found = Published()
-    report.publish(found, over_s=10, lag=lag or {})  # type: ignore[arg-type]
+    report.publish(found, over_s=10)  # type: ignore[arg-type]
     return found
 
 
@@ -45,13 +36,7 @@ def test_the_time_that_an_idle_stream_waits_is_no_hop_of_a_batch() -> None:
     assert found["batch_duration"] == 0.045
 
 
-def test_an_idle_stream_reports_its_lag_alone() -> None:
+def test_an_idle_stream_reports_no_batch() -> None:
     report = StreamReport()
     report.took(progress({"0": 7}, {"0": 7}, latestOffset=1000), {})
-    assert published(report, lag={0: 0}) == [("lag", 0, None)]
-
-
-def test_only_partitions_that_lag_are_named_and_the_worst_of_many() -> None:
-    lag = {partition: partition for partition in range(100)}
-    found = [partition for name, _, partition in published(StreamReport(), lag) if name == "partition_lag"]
-    assert found == [*range(99, 99 - MOST_PARTITIONS, -1)]
+    assert published(report) == []
