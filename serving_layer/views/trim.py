@@ -3,6 +3,7 @@
 A query that was planned before the union view showed a horizon still reads the rows before it. The Hive gateway records
 in MySQL when the view began to show one, and ends every query after 110 s; so the rows before a horizon are deleted
 once it has been shown for GRACE. A gateway that cannot replace the view keeps all of them. Only MySQL's clock counts.
+What the stream answered goes to `live_answers` first, where a label may still find it.
 """
 
 import threading
@@ -14,7 +15,7 @@ from deeplambda.adapters import mysql
 from deeplambda.config import Settings
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state.horizon_store import forget_shown, shown_horizon
-from deeplambda.state.tables import REALTIME_PREDICTIONS
+from deeplambda.state.tables import LIVE_ANSWERS, LIVE_ANSWERS_KEPT, REALTIME_PREDICTIONS
 
 GRACE = timedelta(seconds=300)
 METRICS_KEPT = timedelta(days=7)
@@ -25,6 +26,12 @@ _PAUSE_S = 5.0
 _ABSORBED = text(
     "DELETE FROM realtime_predictions "
     "WHERE application = :application AND kafka_partition = :partition AND kafka_offset < :offset LIMIT :rows"
+)
+_OF_BOTH = ", ".join(column.name for column in LIVE_ANSWERS.columns if column.name in REALTIME_PREDICTIONS.columns)
+_KEEP = text(
+    f"INSERT IGNORE INTO live_answers ({_OF_BOTH}) SELECT {_OF_BOTH} FROM realtime_predictions "
+    "WHERE application = :application AND kafka_partition = :partition AND replayed IS NOT TRUE "
+    f"AND kafka_offset < :offset AND kafka_offset >= :offset - {LIVE_ANSWERS_KEPT}"
 )
 _OLD_METRICS = text("DELETE FROM metrics WHERE at < UTC_TIMESTAMP(6) - INTERVAL :kept_s SECOND LIMIT :rows")
 
@@ -37,15 +44,15 @@ def trim(engine: Engine, application: str) -> int:
         forget_shown(connection, application, GRACE)
         horizon = shown_horizon(connection, application, GRACE)
         begins = connection.execute(first.where(live.application == application)).all() if horizon.offsets else []
-    return sum(
-        delete_in_chunks(
-            engine,
-            _ABSORBED,
-            {"application": application, "partition": partition, "offset": horizon.offsets[partition]},
-        )
+    absorbed = [
+        {"application": application, "partition": partition, "offset": horizon.offsets[partition]}
         for partition, offset in begins
         if horizon.absorbed(partition, offset)
-    )
+    ]
+    for rows in absorbed:
+        with mysql.mysql_errors(), engine.begin() as connection:
+            connection.execute(_KEEP, rows)
+    return sum(delete_in_chunks(engine, _ABSORBED, rows) for rows in absorbed)
 
 
 def delete_in_chunks(engine: Engine, statement: TextClause, values: dict[str, object]) -> int:
