@@ -2,7 +2,8 @@
 
 1. A label is checked as for training; one that does not pass takes no other's place.
 2. The answer to its event is looked up: in `live_answers`, where trimmed rows of the real-time view wait for their
-   labels (`serving_layer/views/trim.py`), or else in that view. A label that is there before its answer waits a while.
+   labels (`serving_layer/views/trim.py`), or else in that view. A label that is there before its answer, or is from the
+   future, waits a while.
 3. Answers with their labels, and whether they were right, are written to `live_answers` all at once. An event that is
    labelled again keeps the label which is the newest by the broker's time, so records that are taken twice change
    nothing.
@@ -92,7 +93,8 @@ class LiveAnswers:
         with mysql.mysql_errors(), self._engine.begin() as connection:
             found = self._answers(connection, {each.event_id for each in labels})
             for label in labels:
-                if not (answers := found[label.event_id]) and label.attempts < _LABEL_ATTEMPTS:
+                answers = found[label.event_id] if label.at <= now() else {}
+                if not answers and label.attempts < _LABEL_ATTEMPTS:
                     self._waiting.append(label._replace(attempts=label.attempts + 1))
                 for version, answer in answers.items():
                     if (row := judged(answer, label, objective)) is not None:

@@ -6,14 +6,14 @@ it was judged by. Runs beside the archive's streams.
 3. `drift` compares it with the champion's reference, and each of the three kinds has a detector of its own.
 4. One transaction keeps the window in `drift_windows` and, when the detector raises the alarm, writes `DriftDetected`
    to the outbox.
-It takes a tenth of a processor core at most. Labels come first, and none is passed over; events and predictions that
-come faster are, and windows have gaps between them then.
+Labels are all taken. The rest takes a tenth of a processor core at most: events and predictions that come faster are
+passed over, and windows have gaps between them then.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +47,7 @@ from deeplambda.state.versions import load_code
 GROUP = "deeplambda.drift"
 What = Literal["inputs", "predictions", "accuracy"]
 WHATS: tuple[What, ...] = get_args(What)
+Take = Callable[[Iterable[Any]], None]
 STATISTIC = "e-detector"
 EXAMPLES = 5
 
@@ -83,7 +84,8 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
         looked_s = forgot_s = -_FORGET_EVERY_S
         while not stop.is_set():
             with kafka.kafka_errors(settings):
-                polled = reader.poll(1_000, _POLL_ROWS) | labels.poll(0, _POLL_LABELS)
+                come, polled = labels.poll(0, _POLL_LABELS), reader.poll(1_000, _POLL_ROWS)
+            _take(settings, takes, labels, come)
             started_s = time.monotonic()
             if started_s - looked_s >= _LOOK_EVERY_S:
                 looked_s = started_s
@@ -95,15 +97,18 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
                 forgot_s = started_s
                 for each in watches:
                     each.answers.forget_oldest()
-            for partition, records in polled.items():
-                takes[partition.topic](records)
-            if polled:
-                with kafka.kafka_errors(settings):
-                    reader.commit()
-                    labels.commit()
+            _take(settings, takes, reader, polled)
             status.working()
             worked_s = time.monotonic() - started_s
             stop.wait(min(_LONGEST_PAUSE_S, worked_s * (1 / _WORKING_SHARE - 1)))
+
+
+def _take(settings: Settings, takes: Mapping[str, Take], reader: Consumer, polled: Mapping[Any, Iterable[Any]]) -> None:
+    for partition, records in polled.items():
+        takes[partition.topic](records)
+    if polled:
+        with kafka.kafka_errors(settings):
+            reader.commit()
 
 
 def _keep_up(reader: Consumer, watch: "Watch") -> None:
@@ -146,7 +151,7 @@ class Watch:
         self._detectors: dict[str, Detector] = {}
 
     @property
-    def takes(self) -> dict[str, Callable[[Iterable[Any]], None]]:
+    def takes(self) -> dict[str, Take]:
         """By topic, what takes its records."""
         return {
             topics.events(self.name): self.events,

@@ -9,22 +9,24 @@ from typing import Any
 
 import pytest
 import urllib3
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
+from batch_layer import live_answers
 from batch_layer.live_answers import Label, LiveAnswers
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.objective import Classification, Objective, Regression
 from deeplambda.records.predictions import Prediction
-from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS
+from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS, SHOWN_HORIZONS
 from serving_layer.query_service.messages import Answer, Applications, Health, Models, Problem, Query, Statistics
 from serving_layer.query_service.openapi import document
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.statistics import statistics
 from serving_layer.views.realtime import store
 from serving_layer.views.rows import of_prediction
-from tests.integration.test_views import prediction
+from serving_layer.views.trim import GRACE, trim
+from tests.integration.test_views import prediction, show
 from tests.traffic import eventually
 
 ENDLESS = (
@@ -264,7 +266,7 @@ def name(stack: Settings) -> Iterator[str]:
     made = f"own_{uuid.uuid4().hex[:8]}"
     yield made
     with mysql.engine(stack, "platform").begin() as connection:
-        for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS):
+        for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS, SHOWN_HORIZONS):
             connection.execute(delete(table).where(table.c.application == made))
 
 
@@ -288,7 +290,8 @@ def labelled(stack: Settings, name: str) -> str:
     ]
     labels = {f"{n:03}": "7" if n < 90 else "1" for n in range(100)}  # so of the second hour 30 of 40 are right
     labels |= {"100": "NaN", "101": "maybe"} | {f"old-{n}": "7" if n == 0 else "1" for n in range(10)}
-    answered(stack, predictions, labels, Classification("0123456789"))
+    answered(stack, predictions, labels, truth := Classification("0123456789"))
+    LiveAnswers(mysql.engine(stack, "platform"), name).take([Label("102", "7", now() + timedelta(hours=1))], truth)
     return name
 
 
@@ -325,3 +328,18 @@ def test_of_numbers_the_mean_error_comes_with_its_interval(stack: Settings, name
     (version,) = statistics(mysql.engine(stack, "analyst"), name).labelled
     assert (version.rows, version.unlabelled, version.accuracy, version.mean_absolute_error) == (10, 2, None, 5.5)
     assert version.error_interval_95 == pytest.approx((3.334, 7.666), abs=1e-3)
+
+
+def test_of_answers_the_newest_are_kept_with_a_label_and_without(
+    stack: Settings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_answers, "LIVE_ANSWERS_KEPT", 3)
+    began, views, platform = now(), mysql.engine(stack, "views"), mysql.engine(stack, "platform")
+    made = [prediction(f"{n}", n, application=name, predicted_at=began + timedelta(seconds=n)) for n in range(10)]
+    answered(stack, made, {f"{n}": "7" for n in range(5)}, Classification("0123456789"))
+    show(views, name, GRACE, p0=10)
+    assert trim(views, name) == 10
+    LiveAnswers(platform, name).forget_oldest()
+    with platform.connect() as connection:
+        kept = connection.scalars(select(LIVE_ANSWERS.c.event_id).where(LIVE_ANSWERS.c.application == name))
+        assert set(kept) == {"2", "3", "4", "7", "8", "9"}
