@@ -5,11 +5,15 @@
    offsets against their number.
 3. Delays are quantiles: event to broker, broker to archive, event to label, and broker to view by the rows that MySQL
    still has of the day.
-A day is measured once; what is measured is kept in `data_quality`, so the next call looks at the days since.
+Before all that, the day's data files are compared with what S3 lists. Where one is gone or cut off, that is the only
+measure: the day cannot be read.
+A day is measured once; what is measured is kept in `data_quality`, so the next call looks at the days since. Upkeep
+does so once a day, and `deeplambda data quality`.
 """
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +27,7 @@ from batch_layer.counted_events import counted_events, counted_labels
 from batch_layer.quality import broken, measure, share
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -48,10 +53,8 @@ def measure_events(spark: SparkSession, settings: Settings, packed: PackedApplic
     done = whole.agg(F.max("day")).collect()[0][0]
     today = now().date()
     since = max(today - timedelta(days=MOST_DAYS), done + timedelta(days=1) if done else date.min)
-    events = counted_events(spark, packed.name).where(
-        (F.col("kafka_timestamp") >= F.lit(_midnight(since))) & (F.col("kafka_timestamp") < F.lit(_midnight(today)))
-    )
-    days = [row.day for row in events.select(F.to_date("kafka_timestamp").alias("day")).distinct().collect()]
+    ended = _files(spark, packed.name).where((F.col("day") >= F.lit(since)) & (F.col("day") < F.lit(today)))
+    days = [row.day for row in ended.select("day").distinct().collect()]
     return [measure_day(spark, settings, packed, day) for day in sorted(days)]
 
 
@@ -60,11 +63,13 @@ def measure_day(spark: SparkSession, settings: Settings, packed: PackedApplicati
     begin, end = _midnight(day), _midnight(day + timedelta(days=1))
     of_day = (F.col("kafka_timestamp") >= F.lit(begin)) & (F.col("kafka_timestamp") < F.lit(end))
     events = counted_events(spark, packed.name).where(of_day)
-    measures = [
-        *measures_of(spark, settings, packed, events),
-        *_of_offsets(events),
-        *_of_view(settings, packed.name, begin, end),
-    ]
+    measures = [_of_files(settings, _files(spark, packed.name).where(F.col("day") == F.lit(day)))]
+    if not measures[0].value:
+        measures += [
+            *measures_of(spark, settings, packed, events),
+            *_of_offsets(events),
+            *_of_view(settings, packed.name, begin, end),
+        ]
     measured = QualityMeasured(
         application=packed.name,
         subject="events",
@@ -104,6 +109,19 @@ def newest_measures(spark: SparkSession, application: str, days: int) -> list[tu
         )
         for row in rows.orderBy(*order).toLocalIterator()
     ]
+
+
+def _files(spark: SparkSession, application: str) -> DataFrame:
+    """The data files of the archived events: of which day, where, and their bytes."""
+    day = F.col("partition.kafka_timestamp_day").alias("day")
+    return spark.table(f"lake.{application}.events.files").select(day, "file_path", "file_size_in_bytes")
+
+
+def _of_files(settings: Settings, files: DataFrame) -> QualityMeasure:
+    sizes = {urlsplit(row.file_path).path.removeprefix("/"): row.file_size_in_bytes for row in files.collect()}
+    folders, store = {key.rpartition("/")[0] for key in sizes}, ObjectStore(settings)
+    there = {found.key: found.bytes for folder in folders for found in store.list(f"{folder}/")}
+    return share("unreadable", sum(there.get(key) != size for key, size in sizes.items()), len(sizes))
 
 
 def _decoding(

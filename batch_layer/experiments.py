@@ -26,8 +26,8 @@ from sqlalchemy.dialects.mysql import insert
 
 from batch_layer.criterion import Criterion
 from batch_layer.experiment_answers import answer_row, figures, forget_oldest, of_experiment, scored
+from batch_layer.live_answers import Label, label_of
 from batch_layer.live_verdicts import decision, in_words
-from batch_layer.monitor import Label, label_of
 from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now

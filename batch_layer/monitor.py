@@ -1,18 +1,19 @@
 """Monitor: live events, the champion's predictions and, where labels come, its answers, in windows beside the rows that
 it was judged by. Runs beside the archive's streams.
 
-1. Kafka's records of events, predictions and labels are collected until a window is full.
-2. `drift` compares it with the champion's reference, and each of the three kinds has a detector of its own.
-3. One transaction keeps the window in `drift_windows` and, when the detector raises the alarm, writes `DriftDetected`
+1. Labels are written beside the answers that they are of (`live_answers`), whatever version gave them.
+2. Kafka's records of events and predictions, and the champion's labelled answers, are collected until a window is full.
+3. `drift` compares it with the champion's reference, and each of the three kinds has a detector of its own.
+4. One transaction keeps the window in `drift_windows` and, when the detector raises the alarm, writes `DriftDetected`
    to the outbox.
-It takes a tenth of a processor core at most: what comes faster is passed over, and windows have gaps between them then.
+Labels are all taken. The rest takes a tenth of a processor core at most: events and predictions that come faster are
+passed over, and windows have gaps between them then.
 """
 
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +22,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from kafka import TopicPartition
 from pydantic import ValidationError
-from pydantic_core import from_json
-from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from batch_layer.drift import THRESHOLD, Detector, compared, named, rarest, worsened
+from batch_layer.live_answers import Answer, LiveAnswers, label_of
 from batch_layer.summaries import Column, Histogram, Reference, accuracy_columns, input_columns, prediction_columns
 from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.kafka import Consumer
@@ -32,6 +33,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Event, payload_batch
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
+from deeplambda.objective import Objective
 from deeplambda.records import topics
 from deeplambda.records.decoding import RefusedEvent, decode_event
 from deeplambda.records.lifecycle import DriftDetected, DriftedField, DriftWindow
@@ -39,23 +41,22 @@ from deeplambda.records.predictions import Prediction
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import REFERENCE, Card, artefact_key
-from deeplambda.state.tables import DRIFT_WINDOWS, LABEL_LIMIT, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
+from deeplambda.state.tables import DRIFT_WINDOWS
 from deeplambda.state.versions import load_code
 
 GROUP = "deeplambda.drift"
 What = Literal["inputs", "predictions", "accuracy"]
 WHATS: tuple[What, ...] = get_args(What)
+Take = Callable[[Iterable[Any]], None]
 STATISTIC = "e-detector"
 EXAMPLES = 5
 
 _WORKING_SHARE = 0.1
 _LONGEST_PAUSE_S = 5.0
-_POLL_ROWS = 200
-_LOOK_EVERY_S = 5.0
+_POLL_ROWS, _POLL_LABELS = 200, 2_000
+_LOOK_EVERY_S, _FORGET_EVERY_S = 5.0, 60.0
 _WINDOWS_BEHIND = 20
 _WINDOWS_KEPT = 2_000
-_ID_LIMIT = 128  # as of an event's
-_LABELS_WAITING, _LABEL_ATTEMPTS = 10_000, 5
 
 _log = logging.getLogger(__name__)
 
@@ -71,23 +72,20 @@ class Seen(NamedTuple):
     value: Any
 
 
-class Label(NamedTuple):
-    """What a record of `<application>.labels` says. attempts: how often the event's answer was looked for."""
-
-    event_id: str
-    label: str
-    attempts: int = 0
-
-
 def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Watch every application until told to stop. Raises: NotReady, after which `Loop` calls it again."""
     watches = [Watch(settings, name) for name in settings.applications]
     takes = {topic: take for each in watches for topic, take in each.takes.items()}
-    with closing(kafka.consumer(settings, *takes, group=GROUP, only_reads=True)) as reader:
-        looked_s = -_LOOK_EVERY_S
+    of_labels = {topics.labels(each.name) for each in watches}
+    with (
+        closing(kafka.consumer(settings, *(takes.keys() - of_labels), group=GROUP, only_reads=True)) as reader,
+        closing(kafka.consumer(settings, *of_labels, group=GROUP, only_reads=True)) as labels,
+    ):
+        looked_s = forgot_s = -_FORGET_EVERY_S
         while not stop.is_set():
             with kafka.kafka_errors(settings):
-                polled = reader.poll(1_000, _POLL_ROWS)
+                come, polled = labels.poll(0, _POLL_LABELS), reader.poll(1_000, _POLL_ROWS)
+            _take(settings, takes, labels, come)
             started_s = time.monotonic()
             if started_s - looked_s >= _LOOK_EVERY_S:
                 looked_s = started_s
@@ -95,14 +93,22 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
                     each.look()
                     with kafka.kafka_errors(settings):
                         _keep_up(reader, each)
-            for partition, records in polled.items():
-                takes[partition.topic](records)
-            if polled:
-                with kafka.kafka_errors(settings):
-                    reader.commit()
+            if started_s - forgot_s >= _FORGET_EVERY_S:
+                forgot_s = started_s
+                for each in watches:
+                    each.answers.forget_oldest()
+            _take(settings, takes, reader, polled)
             status.working()
             worked_s = time.monotonic() - started_s
             stop.wait(min(_LONGEST_PAUSE_S, worked_s * (1 / _WORKING_SHARE - 1)))
+
+
+def _take(settings: Settings, takes: Mapping[str, Take], reader: Consumer, polled: Mapping[Any, Iterable[Any]]) -> None:
+    for partition, records in polled.items():
+        takes[partition.topic](records)
+    if polled:
+        with kafka.kafka_errors(settings):
+            reader.commit()
 
 
 def _keep_up(reader: Consumer, watch: "Watch") -> None:
@@ -137,14 +143,15 @@ class Watch:
     def __init__(self, settings: Settings, name: str) -> None:
         self.name = name
         self._settings, self._engine = settings, mysql.engine(settings, "platform")
+        self.answers = LiveAnswers(self._engine, name)
         self._version: int | None = None
+        self._objective: Objective | None = None
         self._champion: _Champion | None = None
         self._seen: dict[str, list[Seen]] = {what: [] for what in WHATS}
         self._detectors: dict[str, Detector] = {}
-        self._labels: deque[Label] = deque(maxlen=_LABELS_WAITING)
 
     @property
-    def takes(self) -> dict[str, Callable[[Iterable[Any]], None]]:
+    def takes(self) -> dict[str, Take]:
         """By topic, what takes its records."""
         return {
             topics.events(self.name): self.events,
@@ -166,10 +173,11 @@ class Watch:
         if serving is not None and serving.version != self._version:
             self._version, self._champion, self._seen = serving.version, None, {what: [] for what in WHATS}
             try:
-                self._champion = _taken_up(self._settings, serving)
+                self._objective, self._champion = _taken_up(self._settings, serving)
             except BadInput as exc:
                 _log.warning("%s/%d is not watched: %s", self.name, serving.version, exc)
-        self._answer([self._labels.popleft() for _ in range(len(self._labels))])
+        if self._objective is not None:
+            self._answered(self.answers.take_waiting(self._objective))
 
     def forget(self, what: What) -> None:
         """Begin a window anew, for what follows does not follow what there is of it."""
@@ -199,39 +207,18 @@ class Watch:
                 self._take("predictions", Seen(*position, made))
 
     def labels(self, records: Iterable[Any]) -> None:
-        """Take records of `<application>.labels`; those of events whose prediction is not in MySQL yet wait a while."""
-        if self._champion:
-            self._answer([label for record in records if (label := label_of(record)) is not None])
+        """Take records of `<application>.labels`, whatever version they judge. Raises: NotReady."""
+        found = [label for record in records if (label := label_of(record)) is not None]
+        if self._objective is None:  # until a version is taken up nobody can tell what a label is
+            self.answers.wait(found)
+        else:
+            self._answered(self.answers.take(found, self._objective))
 
-    def _answer(self, labels: Sequence[Label]) -> None:
-        found = self._answered([each.event_id for each in labels])
-        for each in labels:
-            if (row := found.get(each.event_id)) is not None:
-                self._take("accuracy", Seen(row.event_id, row.partition, row.offset, row.at, _judged(row, each.label)))
-            elif each.attempts < _LABEL_ATTEMPTS:
-                self._labels.append(each._replace(attempts=each.attempts + 1))
-
-    def _answered(self, event_ids: Sequence[str]) -> dict[str, Row[Any]]:
-        """The champion's predictions of some events."""
-        found: dict[str, Row[Any]] = {}
-        if not event_ids:
-            return found
-        with mysql.mysql_errors(), self._engine.connect() as connection:
-            for table in (RECENT_PREDICTIONS.c, REALTIME_PREDICTIONS.c):
-                query = select(
-                    table.event_id,
-                    table.prediction,
-                    table.value,
-                    table.kafka_partition.label("partition"),
-                    table.kafka_offset.label("offset"),
-                    table.occurred_at.label("at"),
-                ).where(
-                    table.application == self.name,
-                    table.model_version == self._version,
-                    table.event_id.in_(event_ids),
-                )
-                found |= {row.event_id: row for row in connection.execute(query)}
-        return found
+    def _answered(self, answers: Iterable[Answer]) -> None:
+        for each in answers:
+            if self._champion and each["model_version"] == self._version:
+                position = (each["event_id"], each["kafka_partition"], each["kafka_offset"], each["occurred_at"])
+                self._take("accuracy", Seen(*position, (each["correct"], each["error"])))
 
     def _take(self, what: What, seen: Seen) -> None:
         self._seen[what].append(seen)
@@ -295,14 +282,15 @@ class Watch:
             _log.warning("%s/%d: %s drift by %s", self.name, self._version, fact.what, _said(fact.fields))
 
 
-def _taken_up(settings: Settings, card: Card) -> _Champion | None:
-    """None for a version that was published before there were references, or an application that is not watched."""
+def _taken_up(settings: Settings, card: Card) -> tuple[Objective, _Champion | None]:
+    """The objective that labels are checked by, and what is watched for: nothing of a version that was published before
+    there were references, or of an application that is not watched."""
     store = ObjectStore(settings)
     application = load_code(store, settings, card).application
     if card.reference_sha256 is None or not application.drift_window:
-        return None
+        return application.objective, None
     raw = store.get(artefact_key(card.application, card.version, REFERENCE), sha256=card.reference_sha256)
-    return _Champion(
+    return application.objective, _Champion(
         version=card.version,
         event=application.event,
         window=application.drift_window,
@@ -330,29 +318,6 @@ def _columns(champion: _Champion, what: What, seen: Sequence[Seen]) -> dict[str,
     rights, errors = zip(*values, strict=True)
     of_numbers = all(error is not None for error in errors)
     return accuracy_columns(None if of_numbers else rights, errors if of_numbers else None)
-
-
-def label_of(record: Any) -> Label | None:
-    """The label in a record; None where there is none, or one that is too long to be of any event."""
-    try:
-        given = from_json(record.value or b"")
-    except ValueError:
-        return None
-    if not isinstance(given, dict) or given.get("label") is None:
-        return None
-    event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
-    label = Label(str(event_id), str(given["label"]))
-    return label if 0 < len(label.event_id) <= _ID_LIMIT and len(label.label) <= LABEL_LIMIT else None
-
-
-def _judged(row: Row[Any], label: str) -> tuple[bool, float | None]:
-    """Whether the prediction is the label, and of numbers by how much it is wrong."""
-    if row.value is None:
-        return row.prediction == label, None
-    try:
-        return row.prediction == label, abs(row.value - float(label))
-    except ValueError:
-        return False, None
 
 
 def _window(seen: Sequence[Seen]) -> DriftWindow:

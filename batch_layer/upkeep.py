@@ -25,6 +25,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, select
 from sqlalchemy import Table as MySqlTable
 
 from batch_layer import skew
+from batch_layer.event_quality import measure_events
 from batch_layer.lake_rows import append_verdicts
 from batch_layer.staged_predictions import remove_abandoned
 from deeplambda.adapters import mysql
@@ -32,6 +33,7 @@ from deeplambda.adapters.lake import TABLES, change_tag
 from deeplambda.adapters.s3 import ObjectStore, StoredObject
 from deeplambda.clock import now
 from deeplambda.config import Settings
+from deeplambda.loading import pack_application
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state import registry
 from deeplambda.state.horizon_store import read_batch_view, shown_snapshots
@@ -125,7 +127,7 @@ def maintain(
 
 def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Maintain every application, every now and then, until told to stop. Once a day, look for files that no snapshot
-    knows, and for skew."""
+    knows and for skew, and measure the days of events that have ended."""
     daily_at, pause_s = now(), min(settings.maintain_every_s, FIRST_AFTER_S)
     while not stop.wait(pause_s):
         pause_s = settings.maintain_every_s
@@ -135,6 +137,7 @@ def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: t
                 freed = maintain(spark, settings, application, orphans=now() >= daily_at)
                 if now() >= daily_at:
                     skew.measure(spark, settings, application)
+                    measure_events(spark, settings, pack_application(application, settings))
                 _log.info("upkeep of %s: %s", application, dict(freed.objects) or "nothing to tidy")
             except Exception as exc:  # whatever it is, the other applications have their turn
                 failure = exc

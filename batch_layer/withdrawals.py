@@ -3,7 +3,7 @@
 1. The rows of the archive that a person means are chosen; of an event, all its copies.
 2. One append to `withdrawals` marks them, by their position, with who, when and why. From then on they are out of what
    is counted (`counted_events`): training, recomputation, MySQL's recent tables.
-3. MySQL's real-time rows of them are deleted.
+3. MySQL's rows of the events are deleted; an answer whose label it was has none.
 4. The batch view loses them with the next recomputation.
 A crash after 2 is mended by doing it again. Whoever sends an event again under the same id sends a new one.
 """
@@ -15,9 +15,9 @@ from datetime import datetime
 from itertools import islice
 
 from pyspark.errors import AnalysisException, ParseException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, tuple_, update
 
 from batch_layer.counted_events import POSITION, counted_events, counted_labels
 from deeplambda.adapters import mysql
@@ -27,9 +27,9 @@ from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import registry
 from deeplambda.state.card import Card
 from deeplambda.state.data_changes import record_change
-from deeplambda.state.tables import REALTIME_PREDICTIONS, RECENT_PREDICTIONS
+from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
-_DELETED_AT_ONCE = 1_000
+_CHANGED_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,9 @@ def withdraw(
         versions = _versions_that_saw(spark, application, choice.topic, marked, registry.cards(connection, application))
     if choice.topic == "events":
         hide(engine, application, (row.event_id for row in marked.select("event_id").distinct().toLocalIterator()))
+    else:
+        of_marks = spark.table(f"lake.{application}.labels").join(F.broadcast(marked), list(POSITION), "left_semi")
+        _take_back(engine, application, of_marks.select("event_id", "kafka_timestamp").toLocalIterator())
     change = DataChanged(
         application=application,
         kind="withdrawn",
@@ -146,10 +149,20 @@ def restore(
 
 def hide(engine: Engine, application: str, event_ids: Iterator[str]) -> None:
     """Delete the events' rows from MySQL's views. Raises: NotReady."""
-    while some := list(islice(event_ids, _DELETED_AT_ONCE)):
+    while some := list(islice(event_ids, _CHANGED_AT_ONCE)):
         with mysql.mysql_errors(), engine.begin() as connection:
-            for view in (REALTIME_PREDICTIONS, RECENT_PREDICTIONS):
+            for view in (REALTIME_PREDICTIONS, RECENT_PREDICTIONS, LIVE_ANSWERS):
                 connection.execute(delete(view).where(view.c.application == application, view.c.event_id.in_(some)))
+
+
+def _take_back(engine: Engine, application: str, labels: Iterator[Row]) -> None:
+    """Have answers wait for another label where theirs is one of these."""
+    table = LIVE_ANSWERS.c
+    none = dict.fromkeys(("label", "labelled_at", "correct", "error"))
+    while some := [(row.event_id, row.kafka_timestamp) for row in islice(labels, _CHANGED_AT_ONCE)]:
+        theirs = tuple_(table.event_id, table.labelled_at).in_(some)
+        with mysql.mysql_errors(), engine.begin() as connection:
+            connection.execute(update(LIVE_ANSWERS).where(table.application == application, theirs).values(none))
 
 
 def _versions_that_saw(

@@ -127,18 +127,20 @@ class Live(BaseModel):
 
 
 class LabelledVersion(BaseModel):
-    """Predictions of one version whose truth is known. interval_95: Wilson's, of the accuracy. unlabelled: how many
-    more there are whose truth is not known.
+    """What the stream answered by one version, where the truth is known. interval_95: Wilson's, of the accuracy.
+    unlabelled: how many more there are whose truth is not known.
 
-    Of predictions that are numbers, correct, accuracy and interval_95 are null, and mean_absolute_error is given.
+    Of predictions that are numbers, correct, accuracy and interval_95 are null, and mean_absolute_error is given, from
+    two rows on with Student's interval (error_interval_95).
     """
 
     model_version: int
     rows: int
-    correct: int | None
-    accuracy: Share | None
-    interval_95: tuple[Share, Share] | None
+    correct: int | None = None
+    accuracy: Share | None = None
+    interval_95: tuple[Share, Share] | None = None
     mean_absolute_error: float | None = None
+    error_interval_95: tuple[float, float] | None = None
     unlabelled: int = 0
 
 
@@ -167,8 +169,8 @@ class Statistics(BaseModel):
     waiting: by part, the records that it has not taken up, at its last report; null where it reported none of late.
     waiting_by_partition: of the part `stream`, where any do. behind: the parts that do not keep up.
     labelled: of each version; labelled_hours: of each version and hour, the newest first; labelled_classes: of the
-    newest version, by what is true; labelled_slices: of that one, by slice. All of the newest 100,000 predictions of a
-    week at most.
+    newest version, by what is true; labelled_slices: of each version and slice. All of what the stream answered in 30
+    days: of the newest 100,000 answers with a label and as many without.
     """
 
     application: str

@@ -17,14 +17,14 @@ MOST_VALUES = 20
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """Of some predictions. labelled, unlabelled: whose truth is known, or not. correct: of those labelled. numbers:
-    labelled ones that are numbers. errors: how many have an error. error: the sum of those."""
+    labelled ones that are numbers. error, squares: the sums of their errors and of the errors' squares."""
 
     labelled: int = 0
     unlabelled: int = 0
     correct: int = 0
     numbers: int = 0
-    errors: int = 0
     error: float = 0.0
+    squares: float = 0.0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic_core import to_json
@@ -20,6 +21,7 @@ from batch_layer.recompute import recompute
 from batch_layer.withdrawals import Choice, restore, withdraw
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, HeldBack
 from deeplambda.loading import pack_application
@@ -220,6 +222,13 @@ def test_a_days_events_are_measured_in_numbers_that_can_be_counted(
     assert figures["delay_s", "event to broker, p99"][1] == 8
     kept = spark.table(f"lake.{service.name}.data_quality").where("subject = 'events'")
     assert kept.count() == len(measured.measures)
+    assert figures["unreadable", None] == (0, 2)
+
+    store, (file, *_) = ObjectStore(service.settings), spark.table(f"lake.{service.name}.events.files").collect()
+    key = urlsplit(file.file_path).path.removeprefix("/")
+    store.put(key, b"cut off")
+    (unreadable,) = measure_day(spark, service.settings, packed, at.date()).measures
+    assert (unreadable.measure, unreadable.value, unreadable.rows) == ("unreadable", 0.5, 2), "one of two is cut off"
     assert measure_events(spark, service.settings, packed) == [], (
         "a day that has not ended is not taken for a whole one"
     )

@@ -9,10 +9,12 @@ import pytest
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
 from rich.console import Console
+from sqlalchemy import select
 
 from batch_layer.console import PipelineConsole
 from batch_layer.label_quality import measure_generation
 from batch_layer.lineage import lineage
+from batch_layer.live_answers import Label, LiveAnswers
 from batch_layer.pipeline import run_pipeline
 from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
 from batch_layer.raw_objects import raw_key
@@ -25,7 +27,11 @@ from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.state import registry
 from deeplambda.state.card import Card
 from deeplambda.state.kept_rows import decode_payload
+from deeplambda.state.tables import LIVE_ANSWERS
+from serving_layer.views.realtime import store
+from serving_layer.views.rows import of_prediction
 from tests.integration.test_sources import Bench
+from tests.integration.test_views import prediction
 
 SENT = datetime(2026, 1, 1, tzinfo=UTC)
 """The broker's time of the first event; each comes a minute after the one before."""
@@ -173,6 +179,18 @@ def test_what_is_withdrawn_after_a_data_set_was_pinned_counts_for_the_next_one(b
         shards = prepare(bench.spark, bench.settings, bench.packed, dataset)
         assert xs_of(bench, shards, "train").keys() - {*range(100, 140)} == expected
 
+    store(
+        mysql.engine(bench.settings, "views"),
+        [of_prediction(prediction(f"event-{n}", n, application=bench.name)) for n in range(2)],
+    )
+    known = [Label(f"event-{n}", "yes", SENT + n * timedelta(minutes=1)) for n in range(2)]
+    LiveAnswers(engine, bench.name).take(known, bench.packed.load().objective)
+    wrong = Choice(topic="labels", where="event_id = 'event-0'")
+    assert withdraw(bench.spark, engine, bench.name, wrong, who="ada", why="a test rig was live")
+    with engine.connect() as connection:
+        rows = connection.execute(select(LIVE_ANSWERS).where(LIVE_ANSWERS.c.application == bench.name))
+        assert {row.event_id: row.label for row in rows} == {"event-0": None, "event-1": "yes"}
+
 
 def shards_of(bench: Bench, card: Card) -> set[tuple[str, int, str]]:
     """Split, partition and hash of each shard that a version was trained on or judged by."""
@@ -191,6 +209,7 @@ def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: 
 
     archive, first = Archive(bench), run()
     assert first.rows == {"train": {"examples": 40}, "test": {"examples": 10}}
+    archive.events({f"old-{n}": 300 + n for n in range(30)})
     archive.events({"of-test": 205} | {f"event-{n}": n for n in range(20)})
     archive.labels({f"event-{n}": "yes" for n in range(10)} | {"of-test": "yes"})
     second = run()
@@ -213,6 +232,13 @@ def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: 
     assert third.rows["train"] == {"examples": 40, "events": 15}, "what was recent is learned from, of-test never"
     assert third.rows["recent"] == {"events": 5}
     assert third.parent is None
+    archive.labels({f"old-{n}": "no" for n in range(30)})
+    grown = data_set(bench.spark, bench.packed).labelled_events
+    assert grown is not None
+    assert (grown.events, grown.recent) == (51, 5), "a fifth would be eleven, of which the third has learned from six"
+    assert grown.recent_from == third.recent_from
+    rest = Choice(topic="labels", where="event_id LIKE 'old-%'")
+    withdraw(bench.spark, mysql.engine(bench.settings, "platform"), bench.name, rest, who="ada", why="said enough")
 
     with pytest.raises(BadInput, match="has no champion"):
         run("champion")

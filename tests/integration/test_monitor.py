@@ -1,7 +1,8 @@
-"""Drift through real Kafka: windows are kept, and a change of what events are like is told with its evidence."""
+"""The monitor through real Kafka: windows are kept, a change of what events are like is told with its evidence, and
+live accuracy is of what the stream answered."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -11,15 +12,22 @@ from sqlalchemy import select
 from batch_layer.gate import promote
 from batch_layer.monitor import watch
 from batch_layer.publish import publish_run
+from batch_layer.withdrawals import hide
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, create_topics
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
+from deeplambda.records.predictions import Prediction
 from deeplambda.service.loops import LoopStatus
-from deeplambda.state.tables import DRIFT_WINDOWS, REALTIME_PREDICTIONS
+from deeplambda.state.tables import DRIFT_WINDOWS
+from serving_layer.query_service.statistics import statistics
+from serving_layer.views.realtime import store
+from serving_layer.views.rows import of_prediction
+from serving_layer.views.trim import GRACE, trim
 from tests.integration.blobs import CENTRES, lifecycle, prepared_data_set, train_blobs
+from tests.integration.test_views import prediction, show
 from tests.traffic import eventually
 
 WINDOW = 200
@@ -80,27 +88,51 @@ def test_a_change_of_inputs_is_told_once_with_its_evidence(watched: Settings) ->
     assert sum(fact["window"]["to_offsets"].values()) - sum(fact["window"]["from_offsets"].values()) >= WINDOW
 
 
+def stored(settings: Settings, predictions: Iterable[Prediction]) -> None:
+    store(mysql.engine(settings, "views"), [of_prediction(each) for each in predictions])
+
+
+def send_labels(settings: Settings, labels: dict[str, str]) -> None:
+    with Publisher(settings) as publisher:
+        for event_id, label in labels.items():
+            publisher.send(topics.labels(settings.applications[0]), event_id, {"event_id": event_id, "label": label})
+
+
 def test_answers_that_are_wrong_more_often_are_told_when_their_labels_come(watched: Settings) -> None:
-    (name,) = watched.applications
-    rows, moment = range(10_000, 10_000 + 4 * WINDOW), now()
-    made = [
-        {
-            "application": name,
-            "event_id": f"event-{n}",
-            "kafka_partition": 0,
-            "kafka_offset": n,
-            "occurred_at": moment,
-            "received_at": moment,
-            "predicted_at": moment,
-            "stored_at": moment,
-            "model_version": 1,
-            "prediction": "a",
-        }
-        for n in rows
-    ]
-    with mysql.engine(watched, "views").begin() as connection:
-        connection.execute(REALTIME_PREDICTIONS.insert(), made)
-    with Publisher(watched) as publisher:
-        for n in rows:
-            publisher.send(topics.labels(name), f"event-{n}", {"event_id": f"event-{n}", "label": "abc"[n % 3]})
+    (name,), rows = watched.applications, range(10_000, 10_000 + 4 * WINDOW)
+    stored(watched, (prediction(f"event-{n}", n, application=name, prediction="a") for n in rows))
+    send_labels(watched, {f"event-{n}": "abc"[n % 3] for n in rows})
     assert eventually(lambda: True in windows(watched, "accuracy"), timeout_s=60)
+
+
+def test_live_accuracy_is_of_what_each_version_answered_then(watched: Settings) -> None:
+    (name,) = watched.applications
+
+    def figures() -> dict[int, tuple[int, int | None, int]]:
+        found = statistics(mysql.engine(watched, "analyst"), name).labelled
+        return {each.model_version: (each.rows, each.correct, each.unlabelled) for each in found}
+
+    def answer(n: int, version: int, **facts: object) -> Prediction:
+        known = {"application": name, "kafka_partition": 1, "model_version": version, "prediction": "a"}
+        return prediction(f"live-{n}", n, **known | facts)
+
+    send_labels(watched, {"live-0": "a"})  # its answer comes later
+    stored(watched, [answer(n, version=7) for n in range(1, 10)])
+    send_labels(watched, {f"live-{n}": "b" if n == 8 else "a" for n in range(1, 9)} | {"live-9": "maybe"})
+    send_labels(watched, {"live-1": "NaN"})
+    stored(watched, [answer(0, version=7)])
+    assert eventually(lambda: figures().get(7) == (9, 8, 1)), (figures(), "'maybe' and 'NaN' say nothing")
+
+    stored(watched, [answer(n, version=8) for n in range(10, 20)])
+    stored(watched, [answer(19, version=9, replayed=True)])
+    show(mysql.engine(watched, "views"), name, GRACE, p1=100)
+    assert trim(mysql.engine(watched, "views"), name) == 20, (
+        "the batch view has absorbed them, whatever it says of them"
+    )
+    send_labels(watched, {"live-8": "a", "live-9": "b"} | {f"live-{n}": "a" for n in range(10, 14)} | {"live-19": "a"})
+    assert eventually(lambda: figures().get(8) == (4, 4, 5)), (figures(), "a backfill's is no live answer")
+    assert 9 not in figures()
+    assert figures()[7] == (10, 9, 0), "a newer label takes the place of the one before"
+
+    hide(mysql.engine(watched, "platform"), name, iter(["live-8"]))
+    assert figures()[7] == (9, 8, 0), "what is withdrawn counts no more"

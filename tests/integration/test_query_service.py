@@ -2,23 +2,31 @@
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import urllib3
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, select
 
+from batch_layer import live_answers
+from batch_layer.live_answers import Label, LiveAnswers
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.state.tables import RECENT_PREDICTIONS
+from deeplambda.objective import Classification, Objective, Regression
+from deeplambda.records.predictions import Prediction
+from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS, SHOWN_HORIZONS
 from serving_layer.query_service.messages import Answer, Applications, Health, Models, Problem, Query, Statistics
 from serving_layer.query_service.openapi import document
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.statistics import statistics
+from serving_layer.views.realtime import store
+from serving_layer.views.rows import of_prediction
+from serving_layer.views.trim import GRACE, trim
+from tests.integration.test_views import prediction, show
 from tests.traffic import eventually
 
 ENDLESS = (
@@ -243,34 +251,53 @@ def test_the_page_loads_nothing_from_elsewhere(service: Service) -> None:
 HOUR = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
+def answered(stack: Settings, predictions: Iterable[Prediction], labels: Mapping[str, str], truth: Objective) -> None:
+    """Have the views store what the stream answered, and the monitor take labels, twice."""
+    rows = [of_prediction(each) for each in predictions]
+    store(mysql.engine(stack, "views"), rows)
+    answers = LiveAnswers(mysql.engine(stack, "platform"), rows[0].application)
+    for _ in range(2):
+        answers.take([Label(event_id, label, now()) for event_id, label in labels.items()], truth)
+
+
 @pytest.fixture
-def labelled(stack: Settings) -> Iterator[str]:
-    application, engine = f"own_{uuid.uuid4().hex[:8]}", mysql.engine(stack, "views")
-    rows = [
-        {
-            "application": application,
-            "event_id": f"{n:03}",
-            "kafka_partition": 0,
-            "kafka_offset": n,
-            "occurred_at": HOUR + timedelta(minutes=n),
-            "predicted_at": now(),
-            "model_version": 3,
-            "prediction": "7",
-            "confidence": 0.9,
-            "slices": f'{{"shop":"{"a" if n < 70 else "b"}"}}',
-            "label": None if n >= 100 else "7" if n < 90 else "1",  # so of the second hour 30 of 40 are right
-        }
+def name(stack: Settings) -> Iterator[str]:
+    """An application's that only the tables know."""
+    made = f"own_{uuid.uuid4().hex[:8]}"
+    yield made
+    with mysql.engine(stack, "platform").begin() as connection:
+        for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS, SHOWN_HORIZONS):
+            connection.execute(delete(table).where(table.c.application == made))
+
+
+@pytest.fixture
+def labelled(stack: Settings, name: str) -> str:
+    """Of version 3's answers 90 of 100 are right, and 20 wait for a label; of version 2's one of ten is."""
+    predictions = [
+        prediction(
+            f"{n:03}",
+            n,
+            application=name,
+            occurred_at=HOUR + timedelta(minutes=n),
+            model_version=3,
+            slices={"shop": "a" if n < 70 else "b"},
+        )
         for n in range(120)
     ]
-    with engine.begin() as connection:
-        connection.execute(insert(RECENT_PREDICTIONS), rows)
-    yield application
-    with engine.begin() as connection:
-        connection.execute(delete(RECENT_PREDICTIONS).where(RECENT_PREDICTIONS.c.application == application))
+    predictions += [
+        prediction(f"old-{n}", 200 + n, application=name, occurred_at=HOUR, model_version=2, slices={"shop": "a"})
+        for n in range(10)
+    ]
+    labels = {f"{n:03}": "7" if n < 90 else "1" for n in range(100)}  # so of the second hour 30 of 40 are right
+    labels |= {"100": "NaN", "101": "maybe"} | {f"old-{n}": "7" if n == 0 else "1" for n in range(10)}
+    answered(stack, predictions, labels, truth := Classification("0123456789"))
+    LiveAnswers(mysql.engine(stack, "platform"), name).take([Label("102", "7", now() + timedelta(hours=1))], truth)
+    return name
 
 
 def test_live_accuracy_comes_with_its_interval(stack: Settings, labelled: str) -> None:
-    (version,) = statistics(mysql.engine(stack, "analyst"), labelled).labelled
+    version, before = statistics(mysql.engine(stack, "analyst"), labelled).labelled
+    assert (before.model_version, before.rows, before.correct, before.unlabelled) == (2, 10, 1, 0)
     assert (version.model_version, version.rows, version.correct, version.accuracy) == (3, 100, 90, 0.9)
     assert version.interval_95 == pytest.approx((0.8256, 0.9448), abs=1e-4)
     assert version.unlabelled == 20
@@ -278,8 +305,8 @@ def test_live_accuracy_comes_with_its_interval(stack: Settings, labelled: str) -
 
 def test_live_accuracy_is_told_by_hour_and_by_class(stack: Settings, labelled: str) -> None:
     found = statistics(mysql.engine(stack, "analyst"), labelled)
-    hours = [(each.hour, each.rows, each.correct, each.unlabelled) for each in found.labelled_hours]
-    assert hours == [(HOUR + timedelta(hours=1), 40, 30, 20), (HOUR, 60, 60, 0)]
+    hours = [(each.model_version, each.hour, each.rows, each.correct, each.unlabelled) for each in found.labelled_hours]
+    assert hours == [(3, HOUR + timedelta(hours=1), 40, 30, 20), (3, HOUR, 60, 60, 0), (2, HOUR, 10, 1, 0)]
     classes = [(each.label, each.rows, each.accuracy) for each in found.labelled_classes]
     assert classes == [("7", 90, 1.0), ("1", 10, 0.0)]
 
@@ -289,5 +316,30 @@ def test_live_accuracy_is_told_by_declared_slice(stack: Settings, labelled: str)
     assert [(each.slice, each.model_version, each.rows, each.correct, each.unlabelled) for each in found] == [
         ("shop=a", 3, 70, 70, 0),
         ("shop=b", 3, 30, 20, 20),
+        ("shop=a", 2, 10, 1, 0),
     ]
     assert found[1].interval_95 == pytest.approx((0.4878, 0.8077), abs=1e-4)
+
+
+def test_of_numbers_the_mean_error_comes_with_its_interval(stack: Settings, name: str) -> None:
+    hours = [prediction(f"{n}", n, application=name, prediction=str(n), value=float(n)) for n in range(12)]
+    errors = [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    answered(stack, hours, {f"{n}": f"{n - error}" for n, error in enumerate(errors)} | {"10": "NaN"}, Regression())
+    (version,) = statistics(mysql.engine(stack, "analyst"), name).labelled
+    assert (version.rows, version.unlabelled, version.accuracy, version.mean_absolute_error) == (10, 2, None, 5.5)
+    assert version.error_interval_95 == pytest.approx((3.334, 7.666), abs=1e-3)
+
+
+def test_of_answers_the_newest_are_kept_with_a_label_and_without(
+    stack: Settings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_answers, "LIVE_ANSWERS_KEPT", 3)
+    began, views, platform = now(), mysql.engine(stack, "views"), mysql.engine(stack, "platform")
+    made = [prediction(f"{n}", n, application=name, predicted_at=began + timedelta(seconds=n)) for n in range(10)]
+    answered(stack, made, {f"{n}": "7" for n in range(5)}, Classification("0123456789"))
+    show(views, name, GRACE, p0=10)
+    assert trim(views, name) == 10
+    LiveAnswers(platform, name).forget_oldest()
+    with platform.connect() as connection:
+        kept = connection.scalars(select(LIVE_ANSWERS.c.event_id).where(LIVE_ANSWERS.c.application == name))
+        assert set(kept) == {"2", "3", "4", "7", "8", "9"}

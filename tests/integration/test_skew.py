@@ -1,18 +1,26 @@
-"""Skew between stream and batch, over real Kafka and a real archive."""
+"""What upkeep measures once a day, over real Kafka and a real archive: skew between stream and batch, and quality."""
 
+import threading
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
+from sqlalchemy import select
 
-from batch_layer.skew import measure
+from batch_layer import event_quality
+from batch_layer.upkeep import keep_up
+from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, create_topics
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.answers import answers
 from deeplambda.records.predictions import Prediction
+from deeplambda.service.loops import LoopStatus
+from deeplambda.state.tables import SKEW
 from examples.digits.application import Digits
 from tests.integration.own_model_service import OwnService, drawn, fp32_outputs, model_of
 from tests.integration.test_recompute import archive
@@ -21,8 +29,24 @@ from tests.traffic import digit_event
 EVENTS = 40
 
 
-def test_what_the_stream_said_otherwise_is_counted_by_version_and_field(
-    stack: Settings, spark: SparkSession, tmp_path: Path
+class OneRound(LoopStatus):
+    """Stops the loop after its first round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stop = threading.Event()
+
+    def working(self, **details: object) -> None:
+        super().working(**details)
+        self.stop.set()
+
+    def waiting(self, why: str) -> None:
+        super().waiting(why)
+        self.stop.set()
+
+
+def test_once_a_day_stream_and_batch_are_compared_and_the_days_that_have_ended_are_measured(
+    stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, model = OwnService(stack, tmp_path), model_of(1)
     create_topics(service.settings)
@@ -50,9 +74,17 @@ def test_what_the_stream_said_otherwise_is_counted_by_version_and_field(
                 scores=found.scores_N[n],
             )
             publisher.send(topics.predictions(service.name), said.event_id, said)
-    skew = {
-        each.field: (each.version, each.compared, each.different, each.examples)
-        for each in measure(spark, service.settings, service.name)
-    }
+
+    monkeypatch.setattr(event_quality, "now", lambda: moment + timedelta(days=1))  # so that the events' day has ended
+    own = service.settings.model_copy(update={"applications": (service.name,), "maintain_every_s": 1})
+    keep_up(spark, own, status := OneRound(), status.stop)
+    assert status.waits_for is None
+    with mysql.engine(stack, "analyst").connect() as connection:
+        rows = connection.execute(select(SKEW).where(SKEW.c.application == service.name)).all()
+    skew = {row.field: (row.version, row.compared, row.different, row.examples) for row in rows}
     assert skew["prediction"] == (version, EVENTS, 1, ["event-7"])
     assert {skew[field][2] for field in ("confidence", "value", "scores", "refused")} == {0}
+    measured = spark.table(f"lake.{service.name}.data_quality").where("subject = 'events'").collect()
+    figures = {(row.day, row.measure): (row.value, row["rows"]) for row in measured}
+    assert figures[moment.date(), "refused"] == (0, EVENTS)
+    assert figures[moment.date(), "unreadable"] == (0, 1)

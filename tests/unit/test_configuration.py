@@ -113,6 +113,7 @@ def test_replacing_a_private_file_keeps_it_private(tmp_path: Path) -> None:
         ("realtime_predictions", "SELECT, INSERT, UPDATE, DELETE"),
         ("recent_predictions", "SELECT, INSERT, UPDATE, DELETE"),
         ("outbox", "SELECT, UPDATE"),
+        ("live_answers", "SELECT, INSERT"),
         ("horizons", "SELECT"),
     ],
 )

@@ -101,7 +101,7 @@ def views_rights(table: str) -> str:
     """What the account `views` may do with `table`."""
     if table in _VIEWS_WRITE or table.startswith("recent_"):
         return "SELECT, INSERT, UPDATE, DELETE"
-    return "SELECT, UPDATE" if table == "outbox" else "SELECT"
+    return {"outbox": "SELECT, UPDATE", "live_answers": "SELECT, INSERT"}.get(table, "SELECT")
 
 
 def _tables(cursor: Cursor, database: str) -> list[str]:

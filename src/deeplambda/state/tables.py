@@ -1,6 +1,7 @@
 """MySQL's tables: recent data, and the state that the layers share."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +36,8 @@ _NAME = String(64, collation="utf8mb4_bin")
 _LENGTHS = {"event_id": 128, "prediction": PREDICTION_LIMIT}
 LABEL_LIMIT = 255
 """Characters of a label in MySQL."""
-_KEYS = ("event_id",)
+LIVE_ANSWERS_KEPT, LIVE_ANSWERS_KEPT_FOR = 100_000, timedelta(days=30)
+"""Rows of `live_answers` of an application that have a label, and as many that wait for one; and for how long."""
 _TYPES: Mapping[pa.DataType, type[TypeEngine[Any]]] = {
     pa.int32(): Integer,
     pa.int64(): BigInteger,
@@ -44,10 +46,10 @@ _TYPES: Mapping[pa.DataType, type[TypeEngine[Any]]] = {
 }
 
 
-def _prediction_columns() -> list[Column[Any]]:
+def _prediction_columns(keys: Collection[str] = ("event_id",)) -> list[Column[Any]]:
     columns: list[Column[Any]] = [Column("application", _NAME, primary_key=True)]
     for field in VIEW_SCHEMA:
-        is_key = field.name in _KEYS
+        is_key = field.name in keys
         kind: TypeEngine[Any]
         if field.type != pa.string():
             kind = _TYPES[field.type]()
@@ -86,6 +88,16 @@ RECENT_PREDICTIONS = Table(
     *_prediction_columns(),
     Column("label", String(LABEL_LIMIT), comment="ground truth, where it has arrived"),
     Index("recent_by_time", "application", "occurred_at"),
+)
+LIVE_ANSWERS = Table(
+    "live_answers",
+    SCHEMA,
+    *(column for column in _prediction_columns(("event_id", "model_version")) if column.name != "scores"),
+    Column("label", String(LABEL_LIMIT), comment="ground truth that has passed, as the objective writes it"),
+    Column("labelled_at", UtcDateTime, comment="the broker's time stamp of the label"),
+    Column("correct", Boolean, comment="whether the label says the same; of numbers there is an error"),
+    Column("error", Double, comment="of numbers, how far the label is off"),
+    Index("live_answers_by_label", "application", "labelled_at", "predicted_at"),
 )
 RECENT_MODEL_METRICS = Table(
     "recent_model_metrics",
