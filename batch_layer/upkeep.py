@@ -215,6 +215,7 @@ def _pinned_by_state(connection: Connection, application: str, table: str) -> se
         "examples": {card.snapshot for card in cards},
         "events": {visible.events_snapshot, *(card.events_snapshot for card in cards)},
         "labels": {card.labels_snapshot for card in cards},
+        "withdrawals": {card.withdrawals_snapshot for card in cards},
         "predictions": {visible.horizon.snapshot},
     }
     return {snapshot for snapshot in named.get(table, ()) if snapshot is not None}

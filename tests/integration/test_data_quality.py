@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
 from rich.console import Console
 from sqlalchemy import Engine, insert, select
+from typer.testing import CliRunner
 
 from batch_layer import held_rows
 from batch_layer.console import PipelineConsole
@@ -56,6 +58,13 @@ def points(name: str, rows: int, label: str | None = None) -> str:
     return HEADER + "".join(
         f"{name}-{n},{x},{n % 7 / 7},{label or ('yes' if x > 0 else 'no')}\n" for n, x in enumerate(xs)
     )
+
+
+def said(commands: typer.Typer, *words: str) -> str:
+    """What a command prints, in one line."""
+    done = CliRunner().invoke(commands, words, env={"COLUMNS": "240"}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
 
 
 def quality(bench: Bench) -> list[dict[str, Any]]:

@@ -1,0 +1,92 @@
+"""Rows that a person takes back are learned from no more: not by weights that are handed on, nor by a generation that
+had pinned them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+from rich.console import Console
+
+from batch_layer.commands import data
+from batch_layer.console import PipelineConsole
+from batch_layer.gate import promote
+from batch_layer.pipeline import train_and_publish
+from batch_layer.prepare import data_set, prepare
+from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import create_topics
+from deeplambda.adapters.lake import current_snapshot
+from deeplambda.config import Settings
+from deeplambda.state import generation_store, registry
+from deeplambda.state.card import Card
+from deeplambda.state.generation_store import Generation
+from tests.integration.test_data_quality import SOURCES, points, said
+from tests.integration.test_labelled_events import Archive
+from tests.integration.test_sources import Bench
+
+SPACE = """
+    from deeplambda.application import LogUniform
+    search_space = {"learning_rate": LogUniform(0.05, 0.2)}"""
+WELL, BADLY = {"epochs": 30, "learning_rate": 0.1}, {"epochs": 1, "learning_rate": 0.001}
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def bench(spark: SparkSession, stack: Settings, tmp_path: Path) -> Bench:
+    """With labelled events, and champion 1, which has not seen them."""
+    bench = Bench(spark, stack, tmp_path)
+    bench.write("x: float\n    y: float", SOURCES + SPACE)
+    bench.put(a__csv=points("a", 80), test_of_t__csv=points("t", 80))
+    bench.ingest()
+    trained(bench, WELL)
+    promote(bench.settings, bench.packed, 1)
+    create_topics(bench.settings.model_copy(update={"applications": (bench.name,)}))
+    archive = Archive(bench)
+    archive.events({f"event-{n}": n % 40 - 19.5 for n in range(100)})
+    archive.labels({f"event-{n}": "yes" if n % 40 > 19 else "no" for n in range(60)})
+    return bench
+
+
+def trained(bench: Bench, overrides: dict[str, Any], init_from: str | None = None, snapshot: int | None = None) -> Card:
+    """A version of the rows that count, or of a snapshot and the labelled events."""
+    dataset = data_set(bench.spark, bench.packed, snapshot)
+    prepare(bench.spark, bench.settings, bench.packed, dataset)
+    work = (bench.spark, bench.settings, bench.packed, dataset, overrides, PipelineConsole(QUIET))
+    return train_and_publish(*work, init_from=init_from)
+
+
+def newest(bench: Bench) -> tuple[Generation, Card]:
+    """The last generation, and the version that it ended with."""
+    with mysql.engine(bench.settings, "platform").connect() as connection:
+        generation = generation_store.newest(connection, bench.name)
+        assert generation is not None
+        assert generation.version is not None
+        return generation, registry.published_card(connection, bench.name, generation.version)
+
+
+def test_a_rollback_names_the_heirs_of_what_it_takes_back_and_has_them_replaced_by_clean_weights(bench: Bench) -> None:
+    before = current_snapshot(bench.spark, f"lake.{bench.name}.examples")
+    assert before is not None
+    bench.put(b__csv=points("b", 80))
+    bench.ingest()
+    wrong = current_snapshot(bench.spark, f"lake.{bench.name}.examples")
+    assert trained(bench, BADLY).version == 2
+    promote(bench.settings, bench.packed, 2, force=True)
+    heir = trained(bench, BADLY, init_from="2", snapshot=before)
+    assert (heir.version, heir.snapshot) == (3, before), "its own rows are those of before"
+
+    names = (
+        f"{bench.name}/2 learned from it, the champion: 'deeplambda model rollback {bench.name}' {bench.name}/3 learned"
+    )
+    assert names in said(data, "impact", str(bench.home), str(wrong))
+    told = said(data, "rollback", str(bench.home), "--to", str(before), "--why", "they were wrong", "--retrain")
+    assert f"{bench.name} has the examples of snapshot {before}; 80 rows count no more" in told
+    assert names in told
+    generation, card = newest(bench)
+    assert (generation.state, generation.cause) == ("promoted", "person")
+    assert generation.why == "data rolled back: they were wrong"
+    assert (card.version, card.dataset, card.init_from) == (4, heir.dataset, f"{bench.name}/1")
+    assert generation.verdict == (
+        f"the gate let it through; it began from {bench.name}/1, not from champion 2, which learned from what was "
+        "taken back"
+    )
