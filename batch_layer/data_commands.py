@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import DownloadColumn
@@ -14,6 +14,8 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
+from deeplambda.loading import PackedApplication
+from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
 from deeplambda.state.data_changes import changes, operator
@@ -23,6 +25,7 @@ app = typer.Typer(no_args_is_help=True)
 Snapshot = Annotated[int, typer.Argument(help="a number from 'deeplambda data history'")]
 Branch = Annotated[str, typer.Argument(help="the branch that ingest, or 'deeplambda data history', names")]
 Why = Annotated[str, typer.Option("--why", help="the reason, which is kept")]
+Retrain = Annotated[bool, typer.Option("--retrain", help="begin a generation: train and offer a version without them")]
 Who = Annotated[str | None, typer.Option("--who", help="who says so; default: the account that runs the command")]
 
 
@@ -148,13 +151,12 @@ def data_rollback(
     to: Annotated[int, typer.Option("--to", help="a snapshot from 'deeplambda data history'")],
     why: Why,
     who: Who = None,
-    retrain: Annotated[bool, typer.Option("--retrain", help="train and offer a version without those rows")] = False,
+    retrain: Retrain = False,
 ) -> None:
     """Have an earlier snapshot of the examples count again, and name the models that learned from what goes.
 
     No row is lost: the same command leads back. The next ingest passes over the rows that were taken back.
     """
-    from batch_layer import generation_commands
     from batch_layer.data_history import roll_back
 
     settings, packed = packed_application(application)
@@ -167,10 +169,7 @@ def data_rollback(
         soft_wrap=True,
     )
     _name_versions(settings, packed.name, change.versions)
-    if retrain:
-        generation_commands.start(settings, packed, "person", f"data rolled back: {why}", console, lambda: spark)
-    elif change.versions:
-        console.print(f"to replace them: deeplambda batch generations {packed.name} --start")
+    _replace(settings, packed, spark, change, retrain=retrain)
 
 
 @app.command("publish")
@@ -213,6 +212,7 @@ def data_withdraw(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say how many, and name some")] = False,
     recompute: Annotated[bool, typer.Option(help="take them out of the batch view at once")] = True,
+    retrain: Retrain = False,
 ) -> None:
     """Have events or labels that were sent in error count no more; all that is given must hold of them.
 
@@ -250,6 +250,7 @@ def data_withdraw(
         with console.status("taking them out of the batch view"):
             published = recompute_view(spark, settings, packed)
         console.print(f"the batch view has {published.rows:,} predictions without them")
+    _replace(settings, packed, spark, change, retrain=retrain)
 
 
 @app.command("restore")
@@ -287,6 +288,17 @@ def _name_versions(settings: Settings, application: str, versions: list[int]) ->
         console.print(f"{application}/{version} learned from it{serves}", soft_wrap=True)
     if not versions:
         console.print("no model learned from it")
+
+
+def _replace(settings: Settings, packed: PackedApplication, spark: Any, change: DataChanged, *, retrain: bool) -> None:
+    """Have a generation replace the versions that learned from what counts no more, or say how."""
+    from batch_layer import generation_commands
+
+    if retrain:
+        why = f"data {change.kind.replace('_', ' ')}: {change.why}"
+        generation_commands.start(settings, packed, "person", why, console, lambda: spark)
+    elif change.versions:
+        console.print(f"to replace them: deeplambda batch generations {packed.name} --start")
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -7,6 +7,7 @@ ingests it has, and a card's snapshot, which upkeep keeps, says for ever what it
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache, partial
 from typing import NamedTuple
 
 from pyspark.sql import DataFrame, SparkSession
@@ -14,9 +15,10 @@ from pyspark.sql import functions as F
 from sqlalchemy import Engine
 
 from batch_layer import held_rows
+from batch_layer.lineage import that_learned
 from batch_layer.newest import content_hash, newest_examples
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import current_snapshot, read_snapshot
+from deeplambda.adapters.lake import current_snapshot, has_snapshot, read_snapshot
 from deeplambda.errors import BadInput, Conflict
 from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import registry
@@ -120,20 +122,16 @@ def difference(spark: SparkSession, application: str, one: int, other: int) -> l
 
 
 def versions_that_saw(spark: SparkSession, application: str, times: set[datetime], cards: Iterable[Card]) -> list[int]:
-    """The versions whose snapshot has rows that were ingested at one of these times."""
-    there = {
-        row.snapshot_id for row in spark.sql(f"SELECT snapshot_id FROM lake.{application}.examples.snapshots").collect()
-    }
-    by_snapshot: dict[int, bool] = {}
-    versions = []
-    for card in cards:
-        if card.snapshot not in there or not times:
-            continue
-        if card.snapshot not in by_snapshot:
-            by_snapshot[card.snapshot] = bool(times & _times(spark, application, card.snapshot))
-        if by_snapshot[card.snapshot]:
-            versions.append(card.version)
-    return versions
+    """The versions whose snapshot has rows that were ingested at one of these times, or whose weights began from such
+    a version's."""
+    saw = cache(partial(has_rows_of, spark, application, times))
+    return that_learned(cards, lambda card: saw(card.snapshot))
+
+
+def has_rows_of(spark: SparkSession, application: str, times: set[datetime], snapshot: int) -> bool:
+    """Whether a snapshot, if the lake still has it, has rows that were ingested at one of these times."""
+    there = bool(times) and has_snapshot(spark, f"lake.{application}.examples", snapshot)
+    return there and bool(times & _times(spark, application, snapshot))
 
 
 def impact(spark: SparkSession, application: str, snapshot: int, cards: Iterable[Card]) -> list[int]:
@@ -234,7 +232,7 @@ def drop_held(spark: SparkSession, engine: Engine, application: str, branch: str
 def check(spark: SparkSession, application: str, snapshot: int) -> None:
     """Raises: BadInput when `examples` has no such snapshot, or no longer."""
     table = _examples(spark, application)
-    if not spark.sql(f"SELECT 1 FROM {table}.snapshots WHERE snapshot_id = {snapshot}").count():
+    if not has_snapshot(spark, table, snapshot):
         raise BadInput(f"{table} has no snapshot {snapshot}", f"see 'deeplambda data history {application}'")
 
 

@@ -6,20 +6,25 @@
    person asked, who insists by that. A data set that a version was trained on before ends it as well, unless a person
    asked: then the gate is offered that version.
 4. `prepare`: the data set's shards.
-5. `train`: from the champion's weights, with its hyperparameters, and publish the version.
-6. `judge`: offer it to the gate, which may reject it.
-7. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
+5. `tune`, where DEEPLAMBDA_GENERATION_TRIALS asks for it: try hyperparameters, from the champion's on.
+6. `train`: from the champion's weights, with its hyperparameters; from scratch, with the best of the trials. A champion
+   that learned from what was taken back since hands on no weights: one that it replaced does, or none. Publish the
+   version.
+7. `judge`: offer it to the gate, which may reject it. Where some of its data set was taken back meanwhile, it ends as
+   `held`.
+8. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
    their labels decide, or say too little in the time given. Then it is promoted, or rejected.
 Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
-again, so a process may be killed anywhere: the next one ends as it would have. A process that loses the lock, because
-MySQL went away, ends at once, as if it had been killed.
+again, so a process may be killed anywhere: the next one ends as it would have; only where some of the data set was
+taken back meanwhile, it pins another. A process that loses the lock, because MySQL went away, ends at once, as if it
+had been killed.
 """
 
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -36,6 +41,7 @@ from batch_layer.news import News
 from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
 from batch_layer.prepare import DataSet, data_set, is_current
 from batch_layer.shadow_step import shadowed
+from batch_layer.taken_back import TakenBack
 from batch_layer.triggers import MAX_ATTEMPTS, Due
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
@@ -45,6 +51,7 @@ from deeplambda.loading import PackedApplication
 from deeplambda.service.loops import in_one_line
 from deeplambda.state import generation_store as store
 from deeplambda.state import outbox, registry
+from deeplambda.state.card import Card
 from deeplambda.state.generation_store import Generation, generation_lock
 
 _BEAT_S = 5.0
@@ -138,12 +145,24 @@ def _beating(platform: Engine, lock: Connection, generation: Generation) -> Iter
 
 
 class _Data(BaseModel):
-    """What a generation learns from, as its row keeps it. champion: at that moment, which it begins from."""
+    """What a generation learns from, as its row keeps it. champion: at that moment; tainted: whether it learned from
+    what was taken back. parent: the version whose weights training begins from; None: from scratch."""
 
     model_config = ConfigDict(frozen=True)
 
     dataset: DataSet
     champion: int | None
+    tainted: bool = False
+    parent: int | None = None
+
+
+def parent_of(champions: Iterable[Card], tainted: Collection[int], code_version: str) -> int | None:
+    """The version whose weights a training may begin from: the first of the deployed code that is not tainted.
+
+    champions: the one that serves, and those that it replaced. tainted: that learned from what was taken back.
+    """
+    fit = (card for card in champions if card.code_version == code_version and card.version not in tainted)
+    return next((card.version for card in fit), None)
 
 
 class _Work:
@@ -162,7 +181,7 @@ class _Work:
 
     def run(self, generation: Generation) -> Generation:
         generation = self._step(generation, "collect")
-        if generation.data is None or not is_current(self._packed, _Data.model_validate(generation.data).dataset):
+        if generation.data is None or not self._is_of_use(_Data.model_validate(generation.data).dataset):
             generation = self._pinned(generation)
         data = _Data.model_validate(generation.data)
         generation = self._step(generation, "quality")
@@ -177,11 +196,15 @@ class _Work:
         if known is None:
             generation = self._step(generation, "prepare")
             prepare_shards(self._spark, self._settings, self._packed, data.dataset, self._listener)
+            drawn = {}
+            if self._settings.generation_trials and self._packed.load().search_space:
+                generation = self._step(generation, "tune")
+                drawn = self._tuned(data)
             generation = self._step(generation, "train")
-            known = self._trained(data)
+            known = self._trained(data, drawn)
         generation = store.trained(self._platform, generation, known)
         generation = self._step(generation, "judge")
-        return self._judged(generation)
+        return self._judged(generation, data)
 
     def _step(self, generation: Generation, name: str) -> Generation:
         generation = store.step(self._platform, generation, name)
@@ -189,12 +212,24 @@ class _Work:
             outbox.relay(self._platform, publisher)
         return generation
 
+    def _is_of_use(self, dataset: DataSet) -> bool:
+        return is_current(self._packed, dataset) and not self._taken_back().of(dataset)
+
+    def _taken_back(self) -> TakenBack:
+        return TakenBack(self._spark, self._packed.name)
+
     def _pinned(self, generation: Generation) -> Generation:
         with self._listener.working("waiting for the archive to hold the labels that Kafka has"):
             offsets = self._archived_labels(generation.label_offsets)
+        dataset = data_set(self._spark, self._packed)
         with mysql_errors(), self._platform.connect() as connection:
-            champion = registry.champion(connection, self._packed.name)
-        data = _Data(dataset=data_set(self._spark, self._packed), champion=champion.version if champion else None)
+            cards = {card.version: card for card in registry.cards(connection, self._packed.name)}
+            champions = [cards[version] for version in registry.champions(connection, self._packed.name)]
+        champion = champions[0].version if champions else None
+        tainted, parent = self._taken_back().versions(cards.values()), None
+        if self._settings.generation_from == "champion":
+            parent = parent_of(champions, tainted, self._packed.code_version)
+        data = _Data(dataset=dataset, champion=champion, tainted=champion in tainted, parent=parent)
         return store.pin(self._platform, generation, data.model_dump(mode="json"), offsets)
 
     def _unexpected(self, generation: Generation, dataset: DataSet) -> list[str]:
@@ -205,11 +240,12 @@ class _Work:
             return measure_generation(self._spark, self._settings, self._packed, dataset, generation.number, since)
 
     def _version_of(self, dataset: DataSet, before: datetime) -> int | None:
-        """The newest version that was trained on the same rows by the same code before this generation began."""
+        """The newest version that was trained on the same rows by the same code before this generation began, and whose
+        weights did not begin from what was taken back."""
         with mysql_errors(), self._platform.connect() as connection:
             cards = registry.cards(connection, self._packed.name)
-        same = [card.version for card in cards if card.dataset == dataset.id and card.created_at < before]
-        return max(same, default=None)
+        same = {card.version for card in cards if card.dataset == dataset.id and card.created_at < before}
+        return max(same.difference(self._taken_back().versions(cards)), default=None)
 
     def _archived_labels(self, wanted: dict[int, int]) -> dict[int, int]:
         """By partition, the first label that the archive lacks, once that is `wanted` or past it."""
@@ -230,19 +266,39 @@ class _Work:
                 )
             time.sleep(_ARCHIVE_ASKED_S)
 
-    def _trained(self, data: "_Data") -> int:
-        overrides: dict[str, Any] = {}
-        init_from = None
-        if data.champion is not None:
-            with mysql_errors(), self._platform.connect() as connection:
-                champion = registry.published_card(connection, self._packed.name, data.champion)
-            if champion.code_version == self._packed.code_version:
-                overrides = champion.hyperparameters
-                init_from = champion.name if self._settings.generation_from == "champion" else None
+    def _hyperparameters(self, data: _Data) -> dict[str, Any]:
+        """Of the version whose weights, or else whose place, it is to take, where that is of the deployed code."""
+        if (version := data.parent or data.champion) is None:
+            return {}
+        with mysql_errors(), self._platform.connect() as connection:
+            card = registry.published_card(connection, self._packed.name, version)
+        return card.hyperparameters if card.code_version == self._packed.code_version else {}
+
+    def _tuned(self, data: _Data) -> dict[str, Any]:
+        """What the best of the trials drew; those of a process that was killed are gone on with."""
+        from batch_layer.tune import tune  # it brings Ray
+
+        trials, space = self._settings.generation_trials, self._packed.load().search_space
+        before = self._hyperparameters(data)
+        with self._listener.working(f"tuning: {trials} trials"):
+            found = tune(
+                self._settings,
+                self._packed,
+                dataset=data.dataset.id,
+                overrides={name: value for name, value in before.items() if name not in space},
+                first={name: value for name, value in before.items() if name in space},
+                trials=trials,
+            )
+        return found[0].drawn
+
+    def _trained(self, data: _Data, drawn: Mapping[str, Any]) -> int:
+        """drawn: by the best trial. Trials begin from scratch, and so does what they stand for."""
+        init_from = str(data.parent) if data.parent and not drawn else None
+        overrides = {**self._hyperparameters(data), **drawn}
         work = (self._spark, self._settings, self._packed, data.dataset, overrides, self._listener)
         return train_and_publish(*work, init_from=init_from).version
 
-    def _judged(self, generation: Generation) -> Generation:
+    def _judged(self, generation: Generation, data: _Data) -> Generation:
         version = generation.version or 0
         with mysql_errors(), self._platform.connect() as connection:
             promoted_at = registry.last_promoted_at(connection, self._packed.name, version)
@@ -250,14 +306,29 @@ class _Work:
             # else the last process was killed after this
             if promoted_at is None or promoted_at < generation.started_at:
                 verdict = judge(self._settings, self._packed, version)
-                if self._settings.generation_shadow_labels and not verdict.reasons:
+                gone = self._taken_back().of(data.dataset)
+                if self._settings.generation_shadow_labels and not verdict.reasons and not gone:
                     generation = self._step(generation, "shadow")
                     with self._listener.working("a shadow of the champion, until labels of live events decide"):
                         verdict = shadowed(self._settings, self._platform, self._packed, generation, verdict)
+                    gone = self._taken_back().of(data.dataset)
+                if gone:
+                    return store.end(self._platform, generation, "held", f"{gone} while it was under way")
                 who, why = f"generation {generation.number}", f"{generation.cause}: {generation.why}"
                 conclude(self._settings, self._packed.name, verdict, who=who, why=why)
         except UnfitModel as exc:
             return store.end(self._platform, generation, "rejected", exc.message)
         finally:
             append_verdicts(self._spark, self._platform, self._packed.name)
-        return store.end(self._platform, generation, "promoted", "the gate let it through")
+        return store.end(self._platform, generation, "promoted", f"the gate let it through{self._began(data, version)}")
+
+    def _began(self, data: _Data, version: int) -> str:
+        """What a version began from where that is not the champion for what it has learned."""
+        if not data.tainted:
+            return ""
+        with mysql_errors(), self._platform.connect() as connection:
+            began = registry.published_card(connection, self._packed.name, version).init_from
+        return (
+            f"; it began from {began or 'scratch'}, not from champion {data.champion}, which learned from what was "
+            "taken back"
+        )

@@ -1,6 +1,7 @@
-"""Lineage: what a model version was made of, from raw objects to the versions whose weights it began from."""
+"""Lineage: what a model version was made of, from raw objects to the versions whose weights it began from; and which
+versions something has come into."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pydantic import AwareDatetime, BaseModel
 from pyspark.sql import SparkSession
@@ -54,7 +55,12 @@ def lineage(spark: SparkSession, settings: Settings, application: str, version: 
     with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
         card = registry.published_card(connection, application, version)
         parents = list(_parents(connection, card))
-    tables = {"examples": card.snapshot, "events": card.events_snapshot, "labels": card.labels_snapshot}
+    tables = {
+        "examples": card.snapshot,
+        "events": card.events_snapshot,
+        "labels": card.labels_snapshot,
+        "withdrawals": card.withdrawals_snapshot or None,
+    }
     rows = newest_examples(spark, application, card.snapshot).where("label IS NOT NULL")
     objects = rows.groupBy("source", "source_sha256").agg(F.count("*").alias("rows")).persist()
     try:
@@ -76,6 +82,18 @@ def _parents(connection: Connection, card: Card) -> Iterator[str]:
     while card.init_from is not None:
         yield card.init_from
         card = registry.version_named(connection, card.application, card.init_from)
+
+
+def that_learned(cards: Iterable[Card], saw: Callable[[Card], bool]) -> list[int]:
+    """The versions whose own data set had something, and those whose weights began from one of them.
+
+    cards: of one application, the oldest first. saw: whether a version's data set had it.
+    """
+    found: dict[str, int] = {}
+    for card in cards:
+        if card.init_from in found or saw(card):
+            found[card.name] = card.version
+    return list(found.values())
 
 
 def lineage_tree(found: Lineage) -> Tree:

@@ -100,6 +100,7 @@ def _origin(store: ObjectStore, application: str, dataset: str) -> dict[str, Any
         "rows": rows,
         "events_snapshot": events.events_snapshot if events else None,
         "labels_snapshot": events.labels_snapshot if events else None,
+        "withdrawals_snapshot": events.withdrawals_snapshot if events else None,
         "recent_from": events.recent_from if events else None,
     }
 

@@ -219,6 +219,7 @@ def _pinned_by_state(connection: Connection, application: str, table: str) -> se
         "examples": {card.snapshot for card in cards},
         "events": {visible.events_snapshot, *(card.events_snapshot for card in cards)},
         "labels": {card.labels_snapshot for card in cards},
+        "withdrawals": {card.withdrawals_snapshot for card in cards},
         "predictions": {visible.horizon.snapshot, *shown_snapshots(connection, application)},
     }
     return {snapshot for snapshot in named.get(table, ()) if snapshot is not None}

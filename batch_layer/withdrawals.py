@@ -9,9 +9,10 @@ A crash after 2 is mended by doing it again. Whoever sends an event again under 
 """
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache, partial
 from itertools import islice
 
 from pyspark.errors import AnalysisException, ParseException
@@ -20,12 +21,12 @@ from pyspark.sql import functions as F
 from sqlalchemy import Engine, delete, tuple_, update
 
 from batch_layer.counted_events import POSITION, counted_events, counted_labels
+from batch_layer.lineage import that_learned
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import current_snapshot, read_snapshot
+from deeplambda.adapters.lake import current_snapshot, has_snapshot, read_snapshot
 from deeplambda.errors import BadInput
 from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import registry
-from deeplambda.state.card import Card
 from deeplambda.state.data_changes import record_change
 from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
@@ -101,7 +102,9 @@ def withdraw(
     if not (rows := marked.count()):
         return None
     with mysql.mysql_errors(), engine.connect() as connection:
-        versions = _versions_that_saw(spark, application, choice.topic, marked, registry.cards(connection, application))
+        cards = registry.cards(connection, application)
+    saw = cache(partial(has_marked, spark, application, marked))
+    versions = that_learned(cards, lambda card: saw(card.events_snapshot, card.labels_snapshot))
     if choice.topic == "events":
         hide(engine, application, (row.event_id for row in marked.select("event_id").distinct().toLocalIterator()))
     else:
@@ -165,21 +168,20 @@ def _take_back(engine: Engine, application: str, labels: Iterator[Row]) -> None:
             connection.execute(update(LIVE_ANSWERS).where(table.application == application, theirs).values(none))
 
 
-def _versions_that_saw(
-    spark: SparkSession, application: str, topic: str, marked: DataFrame, cards: Iterable[Card]
-) -> list[int]:
-    """The versions whose snapshot of the topic's archive has some of the records."""
-    table, name = f"lake.{application}.{topic}", f"{topic}_snapshot"
-    there = {row.snapshot_id for row in spark.sql(f"SELECT snapshot_id FROM {table}.snapshots").collect()}
-    by_snapshot: dict[int, bool] = {}
-    versions = []
-    for card in cards:
-        snapshot: int | None = getattr(card, name, None)  # a version that was trained on examples alone has none
-        if snapshot is None or snapshot not in there:
-            continue
-        if snapshot not in by_snapshot:
-            rows = read_snapshot(spark, table, snapshot).join(F.broadcast(marked), list(POSITION), "left_semi")
-            by_snapshot[snapshot] = not rows.isEmpty()
-        if by_snapshot[snapshot]:
-            versions.append(card.version)
-    return versions
+def has_marked(
+    spark: SparkSession, application: str, marks: DataFrame, events_snapshot: int | None, labels_snapshot: int | None
+) -> bool:
+    """Whether some of the marked records are labels of a snapshot, or labelled events of one. None, and what the lake
+    no longer has, has none."""
+    found = []
+    for topic, snapshot in (("labels", labels_snapshot), ("events", events_snapshot)):
+        table = f"lake.{application}.{topic}"
+        if snapshot is None or not has_snapshot(spark, table, snapshot):
+            return False
+        found.append(read_snapshot(spark, table, snapshot))
+    labels, events = found
+    of = {topic: F.broadcast(marks.where(F.col("topic") == topic).select(*POSITION)) for topic in ("labels", "events")}
+    if not labels.join(of["labels"], list(POSITION), "left_semi").isEmpty():
+        return True
+    marked = events.join(of["events"], list(POSITION), "left_semi")
+    return not marked.join(labels.select("event_id"), "event_id", "left_semi").isEmpty()

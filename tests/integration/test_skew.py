@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
-from sqlalchemy import select
 
 from batch_layer import event_quality
+from batch_layer.commands import batch
 from batch_layer.upkeep import keep_up
-from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, create_topics
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -20,9 +19,10 @@ from deeplambda.records import topics
 from deeplambda.records.answers import answers
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.loops import LoopStatus
-from deeplambda.state.tables import SKEW
 from examples.digits.application import Digits
+from speed_layer.commands import speed
 from tests.integration.own_model_service import OwnService, drawn, fp32_outputs, model_of
+from tests.integration.test_data_quality import said
 from tests.integration.test_recompute import archive
 from tests.traffic import digit_event
 
@@ -58,7 +58,7 @@ def test_once_a_day_stream_and_batch_are_compared_and_the_days_that_have_ended_a
     archive(spark, service, {event["event_id"]: to_json(event) for event in events})
     with Publisher(service.settings) as publisher:
         for n, event in enumerate(events):
-            said = Prediction(
+            prediction = Prediction(
                 application=service.name,
                 event_id=event["event_id"],
                 kafka_partition=0,
@@ -73,18 +73,19 @@ def test_once_a_day_stream_and_batch_are_compared_and_the_days_that_have_ended_a
                 confidence=found.confidence_N[n],
                 scores=found.scores_N[n],
             )
-            publisher.send(topics.predictions(service.name), said.event_id, said)
-
+            publisher.send(topics.predictions(service.name), prediction.event_id, prediction)
     monkeypatch.setattr(event_quality, "now", lambda: moment + timedelta(days=1))  # so that the events' day has ended
     own = service.settings.model_copy(update={"applications": (service.name,), "maintain_every_s": 1})
     keep_up(spark, own, status := OneRound(), status.stop)
     assert status.waits_for is None
-    with mysql.engine(stack, "analyst").connect() as connection:
-        rows = connection.execute(select(SKEW).where(SKEW.c.application == service.name)).all()
-    skew = {row.field: (row.version, row.compared, row.different, row.examples) for row in rows}
-    assert skew["prediction"] == (version, EVENTS, 1, ["event-7"])
-    assert {skew[field][2] for field in ("confidence", "value", "scores", "refused")} == {0}
     measured = spark.table(f"lake.{service.name}.data_quality").where("subject = 'events'").collect()
     figures = {(row.day, row.measure): (row.value, row["rows"]) for row in measured}
     assert figures[moment.date(), "refused"] == (0, EVENTS)
     assert figures[moment.date(), "unreadable"] == (0, 1)
+    name = service.name
+    shown, told = said(speed, "skew", name), said(batch, "skew", str(service.settings.applications_dir / name))
+    for field in ("confidence", "value", "scores", "refused"):
+        assert f"{version} │ {field} │ {EVENTS} │ 0" in shown
+        assert f"{name}/{version}, {field}: 0 of {EVENTS} events differ" in told
+    assert f"{version} │ prediction │ {EVENTS} │ 1 │ event-7" in shown
+    assert f"{name}/{version}, prediction: 1 of {EVENTS} events differ, such as event-7" in told

@@ -394,6 +394,11 @@ def change_tag(spark: SparkSession, table: str, clause: str) -> None:
     spark.sql(f"ALTER TABLE {table} {clause}")
 
 
+def has_snapshot(spark: SparkSession, table: str, snapshot: int) -> bool:
+    """Whether the table still has a snapshot: upkeep removes those that nothing names."""
+    return not spark.sql(f"SELECT 1 FROM {table}.snapshots WHERE snapshot_id = {snapshot}").isEmpty()
+
+
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
     """The table as of a snapshot."""
     return spark.read.option("versionAsOf", snapshot).table(table)

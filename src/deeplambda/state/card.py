@@ -22,8 +22,9 @@ WEIGHTS, ONNX, STATE, KEPT_ROWS, REFERENCE, CARD = (
 class Card(BaseModel):
     """Which data, which code, which model, when, how long, how sure.
 
-    snapshot: of `lake.<application>.examples`. events_snapshot, labels_snapshot: of those tables; None without labelled
-    events in the data set. recent_from: broker's time, partition and offset of the first event of the split `recent`.
+    snapshot: of `lake.<application>.examples`. events_snapshot, labels_snapshot, withdrawals_snapshot: of those tables;
+    None without labelled events in the data set, the last 0 where nothing was withdrawn. recent_from: broker's time,
+    partition and offset of the first event of the split `recent`.
     rows: of the data set, by split and source: `examples` or `events`. parent: the version whose weights training began
     from; init_from: its name with its application's, as `digits/3`; made_anew: tensors that were not taken from it.
     features: what the model takes. metrics: of the test split. code_sha256: of the zip of the application's sources.
@@ -40,6 +41,7 @@ class Card(BaseModel):
     snapshot: int
     events_snapshot: int | None = None
     labels_snapshot: int | None = None
+    withdrawals_snapshot: int | None = None
     recent_from: tuple[AwareDatetime, int, int] | None = None
     rows: dict[str, dict[str, int]] = {}
     parent: int | None = None

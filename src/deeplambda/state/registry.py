@@ -122,6 +122,16 @@ def champion(connection: Connection, application: str) -> Card | None:
     return None if version is None else published_card(connection, application, version)
 
 
+def champions(connection: Connection, application: str) -> list[int]:
+    """The version that serves and those that it replaced, the newest first, without those that were rolled back."""
+    changes = connection.execute(
+        select(PROMOTIONS.c.version, PROMOTIONS.c.kind)
+        .where(PROMOTIONS.c.application == application)
+        .order_by(PROMOTIONS.c.id)
+    )
+    return _standing((change.version, change.kind) for change in changes)[::-1]
+
+
 def last_promoted_at(connection: Connection, application: str, version: int) -> datetime | None:
     """When a version was last made the champion by a promotion; None when it never was."""
     newest: datetime | None = connection.scalar(

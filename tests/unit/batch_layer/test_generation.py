@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from batch_layer.generation import is_final
+from batch_layer.generation import is_final, parent_of
 from batch_layer.generation_commands import table
 from deeplambda.errors import BadInput, Conflict, DiskFull, NotReady, UnfitModel
+from tests.unit.batch_layer.test_gate import card
 from tests.unit.batch_layer.test_triggers import HOUR, ended
 
 
@@ -20,6 +21,15 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 @pytest.mark.parametrize("error", [BadInput("the transform refuses 6,000 rows"), UnfitModel("the loss is NaN")])
 def test_what_would_end_the_same_way_is_not(error: Exception) -> None:
     assert is_final(error)
+
+
+def test_weights_come_from_the_newest_champion_of_this_code_that_learned_nothing_which_was_taken_back() -> None:
+    served = [card(4, 0.9), card(3, 0.9), card(2, 0.9, code_version="01d"), card(1, 0.9)]
+    assert parent_of(served, set(), "c0de") == 4
+    assert parent_of(served, {4}, "c0de") == 3
+    assert parent_of(served, {3, 4}, "c0de") == 1
+    assert parent_of(served, {1, 3, 4}, "c0de") is None
+    assert parent_of([], set(), "c0de") is None
 
 
 def test_a_generation_is_shown_with_its_reason_its_attempts_and_its_end() -> None:

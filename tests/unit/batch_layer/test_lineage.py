@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from batch_layer.lineage import Lineage, RawObject, lineage_tree
+from batch_layer.lineage import Lineage, RawObject, lineage_tree, that_learned
+from tests.unit.batch_layer.test_gate import card
 
 FOUND = Lineage(
     application="digits",
@@ -50,3 +51,10 @@ def test_a_version_of_examples_alone_says_no_more() -> None:
         | {"objects_in_all": 0, "rows": {"train": {"examples": 5}}}
     )
     assert printed(alone)[3:] == ["lake.digits.examples, snapshot 11; 5 rows in train"]
+
+
+def test_what_a_version_learned_its_heirs_have_learned_too() -> None:
+    begun_from = {1: None, 2: None, 3: "digits/2", 4: "digits/1", 5: "digits/3", 6: "letters/2"}
+    cards = [card(version, 0.9).model_copy(update={"init_from": of}) for version, of in begun_from.items()]
+    assert that_learned(cards, lambda each: each.version == 2) == [2, 3, 5]
+    assert that_learned(cards, lambda each: False) == []

@@ -1,0 +1,67 @@
+"""What was taken back: rows that counted once and do not now, because a person rolled the examples back or withdrew
+events or labels. It says what of a data set that is, and which versions learned from it."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from functools import cache
+
+from pyspark.sql import SparkSession
+
+from batch_layer import held_rows
+from batch_layer.counted_events import NONE_WITHDRAWN, POSITION, withdrawals_snapshot
+from batch_layer.data_history import has_rows_of
+from batch_layer.lineage import that_learned
+from batch_layer.prepare import DataSet
+from batch_layer.withdrawals import has_marked
+from deeplambda.adapters.lake import read_snapshot
+from deeplambda.state.card import Card
+
+
+class TakenBack:
+    """All that is taken back at this moment, of one application."""
+
+    def __init__(self, spark: SparkSession, application: str) -> None:
+        self._spark, self._application = spark, application
+        for table in ("examples", "withdrawals"):  # other processes change them
+            if spark.catalog.tableExists(f"lake.{application}.{table}"):
+                spark.catalog.refreshTable(f"lake.{application}.{table}")
+        rows = held_rows.taken_back(spark, application)
+        times: set[datetime] = set()
+        if rows is not None:
+            times = {row.ingested_at for row in rows.select("ingested_at").distinct().collect()}
+        self._rolled_back = cache(lambda snapshot: has_rows_of(spark, application, times, snapshot))
+        self._withdrawn = cache(self._has_withdrawn)
+
+    def of(self, dataset: DataSet) -> str | None:
+        """What of a data set is, in words; None: nothing."""
+        if self._rolled_back(dataset.snapshot):
+            return "examples of its data set were rolled back"
+        found = dataset.labelled_events
+        if (
+            found
+            and found.events
+            and self._withdrawn(found.events_snapshot, found.labels_snapshot, found.withdrawals_snapshot)
+        ):
+            return "labelled events of its data set were withdrawn"
+        return None
+
+    def versions(self, cards: Iterable[Card]) -> list[int]:
+        """Those that learned from some of it. cards: the oldest first."""
+        return that_learned(
+            cards,
+            lambda card: (
+                self._rolled_back(card.snapshot)
+                or self._withdrawn(card.events_snapshot, card.labels_snapshot, card.withdrawals_snapshot)
+            ),
+        )
+
+    def _has_withdrawn(self, events: int | None, labels: int | None, known: int | None) -> bool:
+        """known: the snapshot of the withdrawals that the data set was made without."""
+        newest = withdrawals_snapshot(self._spark, self._application)
+        if newest in (None, known) or events is None:
+            return False
+        table = f"lake.{self._application}.withdrawals"
+        marks = read_snapshot(self._spark, table, newest)
+        if known not in (None, NONE_WITHDRAWN):
+            marks = marks.join(read_snapshot(self._spark, table, known), ["topic", *POSITION], "left_anti")
+        return has_marked(self._spark, self._application, marks, events, labels)
