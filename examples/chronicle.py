@@ -146,6 +146,8 @@ class Lifecycle:
             "GenerationStarted",
             "GenerationStepped",
             "GenerationEnded",
+            "ExperimentStarted",
+            "ExperimentEnded",
             "QualityMeasured",
             "DataChanged",
         ),

@@ -1,9 +1,10 @@
 """The closed loop over weeks of card payments, on the real stack: `make story-fraud`.
 
 A model learns the first week. The payments of later weeks are streamed in their order; a week's labels arrive seven
-days late, and a generation trains, is judged and promoted or rejected by itself. At the end stands each day's average
-precision beside that of the first model, had nobody ever trained anew. The payments are those of a share of the
-terminals, so that each terminal's past is whole. Nobody waits for the clock: a week is over once it is scored.
+days late, and with them a generation begins, trains, is judged and promoted or rejected by itself. At the end stands
+each day's average precision beside that of the first model, had nobody ever trained anew. The payments are those of a
+share of the terminals, so that each terminal's past is whole. Nobody waits for the clock: a week is over once it is
+scored.
 """
 
 import subprocess
@@ -40,10 +41,10 @@ from deeplambda.config import Settings, find_data_dir
 from deeplambda.errors import ConfigurationError, DeepLambdaError
 from deeplambda.records import topics
 from deeplambda.state import registry
-from deeplambda.state.generation_store import newest
+from deeplambda.state.generation_store import listed
 from deeplambda.state.tables import DRIFT_WINDOWS, REALTIME_PREDICTIONS
 from deeplambda.state.versions import fetch_model, load_code
-from examples.chronicle import Story, fresh_stack
+from examples.chronicle import Lifecycle, Story, fresh_stack
 from examples.data import data_folder
 from examples.demo import console, deeplambda
 
@@ -128,17 +129,23 @@ def main(
     environment = {
         "DEEPLAMBDA_APPLICATIONS": to_json([APPLICATION]).decode(),
         "DEEPLAMBDA_APPLICATIONS_DIR": str(applications),
+        "DEEPLAMBDA_GENERATIONS": "true",
+        "DEEPLAMBDA_GENERATION_LABELS": str(np.bincount(payments.days_N // 7).min() * 9 // 10),
+        "DEEPLAMBDA_GENERATION_DRIFT_LABELS": str(len(payments.days_N)),  # so that no drift starts one before
+        "DEEPLAMBDA_GENERATION_EVERY_S": "0",
+        "DEEPLAMBDA_GENERATION_PAUSE_S": "0",
     }
-    with fresh_stack(place, "archive", "model", "stream", "views", **environment) as settings:
+    parts = ("archive", "generations", "model", "stream", "views")
+    with fresh_stack(place, *parts, **environment) as settings, Lifecycle(settings) as lifecycle:
         story = Story(settings)
-        first = _told(story, payments, weeks)
+        first = _told(story, lifecycle, payments, weeks)
         _shown(story, payments, first)
     console.print(f"told in {(time.monotonic() - started_s) / 60:.1f} minutes")
     if not all(story.held.values()):
         raise typer.Exit(1)
 
 
-def _told(story: Story, payments: Payments, weeks: int) -> int:
+def _told(story: Story, lifecycle: Lifecycle, payments: Payments, weeks: int) -> int:
     """Week after week; the first version."""
     settings, raw = story.settings, story.settings.data_dir / "raw"
     console.rule("[bold]the first week is learned")
@@ -155,12 +162,13 @@ def _told(story: Story, payments: Payments, weeks: int) -> int:
         console.print(f"{sent:,} payments sent so far, {scored:,} scored")
         if week in (1, weeks - 1):
             continue  # no label of the stream is known before its payments are seven days old; the last week is the end
+        since = lifecycle.position
         _label(settings, payments.week(week - 1))
-        deeplambda("batch", "generations", APPLICATION, "--start", "--why", f"the labels of week {week} have come")
-        with mysql.engine(settings, "platform").connect() as connection:
-            generation = newest(connection, APPLICATION)
-        if generation is not None:
-            story.tell(f"generation {generation.number} {generation.state}: {generation.verdict}")
+        ended = lifecycle.wait("GenerationEnded", patience_s=1_800, since=since)
+        story.tell(f"generation {ended['number']} {ended['state']}: {ended['verdict']}")
+    with mysql.engine(settings, "platform").connect() as connection:
+        causes = [each.cause for each in listed(connection, APPLICATION)]
+    story.promise("the labels of each week start a generation by themselves", causes == ["labels"] * (weeks - 3))
     return first
 
 

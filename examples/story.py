@@ -1,8 +1,9 @@
 """The closed loop, told on the real stack: `make story`.
 
-Handwritten digits are served, then they come rotated; the platform notices, waits for labels, trains and promotes by
-itself. Then somebody ingests wrong labels, insists, and all of it is taken back. Each step is a command or a record,
-which is printed; at the end stand the counts, the promises, and the accuracy of the stream from end to end.
+Handwritten digits are served, then they come rotated; the platform notices, waits for labels, trains, tries the new
+version as a shadow and promotes it by itself. Then somebody ingests wrong labels, insists, and all of it is taken back.
+Each step is a command or a record, which is printed; at the end stand the counts, the promises, and the accuracy of the
+stream from end to end.
 
 The story has a stack of its own, which begins with no data: what an earlier one learned would spoil it.
 """
@@ -24,12 +25,14 @@ from pydantic_core import to_json
 from scipy import ndimage
 from sqlalchemy import text
 
+from batch_layer.live_verdicts import in_words
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import end_offsets
 from deeplambda.config import Settings, find_data_dir
 from deeplambda.errors import ConfigurationError, DeepLambdaError
 from deeplambda.idx import read_idx, write_idx
 from deeplambda.records import topics
+from deeplambda.records.verdict import Comparison
 from examples.chronicle import Images, Lifecycle, Story, counted, fresh_stack, show
 from examples.demo import APPLICATION, console, deeplambda
 from examples.mnist import FILES, mnist_folder
@@ -51,6 +54,7 @@ class Sizes:
     live: int = 2_000
     rotated: int = 1_000
     labelled: int = 9_000
+    shadowed: int = 500
     after: int = 2_000
     wrong: int = 500
     healed: int = 500
@@ -58,7 +62,7 @@ class Sizes:
 
     @property
     def events(self) -> int:
-        return self.live + self.rotated + self.labelled + self.after + self.wrong + self.healed
+        return self.live + self.rotated + self.labelled + self.shadowed + self.after + self.wrong + self.healed
 
     @property
     def all(self) -> int:
@@ -66,7 +70,16 @@ class Sizes:
 
 
 SMALL = Sizes(
-    train=2_000, test=1_000, live=400, rotated=800, labelled=2_000, after=400, wrong=200, healed=200, epochs=2
+    train=2_000,
+    test=1_000,
+    live=400,
+    rotated=800,
+    labelled=2_000,
+    shadowed=300,
+    after=400,
+    wrong=200,
+    healed=200,
+    epochs=2,
 )
 """For the tests."""
 
@@ -116,6 +129,8 @@ def own_stack(sizes: Sizes) -> Iterator[tuple[Settings, Path]]:
         "DEEPLAMBDA_GENERATION_DRIFT_LABELS": str((sizes.rotated + sizes.labelled) * 9 // 10),
         "DEEPLAMBDA_GENERATION_EVERY_S": "0",
         "DEEPLAMBDA_GENERATION_PAUSE_S": "0",
+        "DEEPLAMBDA_GENERATION_SHADOW_LABELS": str(sizes.shadowed),
+        "DEEPLAMBDA_GENERATION_SHADOW_S": "300",
     }
     with fresh_stack(place, **environment) as settings:
         yield settings, mnist
@@ -141,7 +156,7 @@ def main(
 def _told(
     story: Story, lifecycle: Lifecycle, sizes: Sizes, files: Path, images: Images, labels: Images, rate: int
 ) -> None:
-    parts = (sizes.live, sizes.rotated, sizes.labelled, sizes.after, sizes.wrong, sizes.healed)
+    parts = (sizes.live, sizes.rotated, sizes.labelled, sizes.shadowed, sizes.after, sizes.wrong, sizes.healed)
     ends = np.cumsum(parts)[:-1]
     upright, *turned = np.split(images, ends)
     shown = np.split(labels, ends)
@@ -163,11 +178,18 @@ def _told(
 
     learning = story.stream("labels arrive", turned[1], shown[2], rate, labelled=True)
     story.label(blind)
+    lifecycle.wait("ExperimentStarted", patience_s=1_800)
+    story.stream("a shadow beside them", turned[2], shown[3], rate, labelled=True)
+    shadow = lifecycle.wait("ExperimentEnded")
+    live = shadow["comparison"]
+    said = in_words(Comparison.model_validate(live)) if live else shadow["reason"]
+    story.tell(f"the shadow, version {shadow['version']}, was {shadow['state']}: {said}")
+    story.promise("labels of live events decide for the generation's shadow", shadow["state"] == "promoted")
     ended = lifecycle.wait("GenerationEnded", patience_s=1_800)
     story.tell(f"generation {ended['number']} was begun by {_generations(story)[0]} and {ended['state']}")
     story.promise("a generation trained, was judged and promoted by itself", ended["state"] == "promoted")
     _served(story, ended["version"])
-    after = story.stream("promoted by itself", turned[2], shown[3], rate, labelled=False)
+    after = story.stream("promoted by itself", turned[3], shown[4], rate, labelled=False)
     accuracies = [story.accuracy(each) for each in (before, learning, after)]
     story.tell("live accuracy before, rotated, after: " + ", ".join(f"{each:.2%}" for each in accuracies))
     story.promise("live accuracy is back within 1 point", accuracies[2] >= accuracies[0] - BACK_WITHIN)
@@ -188,7 +210,7 @@ def _told(
     story.promise("the gate rejects what learned from them", bad["state"] == "rejected")
     deeplambda("model", "promote", APPLICATION, str(bad["version"]), "--force", "--why", "somebody knows better")
     _served(story, bad["version"])
-    wrong = story.stream("forced past the gate", turned[3], shown[4], rate, labelled=False)
+    wrong = story.stream("forced past the gate", turned[4], shown[5], rate, labelled=False)
 
     console.rule("[bold]all of it is taken back")
     since = lifecycle.position
@@ -199,7 +221,7 @@ def _told(
     deeplambda("model", "rollback", APPLICATION, "--why", "it learned from labels counted from one")
     back = lifecycle.wait("ModelRolledBack", since=since)
     _served(story, back["version"])
-    healed = story.stream("rolled back", turned[4], shown[5], rate, labelled=False)
+    healed = story.stream("rolled back", turned[5], shown[6], rate, labelled=False)
     story.tell(
         f"live accuracy with the wrong labels {story.accuracy(wrong):.2%}, taken back {story.accuracy(healed):.2%}"
     )

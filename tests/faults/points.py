@@ -71,6 +71,8 @@ _FILES, _ROWS = 8, 3_000
 _EVENTS = 500
 """Archived, and broken ones among them: every hundredth."""
 _SMALL_FILES = 25
+PATIENCE_S = 600
+"""For a stage as a process of its own, on a machine that does much else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ class Points:
         self.spark, self.settings, self.store = spark, settings, ObjectStore(settings)
         self.name = f"points_{uuid4().hex[:8]}"
         self.home, files = folder / self.name, folder / f"{self.name}-files"
+        self._labels = 0
         self.home.mkdir()
         files.mkdir()
         (self.home / "application.py").write_text(_SOURCE.format(name=self.name))
@@ -108,32 +111,33 @@ class Points:
         for name in files_of(self.packed.load(), files):
             self.store.put_file(raw_key(self.name, name), files / name)
 
-    def archive(self) -> None:
+    def archive(self, events: range = range(_EVENTS)) -> None:
         """Put events where the archive stream would: in many small files."""
         create_tables(self.spark, self.packed.load())
         there, at = self.spark.table(f"lake.{self.name}.events"), datetime.now(UTC)
         values = [
             {"event_id": f"event-{n}", "kafka_partition": n % 2, "kafka_offset": n // 2, "kafka_timestamp": at}
             | {"value": _event(n), "archived_at": at}
-            for n in range(_EVENTS)
+            for n in events
         ]
         rows = [[row[column] for column in there.columns] for row in values]
         many = self.spark.createDataFrame(rows, there.schema).repartition(_SMALL_FILES)
         many.writeTo(f"lake.{self.name}.events").option("distribution-mode", "none").append()
 
-    def label(self, wrong: str | None = None) -> None:
-        """Put a label where the archive stream would for every archived event, and make the topics to ask for more.
+    def label(self, events: range = range(_EVENTS), says: str | None = None) -> None:
+        """Put a label where the archive stream would for archived events, and make the topics to ask for more.
 
-        wrong: as many further labels, each of which is that.
+        says: each of them, in the place of what is true.
         """
         create_topics(self.settings.model_copy(update={"applications": (self.name,)}))
         there, at = self.spark.table(f"lake.{self.name}.labels"), datetime.now(UTC)
         values = [
-            {"event_id": f"event-{n % _EVENTS}", "kafka_partition": n % 2, "kafka_offset": n // 2}
-            | {"label": wrong or ("yes" if n % 7 - 3.5 > n % 5 - 2.25 else "no")}
+            {"event_id": f"event-{event}", "kafka_partition": n % 2, "kafka_offset": n // 2}
+            | {"label": says or ("yes" if event % 7 - 3.5 > event % 5 - 2.25 else "no")}
             | {"kafka_timestamp": at, "archived_at": at}
-            for n in range(_EVENTS * bool(wrong), _EVENTS * (1 + bool(wrong)))
+            for n, event in enumerate(events, self._labels)
         ]
+        self._labels += len(events)
         rows = [[row[column] for column in there.columns] for row in values]
         self.spark.createDataFrame(rows, there.schema).writeTo(f"lake.{self.name}.labels").append()
 
@@ -228,16 +232,20 @@ class Points:
         )
 
 
+def begun(points: Points, stage: str, output: Path, **environment: str) -> "subprocess.Popen[bytes]":
+    """A stage as a process of its own."""
+    with output.open("wb") as log:
+        return subprocess.Popen(points.command(stage), cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+
+
 def kill(points: Points, stage: str, moment: Moment, name: str) -> None:
     """Run a stage as a process of its own, until a moment of its work: kill -9 to it, its JVM and its workers."""
     victim: subprocess.Popen[bytes]
 
     log = points.home.parent / f"{stage}.log"
-    endpoint = points.settings.s3_endpoint or ""
-    with s3_gate(endpoint, moment, lambda: end_all(victim.pid)) as gate, log.open("wb") as output:
-        environment = os.environ | {"DEEPLAMBDA_S3_ENDPOINT": gate}
-        victim = subprocess.Popen(points.command(stage), cwd=ROOT, env=environment, stdout=output, stderr=output)
-        status = victim.wait(timeout=240)
+    with s3_gate(points.settings.s3_endpoint or "", moment, lambda: end_all(victim.pid)) as gate:
+        victim = begun(points, stage, log, DEEPLAMBDA_S3_ENDPOINT=gate)
+        status = victim.wait(PATIENCE_S)
     assert status == -signal.SIGKILL, f"{stage} was not ended {name}:\n{log.read_text()}"
 
 

@@ -68,8 +68,10 @@ def generation_lock(engine: Engine, application: str) -> Iterator[Connection]:
             connection = held.enter_context(named_lock(engine, lock_name(application)))
         except Conflict as exc:
             with engine.connect() as other:
-                running = newest(other, application)
-            which = f"generation {running.number} of {application}" if running else f"a generation of {application}"
+                last = newest(other, application)
+            which = f"a generation of {application}"  # that the other process has still to begin
+            if last is not None and last.is_running:
+                which = f"generation {last.number} of {application}"
             raise Conflict(
                 f"{which} is under way in another process",
                 f"follow it: 'deeplambda batch generations {application} --follow'",

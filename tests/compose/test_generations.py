@@ -1,0 +1,24 @@
+"""One setting has generations begin by themselves in containers."""
+
+import pytest
+from sqlalchemy import text
+
+from deeplambda.adapters import mysql
+from deeplambda.config import Settings
+from tests.compose.conftest import Compose
+from tests.traffic import eventually
+
+
+@pytest.mark.timeout(1800)
+def test_labels_start_a_generation_which_comes_to_the_gate(compose: Compose, client: Settings, demo: str) -> None:
+    def ended() -> list[tuple[str, str]]:
+        query = text("SELECT cause, state FROM generations WHERE application = 'digits' AND state <> 'running'")
+        with mysql.engine(client, "analyst").connect() as connection:
+            return [tuple(row) for row in connection.execute(query)]
+
+    try:
+        compose("up", "--detach", "--no-deps", "--wait", "generations", DEEPLAMBDA_GENERATIONS="true")
+        assert eventually(ended, timeout_s=1200, every_s=5), compose("logs", "generations")
+        assert ended() in ([("labels", "promoted")], [("labels", "rejected")]), "by the 10,000 of the demo"
+    finally:
+        compose.up()
