@@ -109,22 +109,19 @@ class Passes:
     def _taken(self) -> list[Piece]:
         """Rows for a pass, all for the champion of the request that came first."""
         pieces: list[Piece] = []
-        champion, room = self._jobs[0].champion, self._jobs[0].champion.path.best_rows
-        while self._jobs and room:
-            job = self._jobs[0]
-            best = job.champion.path.best_rows
-            if job.champion is not champion:
-                break
-            counted = min(job.waiting, best)
+        champion = self._jobs[0].champion
+        room = best = champion.path.best_rows
+        while self._jobs and room and self._jobs[0].champion is champion:
+            job = self._jobs.popleft()
+            self._ahead_rows -= min(job.waiting, best)
             if job.is_over:
                 job.fail(job.too_late)
-            else:
-                pieces.append(job.take(room))
-                room -= pieces[-1].count
-            self._jobs.popleft()
+                continue
+            pieces.append(job.take(room))
+            room -= pieces[-1].count
             if job.waiting:
                 self._jobs.append(job)
-            self._ahead_rows -= counted - min(job.waiting, best)
+                self._ahead_rows += min(job.waiting, best)
         return pieces
 
     def _pass(self, pieces: list[Piece]) -> None:
