@@ -94,7 +94,7 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Ca
     import torch
 
     from speed_layer.model_service.canaries import CanaryWatch
-    from speed_layer.model_service.champions import Champion, ChampionWatch
+    from speed_layer.model_service.champions import ChampionWatch
     from speed_layer.model_service.metrics import Reporter, ServiceMetrics
     from speed_layer.model_service.serving import Champions
     from speed_layer.model_service.web import create_app
@@ -105,11 +105,8 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Ca
     logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it logs each attempt to reach a broker that is down
     metrics = ServiceMetrics(settings.applications)
 
-    def swapped(champion: Champion) -> None:
-        metrics.swapped(champion.card.application, champion.card.version)
-
     watches = {
-        name: ChampionWatch(settings, name, on_swap=swapped, on_failure=metrics.load_failed)
+        name: ChampionWatch(settings, name, on_swap=metrics.swapped, on_failure=metrics.load_failed)
         for name in settings.applications
     }
     canaries = CanaryWatch(settings, metrics.passed)

@@ -155,6 +155,7 @@ def test_stock_triton_clients_extensions(service: OwnService, coding: str) -> No
         operator = {"Authorization": f"Bearer {token}"}
         client.unload_model(service.name, headers=operator)
         assert not client.is_model_ready(service.name)
+        assert f'model_version{{application="{service.name}"}} 0.0' in service.request("GET", "/metrics").data.decode()
         assert client.is_server_ready(), "what an operator has unloaded is no reason to send nothing to the others"
         client.load_model(service.name, headers=operator)
         assert client.is_model_ready(service.name, "1")

@@ -73,6 +73,11 @@ class Connection:
         self.is_slow = False
 
     @property
+    def begun(self) -> float:
+        """`time.monotonic()` at the first byte of the request that is being answered."""
+        return time.monotonic() if self._begun is None else self._begun
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing of a next request has come."""
         return self._begun is None

@@ -1,4 +1,7 @@
-"""A WSGI application for the tests of the worker: it answers, echoes, sends much, keeps the loop busy, or waits."""
+"""A WSGI application for the tests of the worker.
+
+It answers, echoes, sends much, keeps the loop busy, waits, or says since when a request has come.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +17,12 @@ _threads = ThreadPoolExecutor(8)
 
 def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     path = environ["PATH_INFO"]
-    content = {"/echo": lambda: environ["wsgi.input"].read(), "/much": lambda: bytes(MUCH_BYTES)}.get(
-        path, lambda: path.encode()
-    )()
+    begun = environ["gunicorn.socket"].begun
+    content = {
+        "/since": lambda: str(time.monotonic() - begun).encode(),
+        "/echo": lambda: environ["wsgi.input"].read(),
+        "/much": lambda: bytes(MUCH_BYTES),
+    }.get(path, lambda: path.encode())()
     if path == "/busy":
         ends = time.thread_time() + 0.01
         while time.thread_time() < ends:

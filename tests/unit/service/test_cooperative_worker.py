@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -105,6 +106,16 @@ def test_a_request_in_pieces_and_several_in_one_piece_are_answered_in_order(serv
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.count(b"HTTP/1.1 200 OK") == 3
     assert answer.index(content) < answer.index(b"/a") < answer.index(b"/b")
+
+
+def test_a_request_begins_with_its_first_byte(served: Served) -> None:
+    with served.connected(b"G") as connection:
+        begun = time.monotonic()
+        served.get("/slow")
+        waited_s = time.monotonic() - begun
+        connection.sendall(request("/since", "Connection: close")[1:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert float(answer.rpartition(b"\n")[2]) >= waited_s
 
 
 def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) -> None:
