@@ -27,13 +27,15 @@ from deeplambda.records.admission import payloads
 from deeplambda.records.answers import answers, finite
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
+from deeplambda.service.load_shedding import LoadShedder
 from speed_layer.model_service.fast_path import PASS_ROWS, FastPath
 from speed_layer.model_service.jobs import LESS_LOAD, Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
 
-WAITING_ROWS = 1024
-"""How many rows may wait before a request's own; of a large one those of one pass count, after which it gives way."""
+WAITING_ROWS = 512
+"""How many rows may wait before a request's own; of a large one those of one pass count, after which it gives way. In a
+flood it is no more than one pass."""
 _SEEN_VALUES = "send values like those that it was trained on"
 
 
@@ -50,12 +52,13 @@ class Passes:
         self._running = 0
         self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
         self._pass_s = 0.0
+        self._shedder = LoadShedder(few=PASS_ROWS[-1], most=WAITING_ROWS)
         for number in range(turns.at_once):
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
 
     def check_room(self) -> None:
         """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
-        if self._ahead_rows >= WAITING_ROWS:
+        if self._shedder.refuses(self._ahead_rows):
             wait_s = self._ahead_rows / PASS_ROWS[-1] * self._pass_s
             raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", LESS_LOAD, wait_s)
 

@@ -56,6 +56,14 @@ def test_start_without_kafka_waits_and_says_so(fresh: OwnService) -> None:
         assert "Kafka" in waiting.json()["detail"]
 
 
+def test_champions_that_are_stale_within_a_second_of_silence_are_so_only_then(fresh: OwnService) -> None:
+    with fresh.running(DEEPLAMBDA_STALE_CHAMPIONS_S="1"):
+        ready = "/v2/health/ready"
+        assert eventually(lambda: fresh.request("GET", ready).status == 200, timeout_s=20)
+        silent = eventually(lambda: fresh.request("GET", ready).status != 200, timeout_s=4)
+        assert not silent, "Kafka is there, so it should be asked that often"
+
+
 def test_an_application_that_is_not_there_keeps_no_other_from_being_served(fresh: OwnService) -> None:
     with fresh.running(DEEPLAMBDA_APPLICATIONS=to_json(["nowhere", fresh.name]).decode()):
         fresh.promote(fresh.publish(model_of(1)))

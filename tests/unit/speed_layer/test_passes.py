@@ -172,6 +172,8 @@ def test_past_its_bound_the_queue_refuses_at_once_and_takes_again_when_there_is_
     accepted = [submitted(passes, Job(serving, rows(3))) for _ in range(WAITING_ROWS)]
     with pytest.raises(Overloaded):
         passes.submit(Job(serving, rows(3)))
+    with pytest.raises(Overloaded):
+        passes.check_room()
     model.gate.set()
     assert all(first_outputs(each) == [3] for each in accepted)
     assert first_outputs(submitted(passes, Job(serving, rows(4)))) == [4]
