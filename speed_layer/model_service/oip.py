@@ -187,7 +187,7 @@ def _binary_values(
 def _json_values(name: str, data: Any, shape: list[int], dtype: str) -> NDArray[Any]:
     if not isinstance(data, list):
         raise BadInput(f"tensor {name!r} has no list 'data'", "send its numbers as 'data', or as binary data")
-    kinds = {bool} if dtype == "bool" else {int, float}
+    kinds: set[type] = {bool} if dtype == "bool" else {int, float}
     try:
         numbers = np.array(data if _are_all(data, kinds) else None)
     except (ValueError, OverflowError) as exc:

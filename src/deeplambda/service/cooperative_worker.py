@@ -238,12 +238,13 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         return has_turn
 
     def _give_turns(self) -> None:
-        """As many as take about as long as the loop has looked at connections: a flood leaves half of its time."""
-        begun = time.monotonic()
+        """One; in a flood as many as take about as long as the loop has looked at connections, and refused others."""
+        begun, floods = time.monotonic(), False
         for asked_for, waiters in list(self._turns.items()):
             while self.sheds(asked_for, len(waiters) - 1):
                 waiters.popleft().switch(False)
-        most_s = min(begun - self._given_at, _TURNS_WITHIN_S)
+                floods = True
+        most_s = min(begun - self._given_at, _TURNS_WITHIN_S) if floods else 0.0
         self._give_turn()
         while self._turns and time.monotonic() - begun < most_s:
             self._give_turn()
