@@ -24,6 +24,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "model_service": SERVING,
     "serving_peers": SERVING,
     "two_applications": SERVING,
+    "overload": SERVING,
     "training": (),
     "recomputation": (),
     "horizon": (),

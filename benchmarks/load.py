@@ -20,6 +20,38 @@ wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
 wrk.body = [=====[%s]=====]
 """
+_POISSON = """
+local ffi = require("ffi")
+ffi.cdef("typedef struct {long s; long us;} at; int gettimeofday(at *now, void *zone);")
+local at, gap_ms, due_ms = ffi.new("at"), 1000 / %f
+local function now_ms() ffi.C.gettimeofday(at, nil); return tonumber(at.s) * 1000 + tonumber(at.us) / 1000 end
+took_ms, refused, failed = {}, 0, 0
+
+function delay()
+  local now = now_ms()
+  due_ms = (due_ms or now) - math.log(1 - math.random()) * gap_ms
+  return math.max(0, math.floor(due_ms - now + 0.5))
+end
+
+function request()
+  return wrk.format("POST", nil, nil, (wrk.body:gsub("SENT", ("%%.3f"):format(now_ms()), 1)))
+end
+
+function response(status, headers, body)
+  local sent = status == 200 and body:match('"event_id":"([%%d.]+)"')
+  if sent then took_ms[#took_ms + 1] = now_ms() - sent
+  elseif status == 429 then refused = refused + 1
+  else failed = failed + 1 end
+end
+
+local threads = {}
+function setup(thread) threads[#threads + 1] = thread end
+function done()
+  for _, thread in ipairs(threads) do
+    print("FLOOD", thread:get("refused"), thread:get("failed"), table.concat(thread:get("took_ms"), " "))
+  end
+end
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +64,15 @@ class Load:
     refused: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flood:
+    """What one run found. took_ms: of the accepted requests. refused: how many 429s. failed: whatever else."""
+
+    took_ms: list[float]
+    refused: int
+    failed: int
+
+
 def images(rows: int) -> dict[str, Any]:
     """The body of a request for predictions of one image of noise, so many times."""
     image = b64encode(np.random.default_rng(0).integers(0, 256, 784, np.uint8).tobytes()).decode()
@@ -40,14 +81,7 @@ def images(rows: int) -> dict[str, Any]:
 
 def load(url: str, body: Any, *, clients: int, seconds: float) -> Load:
     """POST `body` as JSON from `clients` connections, each with one request at a time. Raises: LookupError."""
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise LookupError("wrk is not on the PATH; install the Debian package 'wrk'")
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(_SCRIPT % json.dumps(body))
-        script.flush()
-        command = [wrk, "-t1", f"-c{clients}", f"-d{seconds:g}s", "--latency", "--timeout=30s", "-s", script.name, url]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = _wrk(url, _SCRIPT % json.dumps(body), clients, seconds)
     return Load(
         requests_s=float(_found(r"Requests/sec:\s+([\d.]+)", said)),
         p50_ms=_milliseconds(_found(r"\n\s+50%\s+(\S+)", said)),
@@ -55,6 +89,30 @@ def load(url: str, body: Any, *, clients: int, seconds: float) -> Load:
         refused=sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", said)))
         + sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", said))),
     )
+
+
+def flood(url: str, event: Any, *, rate: float, connections: int, seconds: float) -> Flood:
+    """POST an event `rate` times a second on average, answered or not, as long as a connection is free.
+
+    Raises: LookupError.
+    """
+    body = json.dumps({"instances": [event | {"event_id": "SENT"}]})
+    said = _wrk(url, _SCRIPT % body + _POISSON % rate, connections, seconds)
+    refused, failed, took_ms = re.search(r"FLOOD\t(\d+)\t(\d+)\t(.*)", said).groups()  # type: ignore[union-attr]
+    broken = sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", said)))
+    return Flood(took_ms=[float(each) for each in took_ms.split()], refused=int(refused), failed=int(failed) + broken)
+
+
+def _wrk(url: str, script: str, connections: int, seconds: float) -> str:
+    """What it prints."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise LookupError("wrk is not on the PATH; install the Debian package 'wrk'")
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        options = ["-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout=30s", "-s", file.name]
+        return subprocess.run([wrk, *options, url], check=True, capture_output=True, text=True).stdout
 
 
 def _found(pattern: str, said: str) -> str:

@@ -18,10 +18,10 @@ from deeplambda.errors import BadInput, Overloaded
 from deeplambda.service.cooperative_worker import result_of
 
 ROOM_BYTES = 8 * BODY_LIMIT_BYTES
-"""For all bodies that are in memory at one time; a request beyond it is answered 429 with Retry-After."""
+"""For all large bodies that are in memory at one time; a request beyond it is answered 429 with Retry-After."""
 LARGE_BYTES = 64 * 1024
-"""What takes the loop longer than a few milliseconds to parse, and so has a thread for it."""
-_PIECE_BYTES = 1024 * 1024
+"""What takes the loop longer than a few milliseconds to parse, and so has a thread for it. Smaller bodies, which the
+bound on connections bounds, need no room: whoever sends large ones slowly keeps nobody else from being answered."""
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS, "identity": 0}
 _aside = ThreadPoolExecutor(1, thread_name_prefix="large")
 
@@ -46,17 +46,25 @@ class BodyReader:
         if request.content_length is not None and request.content_length > BODY_LIMIT_BYTES:
             raise _too_large()
         pieces: list[bytes] = []
+        room_bytes = 0
+
+        def take_room() -> None:
+            nonlocal room_bytes
+            size_bytes = sum(map(len, pieces))
+            before, room_bytes = room_bytes, size_bytes if size_bytes >= LARGE_BYTES else 0
+            self._take(room_bytes - before)
+
         try:
             for piece in _pieces(request):
                 pieces.append(piece)
-                self._take(len(piece))
+                take_room()
             if (coding := request.headers.get("Content-Encoding", "identity")) != "identity":
                 inflated = aside(lambda: _inflated(b"".join(pieces), coding))
-                received, pieces = pieces, [inflated]
-                self._take(len(inflated) - sum(map(len, received)))
+                pieces = [inflated]
+                take_room()
             yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
-            self._take(-sum(map(len, pieces)))
+            self._take(-room_bytes)
 
     def _take(self, size_bytes: int) -> None:
         with self._lock:
@@ -95,6 +103,8 @@ def _inflated(content: bytes, coding: str) -> bytes:
         raise _too_large()
     if not inflater.eof:
         raise BadInput(f"the {coding} body is cut off", "send all of it")
+    if inflater.unused_data:
+        raise BadInput(f"{len(inflater.unused_data)} bytes follow what is {coding}", "compress the body as one")
     return inflated
 
 
@@ -105,7 +115,7 @@ def _pieces(request: Request) -> Iterator[bytes]:
     if declared is None and "Transfer-Encoding" not in request.headers:
         return
     wanted = BODY_LIMIT_BYTES + 1 if declared is None else declared
-    while wanted and (piece := stream.read(min(wanted, _PIECE_BYTES))):
+    while wanted and (piece := stream.read(min(wanted, LARGE_BYTES))):
         wanted -= len(piece)
         yield piece
     if declared is None and not wanted:

@@ -37,7 +37,7 @@ from speed_layer.model_service.fast_path import FastPath, fast_path
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-HEAR_EVERY_S = 10.0
+HEAR_EVERY_S = 10.0  # and more often where champions are stale sooner
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
 
 
@@ -88,8 +88,8 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
 class ChampionWatch:
     """One application's champion. `current` and `error` may be read from any thread.
 
-    on_swap, on_failure: callbacks that the watching thread calls, the one with each champion that it has put in place,
-    the other with the application's name after each failed load. `start_service` passes those that count them.
+    on_swap, on_failure: callbacks that the watching thread calls with the application's name: the one with the version
+    that it has put in place as well, or 0, the other after each failed load. `start_service` passes those that count.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ChampionWatch:
         settings: Settings,
         name: str,
         *,
-        on_swap: Callable[[Champion], None],
+        on_swap: Callable[[str, int], None],
         on_failure: Callable[[str], None],
     ) -> None:
         self.name = name
@@ -109,6 +109,7 @@ class ChampionWatch:
         self._promoted = self._caught_up = False
         self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
         self._heard_at = time.monotonic()
+        self._busy_at: float | None = None
         self._newest: ModelPromoted | None = None
         self._is_wanted = True
         self._orders: queue.SimpleQueue[tuple[bool, Future[None]]] = queue.SimpleQueue()
@@ -122,8 +123,8 @@ class ChampionWatch:
 
     @property
     def silent_s(self) -> float:
-        """For how long Kafka has not answered what the champions topic holds."""
-        return time.monotonic() - self._heard_at
+        """For how long Kafka has not answered what the champions topic holds, of the time that it was listened to."""
+        return (self._busy_at or time.monotonic()) - self._heard_at
 
     def start(self) -> None:
         """Begin to follow the topic."""
@@ -148,7 +149,7 @@ class ChampionWatch:
         self._thread.join(timeout=2)
 
     def _watch(self) -> None:
-        delay_s = FIRST_RETRY_S
+        delay_s, hear_every_s = FIRST_RETRY_S, min(HEAR_EVERY_S, self._settings.stale_champions_s / 2 or HEAR_EVERY_S)
         while not self._stopped.is_set():
             try:
                 with closing(consumer(self._settings, topics.CHAMPIONS, only_reads=True)) as reader:
@@ -164,12 +165,15 @@ class ChampionWatch:
                         if not self._caught_up:
                             with kafka_errors(self._settings):
                                 self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
-                        if self.silent_s > HEAR_EVERY_S:  # where no broker is, a poll finds nothing as well
+                        if self.silent_s > hear_every_s:  # where no broker is, a poll finds nothing as well
                             with kafka_errors(self._settings):  # so seldom it may wait for a fetch
                                 reader.end_offsets(reader.assignment())
                             self._heard_at = time.monotonic()
+                        self._busy_at = time.monotonic()
                         self._load_pending()
                         self._follow_orders()
+                        self._heard_at += time.monotonic() - self._busy_at
+                        self._busy_at = None
             except Exception as exc:  # whatever it is: without this thread the application would never swap again
                 if not isinstance(exc, (DeepLambdaError, KafkaError)):
                     log.exception("%s: following champions failed", self.name)
@@ -220,7 +224,7 @@ class ChampionWatch:
             self._pending = self.error = None
             took_s = time.monotonic() - begun
             log.info("%s/%d serves (%s, loaded in %.2f s)", self.name, promotion.version, champion.path.variant, took_s)
-            self._on_swap(champion)
+            self._on_swap(self.name, promotion.version)
 
     def _follow_orders(self) -> None:
         """Load or unload as operators have asked meanwhile."""
@@ -228,6 +232,7 @@ class ChampionWatch:
             self._is_wanted, done = self._orders.get()
             if not self._is_wanted:
                 self.current, self.error = None, "an operator has unloaded it"
+                self._on_swap(self.name, 0)
                 done.set_result(None)
                 continue
             self._pending, self._retry_at = self._newest, 0.0

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic_core import from_json, to_json
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from deeplambda.adapters.model_service import ROWS_LIMIT
 from deeplambda.application import Event
 from deeplambda.clock import now
 from deeplambda.errors import BadInput, InvalidEvent
@@ -20,7 +21,8 @@ from deeplambda.records.decoding import Reason, RefusedEvent, decode_event
 def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> list[Event]:
     """The events in `{"instances": […]}`. limit_bytes: of one instance.
 
-    Raises: BadInput when it is no such object, RequestEntityTooLarge, InvalidEvent for what the schema refuses.
+    Raises: BadInput when it is no such object, RequestEntityTooLarge for an instance beyond its limit or more than
+    `ROWS_LIMIT` of them, InvalidEvent for what the schema refuses.
     """
     try:
         request = from_json(body)
@@ -29,6 +31,8 @@ def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> l
     instances = request.get("instances") if isinstance(request, dict) else None
     if not (isinstance(instances, list) and instances):
         raise BadInput("the request has no list 'instances'", 'send {"instances": [{…event…}, …]}')
+    if len(instances) > ROWS_LIMIT:
+        raise RequestEntityTooLarge(f"the request has {len(instances)} instances; send at most {ROWS_LIMIT} in one")
     moment = now().isoformat()
     events = []
     for i, instance in enumerate(instances):

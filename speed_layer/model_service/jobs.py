@@ -88,7 +88,6 @@ class Job:
 
     def fail(self, exc: BaseException) -> None:
         """End it with an error, unless it has ended."""
-        self._taken = self.count
         with suppress(InvalidStateError):  # whoever waited may have given up
             self.scored.set_exception(exc)
 

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from http import HTTPMethod
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -44,7 +45,7 @@ class ServiceMetrics:
         )
         self._latency_s = Histogram(
             f"{prefix}_request_seconds",
-            "From the parsed head of a request to its answer",
+            "From a request's first byte to its answer",
             ["route"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
@@ -81,7 +82,8 @@ class ServiceMetrics:
 
     def answered(self, route: str, method: str, status: int, took_s: float, application: str | None) -> None:
         """Count a request; the web application calls this after each reply. application: None when it is not known."""
-        self._requests.labels(route, method, str(status)).inc()
+        known = method if method in HTTPMethod.__members__ else "other"
+        self._requests.labels(route, known, str(status)).inc()
         self._latency_s.labels(route).observe(took_s)
         if application is not None:
             with self._lock:
@@ -107,9 +109,9 @@ class ServiceMetrics:
         self.statistics.passed(times)
 
     def swapped(self, application: str, version: int) -> None:
-        """Count a swap to `version`; a `ChampionWatch` calls this."""
+        """Count a swap to `version`, of which 0 is none; a `ChampionWatch` calls this."""
         self._version.labels(application).set(version)
-        self._swaps.labels(application).inc()
+        self._swaps.labels(application).inc(version > 0)
 
     def load_failed(self, application: str) -> None:
         """Count a champion that could not be loaded; a `ChampionWatch` calls this."""

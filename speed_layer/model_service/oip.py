@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
+from werkzeug.exceptions import RequestEntityTooLarge
 
-from deeplambda.adapters.model_service import DATATYPES
+from deeplambda.adapters.model_service import DATATYPES, ROWS_LIMIT
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.features import Features, Specification, Tensor
 from speed_layer.model_service.jobs import Scored
 
 OUTPUTS, PREDICTION, CONFIDENCE = "outputs", "prediction", "confidence"
-PASS_LIMIT_ROWS = 2**31 - 1
-"""A request may have any number of rows that fit into its body; a configuration has to name one."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _DATATYPES = {OUTPUTS: "FP32", PREDICTION: "BYTES", CONFIDENCE: "FP64"}
 
@@ -50,9 +49,10 @@ class InferRequest:
 def decode_request(body: bytes, header_length: str | None, wanted: Specification) -> InferRequest:
     """The request in `body`. header_length: the header's text, None when absent. wanted: the tensors the model takes.
 
-    Raises: BadInput (not JSON, wrong name, shape, datatype or size), InvalidEvent (NaN, infinity).
+    Raises: BadInput (not JSON, wrong name, shape, datatype or size), RequestEntityTooLarge (more than `ROWS_LIMIT`
+    rows), InvalidEvent (NaN, infinity).
     """
-    split = _header_end(header_length, len(body))
+    split = json_bytes(header_length, len(body))
     request = _json_object(body if split == len(body) else body[:split])
     binary = memoryview(body)[split:]
     features: Features = {}
@@ -104,6 +104,8 @@ def _shape(name: str, described: dict[str, Any], wanted: Tensor) -> list[int]:
     ):
         expected = ", ".join(str(n) for n in ("N", *wanted.shape))
         raise BadInput(f"tensor {name!r} has shape {_short(shape)}", f"send shape [{expected}] with N of at least 1")
+    if shape[0] > ROWS_LIMIT:
+        raise RequestEntityTooLarge(f"tensor {name!r} has {shape[0]} rows; send at most {ROWS_LIMIT} in one request")
     if described.get("datatype") != DATATYPES[wanted.dtype]:
         raise BadInput(
             f"tensor {name!r} has datatype {_short(described.get('datatype'))}", f"send {DATATYPES[wanted.dtype]}"
@@ -111,7 +113,8 @@ def _shape(name: str, described: dict[str, Any], wanted: Tensor) -> list[int]:
     return shape
 
 
-def _header_end(header_length: str | None, body_length: int) -> int:
+def json_bytes(header_length: str | None, body_length: int) -> int:
+    """How much of a body is JSON. header_length: the header's text, None when absent. Raises: BadInput."""
     if header_length is None:
         return body_length
     if not (header_length.isascii() and header_length.isdecimal() and len(header_length) < 12):
@@ -184,8 +187,9 @@ def _binary_values(
 def _json_values(name: str, data: Any, shape: list[int], dtype: str) -> NDArray[Any]:
     if not isinstance(data, list):
         raise BadInput(f"tensor {name!r} has no list 'data'", "send its numbers as 'data', or as binary data")
+    kinds: set[type] = {bool} if dtype == "bool" else {int, float}
     try:
-        numbers = np.array(data)
+        numbers = np.array(data if _are_all(data, kinds) else None)
     except (ValueError, OverflowError) as exc:
         raise BadInput(f"'data' of tensor {name!r} is ragged", f"send it flat, or nested as shape {shape}") from exc
     if numbers.dtype.kind not in ("b" if dtype == "bool" else "iuf"):
@@ -203,6 +207,12 @@ def _json_values(name: str, data: Any, shape: list[int], dtype: str) -> NDArray[
             raise BadInput(f"'data' of tensor {name!r} holds what is no {DATATYPES[dtype]}", "send whole numbers")
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused by name
         return numbers.astype(dtype).reshape(shape)
+
+
+def _are_all(data: list[Any], kinds: set[type]) -> bool:
+    """Whether a list, nested or not, holds these alone. NumPy would make all of its texts as wide as the widest."""
+    found = set(map(type, data))
+    return found <= kinds or (found == {list} and all(_are_all(each, kinds) for each in data))
 
 
 def _requested(request: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
@@ -315,7 +325,7 @@ def configuration(model: str, features: Specification, output_shape: Sequence[in
         "name": model,
         "platform": "pytorch",
         "backend": "deeplambda",
-        "max_batch_size": PASS_LIMIT_ROWS,
+        "max_batch_size": ROWS_LIMIT,
         "input": [_configured(name, DATATYPES[tensor.dtype], tensor.shape) for name, tensor in features.items()],
         "output": [_configured(name, datatype, shape) for name, (datatype, shape) in outputs.items()],
         "dynamic_batching": {"preferred_batch_size": [best_rows], "max_queue_delay_microseconds": 0},

@@ -27,13 +27,15 @@ from deeplambda.records.admission import payloads
 from deeplambda.records.answers import answers, finite
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
+from deeplambda.service.load_shedding import LoadShedder
 from speed_layer.model_service.fast_path import PASS_ROWS, FastPath
 from speed_layer.model_service.jobs import LESS_LOAD, Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
 
-WAITING_ROWS = 1024
-"""How many rows may wait before a request's own; of a large one those of one pass count, after which it gives way."""
+WAITING_ROWS = 512
+"""How many rows may wait before a request's own; of a large one those of one pass count, after which it gives way. In a
+flood it is no more than one pass."""
 _SEEN_VALUES = "send values like those that it was trained on"
 
 
@@ -50,12 +52,13 @@ class Passes:
         self._running = 0
         self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
         self._pass_s = 0.0
+        self._shedder = LoadShedder(few=PASS_ROWS[-1], most=WAITING_ROWS)
         for number in range(turns.at_once):
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
 
     def check_room(self) -> None:
         """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
-        if self._ahead_rows >= WAITING_ROWS:
+        if self._shedder.refuses(self._ahead_rows):
             wait_s = self._ahead_rows / PASS_ROWS[-1] * self._pass_s
             raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", LESS_LOAD, wait_s)
 
@@ -109,22 +112,19 @@ class Passes:
     def _taken(self) -> list[Piece]:
         """Rows for a pass, all for the champion of the request that came first."""
         pieces: list[Piece] = []
-        champion, room = self._jobs[0].champion, self._jobs[0].champion.path.best_rows
-        while self._jobs and room:
-            job = self._jobs[0]
-            best = job.champion.path.best_rows
-            if job.champion is not champion:
-                break
-            counted = min(job.waiting, best)
+        champion = self._jobs[0].champion
+        room = best = champion.path.best_rows
+        while self._jobs and room and self._jobs[0].champion is champion:
+            job = self._jobs.popleft()
+            self._ahead_rows -= min(job.waiting, best)
             if job.is_over:
                 job.fail(job.too_late)
-            else:
-                pieces.append(job.take(room))
-                room -= pieces[-1].count
-            self._jobs.popleft()
+                continue
+            pieces.append(job.take(room))
+            room -= pieces[-1].count
             if job.waiting:
                 self._jobs.append(job)
-            self._ahead_rows -= counted - min(job.waiting, best)
+                self._ahead_rows += min(job.waiting, best)
         return pieces
 
     def _pass(self, pieces: list[Piece]) -> None:

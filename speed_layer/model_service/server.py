@@ -7,28 +7,36 @@ busy processes it is many times quicker than threads which wait for one another.
 
 import gc
 import logging
+import math
 import os
 import re
 import resource
 import sys
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
 
 from deeplambda.config import Settings
+from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import CooperativeWorker
+from deeplambda.service.load_shedding import CALM_S, LoadShedder
 
 if TYPE_CHECKING:
     from speed_layer.model_service.canaries import CanaryWatch
     from speed_layer.model_service.champions import ChampionWatch
-    from speed_layer.model_service.metrics import Reporter
+    from speed_layer.model_service.metrics import Reporter, ServiceMetrics
 
 CONNECTIONS = 4096
 """At a time; each takes some 20 kB. Past it, clients wait to be accepted."""
 KEEP_ALIVE_S = 75
 STOP_WITHIN_S = 20
 _OF_APPLICATION = re.compile("/v[12]/models/([^/:]+)")
+TURNS_WAITING = 384
+"""Requests for one application that may wait to be read: more than clients that wait for their answers, as a rule."""
+TURNS_OF_A_FLOOD = 8
+"""While more come than can be answered: so many are worked on in about 10 ms."""
 COLLECT_AFTER = (20_000, 20, 20)
 """For `gc.set_threshold`: with Python's own 700 requests in flight are gone through again and again."""
 SWITCH_AFTER_S = 0.002
@@ -37,12 +45,27 @@ interpreter. With Python's own 0.005 eight clients get a tenth less, with 0.001 
 
 
 class ModelWorker(CooperativeWorker):
-    """A worker in which the requests for one application do not wait for all those of another."""
+    """A worker in which the requests for one application do not wait for all those of another, nor for a flood."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shedders = {
+            name: LoadShedder(few=TURNS_OF_A_FLOOD, most=TURNS_WAITING) for name in ("", *self.app.applications)
+        }
 
     def asked_for(self, request: Any) -> str:
         """The application that a path names, if it is served here."""
         found = _OF_APPLICATION.match(request.path)
         return found[1] if found and found[1] in self.app.applications else ""
+
+    def sheds(self, asked_for: str, after: int) -> bool:
+        """The oldest goes: who is answered has hardly waited then, however long those who are refused have."""
+        return self._shedders[asked_for].refuses(after)
+
+    def refused(self, request: Any, asked_for: str) -> bytes:
+        """A refusal of a fifth of an answer's cost, without Flask."""
+        self.app.count_shed(request.method, asked_for)
+        return _SHED
 
 
 class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -77,11 +100,15 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         """The WSGI application; gunicorn calls this in the worker process, so the parent never holds PyTorch."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file; 1024 is a usual limit
-        app, self._background = start_service(self._settings)
+        app, self._metrics, self._background = start_service(self._settings)
         gc.freeze()  # PyTorch's own objects are half a million: to go through them stops every request for 0.15 s
         gc.set_threshold(*COLLECT_AFTER)
         sys.setswitchinterval(SWITCH_AFTER_S)
         return app
+
+    def count_shed(self, method: str, asked_for: str) -> None:
+        """Count a request that was refused before it was read; the worker calls this."""
+        self._metrics.answered("shed", method, HTTPStatus.TOO_MANY_REQUESTS, 0.0, asked_for or None)
 
     def stop(self) -> None:
         """End the threads that `load` has started; gunicorn's hook `worker_exit` calls this in the worker process."""
@@ -89,12 +116,17 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             thread.stop()
 
 
-def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | CanaryWatch | Reporter"]]:
-    """The WSGI application, and its running background threads: they follow champions and canaries, report metrics."""
+def start_service(
+    settings: Settings,
+) -> tuple[Any, "ServiceMetrics", Sequence["ChampionWatch | CanaryWatch | Reporter"]]:
+    """The WSGI application, its metrics, and its running background threads.
+
+    These follow champions and canaries, and report metrics.
+    """
     import torch
 
     from speed_layer.model_service.canaries import CanaryWatch
-    from speed_layer.model_service.champions import Champion, ChampionWatch
+    from speed_layer.model_service.champions import ChampionWatch
     from speed_layer.model_service.metrics import Reporter, ServiceMetrics
     from speed_layer.model_service.serving import Champions
     from speed_layer.model_service.web import create_app
@@ -105,11 +137,8 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Ca
     logging.getLogger("kafka.net").setLevel(logging.CRITICAL)  # it logs each attempt to reach a broker that is down
     metrics = ServiceMetrics(settings.applications)
 
-    def swapped(champion: Champion) -> None:
-        metrics.swapped(champion.card.application, champion.card.version)
-
     watches = {
-        name: ChampionWatch(settings, name, on_swap=swapped, on_failure=metrics.load_failed)
+        name: ChampionWatch(settings, name, on_swap=metrics.swapped, on_failure=metrics.load_failed)
         for name in settings.applications
     }
     canaries = CanaryWatch(settings, metrics.passed)
@@ -121,4 +150,21 @@ def start_service(settings: Settings) -> tuple[Any, Sequence["ChampionWatch | Ca
     ]
     for thread in background:
         thread.start()
-    return app.wsgi_app, background
+    return app.wsgi_app, metrics, background
+
+
+def _shed() -> bytes:
+    message, remedy = "more requests come than can be answered", "send less at a time, or start more replicas"
+    reply = problems.problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.TOO_MANY_REQUESTS.phrase,
+        message,
+        remedy=remedy,
+        retry_after_s=CALM_S,
+        error=f"{message}; {remedy}",  # where clients of the Open Inference Protocol look for the reason
+    )
+    reply.headers["Retry-After"] = str(math.ceil(CALM_S))
+    return f"HTTP/1.1 {reply.status}\r\n{reply.headers}".encode() + reply.get_data()
+
+
+_SHED = _shed()

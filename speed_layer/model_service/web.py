@@ -17,7 +17,7 @@ from deeplambda.errors import BadInput, Conflict, Overloaded
 from deeplambda.objective import Predictions
 from deeplambda.records.experiments import CANARY_HEADER, CANDIDATE_WITHIN_S
 from deeplambda.service import problems
-from deeplambda.service.cooperative_worker import result_of
+from deeplambda.service.cooperative_worker import Connection, result_of
 from speed_layer.model_service import oip
 from speed_layer.model_service.bodies import BodyReader, aside
 from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, RunningCanary
@@ -101,7 +101,8 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
 
     @app.before_request
     def begin() -> None:
-        g.begun = time.monotonic()
+        connection: Connection | None = request.environ.get("gunicorn.socket")
+        g.begun = time.monotonic() if connection is None else connection.begun
 
     @app.after_request
     def end(response: Response) -> Response:
@@ -162,7 +163,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             check_featurizer(request.headers.get(FEATURIZER_HEADER), champion)
             header, wanted = request.headers.get(oip.HEADER_LENGTH), champion.card.features
             passes[name].check_room()
-            asked = aside(lambda: oip.decode_request(body, header, wanted), len(body) if header is None else 0)
+            asked = aside(lambda: oip.decode_request(body, header, wanted), oip.json_bytes(header, len(body)))
             until = deadline(asked.timeout_us)
             if canary is not None:
                 until = min(until, time.monotonic() + CANDIDATE_WITHIN_S)
@@ -204,20 +205,20 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             canary = champions.canary(name)
             taken = [] if canary is None else taken_by(canary, events)
             theirs = None if canary is None or not taken else by_canary(name, canary, body, taken)
-        versions = None
-        if canary is None or not isinstance(theirs, Predictions):
-            predictions = predicted(name, champion, events)
-            if canary is not None and isinstance(theirs, Exception):
-                canary.failed(events[taken[0]].event_id, theirs)
-        else:
-            parts, versions = [(taken, theirs)], [champion.card.version] * len(events)
-            for row in taken:
-                versions[row] = canary.candidate.card.version
-            if rest := [n for n, version in enumerate(versions) if version == champion.card.version]:
-                parts.append((rest, predicted(name, champion, [events[n] for n in rest])))
+            versions = None
+            if canary is None or not isinstance(theirs, Predictions):
+                predictions = predicted(name, champion, events)
+                if canary is not None and isinstance(theirs, Exception):
+                    canary.failed(events[taken[0]].event_id, theirs)
             else:
-                champion = canary.candidate
-            predictions = merged(parts)
+                parts, versions = [(taken, theirs)], [champion.card.version] * len(events)
+                for row in taken:
+                    versions[row] = canary.candidate.card.version
+                if rest := [n for n, version in enumerate(versions) if version == champion.card.version]:
+                    parts.append((rest, predicted(name, champion, [events[n] for n in rest])))
+                else:
+                    champion = canary.candidate
+                predictions = merged(parts)
         reply = aside(
             lambda: encode_predictions(events, champion.card.version, predictions, versions),
             ENCODED_BYTES * len(events),

@@ -166,11 +166,18 @@ class Settings(BaseSettings):
         default="127.0.0.1:10000", description="HOST:PORT of the Hive gateway (HiveServer2's Thrift protocol)."
     )
     model_url: str = Field(default="http://127.0.0.1:8500", description="Base URL of the model service.")
+    model_timeout_s: float = Field(
+        default=5,
+        gt=0,
+        description="How long, in seconds, stream and SQL wait for the model service's answer before they send it half "
+        "as many rows at a time. More than the slowest row takes.",
+    )
     device: str = Field(
         default="auto",
         pattern="^(auto|cpu|gpu|cuda(:[0-9]+)?)$",
         description="What model service and bulk scoring run models on: cpu, gpu, cuda:N for one of several GPUs, or "
-        "auto, a GPU where there is one. Compose builds its image for cpu or gpu by the same setting.",
+        "auto, a GPU where there is one. Compose builds its image by the same setting, without CUDA where it is cpu or "
+        "not set.",
     )
     stale_model_h: float = Field(
         default=0,

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
-COMPOSE_ONLY = {"BIND", "IMAGE", "DEVICE", "MNIST_DIR"}
+COMPOSE_ONLY = {"BIND", "IMAGE", "MNIST_DIR"}
 """Settings that compose itself reads, without `DEEPLAMBDA_`; and those that end in one of `ENDINGS`."""
 ENDINGS = ("_PORT", "_SPARK_OPTIONS", "CLUSTER_ID", "WORKER_CORES", "WORKER_MEMORY", "WORKER_LIMIT", "_THREADS")
 

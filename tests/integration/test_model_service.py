@@ -56,6 +56,14 @@ def test_start_without_kafka_waits_and_says_so(fresh: OwnService) -> None:
         assert "Kafka" in waiting.json()["detail"]
 
 
+def test_champions_that_are_stale_within_a_second_of_silence_are_so_only_then(fresh: OwnService) -> None:
+    with fresh.running(DEEPLAMBDA_STALE_CHAMPIONS_S="1"):
+        ready = "/v2/health/ready"
+        assert eventually(lambda: fresh.request("GET", ready).status == 200, timeout_s=20)
+        silent = eventually(lambda: fresh.request("GET", ready).status != 200, timeout_s=4)
+        assert not silent, "Kafka is there, so it should be asked that often"
+
+
 def test_an_application_that_is_not_there_keeps_no_other_from_being_served(fresh: OwnService) -> None:
     with fresh.running(DEEPLAMBDA_APPLICATIONS=to_json(["nowhere", fresh.name]).decode()):
         fresh.promote(fresh.publish(model_of(1)))
@@ -155,6 +163,7 @@ def test_stock_triton_clients_extensions(service: OwnService, coding: str) -> No
         operator = {"Authorization": f"Bearer {token}"}
         client.unload_model(service.name, headers=operator)
         assert not client.is_model_ready(service.name)
+        assert f'model_version{{application="{service.name}"}} 0.0' in service.request("GET", "/metrics").data.decode()
         assert client.is_server_ready(), "what an operator has unloaded is no reason to send nothing to the others"
         client.load_model(service.name, headers=operator)
         assert client.is_model_ready(service.name, "1")

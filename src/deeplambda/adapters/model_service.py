@@ -27,8 +27,11 @@ from deeplambda.records.experiments import CANARY_HEADER, Canary
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest request body that the service takes."""
+ROWS_LIMIT = 8192
+"""The most rows: whatever few bytes a row has, its event, outputs and prediction have hundreds."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
+_GROWTH = 1.125  # of what was halved: after six answers it is as large again, and the seventh tells whether it may be
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _KEEP_ALIVE_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 
@@ -65,8 +68,9 @@ class ModelClient:
     """Scores one application's features. Safe to use from several threads; keep one for the life of a process.
 
     patience_s: how long a batch is tried again while the service restarts, is overloaded or has no model. part_bytes: a
-    larger batch is sent in parts; where one is not answered within `read_timeout_s`, in smaller ones. version: the one
-    that has to answer; None: the champion. canary: the one that ran at the last answer.
+    larger batch is sent in parts. Where one is not answered within `read_timeout_s` (None: as the settings say), parts
+    are half as large, and grow again with each answer. version: the one that has to answer; None: the champion.
+    canary: the one that ran at the last answer.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class ModelClient:
         *,
         patience_s: float = 60,
         connect_timeout_s: float = 2,
-        read_timeout_s: float = 5,
+        read_timeout_s: float | None = None,
         part_bytes: int = 1024 * 1024,
         version: int | None = None,
     ) -> None:
@@ -84,7 +88,8 @@ class ModelClient:
         self._model_path = f"{urlsplit(settings.model_url).path}/v2/models/{application}"
         self._path = f"{self._model_path}{'' if version is None else f'/versions/{version}'}/infer"
         self._application = application
-        self._patience_s, self._part_bytes = patience_s, part_bytes
+        read_timeout_s = settings.model_timeout_s if read_timeout_s is None else read_timeout_s
+        self._patience_s, self._most_bytes, self._part_bytes = patience_s, part_bytes, float(part_bytes)
         self._timeout_ms = str(int(read_timeout_s * 1000))
         self._pool = urllib3.connection_from_url(
             settings.model_url,
@@ -102,18 +107,20 @@ class ModelClient:
         some row, BadInput for any other refusal, NotReady when it does not answer within `patience_s`.
         """
         total, deadline = row_count(features), time.monotonic() + self._patience_s
-        rows = max(1, self._part_bytes // max(1, row_bytes(features)))
-        parts = [slice(at, min(at + rows, total)) for at in range(0, total, rows)][::-1]
+        each_bytes = max(1, row_bytes(features))
         scored: list[Scored] = []
-        while parts:
-            part = parts.pop()
+        at = 0
+        while at < total:
+            rows = min(max(1, int(self._part_bytes / each_bytes)), ROWS_LIMIT, total - at)
             try:
-                scored.append(self._score(chosen(features, part), featurizer_id, deadline))
+                scored.append(self._score(chosen(features, slice(at, at + rows)), featurizer_id, deadline))
             except DeadlinePassed:
-                middle = (part.start + part.stop) // 2
-                if middle == part.start or time.monotonic() > deadline:
+                if rows == 1 or time.monotonic() > deadline:
                     raise
-                parts += [slice(middle, part.stop), slice(part.start, middle)]  # the first half comes next
+                self._part_bytes = rows * each_bytes / 2
+            else:
+                at += rows
+                self._part_bytes = min(self._part_bytes * _GROWTH, self._most_bytes)
         return (
             scored[0]
             if len(scored) == 1

@@ -6,6 +6,7 @@ A connection costs a greenlet, never a thread: clients that send slowly, read sl
 - A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
 - A request with a body takes its turn after those that have come before, and turns go round what they ask for
   (`asked_for`); one without, such as a health check, does not wait, unless more have come on the same connection.
+- Of more requests than a subclass lets wait (`sheds`) the oldest are refused, without the application.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
@@ -39,6 +40,8 @@ from deeplambda.service.http_worker import LINGER_BYTES, LINGER_S, REQUEST_WITHI
 
 REPLY_WITHIN_S = 10.0
 _IDLE_AT_STOP_S = 2.0
+_TURNS_WITHIN_S = 0.01  # after which connections, health checks on them, are looked at again
+_DRAINED_BYTES = 64 * 1024
 _WITHOUT_BODY = {"GET", "HEAD"}
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
 
@@ -71,6 +74,11 @@ class Connection:
         self._begun: float | None = None
         self._out: list[bytes] = []
         self.is_slow = False
+
+    @property
+    def begun(self) -> float:
+        """`time.monotonic()` at the first byte of the request that is being answered."""
+        return time.monotonic() if self._begun is None else self._begun
 
     @property
     def is_idle(self) -> bool:
@@ -118,7 +126,8 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: set[Connection] = set()
-        self._idle: Any = None  # the loop's watcher: called when no connection has anything new
+        self._idle: Any = None  # the loop's watcher: called each time that it has looked at all connections
+        self._given_at = 0.0
         self._turns: dict[str, deque[Waiter]] = {}  # the next one's first
 
     def patch(self) -> None:
@@ -177,7 +186,13 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
             name = listener.getsockname()
             for request in parser:
                 if request.method not in _WITHOUT_BODY or parser.unreader.buf.tell():
-                    self._await_turn(self.asked_for(request))
+                    asked_for = self.asked_for(request)
+                    if not self._has_turn(asked_for):
+                        while request.body.read(_DRAINED_BYTES):
+                            pass
+                        connection.sendall(self.refused(request, asked_for))
+                        connection.flush()
+                        continue
                 self.handle_request(name, request, connection, addr)
                 connection.flush()
             self._linger(connection, client)
@@ -202,15 +217,38 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         """What a request is for: however many ask for one thing, those for another do not wait for all of them."""
         return ""
 
-    def _await_turn(self, asked_for: str) -> None:
-        """Let the loop look at all connections before the next of these requests is worked on."""
+    def sheds(self, asked_for: str, after: int) -> bool:
+        """Whether the first that waits for one thing is refused, so many have come after it."""
+        return False
+
+    def refused(self, request: Any, asked_for: str) -> bytes:
+        """The whole reply to it."""
+        raise NotImplementedError
+
+    def _has_turn(self, asked_for: str) -> bool:
+        """Whether a request is to be worked on, known once the loop has looked at all connections."""
         waiter = Waiter()
         if self._idle is None:
-            self._idle = waiter.hub.loop.idle()
+            self._idle = waiter.hub.loop.idle(priority=waiter.hub.loop.MAXPRI)
         if not self._turns:
-            self._idle.start(self._give_turn)
+            self._idle.start(self._give_turns)
+            self._given_at = time.monotonic()
         self._turns.setdefault(asked_for, deque()).append(waiter)
-        waiter.get()
+        has_turn: bool = waiter.get()
+        return has_turn
+
+    def _give_turns(self) -> None:
+        """One; in a flood as many as take about as long as the loop has looked at connections, and refused others."""
+        begun, floods = time.monotonic(), False
+        for asked_for, waiters in list(self._turns.items()):
+            while self.sheds(asked_for, len(waiters) - 1):
+                waiters.popleft().switch(False)
+                floods = True
+        most_s = min(begun - self._given_at, _TURNS_WITHIN_S) if floods else 0.0
+        self._give_turn()
+        while self._turns and time.monotonic() - begun < most_s:
+            self._give_turn()
+        self._given_at = time.monotonic()
 
     def _give_turn(self) -> None:
         asked_for = next(iter(self._turns))
@@ -220,7 +258,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
             self._turns[asked_for] = waiters  # after the others
         if not self._turns:
             self._idle.stop()
-        waiter.switch(None)
+        waiter.switch(True)
 
     @staticmethod
     def _linger(connection: Connection, client: gevent.socket.socket) -> None:

@@ -1,22 +1,43 @@
-"""A WSGI application for the tests of the worker: it answers, echoes, sends much, keeps the loop busy, or waits."""
+"""A WSGI application for the tests of the worker.
+
+It answers, echoes, sends much, keeps the loop busy, waits, or says since when a request has come.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from deeplambda.service import cooperative_worker
-from deeplambda.service.cooperative_worker import result_of
+from deeplambda.service.cooperative_worker import CooperativeWorker, result_of
+from deeplambda.service.load_shedding import LoadShedder
 
 MUCH_BYTES = 64 * 1024 * 1024
 cooperative_worker.REPLY_WITHIN_S = 2.0  # for a test that waits for it
 _threads = ThreadPoolExecutor(8)
 
 
+class SheddingWorker(CooperativeWorker):
+    """A worker in which four requests may wait, and two in a flood."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shedder = LoadShedder(few=2, most=4)
+
+    def sheds(self, asked_for: str, after: int) -> bool:
+        return self._shedder.refuses(after)
+
+    def refused(self, request: Any, asked_for: str) -> bytes:
+        return b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
+
+
 def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     path = environ["PATH_INFO"]
-    content = {"/echo": lambda: environ["wsgi.input"].read(), "/much": lambda: bytes(MUCH_BYTES)}.get(
-        path, lambda: path.encode()
-    )()
+    begun = environ["gunicorn.socket"].begun
+    content = {
+        "/since": lambda: str(time.monotonic() - begun).encode(),
+        "/echo": lambda: environ["wsgi.input"].read(),
+        "/much": lambda: bytes(MUCH_BYTES),
+    }.get(path, lambda: path.encode())()
     if path == "/busy":
         ends = time.thread_time() + 0.01
         while time.thread_time() < ends:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,11 +24,10 @@ CLIENTS = 64
 class Served:
     """gunicorn with one worker and the application of `served.py`."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: str = "deeplambda.service.cooperative_worker.CooperativeWorker") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = free.getsockname()
-        worker = "deeplambda.service.cooperative_worker.CooperativeWorker"
         self.url = f"http://{self.address[0]}:{self.address[1]}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "-k", worker, "-b", self.url[7:], "tests.unit.service.served:app"],
@@ -47,8 +47,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Served]:
-    served = Served()
+def running(*worker: str) -> Iterator[Served]:
+    served = Served(*worker)
     try:
         yield served
     finally:
@@ -107,6 +107,17 @@ def test_a_request_in_pieces_and_several_in_one_piece_are_answered_in_order(serv
     assert answer.index(content) < answer.index(b"/a") < answer.index(b"/b")
 
 
+def test_a_request_begins_with_its_first_byte(served: Served) -> None:
+    with served.connected(b"G") as connection:
+        served.get("/")  # by whose answer that byte was read
+        begun = time.monotonic()
+        served.get("/slow")
+        waited_s = time.monotonic() - begun
+        connection.sendall(request("/since", "Connection: close")[1:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert float(answer.rpartition(b"\n")[2]) >= waited_s
+
+
 def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) -> None:
     busy = request("/busy", "Content-Length: 0", method="POST")
     with contextlib.ExitStack() as waiting:
@@ -116,6 +127,17 @@ def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) 
         assert reply is not None
         assert len(answered) < CLIENTS // 2
         assert all(client.recv(65536).startswith(b"HTTP/1.1 200") for client in clients)
+
+
+def test_of_more_requests_than_may_wait_some_are_refused_and_their_connections_kept() -> None:
+    busy = request("/busy", "Content-Length: 5", method="POST") + b"01234"
+    with running("tests.unit.service.served.SheddingWorker") as served, contextlib.ExitStack() as waiting:
+        clients = [waiting.enter_context(served.connected(busy)) for _ in range(CLIENTS)]
+        statuses = {client: client.recv(65536).split()[1] for client in clients}
+        assert set(statuses.values()) == {b"200", b"429"}
+        for client in (client for client, status in statuses.items() if status == b"429"):
+            client.sendall(request("/after"))
+            assert client.recv(65536).endswith(b"/after")
 
 
 def test_many_requests_on_one_connection_hold_up_no_other(served: Served) -> None:

@@ -46,7 +46,7 @@ class Served:
 
     def __init__(self, folder: Path, forward: Forward, champion: Forward | None = None) -> None:
         settings, metrics = Settings(data_dir=folder), ServiceMetrics(("digits",))
-        watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
+        watch = ChampionWatch(settings, "digits", on_swap=lambda *_: None, on_failure=lambda _: None)
         watch.current = self._version(1, champion or says(1))
         self.failures: list[tuple[str, str]] = []
         self.canary = RunningCanary(

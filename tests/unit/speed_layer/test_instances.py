@@ -9,6 +9,7 @@ import pytest
 from pydantic_core import to_json
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from deeplambda.adapters.model_service import ROWS_LIMIT
 from deeplambda.application import Event
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.objective import Predictions
@@ -61,6 +62,12 @@ def test_a_refused_instance_is_named_with_its_field(instance: Any, named: str) -
 def test_an_instance_beyond_the_limit_is_too_large() -> None:
     with pytest.raises(RequestEntityTooLarge, match="instance 1"):
         decode({"image": IMAGE}, {"image": IMAGE, "note": "x" * 5_000})
+
+
+def test_more_instances_than_a_request_may_have_are_too_many() -> None:
+    body = to_json({"instances": [{}] * (ROWS_LIMIT + 1)})
+    with pytest.raises(RequestEntityTooLarge, match=f"at most {ROWS_LIMIT}"):
+        decode_instances(body, DigitDrawn, limit_bytes=5_000)
 
 
 def test_the_reply_names_version_and_events() -> None:

@@ -140,6 +140,14 @@ def test_a_row_that_the_model_fails_on_ends_its_own_request_alone(
         poor.result(WAIT_S)
 
 
+def test_what_is_left_of_requests_that_failed_takes_no_room(passes: Passes, model: Model) -> None:
+    serving = champion(model)
+    for _ in range(WAITING_ROWS // BEST):
+        with pytest.raises(InvalidEvent, match="row 0"):
+            submitted(passes, Job(serving, rows(1, *[3] * (2 * BEST)))).result(WAIT_S)
+    assert first_outputs(submitted(passes, Job(serving, rows(4)))) == [4]
+
+
 def test_a_model_that_would_end_the_process_ends_its_pass_and_the_next_one_runs(passes: Passes, model: Model) -> None:
     serving = champion(model)
     with pytest.raises(InvalidEvent, match="SystemExit"):
@@ -164,6 +172,8 @@ def test_past_its_bound_the_queue_refuses_at_once_and_takes_again_when_there_is_
     accepted = [submitted(passes, Job(serving, rows(3))) for _ in range(WAITING_ROWS)]
     with pytest.raises(Overloaded):
         passes.submit(Job(serving, rows(3)))
+    with pytest.raises(Overloaded):
+        passes.check_room()
     model.gate.set()
     assert all(first_outputs(each) == [3] for each in accepted)
     assert first_outputs(submitted(passes, Job(serving, rows(4)))) == [4]

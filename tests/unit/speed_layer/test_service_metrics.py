@@ -54,7 +54,7 @@ def test_requests_in_progress_are_counted_until_they_are_answered_or_fail(tmp_pa
         seen.append(metrics.registry.get_sample_value(GAUGE))
         return outputs.expand(len(rows["features"]), 10)
 
-    watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
+    watch = ChampionWatch(settings, "digits", on_swap=lambda *_: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
     watch.current = Champion(
         featurizer=Featurizer(Digits(), code_version="c1"), card=CARD, path=path, output_shape=(10,)

@@ -2,22 +2,34 @@
 
 import gzip
 import json
+import re
+import threading
+import time
 import zlib
+from base64 import b64encode
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flask.testing import FlaskClient
 
-from deeplambda.adapters.model_service import BODY_LIMIT_BYTES, FEATURIZER_HEADER, TIMEOUT_HEADER
+from deeplambda.adapters.model_service import BODY_LIMIT_BYTES, FEATURIZER_HEADER, TIMEOUT_HEADER, _encode
 from deeplambda.config import Settings
+from deeplambda.features import Tensor
 from deeplambda.records.featurizer import Featurizer
+from deeplambda.state.card import Card
 from examples.digits.application import Digits
+from speed_layer.model_service import bodies
+from speed_layer.model_service.bodies import LARGE_BYTES
 from speed_layer.model_service.champions import Champion, ChampionWatch
-from speed_layer.model_service.fast_path import FastPath
+from speed_layer.model_service.fast_path import FastPath, Forward
 from speed_layer.model_service.metrics import ServiceMetrics
+from speed_layer.model_service.oip import HEADER_LENGTH
 from speed_layer.model_service.serving import Champions
 from speed_layer.model_service.web import create_app
 from tests.unit.speed_layer.test_service_metrics import CARD
@@ -33,11 +45,11 @@ def forward(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
-def client_of(settings: Settings) -> FlaskClient:
+def client_of(settings: Settings, forward: Forward = forward, card: Card = CARD) -> FlaskClient:
     featurizer = Featurizer(Digits(), code_version="c1")
-    watch = ChampionWatch(settings, "digits", on_swap=lambda _: None, on_failure=lambda _: None)
+    watch = ChampionWatch(settings, "digits", on_swap=lambda *_: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
-    watch.current = Champion(featurizer=featurizer, card=CARD, path=path, output_shape=(10,))
+    watch.current = Champion(featurizer=featurizer, card=card, path=path, output_shape=(10,))
     return create_app(settings, Champions({"digits": watch}), ServiceMetrics(("digits",))).test_client()
 
 
@@ -90,16 +102,92 @@ def test_a_compressed_body_is_read_as_any_other(client: FlaskClient, coding: str
     [
         ("gzip", gzip.compress(bytes(BODY_LIMIT_BYTES + 1)), 413),
         ("gzip", gzip.compress(b"{}")[:-9], 400),
+        ("gzip", gzip.compress(json.dumps({"inputs": [TENSOR]}).encode()) + gzip.compress(b" "), 400),
+        ("deflate", zlib.compress(json.dumps({"inputs": [TENSOR]}).encode()) + b" ", 400),
         ("deflate", b"neither", 400),
         ("br", b"", 415),
         ("gzip, gzip", b"", 415),
     ],
-    ids=["too large", "cut off", "damaged", "unknown", "twice"],
+    ids=["too large", "cut off", "two members", "more behind", "damaged", "unknown", "twice"],
 )
 def test_a_compressed_body_is_bounded_and_whole(client: FlaskClient, coding: str, content: bytes, status: int) -> None:
     headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
     reply = client.post("/v2/models/digits/infer", data=content, headers=headers)
     assert (reply.status_code, reply.content_type) == (status, "application/problem+json")
+
+
+def test_the_time_for_an_answer_begins_with_the_requests_first_byte(client: FlaskClient) -> None:
+    for begun_s, status in ((0, 200), (60, 429)):
+        environ = {"gunicorn.socket": SimpleNamespace(begun=time.monotonic() - begun_s)}
+        reply = client.post(
+            "/v2/models/digits/infer",
+            json={"inputs": [TENSOR]},
+            headers={TIMEOUT_HEADER: "30000"},
+            environ_overrides=environ,
+        )
+        assert reply.status_code == status
+
+
+class SeenBy(dict[str, Tensor]):
+    """A model's tensors, and the threads that ask what they are."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self.threads: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.threads.add(threading.current_thread().name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("rows", [1, 100])
+def test_much_json_is_parsed_beside_the_loop_and_little_or_binary_on_it(
+    tmp_path: Path, rows: int, binary: bool
+) -> None:
+    tensors = SeenBy(CARD.features)
+    client = client_of(Settings(data_dir=tmp_path), card=CARD.model_copy(update={"features": tensors}))
+    body, headers = _encode({"features": np.zeros((rows, 1, 28, 28), np.float32)})
+    if not binary:
+        body = json.dumps({"inputs": [TENSOR | {"shape": [rows, 1, 28, 28], "data": [0.0] * 784 * rows}]}).encode()
+        headers |= {HEADER_LENGTH: str(len(body))}
+    assert client.post("/v2/models/digits/infer", data=body, headers=headers).status_code == 200
+    (thread,) = tensors.threads
+    assert thread.startswith("large") == (rows > 1 and not binary)
+
+
+def test_bodies_take_room_until_they_are_answered_and_small_ones_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "ROOM_BYTES", 3 * LARGE_BYTES // 2)
+    begun, gate = threading.Event(), threading.Event()
+
+    def waiting(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        begun.set()
+        assert gate.wait(60)
+        return forward(rows)
+
+    client, image = client_of(Settings(data_dir=tmp_path), waiting), {"image": b64encode(bytes(784)).decode()}
+
+    def status(instances: int) -> int:
+        body = {"instances": [image] * instances}
+        return client.application.test_client().post("/v1/models/digits:predict", json=body).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        held = pool.submit(status, 80)
+        assert begun.wait(60)
+        small = pool.submit(status, 1)
+        assert status(80) == 429
+        gate.set()
+        assert (held.result(), small.result()) == (200, 200)
+    assert status(80) == 200
+
+
+def test_methods_that_http_does_not_know_are_counted_together(client: FlaskClient) -> None:
+    for method in ("GET", "BREW", "WHEN"):
+        client.open("/v2", method=method)
+    methods = set(re.findall(r'requests_total{method="(\w+)"', client.get("/metrics").text))
+    assert methods == {"GET", "other"}
 
 
 def test_the_likeliest_classes_are_named_where_a_client_asks_for_them(client: FlaskClient) -> None:

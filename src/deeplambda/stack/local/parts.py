@@ -147,7 +147,7 @@ PARTS: tuple[Part, ...] = (
         components=("spark",),
         listens="hive_address",
         prepare=cds_training.make_if_missing,
-        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_MYSQL, *_SPARK, "hive_address", "model_url"),
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_MYSQL, *_SPARK, "hive_address", "model_url", "model_timeout_s"),
         runs_applications=True,
         command=_module("serving_layer.hive_gateway"),
         environment=_PYTHON,
@@ -182,7 +182,7 @@ PARTS: tuple[Part, ...] = (
         needs=("kafka", "s3", "mysql", "metastore"),  # the last that the CDS training session uses
         components=("spark",),
         prepare=cds_training.make_if_missing,
-        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_SPARK, "model_url", "event_limit_bytes"),
+        reads=(*_APPLICATIONS, *_KAFKA, *_S3, *_SPARK, "model_url", "model_timeout_s", "event_limit_bytes"),
         command=_module("speed_layer.stream"),
         environment=_PYTHON,
         probe=partial(heartbeat.probe_heartbeat, part="stream"),
