@@ -36,7 +36,7 @@ _OF_APPLICATION = re.compile("/v[12]/models/([^/:]+)")
 TURNS_WAITING = 384
 """Requests for one application that may wait to be read: more than clients that wait for their answers, as a rule."""
 TURNS_OF_A_FLOOD = 8
-"""While more come than can be answered: so many are worked on in about 10 ms."""
+"""While more come than can be answered: so many are worked on in about 5 ms."""
 COLLECT_AFTER = (20_000, 20, 20)
 """For `gc.set_threshold`: with Python's own 700 requests in flight are gone through again and again."""
 SWITCH_AFTER_S = 0.002
