@@ -108,7 +108,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def count_shed(self, method: str, asked_for: str) -> None:
         """Count a request that was refused before it was read; the worker calls this."""
-        self._metrics.answered("shed", method, HTTPStatus.TOO_MANY_REQUESTS, 0.0, asked_for or None)
+        self._metrics.shed(method, asked_for or None)
 
     def stop(self) -> None:
         """End the threads that `load` has started; gunicorn's hook `worker_exit` calls this in the worker process."""
