@@ -25,6 +25,7 @@ local ffi = require("ffi")
 ffi.cdef("typedef struct {long s; long us;} at; int gettimeofday(at *now, void *zone);")
 local at, gap_ms, due_ms = ffi.new("at"), 1000 / %f
 local function now_ms() ffi.C.gettimeofday(at, nil); return tonumber(at.s) * 1000 + tonumber(at.us) / 1000 end
+local begun_ms = now_ms()
 took_ms, refused, failed = {}, 0, 0
 
 function delay()
@@ -38,6 +39,7 @@ function request()
 end
 
 function response(status, headers, body)
+  if now_ms() < begun_ms + 1000 then return end
   local sent = status == 200 and body:match('"event_id":"([%%d.]+)"')
   if sent then took_ms[#took_ms + 1] = now_ms() - sent
   elseif status == 429 then refused = refused + 1
@@ -94,6 +96,7 @@ def load(url: str, body: Any, *, clients: int, seconds: float) -> Load:
 def flood(url: str, event: Any, *, rate: float, connections: int, seconds: float) -> Flood:
     """POST an event `rate` times a second on average, answered or not, as long as a connection is free.
 
+    What is answered in the first second, in which the flood rises, is not counted.
     Raises: LookupError.
     """
     body = json.dumps({"instances": [event | {"event_id": "SENT"}]})

@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from http import HTTPMethod
+from http import HTTPMethod, HTTPStatus
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -82,16 +83,25 @@ class ServiceMetrics:
 
     def answered(self, route: str, method: str, status: int, took_s: float, application: str | None) -> None:
         """Count a request; the web application calls this after each reply. application: None when it is not known."""
-        known = method if method in HTTPMethod.__members__ else "other"
-        self._requests.labels(route, known, str(status)).inc()
         self._latency_s.labels(route).observe(took_s)
+        self._count(route, method, status, application, [took_s * 1000])
+
+    def shed(self, method: str, application: str | None) -> None:
+        """Count a request that was refused before it was read; the worker calls this."""
+        self._count("shed", method, HTTPStatus.TOO_MANY_REQUESTS, application, [])
+
+    def _count(
+        self, route: str, method: str, status: int, application: str | None, latencies_ms: Sequence[float]
+    ) -> None:
+        known = method if method in HTTPMethod.__members__ else "other"
+        self._requests.labels(route, known, str(int(status))).inc()
         if application is not None:
             with self._lock:
                 window = self._windows[application]
                 window.requests += 1
                 window.errors += status >= 400
                 if len(window.latencies_ms) < _KEPT_LATENCIES:
-                    window.latencies_ms.append(took_s * 1000)
+                    window.latencies_ms.extend(latencies_ms)
 
     def scored(self, application: str, version: int, rows: int, *, took_s: float, succeeded: bool) -> None:
         """Count a request that was queued for the model, and its rows if the model has scored them."""

@@ -36,7 +36,7 @@ _OF_APPLICATION = re.compile("/v[12]/models/([^/:]+)")
 TURNS_WAITING = 384
 """Requests for one application that may wait to be read: more than clients that wait for their answers, as a rule."""
 TURNS_OF_A_FLOOD = 8
-"""While more come than can be answered: so many are worked on in about 10 ms."""
+"""While more come than can be answered: so many are worked on in about 5 ms."""
 COLLECT_AFTER = (20_000, 20, 20)
 """For `gc.set_threshold`: with Python's own 700 requests in flight are gone through again and again."""
 SWITCH_AFTER_S = 0.002
@@ -108,7 +108,7 @@ class ModelServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def count_shed(self, method: str, asked_for: str) -> None:
         """Count a request that was refused before it was read; the worker calls this."""
-        self._metrics.answered("shed", method, HTTPStatus.TOO_MANY_REQUESTS, 0.0, asked_for or None)
+        self._metrics.shed(method, asked_for or None)
 
     def stop(self) -> None:
         """End the threads that `load` has started; gunicorn's hook `worker_exit` calls this in the worker process."""

@@ -40,7 +40,7 @@ from deeplambda.service.http_worker import LINGER_BYTES, LINGER_S, REQUEST_WITHI
 
 REPLY_WITHIN_S = 10.0
 _IDLE_AT_STOP_S = 2.0
-_TURNS_WITHIN_S = 0.01  # after which connections, health checks on them, are looked at again
+_TURNS_WITHIN_S = 0.003  # after which connections, health checks on them, are looked at again
 _DRAINED_BYTES = 64 * 1024
 _WITHOUT_BODY = {"GET", "HEAD"}
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}

@@ -67,3 +67,11 @@ def test_requests_in_progress_are_counted_until_they_are_answered_or_fail(tmp_pa
     assert set(seen) == {1.0}
     assert metrics.registry.get_sample_value(GAUGE) == 0.0
     assert f"{GAUGE} 0.0" in client.get("/metrics").text
+
+
+def test_what_was_refused_unread_is_counted_and_took_no_time() -> None:
+    metrics = ServiceMetrics(("digits",))
+    metrics.shed("POST", "digits")
+    window = metrics.take_windows()["digits"]
+    assert (window.requests, window.errors, window.latencies_ms) == (1, 1, [])
+    assert 'requests_total{method="POST",route="shed",status="429"} 1.0' in metrics.exposition().decode()
