@@ -175,8 +175,8 @@ def gained(spark: SparkSession, archive: str, pinned: int, visible: BatchView) -
     event in these, Iceberg leaves the others out, however the offsets of a file's partitions differ.
     """
     now_there, before = (
-        read_snapshot(spark, f"{archive}.files", snapshot)
-        for snapshot in (pinned, visible.events_snapshot)  # type: ignore[list-item]  # it grows
+        read_snapshot(spark, f"{archive}.files", snapshot)  # type: ignore[arg-type]  # it grows
+        for snapshot in (pinned, visible.events_snapshot)
     )
     first = F.coalesce(F.unix_micros("readable_metrics.kafka_timestamp.lower_bound"), F.lit(0))
     (since,) = now_there.join(before, "file_path", "left_anti").agg(F.min(first)).collect()[0]
