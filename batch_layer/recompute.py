@@ -174,8 +174,10 @@ def gained(spark: SparkSession, archive: str, pinned: int, visible: BatchView) -
     They are in files that the archive has got since, or that were written together with such. By the time of the first
     event in these, Iceberg leaves the others out, however the offsets of a file's partitions differ.
     """
-    now_there = read_snapshot(spark, f"{archive}.files", pinned)
-    before = read_snapshot(spark, f"{archive}.files", visible.events_snapshot)  # type: ignore[arg-type]  # it grows
+    now_there, before = (
+        read_snapshot(spark, f"{archive}.files", snapshot)  # type: ignore[arg-type]  # it grows
+        for snapshot in (pinned, visible.events_snapshot)
+    )
     first = F.coalesce(F.unix_micros("readable_metrics.kafka_timestamp.lower_bound"), F.lit(0))
     (since,) = now_there.join(before, "file_path", "left_anti").agg(F.min(first)).collect()[0]
     time, since_then = F.col("kafka_timestamp"), F.timestamp_micros(F.lit(since).cast("bigint"))
