@@ -6,11 +6,13 @@
    person asked, who insists by that. A data set that a version was trained on before ends it as well, unless a person
    asked: then the gate is offered that version.
 4. `prepare`: the data set's shards.
-5. `train`: from the champion's weights, with its hyperparameters, and publish the version. A champion that learned from
-   what was taken back since hands on no weights: one that it replaced does, or none.
-6. `judge`: offer it to the gate, which may reject it. Where some of its data set was taken back meanwhile, it ends as
+5. `tune`, where DEEPLAMBDA_GENERATION_TRIALS asks for it: try hyperparameters, from the champion's on.
+6. `train`: from the champion's weights, with its hyperparameters; from scratch, with the best of the trials. A champion
+   that learned from what was taken back since hands on no weights: one that it replaced does, or none. Publish the
+   version.
+7. `judge`: offer it to the gate, which may reject it. Where some of its data set was taken back meanwhile, it ends as
    `held`.
-7. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
+8. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
    their labels decide, or say too little in the time given. Then it is promoted, or rejected.
 Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
 again, so a process may be killed anywhere: the next one ends as it would have; only where some of the data set was
@@ -22,7 +24,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -194,8 +196,12 @@ class _Work:
         if known is None:
             generation = self._step(generation, "prepare")
             prepare_shards(self._spark, self._settings, self._packed, data.dataset, self._listener)
+            drawn = {}
+            if self._settings.generation_trials and self._packed.load().search_space:
+                generation = self._step(generation, "tune")
+                drawn = self._tuned(data)
             generation = self._step(generation, "train")
-            known = self._trained(data)
+            known = self._trained(data, drawn)
         generation = store.trained(self._platform, generation, known)
         generation = self._step(generation, "judge")
         return self._judged(generation, data)
@@ -268,9 +274,28 @@ class _Work:
             card = registry.published_card(connection, self._packed.name, version)
         return card.hyperparameters if card.code_version == self._packed.code_version else {}
 
-    def _trained(self, data: _Data) -> int:
-        init_from = str(data.parent) if data.parent else None
-        work = (self._spark, self._settings, self._packed, data.dataset, self._hyperparameters(data), self._listener)
+    def _tuned(self, data: _Data) -> dict[str, Any]:
+        """What the best of the trials drew; those of a process that was killed are gone on with."""
+        from batch_layer.tune import tune  # it brings Ray
+
+        trials, space = self._settings.generation_trials, self._packed.load().search_space
+        before = self._hyperparameters(data)
+        with self._listener.working(f"tuning: {trials} trials"):
+            found = tune(
+                self._settings,
+                self._packed,
+                dataset=data.dataset.id,
+                overrides={name: value for name, value in before.items() if name not in space},
+                first={name: value for name, value in before.items() if name in space},
+                trials=trials,
+            )
+        return found[0].drawn
+
+    def _trained(self, data: _Data, drawn: Mapping[str, Any]) -> int:
+        """drawn: by the best trial. Trials begin from scratch, and so does what they stand for."""
+        init_from = str(data.parent) if data.parent and not drawn else None
+        overrides = {**self._hyperparameters(data), **drawn}
+        work = (self._spark, self._settings, self._packed, data.dataset, overrides, self._listener)
         return train_and_publish(*work, init_from=init_from).version
 
     def _judged(self, generation: Generation, data: _Data) -> Generation:

@@ -3,9 +3,9 @@
 1. Trials are compared by the application's first metric on the validation split or, where there is none, on a sixth
    of the training rows that is set aside. None sees the test split, so what is measured there later is no luckier for
    having been tuned.
-2. The first trial has the application's own hyperparameters. The next draws are made by a tree-structured Parzen
-   estimator from what the trials before have reached. Source: Bergstra et al., Algorithms for Hyper-Parameter
-   Optimization (2011), by Optuna.
+2. The first trial has the application's own hyperparameters, or those of a generation's champion. The next draws are
+   made by a tree-structured Parzen estimator from what the trials before have reached. Source: Bergstra et al.,
+   Algorithms for Hyper-Parameter Optimization (2011), by Optuna.
 3. ASHA ends the trials that are behind after 1, 3, 9, … epochs. Source: Li et al., A System for Massively Parallel
    Hyperparameter Tuning (2020).
 4. After each epoch a trial's metrics and tensors are stored on S3 (`batch_layer.trials`), before ASHA hears of it.
@@ -80,6 +80,7 @@ def tune(
     dataset: str,
     overrides: Mapping[str, Any],
     trials: int,
+    first: Mapping[str, Any] | None = None,
     cpus: float = 1,
     gpus: float | None = None,
     told: Callable[[Trial], None] = lambda trial: None,
@@ -88,8 +89,9 @@ def tune(
     started only where there is something left to train.
 
     dataset: one that is wholly prepared. overrides: of the application's hyperparameters that are not in its search
-    space. cpus, gpus: that a trial has, or its share of one; None: a GPU where the machine or cluster has some. told:
-    called with each state of each trial, from a thread of its own.
+    space. first: what the first trial has of the search space, in place of the application's own. cpus, gpus: that a
+    trial has, or its share of one; None: a GPU where the machine or cluster has some. told: called with each state of
+    each trial, from a thread of its own.
     Raises: BadInput when there is nothing to search or to train on, UnfitModel when every trial failed,
     CorruptObject, NotReady (no Ray at the address; S3).
     """
@@ -123,7 +125,9 @@ def tune(
                     scheduler=ASHAScheduler(
                         metric=METRIC, mode=_mode(lower), max_t=fixed["epochs"], reduction_factor=REDUCTION_FACTOR
                     ),
-                    search_alg=_searcher(application, space, lower, fixed, [each.trial for each in known.values()]),
+                    search_alg=_searcher(
+                        application, space, lower, fixed | dict(first or {}), [each.trial for each in known.values()]
+                    ),
                     reuse_actors=True,  # a worker that starts anew for each trial spends seconds on loading torch
                 ),
                 run_config=ray_tune.RunConfig(

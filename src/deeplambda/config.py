@@ -278,6 +278,12 @@ class Settings(BaseSettings):
     generation_from: Literal["champion", "scratch"] = Field(
         default="champion", description="What a generation's training begins from: the champion's weights, or scratch."
     )
+    generation_trials: int = Field(
+        default=0,
+        ge=0,
+        description="How many sets of hyperparameters a generation tries before it trains, where the application has a "
+        "search space; 0: it takes the champion's.",
+    )
     generation_shadow_labels: int = Field(
         default=0,
         ge=0,

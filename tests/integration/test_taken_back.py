@@ -1,6 +1,8 @@
 """Rows that a person takes back are learned from no more: not by weights that are handed on, nor by a generation that
 had pinned them."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,14 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 
 from batch_layer.commands import data
-from batch_layer.console import PipelineConsole
+from batch_layer.console import EpochBars, PipelineConsole
 from batch_layer.gate import promote
+from batch_layer.generation import run_generation
 from batch_layer.pipeline import train_and_publish
 from batch_layer.prepare import data_set, prepare
+from batch_layer.trials import Trial
+from batch_layer.triggers import Due
+from batch_layer.withdrawals import Choice, withdraw
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import create_topics
 from deeplambda.adapters.lake import current_snapshot
@@ -20,6 +26,7 @@ from deeplambda.config import Settings
 from deeplambda.state import generation_store, registry
 from deeplambda.state.card import Card
 from deeplambda.state.generation_store import Generation
+from tests.integration.blobs import lifecycle
 from tests.integration.test_data_quality import SOURCES, points, said
 from tests.integration.test_labelled_events import Archive
 from tests.integration.test_sources import Bench
@@ -64,6 +71,26 @@ def newest(bench: Bench) -> tuple[Generation, Card]:
         return generation, registry.published_card(connection, bench.name, generation.version)
 
 
+class Disturbed(PipelineConsole):
+    """A listener by which something happens when training begins, or when the version is published."""
+
+    def __init__(self, at_training: Callable[[], Any] = int, at_publishing: Callable[[], Any] = int) -> None:
+        super().__init__(QUIET)
+        self._at_training, self._at_publishing = at_training, at_publishing
+
+    @contextmanager
+    def _disturbed(self) -> Iterator[EpochBars]:
+        self._at_training()
+        with super().training() as bars:
+            yield bars
+
+    def training(self) -> Any:
+        return self._disturbed()
+
+    def published(self, card: Card) -> None:
+        self._at_publishing()
+
+
 def test_a_rollback_names_the_heirs_of_what_it_takes_back_and_has_them_replaced_by_clean_weights(bench: Bench) -> None:
     before = current_snapshot(bench.spark, f"lake.{bench.name}.examples")
     assert before is not None
@@ -90,3 +117,55 @@ def test_a_rollback_names_the_heirs_of_what_it_takes_back_and_has_them_replaced_
         f"the gate let it through; it began from {bench.name}/1, not from champion 2, which learned from what was "
         "taken back"
     )
+
+
+@pytest.mark.long
+def test_a_generation_tunes_goes_on_after_it_was_broken_off_and_is_held_when_its_rows_are_taken_back(
+    bench: Bench,
+) -> None:
+    engine, why = mysql.engine(bench.settings, "platform"), "a test asks"
+
+    def generated(listener: PipelineConsole) -> Generation:
+        settings = bench.settings.model_copy(update={"generation_trials": 2})
+        due = Due(cause="person", why=why)
+        return run_generation(settings, bench.packed, due, listener, lambda: bench.spark)
+
+    def fail() -> None:
+        raise ConnectionError("the network is gone")
+
+    def trials() -> dict[str, Any]:
+        return {found.key: found.modified for found in bench.store.list(f"{bench.name}/tuning/")}
+
+    with pytest.raises(ConnectionError):
+        generated(Disturbed(at_training=fail))
+    before = trials()
+    assert len(before) == 2
+    drawn = [Trial.model_validate_json(bench.store.get(key)).drawn for key in before]
+    assert {"learning_rate": WELL["learning_rate"]} in drawn, "the champion's are tried first"
+    choice = Choice(where="event_id = 'event-7'")
+    held = generated(
+        Disturbed(at_publishing=lambda: withdraw(bench.spark, engine, bench.name, choice, who="ada", why="a slip"))
+    )
+    assert trials() == before, "no trial is trained again"
+    assert (held.number, held.attempts, held.state) == (1, 2, "held")
+    assert held.verdict == "labelled events of its data set were withdrawn while it was under way"
+    steps = lifecycle(bench.settings, lambda fact: fact["application"] == bench.name and "step" in fact)
+    assert [fact["step"] for fact in steps if fact["attempt"] == 2] == [
+        *("collect", "quality", "prepare", "tune", "train", "judge")
+    ]
+    _, card = newest(bench)
+    assert card.hyperparameters["epochs"] == WELL["epochs"]
+    assert 0.05 <= card.hyperparameters["learning_rate"] <= 0.2
+    assert card.init_from is None, "as the trials did"
+
+    told = said(
+        data,
+        *("withdraw", str(bench.home), "--topic", "labels", "--where", "event_id = 'event-6'"),
+        *("--why", "a wrong label", "--retrain"),
+    )
+    assert "withdrawn: 1 labels" in told
+    assert f"{bench.name}/{card.version} learned from it" in told
+    generation, replaced = newest(bench)
+    assert (generation.number, generation.state, generation.why) == (2, "promoted", "data withdrawn: a wrong label")
+    assert replaced.init_from == f"{bench.name}/1"
+    assert replaced.rows["train"]["events"] == card.rows["train"]["events"] - 2

@@ -20,7 +20,7 @@ OPERATOR = "operator"
 READERS: Mapping[str, tuple[str, ...]] = {
     "archive": ("kafka_password", "s3_secret_key", "spark_secret"),
     "gateway": ("analyst_password", "kafka_password", "mysql_views_password", "s3_secret_key"),
-    "generations": ("kafka_password", "mysql_platform_password", "s3_secret_key", "spark_secret"),
+    "generations": ("kafka_password", "mysql_platform_password", "ray_token", "s3_secret_key", "spark_secret"),
     "grafana": ("analyst_password", "grafana_admin_password"),
     "metastore": ("mysql_metastore_password", "s3_secret_key"),
     "model": ("kafka_password", "s3_secret_key", "token_key"),

@@ -87,7 +87,8 @@ _MYSQL = ("mysql_address", "mysql_database", "mysql_platform_password", "mysql_v
 _SPARK = ("metastore_uri", "spark_master", "spark_driver_host", "spark_options", "spark_secret", "checkpoint_location")
 _GENERATIONS = (
     *("generations", "generation_labels", "generation_drift_labels", "generation_every_s", "generation_pause_s"),
-    *("generation_from", "generation_shadow_labels", "generation_shadow_s", "trainer_memory_mb"),
+    *("generation_from", "generation_shadow_labels", "generation_shadow_s", "generation_trials", "trainer_memory_mb"),
+    *("ray_address", "ray_token"),
 )
 _APPLICATIONS = ("applications", "applications_dir", "cache_dir", "listen_host")
 
