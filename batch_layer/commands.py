@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Callable, Iterable
 from functools import partial
+from getpass import getuser
 from typing import Annotated, Any
 
 import typer
@@ -174,7 +175,8 @@ def batch_tune(
     if publish:
         card = train_and_publish(spark_of(settings, "tune"), settings, packed, dataset, chosen, shown)
         if promote:
-            gate.promote(settings, packed, card.version)
+            why = f"trained with the best of {len(found)} trials"
+            gate.promote(settings, packed, card.version, who=getuser(), why=why)
             console.print(f"[green]champion[/]: {packed.name}/{card.version}")
     values = {name: value if isinstance(value, str) else to_json(value).decode() for name, value in chosen.items()}
     arguments = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]

@@ -24,7 +24,8 @@ console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
 Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model list'", min=1)]
-Why = Annotated[str | None, typer.Option("--why", help="the reason, for 'deeplambda model history'")]
+Why = Annotated[str, typer.Option("--why", help="the reason, for 'deeplambda model history'")]
+NO_REASON = "by hand, no reason given"
 UntilDecided = Annotated[
     bool, typer.Option("--until-decided", help="promote or reject it by itself, once its labels say enough")
 ]
@@ -39,7 +40,7 @@ def shadow(
     until_decided: UntilDecided = False,
     labels: Labels = None,
     force: Force = False,
-    why: Why = None,
+    why: Why = NO_REASON,
 ) -> None:
     """Have a version answer live events beside the champion; its answers go to nobody.
 
@@ -56,7 +57,7 @@ def canary(
     until_decided: UntilDecided = False,
     labels: Labels = None,
     force: Force = False,
-    why: Why = None,
+    why: Why = NO_REASON,
 ) -> None:
     """Have a version answer a fixed share of the events, by their ids, in the champion's place.
 
@@ -68,7 +69,7 @@ def canary(
 def experiment(
     application: ApplicationName,
     stop: Annotated[bool, typer.Option("--stop", help="end the one that runs")] = False,
-    why: Why = None,
+    why: Why = NO_REASON,
 ) -> None:
     """Show the shadow or canary that runs, or the last one, with its figures."""
     settings = load_settings()
@@ -80,7 +81,7 @@ def experiment(
             if running is None:
                 raise BadInput(f"{name} has no experiment that runs", f"see 'deeplambda model history {name}'")
             experiment_store.still_runs(connection, running)
-            experiment_store.end(connection, running, "stopped", why or "a person ended it", getuser())
+            experiment_store.end(connection, running, "stopped", why, getuser())
         _tell(settings)
     with mysql_errors(), platform.connect() as connection:
         found = experiment_store.newest(connection, name)

@@ -5,6 +5,7 @@ from getpass import getuser
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_json
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +13,7 @@ from rich.table import Table
 from sqlalchemy import select
 
 from batch_layer import experiment_commands
+from batch_layer.experiment_commands import NO_REASON
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.application import metric_names
 from deeplambda.config import Settings, load_settings
@@ -30,7 +32,7 @@ console = Console()
 
 ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
 Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model list'", min=1)]
-Why = Annotated[str | None, typer.Option("--why", help="the reason, for 'deeplambda model history'")]
+Why = Annotated[str, typer.Option("--why", help="the reason, for 'deeplambda model history'")]
 
 
 @app.command("list")
@@ -73,12 +75,17 @@ def versions_table(cards: list[Card], champion: Card | None, lower: Mapping[str,
 
 @app.command("show")
 def show(application: ApplicationName, version: Version) -> None:
-    """Print a version's card: which data, code and hyperparameters made it, how good it is, its hashes."""
+    """Print a version's card: which data, code and hyperparameters made it, how good it is, its hashes.
+
+    `decided` is the gate's newest verdict on it, with its figures, who asked and why.
+    """
     settings = load_settings()
     packed = pack_application(application, settings)
     with mysql_errors(), engine(settings, "platform").connect() as connection:
         card = registry.published_card(connection, packed.name, version)
-    console.print_json(card.model_dump_json())
+        judged = (row._asdict() for row in registry.history(connection, packed.name) if row.version == version)
+        decided = next((decision for decision in judged if decision["verdict"]), None)
+    console.print_json(to_json(card.model_dump() | {"decided": decided}).decode())
 
 
 @app.command("verify")
@@ -97,7 +104,7 @@ def promote(
     application: ApplicationName,
     version: Annotated[int | None, typer.Argument(help="default: the newest", min=1)] = None,
     force: Annotated[bool, typer.Option("--force", help="even when it is worse or its code is not deployed")] = False,
-    why: Why = None,
+    why: Why = NO_REASON,
 ) -> None:
     """Make a version the champion: services load it at once.
 
@@ -122,7 +129,7 @@ def promote(
 def rollback(
     application: ApplicationName,
     to: Annotated[int | None, typer.Option("--to", help="any that has served; default: the one before", min=1)] = None,
-    why: Why = None,
+    why: Why = NO_REASON,
 ) -> None:
     """Make an earlier champion serve again, within seconds."""
     from batch_layer.gate import roll_back

@@ -3,14 +3,16 @@ had pinned them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_core import from_json
 from pyspark.sql import SparkSession
 from rich.console import Console
 
-from batch_layer.commands import data
+from batch_layer.commands import data, model
 from batch_layer.console import EpochBars, PipelineConsole
 from batch_layer.gate import promote
 from batch_layer.generation import run_generation
@@ -117,6 +119,13 @@ def test_a_rollback_names_the_heirs_of_what_it_takes_back_and_has_them_replaced_
         f"the gate let it through; it began from {bench.name}/1, not from champion 2, which learned from what was "
         "taken back"
     )
+    decided = from_json(said(model, "show", str(bench.home), "4"))["decided"]
+    assert (decided["kind"], decided["who"]) == ("promoted", "generation 1")
+    (comparison, *_) = decided["verdict"]["comparisons"]
+    assert (comparison["against"], comparison["candidate"] > comparison["other"]) == (2, True)
+
+    assert f"{bench.name}/1 serves again" in said(model, "rollback", str(bench.home))
+    assert f"{getuser()}: by hand, no reason given" in said(model, "history", str(bench.home))
 
 
 @pytest.mark.long
