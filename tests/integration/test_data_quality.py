@@ -13,13 +13,14 @@ from sqlalchemy import Engine, insert, select
 from typer.testing import CliRunner
 
 from batch_layer import held_rows
+from batch_layer.commands import data
 from batch_layer.console import PipelineConsole
 from batch_layer.counted_events import counted_events
 from batch_layer.data_history import difference, drop_held, history, impact, publish_held, roll_back
 from batch_layer.event_quality import measure_day, measure_events
 from batch_layer.pipeline import run_pipeline
 from batch_layer.recompute import recompute
-from batch_layer.withdrawals import Choice, restore, withdraw
+from batch_layer.withdrawals import Choice, withdraw
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
 from deeplambda.config import Settings
@@ -105,6 +106,11 @@ def test_rows_that_break_an_expectation_wait_and_what_a_person_decides_can_be_un
     registry.publish(engine, bench.name, "run-1", lambda version: learned)
     (found,) = difference(bench.spark, bench.name, first, snapshot)
     assert (found.kind, found.split, found.label, found.rows) == ("added", "train", "yes", 60)
+    home = str(bench.home)
+    assert "added │ train │ yes │ 60 │ b-0, b-9" in said(data, "diff", home, str(first), str(snapshot))
+    assert "the same examples" in said(data, "diff", home, str(first), str(first))
+    assert f"{bench.name}/1 learned from it" in said(data, "impact", home, str(snapshot))
+    assert "nulls │ city │ 1 │ 160" in said(data, "quality", home, "--no-measure")
     assert impact(bench.spark, bench.name, snapshot, [learned]) == [1]
     assert impact(bench.spark, bench.name, first, [learned]) == [1], "it saw the first rows as well"
 
@@ -115,6 +121,9 @@ def test_rows_that_break_an_expectation_wait_and_what_a_person_decides_can_be_un
     assert len(bench.rows()) == 160
     marks = {each.id: (each.current, each.versions) for each in history(bench.spark, bench.name, [learned])}
     assert (marks[first], marks[snapshot]) == ((True, []), (False, [1]))
+    told = said(data, "history", home)
+    assert f"★ │ {first} │" in told
+    assert f"bob │ rolled_back examples │ 60 │ {first} │ {snapshot} │ they were not" in told
 
     roll_back(bench.spark, engine, bench.name, snapshot, who="bob", why="they were, after all")
     assert len(bench.rows()) == 220
@@ -186,7 +195,10 @@ def test_withdrawn_events_stay_in_the_archive_and_count_nowhere(
         withdraw(spark, engine, service.name, Choice(where="nothing ="), who="ada", why="a slip")
     later = Choice(where=choice.where, since=datetime.now(UTC) + timedelta(days=1))
     assert withdraw(spark, engine, service.name, later, who="ada", why="of tomorrow") is None
-    done = withdraw(spark, engine, service.name, choice, who="ada", why="a test rig was live")
+    home, why = str(service.settings.applications_dir / service.name), "a test rig was live"
+    planned = said(data, "withdraw", home, "--where", "event_id IN ('event-3', 'event-7')", "--why", why, "--dry-run")
+    assert planned.startswith(f"would be withdrawn: 2 events of {service.name}, such as event-")
+    done = withdraw(spark, engine, service.name, choice, who="ada", why=why)
     assert done is not None
     assert done.rows == 2
     assert withdraw(spark, engine, service.name, choice, who="ada", why="again") is None, "they count no more"
@@ -202,7 +214,8 @@ def test_withdrawn_events_stay_in_the_archive_and_count_nowhere(
     archive(spark, service, {"event-3": to_json(digit_event("event-3", image()))}, first_offset=20)
     assert recompute(spark, service.settings, packed).rows == 19, "whoever sends it again sends a new one"
     assert done.subject is not None
-    restore(spark, engine, service.name, done.subject, who="bob", why="it was no test")
+    told = said(data, "restore", home, done.subject, "--who", "bob", "--why", "it was no test")
+    assert told.startswith(f"restored: 2 records of {service.name}.")
     assert recompute(spark, service.settings, packed, whole=True).rows == 20
 
 

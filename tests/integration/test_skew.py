@@ -6,7 +6,7 @@ import numpy as np
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
 
-from batch_layer.skew import measure
+from batch_layer.commands import batch
 from deeplambda.adapters.kafka import Publisher, create_topics
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -14,7 +14,9 @@ from deeplambda.records import topics
 from deeplambda.records.answers import answers
 from deeplambda.records.predictions import Prediction
 from examples.digits.application import Digits
+from speed_layer.commands import speed
 from tests.integration.own_model_service import OwnService, drawn, fp32_outputs, model_of
+from tests.integration.test_data_quality import said
 from tests.integration.test_recompute import archive
 from tests.traffic import digit_event
 
@@ -34,7 +36,7 @@ def test_what_the_stream_said_otherwise_is_counted_by_version_and_field(
     archive(spark, service, {event["event_id"]: to_json(event) for event in events})
     with Publisher(service.settings) as publisher:
         for n, event in enumerate(events):
-            said = Prediction(
+            prediction = Prediction(
                 application=service.name,
                 event_id=event["event_id"],
                 kafka_partition=0,
@@ -49,10 +51,11 @@ def test_what_the_stream_said_otherwise_is_counted_by_version_and_field(
                 confidence=found.confidence_N[n],
                 scores=found.scores_N[n],
             )
-            publisher.send(topics.predictions(service.name), said.event_id, said)
-    skew = {
-        each.field: (each.version, each.compared, each.different, each.examples)
-        for each in measure(spark, service.settings, service.name)
-    }
-    assert skew["prediction"] == (version, EVENTS, 1, ["event-7"])
-    assert {skew[field][2] for field in ("confidence", "value", "scores", "refused")} == {0}
+            publisher.send(topics.predictions(service.name), prediction.event_id, prediction)
+    told, name = said(batch, "skew", str(service.settings.applications_dir / service.name)), service.name
+    assert f"{name}/{version}, prediction: 1 of {EVENTS} events differ, such as event-7" in told
+    shown = said(speed, "skew", name)
+    for field in ("confidence", "value", "scores", "refused"):
+        assert f"{name}/{version}, {field}: 0 of {EVENTS} events differ" in told
+        assert f"{version} │ {field} │ {EVENTS} │ 0" in shown
+    assert f"{version} │ prediction │ {EVENTS} │ 1 │ event-7" in shown
