@@ -128,6 +128,7 @@ def test_a_rollback_names_the_heirs_of_what_it_takes_back_and_has_them_replaced_
     assert f"{getuser()}: by hand, no reason given" in said(model, "history", str(bench.home))
 
 
+@pytest.mark.long
 def test_a_generation_tunes_goes_on_after_it_was_broken_off_and_is_held_when_its_rows_are_taken_back(
     bench: Bench,
 ) -> None:
@@ -168,7 +169,7 @@ def test_a_generation_tunes_goes_on_after_it_was_broken_off_and_is_held_when_its
 
     told = said(
         data,
-        *("withdraw", str(bench.home), "--topic", "labels", "--where", "event_id = 'event-8'"),
+        *("withdraw", str(bench.home), "--topic", "labels", "--where", "event_id = 'event-6'"),
         *("--why", "a wrong label", "--retrain"),
     )
     assert "withdrawn: 1 labels" in told
