@@ -34,7 +34,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from sqlalchemy import Connection, Engine
 
-from batch_layer.gate import conclude, judge
+from batch_layer.gate import conclude, judge, roll_back
 from batch_layer.label_quality import measure_generation
 from batch_layer.lake_rows import append_verdicts
 from batch_layer.news import News
@@ -313,6 +313,7 @@ class _Work:
                         verdict = shadowed(self._settings, self._platform, self._packed, generation, verdict)
                     gone = self._taken_back().of(data.dataset)
                 if gone:
+                    self._take_back(generation, version, gone)
                     return store.end(self._platform, generation, "held", f"{gone} while it was under way")
                 who, why = f"generation {generation.number}", f"{generation.cause}: {generation.why}"
                 conclude(self._settings, self._packed.name, verdict, who=who, why=why)
@@ -321,6 +322,13 @@ class _Work:
         finally:
             append_verdicts(self._spark, self._platform, self._packed.name)
         return store.end(self._platform, generation, "promoted", f"the gate let it through{self._began(data, version)}")
+
+    def _take_back(self, generation: Generation, version: int, gone: str) -> None:
+        """Have the champion before it serve again where its shadow has already made the version the champion."""
+        with mysql_errors(), self._platform.connect() as connection:
+            champion = registry.champion(connection, self._packed.name)
+        if champion is not None and champion.version == version:
+            roll_back(self._settings, self._packed.name, who=f"generation {generation.number}", why=gone)
 
     def _began(self, data: _Data, version: int) -> str:
         """What a version began from where that is not the champion for what it has learned."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, Engine, bindparam, delete, null, select, text
+from sqlalchemy import Connection, Engine, bindparam, exists, null, select, text
 
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
@@ -32,7 +32,8 @@ from deeplambda.state.tables import (
 _ID_LIMIT = 128  # as of an event's
 _ERROR_LIMIT = 1e100
 """What is further off is no label but a mistake, and MySQL could not add up its squares."""
-_LABELS_WAITING, _LABEL_ATTEMPTS = 10_000, 60
+_LABELS_WAITING, _LABEL_ATTEMPTS = 100_000, 60
+_LABELS_AT_ONCE = 2_000
 
 _ANSWERS = LIVE_ANSWERS.c
 _OF_LABEL = ("label", "labelled_at", "correct", "error")
@@ -83,7 +84,9 @@ class LiveAnswers:
 
     def take_waiting(self, objective: Objective) -> list[Answer]:
         """As `take`, of the labels that wait."""
-        return self.take([self._waiting.popleft() for _ in range(len(self._waiting))], objective)
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        pieces = (waiting[at : at + _LABELS_AT_ONCE] for at in range(0, len(waiting), _LABELS_AT_ONCE))
+        return [answer for piece in pieces for answer in self.take(piece, objective)]
 
     def take(self, labels: Sequence[Label], objective: Objective) -> list[Answer]:
         """Write the answers that labels are of; the rows that were written. Raises: NotReady."""
@@ -118,14 +121,17 @@ class LiveAnswers:
 
     def forget_oldest(self) -> None:
         """Delete what is more than the newest LIVE_ANSWERS_KEPT with a label and without, or too old."""
-        since = now() - LIVE_ANSWERS_KEPT_FOR
-        labelled_at, own = _ANSWERS.labelled_at, _ANSWERS.application == self._application
-        for at, of_label in ((labelled_at, labelled_at.is_not(None)), (_ANSWERS.predicted_at, labelled_at.is_(None))):
-            those = own & of_label
+        since, live = now() - LIVE_ANSWERS_KEPT_FOR, REALTIME_PREDICTIONS.c
+        own, labelled_at = _ANSWERS.application == self._application, _ANSWERS.labelled_at
+        in_view = exists().where(live.application == self._application, live.event_id == _ANSWERS.event_id)
+        for at, those in (
+            (labelled_at, own & labelled_at.is_not(None) & ~in_view),  # without it, the view's would have no label
+            (_ANSWERS.predicted_at, own & labelled_at.is_(None)),
+        ):
             beyond = select(at).where(those).order_by(at.desc()).offset(LIVE_ANSWERS_KEPT).limit(1)
-            with mysql.mysql_errors(), self._engine.begin() as connection:
+            with mysql.mysql_errors(), self._engine.connect() as connection:
                 oldest = max(connection.scalar(beyond) or since, since)
-                connection.execute(delete(LIVE_ANSWERS).where(those, at <= oldest))
+            mysql.delete_in_chunks(self._engine, LIVE_ANSWERS, those & (at <= oldest))
 
 
 def judged(answer: Answer, label: Label, objective: Objective) -> Answer | None:

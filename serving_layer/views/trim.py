@@ -26,7 +26,7 @@ _OF_BOTH = ", ".join(column.name for column in LIVE_ANSWERS.columns if column.na
 _KEEP = text(
     f"INSERT IGNORE INTO live_answers ({_OF_BOTH}) SELECT {_OF_BOTH} FROM realtime_predictions "
     "WHERE application = :application AND kafka_partition = :partition AND replayed IS NOT TRUE "
-    f"AND kafka_offset < :offset AND kafka_offset >= :offset - {LIVE_ANSWERS_KEPT}"
+    "AND kafka_offset < :offset AND kafka_offset >= :offset - :most"
 )
 
 
@@ -38,14 +38,13 @@ def trim(engine: Engine, application: str) -> int:
         forget_shown(connection, application, GRACE)
         horizon = shown_horizon(connection, application, GRACE)
         begins = connection.execute(first.where(live.application == application)).all() if horizon.offsets else []
-    deleted = 0
-    for partition, offset in begins:
-        if horizon.absorbed(partition, offset):
-            end = horizon.offsets[partition]
-            with mysql.mysql_errors(), engine.begin() as connection:
-                connection.execute(_KEEP, {"application": application, "partition": partition, "offset": end})
-            absorbed = and_(live.application == application, live.kafka_partition == partition, live.kafka_offset < end)
-            deleted += mysql.delete_in_chunks(engine, REALTIME_PREDICTIONS, absorbed)
+    partitions, deleted = [partition for partition, offset in begins if horizon.absorbed(partition, offset)], 0
+    for partition in partitions:
+        end, most = horizon.offsets[partition], 2 * LIVE_ANSWERS_KEPT // len(partitions)  # some have more than others
+        with mysql.mysql_errors(), engine.begin() as connection:
+            connection.execute(_KEEP, {"application": application, "partition": partition, "offset": end, "most": most})
+        absorbed = and_(live.application == application, live.kafka_partition == partition, live.kafka_offset < end)
+        deleted += mysql.delete_in_chunks(engine, REALTIME_PREDICTIONS, absorbed)
     return deleted
 
 
