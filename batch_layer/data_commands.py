@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import DownloadColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from batch_layer.command_start import ApplicationName, console, packed_application, progress, spark_of
 from deeplambda.adapters import mysql
@@ -101,9 +101,9 @@ def data_history(application: ApplicationName) -> None:
 
     settings, packed = packed_application(application)
     cards = _cards(settings, packed.name)
-    table = Table(
-        "", "snapshot", "committed", "added", "rows", "models", "waits on", title=f"examples of {packed.name}"
-    )
+    names = ("snapshot", "what", "now at", "before")  # which a narrow terminal must not cut
+    snapshot, what, now_at, before = (Column(name, overflow="fold") for name in names)
+    table = Table("", snapshot, "committed", "added", "rows", "models", "waits on", title=f"examples of {packed.name}")
     for each in history(spark_of(settings, "history"), packed.name, cards):
         versions = ", ".join(map(str, each.versions))
         at = f"{each.at:%Y-%m-%d %H:%M:%S}"
@@ -112,11 +112,11 @@ def data_history(application: ApplicationName) -> None:
     console.print(table)
     with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
         found = changes(connection, packed.name)
-    decided = Table("when", "who", "what", "rows", "now at", "before", "why", title="changes by people")
+    decided = Table("when", "who", what, "rows", now_at, before, "why", title="changes by people")
     for row in found:
-        what = f"{row.kind} {row.subject or row.table_name}"
+        subject = f"{row.kind} {row.subject or row.table_name}"
         at = f"{row.at:%Y-%m-%d %H:%M:%S}"
-        decided.add_row(at, row.who, what, f"{row.changed_rows:,}", str(row.snapshot), str(row.previous), row.why)
+        decided.add_row(at, row.who, subject, f"{row.changed_rows:,}", str(row.snapshot), str(row.previous), row.why)
     if found:
         console.print(decided)
 

@@ -3,13 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import pytest
 import typer
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from sqlalchemy import Engine, insert, select
 from typer.testing import CliRunner
 
@@ -65,7 +66,8 @@ def points(name: str, rows: int, label: str | None = None) -> str:
 
 def said(commands: typer.Typer, *words: str) -> str:
     """What a command prints, in one line."""
-    done = CliRunner().invoke(commands, words, env={"COLUMNS": "240"}, catch_exceptions=False)
+    with patch.object(Console, "size", ConsoleDimensions(240, 25)):  # a worker of the tests has 80 columns
+        done = CliRunner().invoke(commands, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return " ".join(done.output.split())
 

@@ -256,8 +256,10 @@ def answered(stack: Settings, predictions: Iterable[Prediction], labels: Mapping
     rows = [of_prediction(each) for each in predictions]
     store(mysql.engine(stack, "views"), rows)
     answers = LiveAnswers(mysql.engine(stack, "platform"), rows[0].application)
+    moments = (now() - timedelta(seconds=len(labels) - n) for n in range(len(labels)))
+    of = [Label(event_id, label, moment) for (event_id, label), moment in zip(labels.items(), moments, strict=True)]
     for _ in range(2):
-        answers.take([Label(event_id, label, now()) for event_id, label in labels.items()], truth)
+        answers.take(of, truth)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_a_rollback_names_the_heirs_of_what_it_takes_back_and_has_them_replaced_
     (comparison, *_) = decided["verdict"]["comparisons"]
     assert (comparison["against"], comparison["candidate"] > comparison["other"]) == (2, True)
 
-    assert f"{bench.name}/1 serves again" in said(model, "rollback", str(bench.home))
+    assert f"{bench.name}/2 serves again" in said(model, "rollback", str(bench.home))
     assert f"{getuser()}: by hand, no reason given" in said(model, "history", str(bench.home))
 
 
