@@ -263,16 +263,18 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         """One; in a flood as many as take about as long as the loop has looked at connections, and refused others."""
         begun, floods = time.monotonic(), False
         for asked_for, waiters in list(self._turns.items()):
-            while self.sheds(asked_for, len(waiters) - 1):
+            for _ in range(len(waiters)):  # a refused one's connection may have its next request in the queue at once
+                if not self.sheds(asked_for, len(waiters) - 1):
+                    break
                 waiters.popleft().switch(False)
                 floods = True
         most_s = min(begun - self._given_at, _TURNS_WITHIN_S) if floods else 0.0
-        self._give_turn()
+        self._work_on_next()
         while self._turns and time.monotonic() - begun < most_s:
-            self._give_turn()
+            self._work_on_next()
         self._given_at = time.monotonic()
 
-    def _give_turn(self) -> None:
+    def _work_on_next(self) -> None:
         asked_for = next(iter(self._turns))
         waiters = self._turns.pop(asked_for)
         waiter = waiters.popleft()

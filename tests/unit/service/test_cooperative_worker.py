@@ -82,6 +82,10 @@ def request(path: str, *headers: str, method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
+def readable(clients: list[socket.socket]) -> list[socket.socket]:
+    return select.select(clients, [], [], 0)[0]
+
+
 def rest(connection: socket.socket, sent: bytes = b"") -> bytes:
     """What is answered, to `sent` as well, until the connection ends."""
     with contextlib.suppress(ConnectionError):
@@ -147,7 +151,7 @@ def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) 
     with contextlib.ExitStack() as waiting:
         clients = [waiting.enter_context(served.connected(busy)) for _ in range(CLIENTS)]
         reply = served.get("/")
-        answered = select.select(clients, [], [], 0)[0]
+        answered = readable(clients)
         assert reply is not None
         assert len(answered) < CLIENTS // 2
         assert all(client.recv(65536).startswith(b"HTTP/1.1 200") for client in clients)
@@ -203,7 +207,7 @@ def test_a_refused_upload_is_read_to_a_bound(shedding: Served) -> None:
         for client in clients:
             with contextlib.suppress(ConnectionError):
                 for _ in range(2 * LINGER_BYTES // len(MEGABYTE)):
-                    if select.select([client], [], [], 0)[0]:
+                    if readable([client]):
                         break
                     client.sendall(MEGABYTE)
         answers = [client.recv(65536) for client in clients]
@@ -217,6 +221,17 @@ def test_many_requests_on_one_connection_hold_up_no_other(served: Served) -> Non
         answered = greedy.recv(2**20, socket.MSG_DONTWAIT).count(b"HTTP/1.1 200")
     assert reply is not None
     assert answered < CLIENTS // 2
+
+
+def test_refusing_many_requests_of_some_connections_holds_up_no_other(shedding: Served) -> None:
+    many = request("/busy", "Content-Length: 0", method="POST") * 1000
+    with contextlib.ExitStack() as flood:
+        clients = [flood.enter_context(shedding.connected(many)) for _ in range(16)]
+        select.select(clients, [], [])
+        reply = shedding.get("/")
+        assert reply is not None
+        answered = sum(client.recv(2**20, socket.MSG_DONTWAIT).count(b"HTTP/1.1 429") for client in readable(clients))
+    assert answered < 16 * 1000 // 2
 
 
 def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:
