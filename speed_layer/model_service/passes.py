@@ -27,9 +27,9 @@ from deeplambda.records.admission import payloads
 from deeplambda.records.answers import answers, finite
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
-from deeplambda.service.load_shedding import LoadShedder
+from deeplambda.service.load_shedding import LESS_LOAD, LoadShedder
 from speed_layer.model_service.fast_path import PASS_ROWS, FastPath
-from speed_layer.model_service.jobs import LESS_LOAD, Job, Piece, Scored, part_of
+from speed_layer.model_service.jobs import Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
 

@@ -11,6 +11,8 @@ CALM_S = 1.0
 """As long as refused clients are asked to wait, at least."""
 BURST_S = 0.1
 """A queue that is full after more than this, and not calm in between, is in a flood."""
+LESS_LOAD = "send less at a time, or start more replicas"
+"""What whoever is refused can do."""
 
 
 class LoadShedder:
