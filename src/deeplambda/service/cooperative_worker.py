@@ -98,9 +98,13 @@ class Connection:
         except TimeoutError:
             self.is_slow = self._begun is not None
             return b""
+        self.begin()
+        return received
+
+    def begin(self) -> None:
+        """A request has begun by now: one that came together with the one before is in the parser already."""
         if self._begun is None:
             self._begun = time.monotonic()
-        return received
 
     def sendall(self, content: bytes) -> None:
         """Keep `content` for `flush`."""
@@ -189,6 +193,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         try:
             name = listener.getsockname()
             for request in parser:
+                connection.begin()
                 if request.method not in _WITHOUT_BODY or parser.unreader.buf.tell():
                     asked_for = self.asked_for(request)
                     if not self._has_turn(asked_for):

@@ -139,6 +139,16 @@ def test_a_request_begins_with_its_first_byte(served: Served) -> None:
     assert float(answer.rpartition(b"\n")[2]) >= waited_s
 
 
+def test_a_request_that_came_with_the_one_before_has_begun_before_it_waits_for_its_turn(served: Served) -> None:
+    busy = request("/busy", "Content-Length: 0", method="POST")
+    with contextlib.ExitStack() as others:
+        for _ in range(16):
+            others.enter_context(served.connected(busy * 8))
+        with served.connected(busy + request("/since", "Connection: close", method="POST")) as connection:
+            answer = rest(connection)
+    assert float(answer.rpartition(b"\n")[2]) > 0.05, "16 requests of 0.01 s each came before it"
+
+
 def test_what_comes_after_the_time_of_a_request_is_no_request(served: Served) -> None:
     with served.connected(request("/echo", "Content-Length: 100", method="POST") + b"half") as connection:
         answer = connection.recv(65536)
