@@ -22,7 +22,7 @@ ROUNDS, ROUND_S, CONNECTIONS = 3, 5, 512
 BELOW, BEYOND, CAPACITY_CLIENTS = 0.8, 3.0, 64
 AIM, BESIDE_MS = 1.5, 50.0
 BESIDE = ("/v2/health/live", "/metrics")
-CALM_S = 2.0
+PAUSE_S = 2.0
 """After which a service that has refused takes as many as before."""
 
 
@@ -37,7 +37,7 @@ def measure() -> list[Ratio]:
         fits = load(url, body, clients=CAPACITY_CLIENTS, seconds=ROUND_S).requests_s
         for share, floods in accepted.items():
             floods.append(_beside(base, url, event, share * fits, beside_ms if share == BEYOND else {}))
-            time.sleep(CALM_S)
+            time.sleep(PAUSE_S)
     if any(each.failed for floods in accepted.values() for each in floods):
         raise ValueError("some requests were neither answered nor refused")
     below, beyond = accepted[BELOW], accepted[BEYOND]

@@ -15,9 +15,8 @@ from deeplambda.application import Event
 from deeplambda.errors import DeadlinePassed, DeepLambdaError, InvalidEvent, Overloaded
 from deeplambda.features import Features, row_count
 from deeplambda.objective import Predictions
+from deeplambda.service.load_shedding import LESS_LOAD
 from speed_layer.model_service.champions import Champion
-
-LESS_LOAD = "send less at a time, or start more replicas"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPMethod, HTTPStatus
 
@@ -84,15 +83,13 @@ class ServiceMetrics:
     def answered(self, route: str, method: str, status: int, took_s: float, application: str | None) -> None:
         """Count a request; the web application calls this after each reply. application: None when it is not known."""
         self._latency_s.labels(route).observe(took_s)
-        self._count(route, method, status, application, [took_s * 1000])
+        self._count(route, method, status, application, took_s * 1000)
 
     def shed(self, method: str, application: str | None) -> None:
         """Count a request that was refused before it was read; the worker calls this."""
-        self._count("shed", method, HTTPStatus.TOO_MANY_REQUESTS, application, [])
+        self._count("shed", method, HTTPStatus.TOO_MANY_REQUESTS, application, None)
 
-    def _count(
-        self, route: str, method: str, status: int, application: str | None, latencies_ms: Sequence[float]
-    ) -> None:
+    def _count(self, route: str, method: str, status: int, application: str | None, latency_ms: float | None) -> None:
         known = method if method in HTTPMethod.__members__ else "other"
         self._requests.labels(route, known, str(int(status))).inc()
         if application is not None:
@@ -100,8 +97,8 @@ class ServiceMetrics:
                 window = self._windows[application]
                 window.requests += 1
                 window.errors += status >= 400
-                if len(window.latencies_ms) < _KEPT_LATENCIES:
-                    window.latencies_ms.extend(latencies_ms)
+                if latency_ms is not None and len(window.latencies_ms) < _KEPT_LATENCIES:
+                    window.latencies_ms.append(latency_ms)
 
     def scored(self, application: str, version: int, rows: int, *, took_s: float, succeeded: bool) -> None:
         """Count a request that was queued for the model, and its rows if the model has scored them."""

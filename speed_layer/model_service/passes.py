@@ -27,15 +27,17 @@ from deeplambda.records.admission import payloads
 from deeplambda.records.answers import answers, finite
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.records.isolation import halved
-from deeplambda.service.load_shedding import LoadShedder
+from deeplambda.service.load_shedding import LESS_LOAD, LoadShedder
 from speed_layer.model_service.fast_path import PASS_ROWS, FastPath
-from speed_layer.model_service.jobs import LESS_LOAD, Job, Piece, Scored, part_of
+from speed_layer.model_service.jobs import Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
 
-WAITING_ROWS = 512
-"""How many rows may wait before a request's own; of a large one those of one pass count, after which it gives way. In a
-flood it is no more than one pass."""
+WAITING_PASSES = 8
+"""How many passes of rows may wait before a request's own; of a large one, which gives way after each pass, one counts.
+In a flood it is one, of small requests: how many large ones wait says nothing of how soon a small one is answered."""
+_LEAST_ROWS = 2
+"""That a pass counts for: 16 clients may wait for a model that is best at one row at a time."""
 _SEEN_VALUES = "send values like those that it was trained on"
 
 
@@ -51,15 +53,18 @@ class Passes:
         self._changed = threading.Condition()
         self._running = 0
         self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
+        self._fresh_rows = 0  # of these, those of small requests that no pass has begun
+        self._best_rows = PASS_ROWS[-1]  # of the newest request's champion
         self._pass_s = 0.0
-        self._shedder = LoadShedder(few=PASS_ROWS[-1], most=WAITING_ROWS)
+        self._shedder = LoadShedder(few=1, most=WAITING_PASSES)
         for number in range(turns.at_once):
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
 
     def check_room(self) -> None:
         """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
-        if self._shedder.refuses(self._ahead_rows):
-            wait_s = self._ahead_rows / PASS_ROWS[-1] * self._pass_s
+        counted = max(self._best_rows, _LEAST_ROWS)
+        if self._shedder.refuses(self._fresh_rows / counted) or self._ahead_rows >= WAITING_PASSES * counted:
+            wait_s = self._ahead_rows / self._best_rows * self._pass_s
             raise Overloaded(f"{self._ahead_rows} rows wait for {self._name!r} already", LESS_LOAD, wait_s)
 
     def submit(self, job: Job) -> None:
@@ -71,7 +76,9 @@ class Passes:
                 self._check_time(job, best)
             job.queued_at = time.monotonic()
             self._jobs.append(job)
+            self._best_rows = best
             self._ahead_rows += min(job.count, best)
+            self._fresh_rows += _small(job)
             if self._running == 0 or self._ahead_rows >= best:
                 self._changed.notify()
 
@@ -117,6 +124,8 @@ class Passes:
         while self._jobs and room and self._jobs[0].champion is champion:
             job = self._jobs.popleft()
             self._ahead_rows -= min(job.waiting, best)
+            if job.waiting == job.count:
+                self._fresh_rows -= _small(job)
             if job.is_over:
                 job.fail(job.too_late)
                 continue
@@ -159,6 +168,11 @@ class Passes:
             )
         )
         _deliver(pieces, rows, Scored(outputs=outputs, predictions=found), refused, self._changed)
+
+
+def _small(job: Job) -> int:
+    """A request's rows, if one pass takes them and others."""
+    return job.count if 2 * job.count <= max(job.champion.path.best_rows, _LEAST_ROWS) else 0
 
 
 def _features(featurizer: Featurizer, pieces: list[Piece]) -> tuple[list[int], Features, dict[int, BadInput]]:

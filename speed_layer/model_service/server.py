@@ -7,21 +7,20 @@ busy processes it is many times quicker than threads which wait for one another.
 
 import gc
 import logging
-import math
 import os
 import re
 import resource
 import sys
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
 
 from deeplambda.config import Settings
+from deeplambda.errors import Overloaded
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import CooperativeWorker
-from deeplambda.service.load_shedding import CALM_S, LoadShedder
+from deeplambda.service.load_shedding import CALM_S, LESS_LOAD, LoadShedder
 
 if TYPE_CHECKING:
     from speed_layer.model_service.canaries import CanaryWatch
@@ -154,16 +153,8 @@ def start_service(
 
 
 def _shed() -> bytes:
-    message, remedy = "more requests come than can be answered", "send less at a time, or start more replicas"
-    reply = problems.problem(
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.TOO_MANY_REQUESTS.phrase,
-        message,
-        remedy=remedy,
-        retry_after_s=CALM_S,
-        error=f"{message}; {remedy}",  # where clients of the Open Inference Protocol look for the reason
-    )
-    reply.headers["Retry-After"] = str(math.ceil(CALM_S))
+    reply = problems.of_error(Overloaded("more requests come than can be answered", LESS_LOAD, CALM_S))
+    problems.name_error(reply)
     return f"HTTP/1.1 {reply.status}\r\n{reply.headers}".encode() + reply.get_data()
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 from flask import Flask, Response, g, request
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from deeplambda.adapters.machine import cpu_share
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
@@ -116,7 +116,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             name if name in champions.watches else None,
         )
         if response.status_code >= 400 and request.path.startswith("/v2"):
-            _name_error(response)
+            problems.name_error(response)
         return response
 
     @app.get("/v2")
@@ -290,10 +290,3 @@ def _provenance(champion: Champion, watch: ChampionWatch) -> dict[str, Any]:
         "variant": champion.path.variant,
         "error": watch.error,
     }
-
-
-def _name_error(response: Response) -> None:
-    """Add the member `error` to a problem, where clients of the Open Inference Protocol look for the reason."""
-    if response.mimetype == problems.MEDIA_TYPE:
-        body = from_json(response.get_data())
-        response.set_data(to_json(body | {"error": "; ".join(filter(None, [body["detail"], body.get("remedy")]))}))

@@ -69,8 +69,8 @@ class ModelClient:
 
     patience_s: how long a batch is tried again while the service restarts, is overloaded or has no model. part_bytes: a
     larger batch is sent in parts. Where one is not answered within `read_timeout_s` (None: as the settings say), parts
-    are half as large, and grow again with each answer. version: the one that has to answer; None: the champion.
-    canary: the one that ran at the last answer.
+    are half as large, and grow again with each answer to one that is as large as that. version: the one that has to
+    answer; None: the champion. canary: the one that ran at the last answer.
     """
 
     def __init__(
@@ -120,7 +120,8 @@ class ModelClient:
                 self._part_bytes = rows * each_bytes / 2
             else:
                 at += rows
-                self._part_bytes = min(self._part_bytes * _GROWTH, self._most_bytes)
+                if (rows + 1) * each_bytes > self._part_bytes:  # as large as it might be, so it tells of larger ones
+                    self._part_bytes = min(self._part_bytes * _GROWTH, self._most_bytes)
         return (
             scored[0]
             if len(scored) == 1

@@ -6,7 +6,8 @@ A connection costs a greenlet, never a thread: clients that send slowly, read sl
 - A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
 - A request with a body takes its turn after those that have come before, and turns go round what they ask for
   (`asked_for`); one without, such as a health check, does not wait, unless more have come on the same connection.
-- Of more requests than a subclass lets wait (`sheds`) the oldest are refused, without the application.
+- Of more requests than a subclass lets wait (`sheds`) the oldest are refused, without the application. Their bodies
+  are read, to a bound, so that their connections can be kept.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
 
@@ -42,6 +43,7 @@ REPLY_WITHIN_S = 10.0
 _IDLE_AT_STOP_S = 2.0
 _TURNS_WITHIN_S = 0.003  # after which connections, health checks on them, are looked at again
 _DRAINED_BYTES = 64 * 1024
+_CLOSES = b"\r\nConnection: close\r\n"
 _WITHOUT_BODY = {"GET", "HEAD"}
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
 
@@ -87,6 +89,8 @@ class Connection:
 
     def recv(self, size: int) -> bytes:
         """Up to `size` bytes; none at the end, when the time of the request is over, or of an idle connection."""
+        if self.is_slow:  # what comes later is no next request: a parser that was given too little does not know it
+            return b""
         left_s = self._idle_s if self._begun is None else self._begun + REQUEST_WITHIN_S - time.monotonic()
         self._sock.settimeout(max(left_s, 0.001))
         try:
@@ -94,9 +98,13 @@ class Connection:
         except TimeoutError:
             self.is_slow = self._begun is not None
             return b""
+        self.begin()
+        return received
+
+    def begin(self) -> None:
+        """A request has begun by now: one that came together with the one before is in the parser already."""
         if self._begun is None:
             self._begun = time.monotonic()
-        return received
 
     def sendall(self, content: bytes) -> None:
         """Keep `content` for `flush`."""
@@ -185,12 +193,15 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         try:
             name = listener.getsockname()
             for request in parser:
+                connection.begin()
                 if request.method not in _WITHOUT_BODY or parser.unreader.buf.tell():
                     asked_for = self.asked_for(request)
                     if not self._has_turn(asked_for):
-                        while request.body.read(_DRAINED_BYTES):
-                            pass
-                        connection.sendall(self.refused(request, asked_for))
+                        keeps = self._read_past(request, connection)
+                        reply = self.refused(request, asked_for)
+                        connection.sendall(reply if keeps else reply.replace(b"\r\n", _CLOSES, 1))
+                        if not keeps:
+                            break
                         connection.flush()
                         continue
                 self.handle_request(name, request, connection, addr)
@@ -225,6 +236,22 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         """The whole reply to it."""
         raise NotImplementedError
 
+    @staticmethod
+    def _read_past(request: Any, connection: Connection) -> bool:
+        """Read the body of a refused request, to a bound; whether another request can follow on its connection."""
+        if request.should_close() or request._expected_100_continue or request.method == "HEAD":
+            return False
+        left, until = LINGER_BYTES, connection.begun + REQUEST_WITHIN_S
+        try:
+            while piece := request.body.read(_DRAINED_BYTES):
+                left -= len(piece)
+                if left <= 0 or time.monotonic() > until:
+                    return False
+                gevent.sleep(0)  # `recv` does not let others run while it finds bytes
+        except NoMoreData:
+            return False
+        return not connection.is_slow
+
     def _has_turn(self, asked_for: str) -> bool:
         """Whether a request is to be worked on, known once the loop has looked at all connections."""
         waiter = Waiter()
@@ -241,16 +268,18 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         """One; in a flood as many as take about as long as the loop has looked at connections, and refused others."""
         begun, floods = time.monotonic(), False
         for asked_for, waiters in list(self._turns.items()):
-            while self.sheds(asked_for, len(waiters) - 1):
+            for _ in range(len(waiters)):  # a refused one's connection may have its next request in the queue at once
+                if not self.sheds(asked_for, len(waiters) - 1):
+                    break
                 waiters.popleft().switch(False)
                 floods = True
         most_s = min(begun - self._given_at, _TURNS_WITHIN_S) if floods else 0.0
-        self._give_turn()
+        self._work_on_next()
         while self._turns and time.monotonic() - begun < most_s:
-            self._give_turn()
+            self._work_on_next()
         self._given_at = time.monotonic()
 
-    def _give_turn(self) -> None:
+    def _work_on_next(self) -> None:
         asked_for = next(iter(self._turns))
         waiters = self._turns.pop(asked_for)
         waiter = waiters.popleft()

@@ -43,7 +43,8 @@ def closing_unread(app: Any) -> Any:
     def wrapped(environ: dict[str, Any], start_response: Any) -> Any:
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             unread = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
-            if unread and getattr(environ["wsgi.input"].reader, "length", 1) != 0:
+            is_slow = getattr(environ.get("gunicorn.socket"), "is_slow", False)  # then `length` is 0 too early
+            if unread and (is_slow or getattr(environ["wsgi.input"].reader, "length", 1) != 0):
                 start_response.__self__.force_close()
             return start_response(status, headers, exc_info)
 

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
@@ -56,7 +56,7 @@ def problem(status: int, title: str, detail: str, **extra: Any) -> Response:
 def register(app: Flask) -> None:
     """Answer every error of `app` with a problem: Flask's own, the platform's, and unforeseen ones."""
     app.register_error_handler(HTTPException, _of_http_error)
-    app.register_error_handler(DeepLambdaError, _of_platform_error)
+    app.register_error_handler(DeepLambdaError, of_error)
     app.register_error_handler(Exception, _of_unforeseen_error)
 
 
@@ -68,7 +68,8 @@ def _of_http_error(exc: HTTPException) -> Response:
     return response
 
 
-def _of_platform_error(exc: DeepLambdaError) -> Response:
+def of_error(exc: DeepLambdaError) -> Response:
+    """The problem of one of the platform's own errors."""
     status = next((status for kind, status in _STATUS if isinstance(exc, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(exc, DeadlinePassed):
         _log.warning("%s", exc)
@@ -78,6 +79,13 @@ def _of_platform_error(exc: DeepLambdaError) -> Response:
     response = problem(status, status.phrase, exc.message, retry_after_s=round(exc.wait_s, 3), **extra)
     response.headers["Retry-After"] = str(max(1, math.ceil(exc.wait_s)))  # in whole seconds: RFC 9110, 10.2.3
     return response
+
+
+def name_error(response: Response) -> None:
+    """Add the member `error` to a problem, where clients of the Open Inference Protocol look for the reason."""
+    if response.mimetype == MEDIA_TYPE:
+        body = from_json(response.get_data())
+        response.set_data(to_json(body | {"error": "; ".join(filter(None, [body["detail"], body.get("remedy")]))}))
 
 
 def _of_unforeseen_error(exc: Exception) -> Response:

@@ -13,6 +13,7 @@ from deeplambda.service.load_shedding import LoadShedder
 
 MUCH_BYTES = 64 * 1024 * 1024
 cooperative_worker.REPLY_WITHIN_S = 2.0  # for a test that waits for it
+cooperative_worker.REQUEST_WITHIN_S = 3.0
 _threads = ThreadPoolExecutor(8)
 
 

@@ -15,10 +15,12 @@ import psutil
 import pytest
 import urllib3
 
+from deeplambda.service.http_worker import LINGER_BYTES
 from tests.traffic import eventually
 from tests.unit.service.served import MUCH_BYTES
 
 CLIENTS = 64
+MEGABYTE = bytes(2**20)
 
 
 class Served:
@@ -63,6 +65,12 @@ def served() -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def shedding() -> Iterator[Served]:
+    with running("tests.unit.service.served.SheddingWorker") as served:
+        yield served
+
+
 @pytest.fixture
 def alone() -> Iterator[Served]:
     """A server that no other test has used, or will."""
@@ -72,6 +80,19 @@ def alone() -> Iterator[Served]:
 
 def request(path: str, *headers: str, method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def readable(clients: list[socket.socket]) -> list[socket.socket]:
+    return select.select(clients, [], [], 0)[0]
+
+
+def rest(connection: socket.socket, sent: bytes = b"") -> bytes:
+    """What is answered, to `sent` as well, until the connection ends."""
+    with contextlib.suppress(ConnectionError):
+        if sent:
+            connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
 
 
 def test_slow_senders_and_clients_that_read_nothing_hold_up_nobody(served: Served) -> None:
@@ -118,26 +139,90 @@ def test_a_request_begins_with_its_first_byte(served: Served) -> None:
     assert float(answer.rpartition(b"\n")[2]) >= waited_s
 
 
+def test_a_request_that_came_with_the_one_before_has_begun_before_it_waits_for_its_turn(served: Served) -> None:
+    busy = request("/busy", "Content-Length: 0", method="POST")
+    with contextlib.ExitStack() as others:
+        for _ in range(16):
+            others.enter_context(served.connected(busy * 8))
+        with served.connected(busy + request("/since", "Connection: close", method="POST")) as connection:
+            answer = rest(connection)
+    assert float(answer.rpartition(b"\n")[2]) > 0.05, "16 requests of 0.01 s each came before it"
+
+
+def test_what_comes_after_the_time_of_a_request_is_no_request(served: Served) -> None:
+    with served.connected(request("/echo", "Content-Length: 100", method="POST") + b"half") as connection:
+        answer = connection.recv(65536)
+        assert b"Connection: close" in answer
+        assert rest(connection, request("/late")) == b""
+
+
 def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) -> None:
     busy = request("/busy", "Content-Length: 0", method="POST")
     with contextlib.ExitStack() as waiting:
         clients = [waiting.enter_context(served.connected(busy)) for _ in range(CLIENTS)]
         reply = served.get("/")
-        answered = select.select(clients, [], [], 0)[0]
+        answered = readable(clients)
         assert reply is not None
         assert len(answered) < CLIENTS // 2
         assert all(client.recv(65536).startswith(b"HTTP/1.1 200") for client in clients)
 
 
-def test_of_more_requests_than_may_wait_some_are_refused_and_their_connections_kept() -> None:
+def test_of_more_requests_than_may_wait_some_are_refused_and_their_connections_kept(shedding: Served) -> None:
     busy = request("/busy", "Content-Length: 5", method="POST") + b"01234"
-    with running("tests.unit.service.served.SheddingWorker") as served, contextlib.ExitStack() as waiting:
-        clients = [waiting.enter_context(served.connected(busy)) for _ in range(CLIENTS)]
+    with contextlib.ExitStack() as waiting:
+        clients = [waiting.enter_context(shedding.connected(busy)) for _ in range(CLIENTS)]
         statuses = {client: client.recv(65536).split()[1] for client in clients}
         assert set(statuses.values()) == {b"200", b"429"}
         for client in (client for client, status in statuses.items() if status == b"429"):
             client.sendall(request("/after"))
             assert client.recv(65536).endswith(b"/after")
+
+
+def test_what_comes_after_the_time_of_a_refused_request_is_no_request(shedding: Served) -> None:
+    half = request("/busy", "Content-Length: 100", method="POST") + b"half"
+    with contextlib.ExitStack() as waiting:
+        clients = [waiting.enter_context(shedding.connected(half)) for _ in range(CLIENTS)]
+        answers = [client.recv(65536) for client in clients]
+        assert any(answer.startswith(b"HTTP/1.1 429") for answer in answers)
+        assert all(b"Connection: close" in answer for answer in answers)
+        assert not any(b"/late" in rest(client, request("/late")) for client in clients)
+
+
+@pytest.mark.parametrize(
+    ("sent", "ends"),
+    [
+        (request("/busy", "Content-Length: 100", "Expect: 100-continue", method="POST"), False),
+        (request("/busy", "Transfer-Encoding: chunked", method="POST") + b"5\r\nab", True),
+        (request("/busy", "Content-Length: 5", "Connection: close", method="POST") + b"01234", False),
+    ],
+)
+def test_a_refused_request_that_no_other_can_follow_is_answered_and_its_connection_closed(
+    shedding: Served, sent: bytes, *, ends: bool
+) -> None:
+    with contextlib.ExitStack() as waiting:
+        clients = [waiting.enter_context(shedding.connected(sent)) for _ in range(CLIENTS)]
+        for client in clients if ends else ():
+            client.shutdown(socket.SHUT_WR)
+        answers = [rest(client) for client in clients]
+        refused = [answer for answer in answers if b"HTTP/1.1 429" in answer]
+        assert refused
+        assert all(b"HTTP/1.1 200" in answer for answer in answers if answer not in refused)
+        assert all(b"Connection: close" in answer for answer in refused)
+
+
+def test_a_refused_upload_is_read_to_a_bound(shedding: Served) -> None:
+    head = request("/busy", f"Content-Length: {10**12}", method="POST")
+    with contextlib.ExitStack() as waiting:
+        clients = [waiting.enter_context(shedding.connected(head)) for _ in range(16)]
+        for client in clients:
+            with contextlib.suppress(ConnectionError):
+                for _ in range(2 * LINGER_BYTES // len(MEGABYTE)):
+                    if readable([client]):
+                        break
+                    client.sendall(MEGABYTE)
+        answers = [client.recv(65536) for client in clients]
+        assert any(answer.startswith(b"HTTP/1.1 429") for answer in answers)
+        assert all(b"Connection: close" in answer for answer in answers)
 
 
 def test_many_requests_on_one_connection_hold_up_no_other(served: Served) -> None:
@@ -146,6 +231,17 @@ def test_many_requests_on_one_connection_hold_up_no_other(served: Served) -> Non
         answered = greedy.recv(2**20, socket.MSG_DONTWAIT).count(b"HTTP/1.1 200")
     assert reply is not None
     assert answered < CLIENTS // 2
+
+
+def test_refusing_many_requests_of_some_connections_holds_up_no_other(shedding: Served) -> None:
+    many = request("/busy", "Content-Length: 0", method="POST") * 1000
+    with contextlib.ExitStack() as flood:
+        clients = [flood.enter_context(shedding.connected(many)) for _ in range(16)]
+        select.select(clients, [], [])
+        reply = shedding.get("/")
+        assert reply is not None
+        answered = sum(client.recv(2**20, socket.MSG_DONTWAIT).count(b"HTTP/1.1 429") for client in readable(clients))
+    assert answered < 16 * 1000 // 2
 
 
 def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:

@@ -5,6 +5,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from deeplambda.errors import DeadlinePassed, InvalidEvent, Overloaded
 from deeplambda.features import Features
 from deeplambda.records.decoding import decode_event
 from deeplambda.records.featurizer import Featurizer
+from deeplambda.service import load_shedding
 from examples.digits.application import DigitDrawn, Digits
 from speed_layer.model_service.champions import Champion
 from speed_layer.model_service.fast_path import FastPath
 from speed_layer.model_service.jobs import Job, Scored
-from speed_layer.model_service.passes import WAITING_ROWS, Passes
+from speed_layer.model_service.passes import WAITING_PASSES, Passes
 from speed_layer.model_service.turns import Turns
 from tests.traffic import eventually
 from tests.unit.speed_layer.test_service_metrics import CARD
@@ -45,8 +47,8 @@ class Model:
         return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
-def champion(model: Model) -> Champion:
-    path = FastPath(variant="fp32", forward=model, exact=model, rescores=False, best_rows=BEST)
+def champion(model: Model, best_rows: int = BEST) -> Champion:
+    path = FastPath(variant="fp32", forward=model, exact=model, rescores=False, best_rows=best_rows)
     return Champion(featurizer=Featurizer(Digits(), code_version="c1"), card=CARD, path=path, output_shape=(10,))
 
 
@@ -142,7 +144,7 @@ def test_a_row_that_the_model_fails_on_ends_its_own_request_alone(
 
 def test_what_is_left_of_requests_that_failed_takes_no_room(passes: Passes, model: Model) -> None:
     serving = champion(model)
-    for _ in range(WAITING_ROWS // BEST):
+    for _ in range(WAITING_PASSES):
         with pytest.raises(InvalidEvent, match="row 0"):
             submitted(passes, Job(serving, rows(1, *[3] * (2 * BEST)))).result(WAIT_S)
     assert first_outputs(submitted(passes, Job(serving, rows(4)))) == [4]
@@ -169,7 +171,7 @@ def test_past_its_bound_the_queue_refuses_at_once_and_takes_again_when_there_is_
 ) -> None:
     serving = champion(model)
     hold(passes, serving, model)
-    accepted = [submitted(passes, Job(serving, rows(3))) for _ in range(WAITING_ROWS)]
+    accepted = [submitted(passes, Job(serving, rows(3))) for _ in range(WAITING_PASSES * BEST)]
     with pytest.raises(Overloaded):
         passes.submit(Job(serving, rows(3)))
     with pytest.raises(Overloaded):
@@ -177,6 +179,47 @@ def test_past_its_bound_the_queue_refuses_at_once_and_takes_again_when_there_is_
     model.gate.set()
     assert all(first_outputs(each) == [3] for each in accepted)
     assert first_outputs(submitted(passes, Job(serving, rows(4)))) == [4]
+
+
+@pytest.mark.parametrize(("best", "clients"), [(1, 16), (8, 64), (64, 256)])
+def test_as_many_clients_may_wait_as_the_model_answers_in_a_few_passes(
+    passes: Passes, model: Model, best: int, clients: int
+) -> None:
+    serving = champion(model, best)
+    hold(passes, serving, model)
+    accepted = [submitted(passes, Job(serving, rows(3))) for _ in range(clients)]
+    model.gate.set()
+    assert all(first_outputs(each) == [3] for each in accepted)
+
+
+@pytest.mark.parametrize("best", [1, 64])
+def test_in_a_flood_small_requests_wait_for_about_one_pass_beside_large_ones(
+    passes: Passes, model: Model, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    serving = champion(model, best)
+    hold(passes, serving, model)
+    monkeypatch.setattr(load_shedding, "BURST_S", -1.0)  # the first refusal is of a flood
+    monkeypatch.setattr(load_shedding, "CALM_S", 60.0)
+    fill(passes, serving)
+    model.gate.set()
+    assert eventually(lambda: not passes._jobs and not passes._running, WAIT_S)
+    model.passes.clear()
+    hold(passes, serving, model)
+    large = [submitted(passes, Job(serving, rows(*[5] * 100))) for _ in range(4)]
+    small = fill(passes, serving)
+    assert max(1, best // 2) <= len(small) <= max(2, best)
+    model.gate.set()
+    assert all(first_outputs(each) == [3] for each in small)
+    assert all(first_outputs(each) == [5] * 100 for each in large)
+
+
+def fill(passes: Passes, serving: Champion) -> "list[Future[Scored]]":
+    """Requests of one row until one is refused."""
+    accepted: list[Future[Scored]] = []
+    with suppress(Overloaded):
+        while True:
+            accepted.append(submitted(passes, Job(serving, rows(3))))
+    return accepted
 
 
 def test_what_cannot_be_answered_in_time_is_refused_and_what_became_too_late_takes_no_part_in_a_pass(

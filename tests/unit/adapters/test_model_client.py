@@ -1,0 +1,36 @@
+"""The size of the parts in which a large batch is sent follows what the service answers in time."""
+
+import numpy as np
+import pytest
+
+from deeplambda.adapters.model_service import ModelClient, Scored
+from deeplambda.config import load_settings
+from deeplambda.errors import DeadlinePassed
+from deeplambda.features import Features, row_count
+
+MOST = 8
+"""Rows that are answered in time."""
+
+
+def rows(count: int) -> Features:
+    return {"features": np.zeros((count, 16), np.float32)}
+
+
+def test_parts_grow_again_with_answers_to_parts_of_their_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def score(features: Features, featurizer_id: str, deadline: float) -> Scored:
+        asked.append(row_count(features))
+        if asked[-1] > MOST:
+            raise DeadlinePassed("too many")
+        return Scored(versions_N=np.ones(asked[-1], np.int64), outputs=np.zeros((asked[-1], 1), np.float32))
+
+    client = ModelClient(load_settings(), "digits")
+    monkeypatch.setattr(client, "_score", score)
+    assert len(client.predict(rows(64), "f").outputs) == 64
+    for _ in range(50):
+        client.predict(rows(1), "f")
+    asked.clear()
+    client.predict(rows(64), "f")
+    assert max(asked) <= 2 * MOST
+    assert MOST in asked
