@@ -34,8 +34,9 @@ from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
 
 WAITING_PASSES = 8
-"""How many passes of rows may wait before a request's own; of a large one, which gives way after each pass, one counts.
-In a flood it is one, of small requests: how many large ones wait says nothing of how soon a small one is answered."""
+"""How many passes of rows may wait before a request's own; of a large one, which gives way after each, one counts."""
+FEW_PASSES = 2
+"""In a flood, of requests that no pass has begun: beside a large one as many rows of small ones may wait."""
 _LEAST_ROWS = 2
 """That a pass counts for: 16 clients may wait for a model that is best at one row at a time."""
 _SEEN_VALUES = "send values like those that it was trained on"
@@ -53,10 +54,10 @@ class Passes:
         self._changed = threading.Condition()
         self._running = 0
         self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
-        self._fresh_rows = 0  # of these, those of small requests that no pass has begun
+        self._fresh_rows = 0  # of these, those of requests that no pass has begun
         self._best_rows = PASS_ROWS[-1]  # of the newest request's champion
         self._pass_s = 0.0
-        self._shedder = LoadShedder(few=1, most=WAITING_PASSES)
+        self._shedder = LoadShedder(few=FEW_PASSES, most=WAITING_PASSES)
         for number in range(turns.at_once):
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
 
@@ -78,7 +79,7 @@ class Passes:
             self._jobs.append(job)
             self._best_rows = best
             self._ahead_rows += min(job.count, best)
-            self._fresh_rows += _small(job)
+            self._fresh_rows += min(job.count, best)
             if self._running == 0 or self._ahead_rows >= best:
                 self._changed.notify()
 
@@ -125,7 +126,7 @@ class Passes:
             job = self._jobs.popleft()
             self._ahead_rows -= min(job.waiting, best)
             if job.waiting == job.count:
-                self._fresh_rows -= _small(job)
+                self._fresh_rows -= min(job.count, best)
             if job.is_over:
                 job.fail(job.too_late)
                 continue
@@ -168,11 +169,6 @@ class Passes:
             )
         )
         _deliver(pieces, rows, Scored(outputs=outputs, predictions=found), refused, self._changed)
-
-
-def _small(job: Job) -> int:
-    """A request's rows, if one pass takes them and others."""
-    return job.count if 2 * job.count <= max(job.champion.path.best_rows, _LEAST_ROWS) else 0
 
 
 def _features(featurizer: Featurizer, pieces: list[Piece]) -> tuple[list[int], Features, dict[int, BadInput]]:

@@ -20,7 +20,7 @@ from examples.digits.application import DigitDrawn, Digits
 from speed_layer.model_service.champions import Champion
 from speed_layer.model_service.fast_path import FastPath
 from speed_layer.model_service.jobs import Job, Scored
-from speed_layer.model_service.passes import WAITING_PASSES, Passes
+from speed_layer.model_service.passes import FEW_PASSES, WAITING_PASSES, Passes
 from speed_layer.model_service.turns import Turns
 from tests.traffic import eventually
 from tests.unit.speed_layer.test_service_metrics import CARD
@@ -193,7 +193,7 @@ def test_as_many_clients_may_wait_as_the_model_answers_in_a_few_passes(
 
 
 @pytest.mark.parametrize("best", [1, 64])
-def test_in_a_flood_small_requests_wait_for_about_one_pass_beside_large_ones(
+def test_in_a_flood_requests_wait_for_few_passes_beside_a_large_one(
     passes: Passes, model: Model, monkeypatch: pytest.MonkeyPatch, best: int
 ) -> None:
     serving = champion(model, best)
@@ -205,12 +205,24 @@ def test_in_a_flood_small_requests_wait_for_about_one_pass_beside_large_ones(
     assert eventually(lambda: not passes._jobs and not passes._running, WAIT_S)
     model.passes.clear()
     hold(passes, serving, model)
-    large = [submitted(passes, Job(serving, rows(*[5] * 100))) for _ in range(4)]
+    large = submitted(passes, Job(serving, rows(*[5] * 100)))
     small = fill(passes, serving)
-    assert max(1, best // 2) <= len(small) <= max(2, best)
+    assert best <= len(small) <= FEW_PASSES * max(best, 2)
     model.gate.set()
     assert all(first_outputs(each) == [3] for each in small)
-    assert all(first_outputs(each) == [5] * 100 for each in large)
+    assert first_outputs(large) == [5] * 100
+
+
+def test_what_is_left_of_a_large_request_is_not_counted_in_a_flood(passes: Passes, model: Model) -> None:
+    serving = champion(model)
+    model.gate.clear()
+    large = submitted(passes, Job(serving, rows(*[5] * 100)))
+    assert eventually(lambda: bool(model.passes), WAIT_S)
+    assert (passes._ahead_rows, passes._fresh_rows) == (BEST, 0)
+    submitted(passes, Job(serving, rows(3)))
+    assert (passes._ahead_rows, passes._fresh_rows) == (BEST + 1, 1)
+    model.gate.set()
+    assert first_outputs(large) == [5] * 100
 
 
 def fill(passes: Passes, serving: Champion) -> "list[Future[Scored]]":
