@@ -6,7 +6,7 @@
    future, waits a while.
 3. Answers with their labels, and whether they were right, are written to `live_answers` all at once. An event that is
    labelled again keeps the label which is the newest by the broker's time, so records that are taken twice change
-   nothing.
+   nothing: after a restart those that waited are read again.
 What a backfill scored again is no live answer; a batch view is none either, for a later version may have made it.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from kafka import TopicPartition
 from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, bindparam, exists, null, select, text
 
@@ -49,12 +50,13 @@ Answer = dict[str, Any]
 
 
 class Label(NamedTuple):
-    """What a record of `<application>.labels` says. at: the broker's time. attempts: how often its answer was looked
-    for."""
+    """What a record of `<application>.labels` says. at: the broker's time. place: the record's partition and offset.
+    attempts: how often its answer was looked for."""
 
     event_id: str
     label: str
     at: datetime
+    place: tuple[TopicPartition, int] | None = None
     attempts: int = 0
 
 
@@ -67,7 +69,8 @@ def label_of(record: Any) -> Label | None:
     if not isinstance(given, dict) or given.get("label") is None:
         return None
     event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
-    label = Label(str(event_id), str(given["label"]), datetime.fromtimestamp(record.timestamp / 1000, UTC))
+    place = TopicPartition(record.topic, record.partition), record.offset
+    label = Label(str(event_id), str(given["label"]), datetime.fromtimestamp(record.timestamp / 1000, UTC), place)
     return label if 0 < len(label.event_id) <= _ID_LIMIT and len(label.label) <= LABEL_LIMIT else None
 
 
@@ -81,6 +84,11 @@ class LiveAnswers:
     def wait(self, labels: Iterable[Label]) -> None:
         """Keep labels for the next `take_waiting`."""
         self._waiting.extend(labels)
+
+    @property
+    def waiting(self) -> list[tuple[TopicPartition, int]]:
+        """The records whose labels wait: a restart has to read them again."""
+        return [label.place for label in self._waiting if label.place is not None]
 
     def take_waiting(self, objective: Objective) -> list[Answer]:
         """As `take`, of the labels that wait."""
@@ -135,7 +143,7 @@ class LiveAnswers:
 
 
 def judged(answer: Answer, label: Label, objective: Objective) -> Answer | None:
-    """An answer's row with a label; None for one that is none of the objective's, or older than the one it has."""
+    """An answer's row with a label; None for one that is none of the objective's, that it has, or that is older."""
     if answer["labelled_at"] is not None and label.at < answer["labelled_at"]:
         return None
     try:
@@ -144,6 +152,8 @@ def judged(answer: Answer, label: Label, objective: Objective) -> Answer | None:
     except Exception:  # whatever an objective of the user's own raises
         return None
     if error is not None and not error < _ERROR_LIMIT:  # nor is NaN
+        return None
+    if (answer["label"], answer["labelled_at"]) == (truth[:LABEL_LIMIT], label.at):
         return None
     correct = answer["prediction"] == truth if error is None else None
     return answer | {"label": truth[:LABEL_LIMIT], "labelled_at": label.at, "correct": correct, "error": error}

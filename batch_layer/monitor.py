@@ -85,7 +85,7 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
         while not stop.is_set():
             with kafka.kafka_errors(settings):
                 come, polled = labels.poll(0, _POLL_LABELS), reader.poll(1_000, _POLL_ROWS)
-            _take(settings, takes, labels, come)
+            _take(settings, takes, labels, come, watches)
             started_s = time.monotonic()
             if started_s - looked_s >= _LOOK_EVERY_S:
                 looked_s = started_s
@@ -103,12 +103,19 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
             stop.wait(min(_LONGEST_PAUSE_S, worked_s * (1 / _WORKING_SHARE - 1)))
 
 
-def _take(settings: Settings, takes: Mapping[str, Take], reader: Consumer, polled: Mapping[Any, Iterable[Any]]) -> None:
+def _take(
+    settings: Settings,
+    takes: Mapping[str, Take],
+    reader: Consumer,
+    polled: Mapping[Any, Iterable[Any]],
+    watches: Iterable["Watch"] = (),
+) -> None:
+    """watches: those whose labels these may be; they are read again after a restart while they wait."""
     for partition, records in polled.items():
         takes[partition.topic](records)
     if polled:
         with kafka.kafka_errors(settings):
-            reader.commit()
+            reader.commit_but(place for each in watches for place in each.answers.waiting)
 
 
 def _keep_up(reader: Consumer, watch: "Watch") -> None:

@@ -34,6 +34,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from batch_layer import refusals
 from batch_layer.counted_events import POSITION, counted, withdrawn
 from batch_layer.staged_predictions import Staging
+from batch_layer.withdrawals import hide_scored_late
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.lake import (
@@ -163,6 +164,7 @@ def recompute(
         with mysql.mysql_errors(), engine.begin() as connection:
             registry.still_champion(connection, champion)
             move_horizon(connection, published, replaces=visible)
+        hide_scored_late(spark, engine, packed.name, visible.horizon)
     with Publisher(settings) as publisher:
         outbox.relay(engine, publisher)
     return published

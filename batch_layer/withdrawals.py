@@ -4,7 +4,8 @@
 2. One append to `withdrawals` marks them, by their position, with who, when and why. From then on they are out of what
    is counted (`counted_events`): training, recomputation, MySQL's recent tables.
 3. MySQL's rows of the events are deleted; an answer whose label it was has none.
-4. The batch view loses them with the next recomputation.
+4. The batch view loses them with the next recomputation, and MySQL's real-time view what a stream that was behind has
+   scored since 3.
 A crash after 2 is mended by doing it again. Whoever sends an event again under the same id sends a new one.
 """
 
@@ -20,11 +21,12 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from sqlalchemy import Engine, delete, tuple_, update
 
-from batch_layer.counted_events import POSITION, counted_events, counted_labels
+from batch_layer.counted_events import POSITION, counted_events, counted_labels, withdrawn
 from batch_layer.lineage import that_learned
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot, has_snapshot, read_snapshot
 from deeplambda.errors import BadInput
+from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import registry
 from deeplambda.state.data_changes import record_change
@@ -156,6 +158,19 @@ def hide(engine: Engine, application: str, event_ids: Iterator[str]) -> None:
         with mysql.mysql_errors(), engine.begin() as connection:
             for view in (REALTIME_PREDICTIONS, RECENT_PREDICTIONS, LIVE_ANSWERS):
                 connection.execute(delete(view).where(view.c.application == application, view.c.event_id.in_(some)))
+
+
+def hide_scored_late(spark: SparkSession, engine: Engine, application: str, absorbed: Horizon) -> None:
+    """Delete the real-time rows of events that were withdrawn before the stream scored them, but for those that the
+    horizon had absorbed. Raises: NotReady."""
+    gone, live = withdrawn(spark, application, "events"), REALTIME_PREDICTIONS.c
+    if gone is None:
+        return
+    rows = gone.where(absorbed.past_spark()).toLocalIterator()
+    while some := [(row.kafka_partition, row.kafka_offset) for row in islice(rows, _CHANGED_AT_ONCE)]:
+        theirs = tuple_(live.kafka_partition, live.kafka_offset).in_(some)
+        with mysql.mysql_errors(), engine.begin() as connection:
+            connection.execute(delete(REALTIME_PREDICTIONS).where(live.application == application, theirs))
 
 
 def _take_back(engine: Engine, application: str, labels: Iterator[Row]) -> None:

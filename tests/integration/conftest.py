@@ -1,12 +1,16 @@
 """What several of these tests share, because it takes long to start."""
 
+import uuid
 from collections.abc import Iterator
 
 import psutil
 import pytest
+from sqlalchemy import delete
 
+from deeplambda.adapters import mysql
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication
+from deeplambda.state.tables import SCHEMA
 from tests.integration.blobs import blobs
 from tests.integration.own_gateway import OwnGateway
 from tests.integration.own_model_service import OwnService, model_of
@@ -47,3 +51,14 @@ def service(running_service: OwnService) -> OwnService:
 def application(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> PackedApplication:
     """An application of the module's own that trains in a second."""
     return blobs(stack, tmp_path_factory.mktemp("applications"))
+
+
+@pytest.fixture
+def own_name(stack: Settings) -> Iterator[str]:
+    """An application of the test's own, which only MySQL's tables know; its rows go afterwards."""
+    name = f"own_{uuid.uuid4().hex[:8]}"
+    yield name
+    with mysql.engine(stack, "platform").begin() as connection:
+        for table in SCHEMA.sorted_tables:
+            if "application" in table.columns:
+                connection.execute(delete(table).where(table.c.application == name))

@@ -222,6 +222,14 @@ def test_withdrawn_events_stay_in_the_archive_and_count_nowhere(
     assert told.startswith(f"restored: 2 records of {service.name}.")
     assert recompute(spark, service.settings, packed, whole=True).rows == 20
 
+    archive(spark, service, {"late": to_json(digit_event("late", image()))}, first_offset=21)
+    assert withdraw(spark, engine, service.name, Choice(where="event_id = 'late'"), who="ada", why=why) is not None
+    with engine.begin() as connection:  # as a stream does that was behind
+        connection.execute(insert(REALTIME_PREDICTIONS).values(**live | {"event_id": "late", "kafka_offset": 21}))
+    recompute(spark, service.settings, packed)
+    with engine.connect() as connection:
+        assert list(connection.scalars(mine)) == [], "or its label would count in live accuracy"
+
 
 def test_a_days_events_are_measured_in_numbers_that_can_be_counted(
     spark: SparkSession, stack: Settings, tmp_path: Path

@@ -33,19 +33,38 @@ from tests.traffic import eventually
 WINDOW = 200
 
 
+class Monitor:
+    """Watches until it is stopped, and goes on when it is started again."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.start()
+
+    def start(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=watch, args=(self.settings, LoopStatus(), self._stop))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
 @pytest.fixture(scope="module")
-def watched(stack: Settings, application: PackedApplication) -> Iterator[Settings]:
-    """The settings of a monitor that watches the module's application, whose version 1 serves."""
+def monitor(stack: Settings, application: PackedApplication) -> Iterator[Monitor]:
+    """Of the module's application, whose version 1 serves."""
     own = stack.model_copy(update={"applications": (application.name,)})
     create_topics(own)
     trained = train_blobs(stack, application, prepared_data_set(stack, application.name))
     promote(stack, application, publish_run(stack, application, trained), force=True)
-    stop = threading.Event()
-    thread = threading.Thread(target=watch, args=(own, LoopStatus(), stop))
-    thread.start()
-    yield own
-    stop.set()
-    thread.join()
+    running = Monitor(own)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def watched(monitor: Monitor) -> Settings:
+    return monitor.settings
 
 
 def send(settings: Settings, first: int, rows: int, shift: float = 0.0) -> None:
@@ -92,10 +111,11 @@ def stored(settings: Settings, predictions: Iterable[Prediction]) -> None:
     store(mysql.engine(settings, "views"), [of_prediction(each) for each in predictions])
 
 
-def send_labels(settings: Settings, labels: dict[str, str]) -> None:
+def send_labels(settings: Settings, labels: dict[str, str], *, in_order: bool = False) -> None:
     with Publisher(settings) as publisher:
         for event_id, label in labels.items():
-            publisher.send(topics.labels(settings.applications[0]), event_id, {"event_id": event_id, "label": label})
+            key = "of all" if in_order else event_id
+            publisher.send(topics.labels(settings.applications[0]), key, {"event_id": event_id, "label": label})
 
 
 def test_answers_that_are_wrong_more_often_are_told_when_their_labels_come(watched: Settings) -> None:
@@ -105,12 +125,17 @@ def test_answers_that_are_wrong_more_often_are_told_when_their_labels_come(watch
     assert eventually(lambda: True in windows(watched, "accuracy"), timeout_s=60)
 
 
+def labelled(settings: Settings) -> dict[int, tuple[int, int | None, int]]:
+    """By version, how many answers have a label, are right, and have none."""
+    found = statistics(mysql.engine(settings, "analyst"), settings.applications[0]).labelled
+    return {each.model_version: (each.rows, each.correct, each.unlabelled) for each in found}
+
+
 def test_live_accuracy_is_of_what_each_version_answered_then(watched: Settings) -> None:
     (name,) = watched.applications
 
     def figures() -> dict[int, tuple[int, int | None, int]]:
-        found = statistics(mysql.engine(watched, "analyst"), name).labelled
-        return {each.model_version: (each.rows, each.correct, each.unlabelled) for each in found}
+        return labelled(watched)
 
     def answer(n: int, version: int, **facts: object) -> Prediction:
         known = {"application": name, "kafka_partition": 1, "model_version": version, "prediction": "a"}
@@ -136,3 +161,14 @@ def test_live_accuracy_is_of_what_each_version_answered_then(watched: Settings) 
 
     hide(mysql.engine(watched, "platform"), name, iter(["live-8"]))
     assert figures()[7] == (9, 8, 0), "what is withdrawn counts no more"
+
+
+def test_a_label_waits_for_its_answer_across_a_restart(monitor: Monitor, watched: Settings) -> None:
+    known = {"application": watched.applications[0], "kafka_partition": 2, "model_version": 10, "prediction": "a"}
+    stored(watched, [prediction("there", 1, **known)])
+    send_labels(watched, {"not-yet": "a", "there": "a"}, in_order=True)
+    assert eventually(lambda: labelled(watched).get(10) == (1, 1, 0))
+    monitor.stop()
+    monitor.start()
+    stored(watched, [prediction("not-yet", 2, **known)])
+    assert eventually(lambda: labelled(watched).get(10) == (2, 2, 0)), labelled(watched)

@@ -2,14 +2,14 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import urllib3
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from batch_layer import live_answers
 from batch_layer.live_answers import Label, LiveAnswers
@@ -18,7 +18,8 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.objective import Classification, Objective, Regression
 from deeplambda.records.predictions import Prediction
-from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS, SHOWN_HORIZONS
+from deeplambda.state.tables import LIVE_ANSWERS
+from serving_layer.query_service.app import STATISTICS_KEPT_S
 from serving_layer.query_service.messages import Answer, Applications, Health, Models, Problem, Query, Statistics
 from serving_layer.query_service.openapi import document
 from serving_layer.query_service.queries_table import QueriesTable
@@ -239,6 +240,16 @@ def test_what_there_is_can_be_looked_up(service: Service, stack: Settings, champ
     assert service.call("GET", "/openapi.json").json() == document(stack.query_url)
 
 
+def test_statistics_are_counted_once_for_all_who_ask_meanwhile_and_then_anew(service: Service) -> None:
+    def counted_at(_: int = 0) -> datetime:
+        return Statistics.model_validate_json(service.call("GET", "/v1/statistics").data).at
+
+    with ThreadPoolExecutor(8) as pages:
+        first, *others = sorted(set(pages.map(counted_at, range(8))))
+    assert all(other >= first + timedelta(seconds=STATISTICS_KEPT_S) for other in others)
+    assert eventually(lambda: counted_at() > first)
+
+
 def test_the_page_loads_nothing_from_elsewhere(service: Service) -> None:
     reply = service.call("GET", "/")
     page = reply.data.decode()
@@ -263,23 +274,13 @@ def answered(stack: Settings, predictions: Iterable[Prediction], labels: Mapping
 
 
 @pytest.fixture
-def name(stack: Settings) -> Iterator[str]:
-    """An application's that only the tables know."""
-    made = f"own_{uuid.uuid4().hex[:8]}"
-    yield made
-    with mysql.engine(stack, "platform").begin() as connection:
-        for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS, SHOWN_HORIZONS):
-            connection.execute(delete(table).where(table.c.application == made))
-
-
-@pytest.fixture
-def labelled(stack: Settings, name: str) -> str:
+def labelled(stack: Settings, own_name: str) -> str:
     """Of version 3's answers 90 of 100 are right, and 20 wait for a label; of version 2's one of ten is."""
     predictions = [
         prediction(
             f"{n:03}",
             n,
-            application=name,
+            application=own_name,
             occurred_at=HOUR + timedelta(minutes=n),
             model_version=3,
             slices={"shop": "a" if n < 70 else "b"},
@@ -287,14 +288,14 @@ def labelled(stack: Settings, name: str) -> str:
         for n in range(120)
     ]
     predictions += [
-        prediction(f"old-{n}", 200 + n, application=name, occurred_at=HOUR, model_version=2, slices={"shop": "a"})
+        prediction(f"old-{n}", 200 + n, application=own_name, occurred_at=HOUR, model_version=2, slices={"shop": "a"})
         for n in range(10)
     ]
     labels = {f"{n:03}": "7" if n < 90 else "1" for n in range(100)}  # so of the second hour 30 of 40 are right
     labels |= {"100": "NaN", "101": "maybe"} | {f"old-{n}": "7" if n == 0 else "1" for n in range(10)}
     answered(stack, predictions, labels, truth := Classification("0123456789"))
-    LiveAnswers(mysql.engine(stack, "platform"), name).take([Label("102", "7", now() + timedelta(hours=1))], truth)
-    return name
+    LiveAnswers(mysql.engine(stack, "platform"), own_name).take([Label("102", "7", now() + timedelta(hours=1))], truth)
+    return own_name
 
 
 def test_live_accuracy_comes_with_its_interval(stack: Settings, labelled: str) -> None:
@@ -323,25 +324,25 @@ def test_live_accuracy_is_told_by_declared_slice(stack: Settings, labelled: str)
     assert found[1].interval_95 == pytest.approx((0.4878, 0.8077), abs=1e-4)
 
 
-def test_of_numbers_the_mean_error_comes_with_its_interval(stack: Settings, name: str) -> None:
-    hours = [prediction(f"{n}", n, application=name, prediction=str(n), value=float(n)) for n in range(12)]
+def test_of_numbers_the_mean_error_comes_with_its_interval(stack: Settings, own_name: str) -> None:
+    hours = [prediction(f"{n}", n, application=own_name, prediction=str(n), value=float(n)) for n in range(12)]
     errors = [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     answered(stack, hours, {f"{n}": f"{n - error}" for n, error in enumerate(errors)} | {"10": "NaN"}, Regression())
-    (version,) = statistics(mysql.engine(stack, "analyst"), name).labelled
+    (version,) = statistics(mysql.engine(stack, "analyst"), own_name).labelled
     assert (version.rows, version.unlabelled, version.accuracy, version.mean_absolute_error) == (10, 2, None, 5.5)
     assert version.error_interval_95 == pytest.approx((3.334, 7.666), abs=1e-3)
 
 
 def test_of_answers_the_newest_are_kept_with_a_label_and_without(
-    stack: Settings, name: str, monkeypatch: pytest.MonkeyPatch
+    stack: Settings, own_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_answers, "LIVE_ANSWERS_KEPT", 3)
     began, views, platform = now(), mysql.engine(stack, "views"), mysql.engine(stack, "platform")
-    made = [prediction(f"{n}", n, application=name, predicted_at=began + timedelta(seconds=n)) for n in range(10)]
+    made = [prediction(f"{n}", n, application=own_name, predicted_at=began + timedelta(seconds=n)) for n in range(10)]
     answered(stack, made, {f"{n}": "7" for n in range(5)}, Classification("0123456789"))
-    show(views, name, GRACE, p0=10)
-    assert trim(views, name) == 10
-    LiveAnswers(platform, name).forget_oldest()
+    show(views, own_name, GRACE, p0=10)
+    assert trim(views, own_name) == 10
+    LiveAnswers(platform, own_name).forget_oldest()
     with platform.connect() as connection:
-        kept = connection.scalars(select(LIVE_ANSWERS.c.event_id).where(LIVE_ANSWERS.c.application == name))
+        kept = connection.scalars(select(LIVE_ANSWERS.c.event_id).where(LIVE_ANSWERS.c.application == own_name))
         assert set(kept) == {"2", "3", "4", "7", "8", "9"}

@@ -1,12 +1,9 @@
 """A recent table gets what has changed."""
 
-import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
@@ -15,14 +12,6 @@ from deeplambda.state.tables import RECENT_PREDICTIONS
 from serving_layer.hive_gateway.recent import bring_up_to_date
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
-
-
-@pytest.fixture
-def application(stack: Settings) -> Iterator[str]:
-    name = f"own_{uuid.uuid4().hex[:8]}"
-    yield name
-    with mysql.engine(stack, "platform").begin() as connection:
-        connection.execute(delete(RECENT_PREDICTIONS).where(RECENT_PREDICTIONS.c.application == name))
 
 
 def row(event_id: str, label: str | None = None) -> dict[str, Any]:
@@ -42,15 +31,15 @@ def row(event_id: str, label: str | None = None) -> dict[str, Any]:
     return {name: known[name] for name in VIEW_SCHEMA.names} | {"label": label}
 
 
-def test_what_is_as_it_was_is_not_written_again(stack: Settings, application: str) -> None:
+def test_what_is_as_it_was_is_not_written_again(stack: Settings, own_name: str) -> None:
     engine = mysql.engine(stack, "platform")
     before = [row(f"event-{n}") for n in range(50)]
-    assert bring_up_to_date(engine, RECENT_PREDICTIONS, application, before) == (50, 0)
-    assert bring_up_to_date(engine, RECENT_PREDICTIONS, application, before) == (0, 0)
+    assert bring_up_to_date(engine, RECENT_PREDICTIONS, own_name, before) == (50, 0)
+    assert bring_up_to_date(engine, RECENT_PREDICTIONS, own_name, before) == (0, 0)
     after = [row("event-7", label="9"), *before[10:], row("new")]
-    assert bring_up_to_date(engine, RECENT_PREDICTIONS, application, after) == (2, 9)
+    assert bring_up_to_date(engine, RECENT_PREDICTIONS, own_name, after) == (2, 9)
     with engine.connect() as connection:
-        own = select(RECENT_PREDICTIONS).where(RECENT_PREDICTIONS.c.application == application)
+        own = select(RECENT_PREDICTIONS).where(RECENT_PREDICTIONS.c.application == own_name)
         found = [dict(each) for each in connection.execute(own).mappings()]
-    expected = [{"application": application, **each} for each in after]
+    expected = [{"application": own_name, **each} for each in after]
     assert sorted(found, key=lambda each: each["event_id"]) == sorted(expected, key=lambda each: each["event_id"])

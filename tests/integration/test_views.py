@@ -51,16 +51,6 @@ def publisher(stack: Settings) -> Iterator[Publisher]:
         yield made
 
 
-@pytest.fixture
-def application(stack: Settings) -> Iterator[str]:
-    """An application of the test's own, whose horizon it may move; only the tables know of it."""
-    name = f"own_{uuid.uuid4().hex[:8]}"
-    yield name
-    with mysql.engine(stack, "platform").begin() as connection:
-        for table in (REALTIME_PREDICTIONS, HORIZONS, SHOWN_HORIZONS):
-            connection.execute(delete(table).where(table.c.application == name))
-
-
 def prediction(event_id: str, offset: int = BEYOND, **facts: Any) -> Prediction:
     known = {
         "application": "digits",
@@ -127,18 +117,18 @@ def test_a_prediction_is_in_mysql_as_it_was_sent(stack: Settings, publisher: Pub
 
 
 @pytest.mark.parametrize("mode", ["STRICT_TRANS_TABLES", "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ANSI_QUOTES"])
-def test_texts_are_in_mysql_as_they_were_sent_whatever_they_hold(stack: Settings, application: str, mode: str) -> None:
+def test_texts_are_in_mysql_as_they_were_sent_whatever_they_hold(stack: Settings, own_name: str, mode: str) -> None:
     texts = ["it's", '"', "\\", "\\'", "'); DELETE FROM metrics --", "%s %(x)s %%", "a\nb\x00\t", "ünï 日 💡", " x "]
     sent = [
         prediction(
-            f"{application}-{n}", n, application=application, prediction=each, scores={each: n / 3}, slices={"s": each}
+            f"{own_name}-{n}", n, application=own_name, prediction=each, scores={each: n / 3}, slices={"s": each}
         )
         for n, each in enumerate(texts)
     ]
     engine = create_engine(mysql.engine(stack, "views").url, connect_args={"init_command": f"SET sql_mode = '{mode}'"})
     assert store(engine, sent) == len(texts)
     engine.dispose()
-    found = rows(stack, application)
+    found = rows(stack, own_name)
     assert [row.prediction for row in found] == texts
     assert [from_json(row.scores) for row in found] == [each.scores for each in sent]
     assert [from_json(row.slices) for row in found] == [each.slices for each in sent]
@@ -169,31 +159,28 @@ def test_a_replay_overwrites_the_row_of_its_position(stack: Settings, publisher:
     assert rows(stack, run)[0].prediction == "2"
 
 
-def test_a_copy_in_another_partition_changes_nothing(stack: Settings, application: str) -> None:
+def test_a_copy_in_another_partition_changes_nothing(stack: Settings, own_name: str) -> None:
     engine = mysql.engine(stack, "views")
-    store(engine, [prediction(application, 7, application=application, prediction="1")])
-    store(engine, [prediction(application, 3, application=application, prediction="2", kafka_partition=1)])
-    (row,) = rows(stack, application)
+    store(engine, [prediction(own_name, 7, application=own_name, prediction="1")])
+    store(engine, [prediction(own_name, 3, application=own_name, prediction="2", kafka_partition=1)])
+    (row,) = rows(stack, own_name)
     assert (row.kafka_partition, row.kafka_offset, row.prediction) == (0, 7, "1")
 
 
 def test_events_scored_again_replace_their_rows_alone_and_are_looked_up_together(
-    stack: Settings, application: str
+    stack: Settings, own_name: str
 ) -> None:
     engine = create_engine(mysql.engine(stack, "views").url)
-    known = [prediction(f"{application}-{n:02}", n, application=application) for n in range(0, 40, 2)]
+    known = [prediction(f"{own_name}-{n:02}", n, application=own_name) for n in range(0, 40, 2)]
     again = [
-        prediction(f"{application}-{n:02}", n, application=application, prediction="1", replayed=True)
-        for n in range(40)
+        prediction(f"{own_name}-{n:02}", n, application=own_name, prediction="1", replayed=True) for n in range(40)
     ]
     assert store(engine, known) == 20
     asked: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
     assert store(engine, again) == 20
     engine.dispose()
-    assert [(row.kafka_offset, row.prediction) for row in rows(stack, application)] == [
-        (n, "1") for n in range(0, 40, 2)
-    ]
+    assert [(row.kafka_offset, row.prediction) for row in rows(stack, own_name)] == [(n, "1") for n in range(0, 40, 2)]
     assert len([each for each in asked if "realtime_predictions" in each]) == 1
 
 
@@ -222,13 +209,13 @@ def test_what_is_no_prediction_becomes_one_dead_letter_and_stops_nothing(
     assert len({(letter["partition"], letter["offset"]) for letter in letters}) == len(bad)
 
 
-def test_rows_that_the_shown_horizon_has_absorbed_are_not_inserted(stack: Settings, application: str) -> None:
-    show(mysql.engine(stack, "views"), application, p0=10, p1=0)
-    move(mysql.engine(stack, "platform"), application, now(), p0=15, p1=4)
-    batch = [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)]
-    batch.append(prediction(f"{application}-other", 3, application=application, kafka_partition=1))
+def test_rows_that_the_shown_horizon_has_absorbed_are_not_inserted(stack: Settings, own_name: str) -> None:
+    show(mysql.engine(stack, "views"), own_name, p0=10, p1=0)
+    move(mysql.engine(stack, "platform"), own_name, now(), p0=15, p1=4)
+    batch = [prediction(f"{own_name}-{n:02}", n, application=own_name) for n in range(20)]
+    batch.append(prediction(f"{own_name}-other", 3, application=own_name, kafka_partition=1))
     assert store(mysql.engine(stack, "views"), batch) == 11
-    assert [row.kafka_offset for row in rows(stack, application)] == [*range(10, 20), 3]
+    assert [row.kafka_offset for row in rows(stack, own_name)] == [*range(10, 20), 3]
 
 
 def show(engine: Engine, application: str, ago: timedelta = timedelta(), **offsets: int) -> None:
@@ -245,26 +232,26 @@ def show(engine: Engine, application: str, ago: timedelta = timedelta(), **offse
         )
 
 
-def test_only_rows_of_a_horizon_that_has_been_shown_for_long_are_trimmed(stack: Settings, application: str) -> None:
+def test_only_rows_of_a_horizon_that_has_been_shown_for_long_are_trimmed(stack: Settings, own_name: str) -> None:
     views, platform = mysql.engine(stack, "views"), mysql.engine(stack, "platform")
-    store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
-    move(platform, application, now() - 10 * GRACE, p0=10)
-    assert trim(views, application) == 0, "the gateway has not shown it"
-    show(views, application, p0=10)
-    assert trim(views, application) == 0, "a query may still need them"
-    show(views, application, GRACE, p0=10)
-    assert trim(views, application) == 10
-    assert [row.kafka_offset for row in rows(stack, application)] == list(range(10, 20))
+    store(views, [prediction(f"{own_name}-{n:02}", n, application=own_name) for n in range(20)])
+    move(platform, own_name, now() - 10 * GRACE, p0=10)
+    assert trim(views, own_name) == 0, "the gateway has not shown it"
+    show(views, own_name, p0=10)
+    assert trim(views, own_name) == 0, "a query may still need them"
+    show(views, own_name, GRACE, p0=10)
+    assert trim(views, own_name) == 10
+    assert [row.kafka_offset for row in rows(stack, own_name)] == list(range(10, 20))
 
 
-def test_a_horizon_that_moves_often_is_trimmed_all_the_same(stack: Settings, application: str) -> None:
+def test_a_horizon_that_moves_often_is_trimmed_all_the_same(stack: Settings, own_name: str) -> None:
     views = mysql.engine(stack, "views")
-    store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+    store(views, [prediction(f"{own_name}-{n:02}", n, application=own_name) for n in range(20)])
     for step in (3, 2, 1, 0):
-        show(views, application, step * GRACE / 2, p0=5 * (4 - step))
-    trim(views, application)
-    assert [row.kafka_offset for row in rows(stack, application)] == list(range(10, 20))
-    kept = select(SHOWN_HORIZONS.c.offsets).where(SHOWN_HORIZONS.c.application == application)
+        show(views, own_name, step * GRACE / 2, p0=5 * (4 - step))
+    trim(views, own_name)
+    assert [row.kafka_offset for row in rows(stack, own_name)] == list(range(10, 20))
+    kept = select(SHOWN_HORIZONS.c.offsets).where(SHOWN_HORIZONS.c.application == own_name)
     with views.connect() as connection:
         assert [offsets["0"] for offsets in connection.scalars(kept)] == [10, 15, 20], "no more than is needed is kept"
 
@@ -283,25 +270,25 @@ print(trim(mysql.engine(load_settings(), "views"), sys.argv[1]))
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_a_clock_that_is_wrong_trims_neither_early_nor_late(stack: Settings, application: str, hours: int) -> None:
+def test_a_clock_that_is_wrong_trims_neither_early_nor_late(stack: Settings, own_name: str, hours: int) -> None:
     views = mysql.engine(stack, "views")
-    store(views, [prediction(f"{application}-{n:02}", n, application=application) for n in range(20)])
+    store(views, [prediction(f"{own_name}-{n:02}", n, application=own_name) for n in range(20)])
 
     def trimmed() -> int:
-        command = [sys.executable, "-c", SKEWED, application, str(hours)]
+        command = [sys.executable, "-c", SKEWED, own_name, str(hours)]
         environment = os.environ | {"DEEPLAMBDA_DATA_DIR": str(stack.data_dir)}
         return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
-    show(views, application, GRACE, p0=5)
-    show(views, application, GRACE / 2, p0=10)
+    show(views, own_name, GRACE, p0=5)
+    show(views, own_name, GRACE / 2, p0=10)
     assert trimmed() == 5
-    assert [row.kafka_offset for row in rows(stack, application)] == list(range(5, 20))
+    assert [row.kafka_offset for row in rows(stack, own_name)] == list(range(5, 20))
 
 
-def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, application: str) -> None:
+def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, own_name: str) -> None:
     engine = mysql.engine(stack, "views")
-    store(engine, [prediction(application, application=application)])
-    own = {"a": application}
+    store(engine, [prediction(own_name, application=own_name)])
+    own = {"a": own_name}
     with mysql.engine(stack, "root").begin() as other:
         other.execute(text("SELECT 1 FROM realtime_predictions WHERE application = :a FOR UPDATE"), own)
         with engine.connect() as connection:
@@ -309,7 +296,7 @@ def test_a_lock_wait_that_runs_out_is_worth_another_try(stack: Settings, applica
             with pytest.raises(NotReady), mysql.mysql_errors():
                 connection.execute(text("UPDATE realtime_predictions SET prediction = '1' WHERE application = :a"), own)
             connection.invalidate()
-    assert store(engine, [prediction(application, application=application)]) == 1
+    assert store(engine, [prediction(own_name, application=own_name)]) == 1
 
 
 def test_connections_cut_in_the_middle_lose_and_double_nothing(stack: Settings, publisher: Publisher, run: str) -> None:

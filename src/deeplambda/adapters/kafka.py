@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException, Message, Producer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.structs import OffsetAndMetadata
 from pydantic_core import to_json
 
 from deeplambda.config import Settings
@@ -276,6 +277,17 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
         """As kafka-python's, over the partitions that there are by now."""
         self.follow_partitions()
         return super().poll(*arguments, **options)
+
+    def commit_but(self, waiting: Iterable[tuple[TopicPartition, int]]) -> None:
+        """Commit what was read, of each partition up to the first record that still waits: a restart reads it again.
+
+        waiting: partitions and offsets.
+        """
+        reached = dict(self._subscription.all_consumed_offsets())
+        for partition, offset in waiting:
+            if partition in reached and offset < reached[partition].offset:
+                reached[partition] = OffsetAndMetadata(offset, "", -1)
+        self.commit(reached)
 
 
 def consumer(settings: Settings, *names: str, group: str | None = None, only_reads: bool = False) -> Consumer:

@@ -12,8 +12,8 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DIGITS, TOPICS, HOURS = Classification("0123456789"), MultiLabel(("art", "sport")), Regression()
 
 
-def answer(prediction: str, value: float | None = None, labelled_at: datetime | None = None) -> dict[str, Any]:
-    return {"prediction": prediction, "value": value, "labelled_at": labelled_at}
+def answer(prediction: str, value: float | None = None, **labelled: Any) -> dict[str, Any]:
+    return {"prediction": prediction, "value": value, "label": None, "labelled_at": None} | labelled
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,11 @@ def test_what_training_refuses_counts_neither_as_right_nor_as_wrong(
 
 @pytest.mark.parametrize(("later_s", "counts"), [(-1, False), (0, True), (1, True)])
 def test_the_newest_label_by_the_brokers_time_counts(later_s: int, counts: bool) -> None:
-    known = answer("7", labelled_at=NOON)
+    known = answer("7", label="1", labelled_at=NOON)
     found = judged(known, Label("event", "7", NOON + timedelta(seconds=later_s)), DIGITS)
     assert (found is not None) == counts
+
+
+def test_a_label_that_is_read_again_is_no_news() -> None:
+    known = answer("7", label="1", labelled_at=NOON)
+    assert judged(known, Label("event", "1", NOON), DIGITS) is None
