@@ -1,7 +1,10 @@
-"""Seconds from the decision to roll back to the first answer by the version rolled back to, against the promised five.
+"""Seconds until the first answer by another version: from a promotion, against the promised two, and from the decision
+to roll back, against the promised five.
 
-The decision is `roll_back`, as the command calls it; the answers are those of the running model service over HTTP,
-asked for again and again. The version left is a copy of the champion, under a number of its own.
+A promotion counts from when its verdict is there, so with its record, Kafka, and what the model service does with a
+version that is new to it: fetch it, try its variants, warm it up. A rollback counts from `roll_back`, as the command
+calls it. The answers are those of the running service over HTTP, asked for again and again. What is promoted is a copy
+of the champion, each under a number of its own.
 """
 
 import secrets
@@ -12,7 +15,7 @@ from base64 import b64encode
 import urllib3
 from pydantic_core import to_json
 
-from batch_layer.gate import promote, roll_back
+from batch_layer.gate import conclude, judge, roll_back
 from benchmarks.ratio import Ratio
 from deeplambda.adapters import mysql
 from deeplambda.adapters.s3 import ObjectStore
@@ -23,14 +26,12 @@ from deeplambda.state import registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, WEIGHTS, Card, artefact_key, fetch_card
 from examples.digits.application import Digits
 
-NAME = "first answer by the version rolled back to"
-AIM = 1.0
-_PROMISED_S = 5.0
+PROMOTED_WITHIN_S, BACK_WITHIN_S = 2.0, 5.0
 _ROUNDS = 5
 _PATIENCE_S = 60.0
 
 
-def measure() -> Ratio:
+def measure() -> list[Ratio]:
     """The slowest of some rounds, for a promise is of each."""
     settings = load_settings()
     packed, platform = pack_application(Digits.name, settings), mysql.engine(settings, "platform")
@@ -38,24 +39,34 @@ def measure() -> Ratio:
         champion = registry.champion(connection, Digits.name)
     if champion is None:
         raise LookupError(f"{Digits.name} has no champion")
-    other = _copy(settings, champion)
-    took_s = []
+    promoted_s, back_s = [], []
     for _ in range(_ROUNDS):
-        promote(settings, packed, other, force=True, who="benchmark", why="to be rolled back")
+        other = _copy(settings, champion)
+        verdict = judge(settings, packed, other, force=True)
+        begun = time.perf_counter()
+        conclude(settings, Digits.name, verdict, who="benchmark", why="to be rolled back")
         _answered_by(settings, other)
+        promoted_s.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         roll_back(settings, Digits.name, champion.version, who="benchmark", why="measured")
         _answered_by(settings, champion.version)
-        took_s.append(time.perf_counter() - begun)
-    print(f"rollback: {', '.join(f'{each:.2f}' for each in took_s)} s, median {statistics.median(took_s):.2f} s")
+        back_s.append(time.perf_counter() - begun)
+    return [
+        _ratio("first answer by the version promoted", promoted_s, PROMOTED_WITHIN_S),
+        _ratio("first answer by the version rolled back to", back_s, BACK_WITHIN_S),
+    ]
+
+
+def _ratio(name: str, took_s: list[float], promised_s: float) -> Ratio:
+    print(f"{name}: {', '.join(f'{each:.2f}' for each in took_s)} s, median {statistics.median(took_s):.2f} s")
     return Ratio(
-        name=NAME,
-        value=max(took_s) / _PROMISED_S,
+        name=name,
+        value=max(took_s) / promised_s,
         baseline_name="the promise",
-        baseline=_PROMISED_S,
+        baseline=promised_s,
         measured=max(took_s),
         unit="s, the slowest of five",
-        aim=AIM,
+        aim=1.0,
         higher_is_better=False,
     )
 
@@ -88,4 +99,4 @@ def _answered_by(settings: Settings, version: int) -> None:
 
 
 if __name__ == "__main__":
-    print(measure())
+    print(*measure(), sep="\n")
