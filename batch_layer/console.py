@@ -171,6 +171,8 @@ class TrialTable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+        if not self._live.console.is_terminal:
+            self._live.console.line()  # Rich leaves the table's last line open in a file
 
 
 def short(value: Any) -> str:
