@@ -76,9 +76,9 @@ def together(deeplambda: Command) -> Iterator[Settings]:
         environment.setenv("DEEPLAMBDA_APPLICATIONS", json.dumps(EXAMPLES))
         for variable, value in LEAN.items():
             environment.setenv(variable, value)
-        deeplambda("up", "--free-ports", "kafka", "s3", "mysql", "metastore")
-        load_settings.cache_clear()
         try:
+            deeplambda("up", "--free-ports", "kafka", "s3", "mysql", "metastore")
+            load_settings.cache_clear()
             for name in EXAMPLES:
                 data, origin = data_folder(name, folder / "data" / name)
                 print(f"{name}: {origin}")

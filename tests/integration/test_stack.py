@@ -18,6 +18,7 @@ import pytest
 
 from deeplambda.adapters.kafka import Publisher, end_offsets
 from deeplambda.config import Settings, load_settings, port_of, secret_fields
+from deeplambda.stack.local import mariadb
 from deeplambda.stack.local.parts import PARTS
 from deeplambda.stack.local.processes import processes_of
 from tests.integration.test_views import prediction, rows, send
@@ -204,6 +205,16 @@ def test_no_secret_is_in_a_log_or_on_a_command_line(stores: Settings) -> None:
     assert len(secrets) == len(secret_fields())
     assert len(places) >= 2 * len(STORES), "a log and a command line of each"
     assert not [secret for secret in secrets if any(secret in place for place in places)]
+
+
+def test_mysql_leaves_temporary_tables_of_other_stacks_alone(tmp_path: Path) -> None:
+    others = Path(tempfile.gettempdir()) / "#sql-temptable-1-1-1.MAI"
+    others.touch()
+    try:
+        mariadb.prepare(Settings(data_dir=tmp_path / "with a space"))
+        assert others.exists(), "or the first start of either fails"
+    finally:
+        others.unlink(missing_ok=True)
 
 
 def test_a_taken_port_is_named_before_anything_starts(stores: Settings, run: Run, tmp_path: Path) -> None:

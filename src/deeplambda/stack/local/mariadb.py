@@ -13,11 +13,15 @@ from deeplambda.jvm.files import write_private
 from deeplambda.jvm.jars import native_mysql
 
 BUFFER_POOL_MB = 128
+_TMP = "tmp"
+"""A folder for temporary tables of its own: each server that starts deletes all that it finds in it, those of another
+stack's as well."""
 
 
 def prepare(settings: Settings) -> None:
     """Before each start: make the system tables if there are none, and write the file that sets root's password."""
     folder = settings.data_dir / "mysql"
+    (folder / _TMP).mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
         _install(settings, folder)
     password = escape_string(settings.mysql_root_password.get_secret_value())
@@ -41,6 +45,7 @@ def command(settings: Settings) -> list[str]:
         *_account(),
         f"--basedir={home}",
         f"--datadir={folder / 'data'}",
+        f"--tmpdir={folder / _TMP}",
         f"--socket={socket_path(settings)}",
         f"--pid-file={settings.data_dir / 'run' / 'mysql.pid'}",
         f"--init-file={folder / 'init.sql'}",
@@ -68,9 +73,10 @@ def _install(settings: Settings, folder: Path) -> None:
     unfinished.mkdir(parents=True)
     # The script fails on a path with a space; the path through this process's open folder has none.
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    here = f"/proc/{os.getpid()}/fd/{opened}"
     try:
-        data_dir = f"/proc/{os.getpid()}/fd/{opened}/{unfinished.name}"
-        install = [f"{home}/scripts/mariadb-install-db", "--no-defaults", f"--basedir={home}", f"--datadir={data_dir}"]
+        install = [f"{home}/scripts/mariadb-install-db", "--no-defaults", f"--basedir={home}"]
+        install += [f"--datadir={here}/{unfinished.name}", f"--tmpdir={here}/{_TMP}"]
         install += ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", *_account()]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
     finally:
