@@ -4,7 +4,7 @@ beside the archive's streams.
 1. A running experiment is found in MySQL; a shadow's process is started (`shadow`), and started again where it ends.
 2. Kafka's records are taken: a shadow's pairs of answers, or of a canary's predictions the candidate's and a part of
    the champion's, to `experiment_answers`, what it had no answer to as well; labels to the answers that they are of.
-   Only then are offsets committed, but of labels that wait for their answer, and what is taken twice is there once.
+   Only then are offsets committed, but for labels that wait for their answer, and what is taken twice is there once.
 3. The figures follow from that table alone, so that a process which is killed loses none: how many agreed, failed, were
    right, and the paired difference with its interval, to `experiments` and, whenever labels have doubled, to Kafka.
 4. One that runs until it is decided is promoted or rejected by `live_verdicts`, with the gate's verdict from before it.
@@ -131,7 +131,7 @@ class _Followed:
             while polled := self._reader.poll(_POLL_MS, _POLL_ROWS):
                 for partition, records in polled.items():
                     self._takes[partition.topic](records)
-                self._reader.commit_but(label.place for label in self._labels if label.place is not None)
+                self._reader.commit_but(label.position for label in self._labels if label.position is not None)
                 if time.monotonic() - self._measured_s > _MEASURE_S:
                     break
         if time.monotonic() - self._measured_s > _MEASURE_S:

@@ -50,13 +50,13 @@ Answer = dict[str, Any]
 
 
 class Label(NamedTuple):
-    """What a record of `<application>.labels` says. at: the broker's time. place: the record's partition and offset.
+    """What a record of `<application>.labels` says. at: the broker's time. position: the record's partition and offset.
     attempts: how often its answer was looked for."""
 
     event_id: str
     label: str
     at: datetime
-    place: tuple[TopicPartition, int] | None = None
+    position: tuple[TopicPartition, int] | None = None
     attempts: int = 0
 
 
@@ -69,8 +69,8 @@ def label_of(record: Any) -> Label | None:
     if not isinstance(given, dict) or given.get("label") is None:
         return None
     event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
-    place = TopicPartition(record.topic, record.partition), record.offset
-    label = Label(str(event_id), str(given["label"]), datetime.fromtimestamp(record.timestamp / 1000, UTC), place)
+    position = TopicPartition(record.topic, record.partition), record.offset
+    label = Label(str(event_id), str(given["label"]), datetime.fromtimestamp(record.timestamp / 1000, UTC), position)
     return label if 0 < len(label.event_id) <= _ID_LIMIT and len(label.label) <= LABEL_LIMIT else None
 
 
@@ -88,7 +88,7 @@ class LiveAnswers:
     @property
     def waiting(self) -> list[tuple[TopicPartition, int]]:
         """The records whose labels wait: a restart has to read them again."""
-        return [label.place for label in self._waiting if label.place is not None]
+        return [label.position for label in self._waiting if label.position is not None]
 
     def take_waiting(self, objective: Objective) -> list[Answer]:
         """As `take`, of the labels that wait."""

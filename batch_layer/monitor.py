@@ -88,11 +88,14 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
             _take(settings, takes, labels, come, watches)
             started_s = time.monotonic()
             if started_s - looked_s >= _LOOK_EVERY_S:
-                looked_s = started_s
+                looked_s, waited = started_s, _waiting(watches)
                 for each in watches:
                     each.look()
                     with kafka.kafka_errors(settings):
                         _keep_up(reader, each)
+                if waited:  # some of which no longer do: nothing but a label that comes would say so to Kafka
+                    with kafka.kafka_errors(settings):
+                        labels.commit_but(_waiting(watches))
             if started_s - forgot_s >= _FORGET_EVERY_S:
                 forgot_s = started_s
                 for each in watches:
@@ -110,12 +113,16 @@ def _take(
     polled: Mapping[Any, Iterable[Any]],
     watches: Iterable["Watch"] = (),
 ) -> None:
-    """watches: those whose labels these may be; they are read again after a restart while they wait."""
+    """watches: where labels wait, which a restart has to read again."""
     for partition, records in polled.items():
         takes[partition.topic](records)
     if polled:
         with kafka.kafka_errors(settings):
-            reader.commit_but(place for each in watches for place in each.answers.waiting)
+            reader.commit_but(_waiting(watches))
+
+
+def _waiting(watches: Iterable["Watch"]) -> list[tuple[TopicPartition, int]]:
+    return [position for each in watches for position in each.answers.waiting]
 
 
 def _keep_up(reader: Consumer, watch: "Watch") -> None:

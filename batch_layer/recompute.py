@@ -161,10 +161,10 @@ def recompute(
             refused=count,
             duration_s=time.monotonic() - started,
         )
+        hide_scored_late(spark, engine, packed.name, visible.horizon)
         with mysql.mysql_errors(), engine.begin() as connection:
             registry.still_champion(connection, champion)
             move_horizon(connection, published, replaces=visible)
-        hide_scored_late(spark, engine, packed.name, visible.horizon)
     with Publisher(settings) as publisher:
         outbox.relay(engine, publisher)
     return published

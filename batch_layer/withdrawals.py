@@ -4,8 +4,8 @@
 2. One append to `withdrawals` marks them, by their position, with who, when and why. From then on they are out of what
    is counted (`counted_events`): training, recomputation, MySQL's recent tables.
 3. MySQL's rows of the events are deleted; an answer whose label it was has none.
-4. The batch view loses them with the next recomputation, and MySQL's real-time view what a stream that was behind has
-   scored since 3.
+4. The batch view loses them with the next recomputation, and MySQL the answers of a stream that was behind and scored
+   them after 3.
 A crash after 2 is mended by doing it again. Whoever sends an event again under the same id sends a new one.
 """
 
@@ -161,16 +161,20 @@ def hide(engine: Engine, application: str, event_ids: Iterator[str]) -> None:
 
 
 def hide_scored_late(spark: SparkSession, engine: Engine, application: str, absorbed: Horizon) -> None:
-    """Delete the real-time rows of events that were withdrawn before the stream scored them, but for those that the
-    horizon had absorbed. Raises: NotReady."""
-    gone, live = withdrawn(spark, application, "events"), REALTIME_PREDICTIONS.c
-    if gone is None:
+    """Delete the answers to events that were withdrawn before the stream scored them, but for events that the horizon
+    had absorbed; a copy that was sent later stays. Raises: NotReady."""
+    if withdrawn(spark, application, "events") is None:
         return
-    rows = gone.where(absorbed.past_spark()).toLocalIterator()
-    while some := [(row.kafka_partition, row.kafka_offset) for row in islice(rows, _CHANGED_AT_ONCE)]:
-        theirs = tuple_(live.kafka_partition, live.kafka_offset).in_(some)
+    marks = spark.table(f"lake.{application}.withdrawals").where(F.col("topic") == "events")
+    positions = ("event_id", *POSITION)
+    rows = marks.where(absorbed.past_spark()).select(*positions).distinct().toLocalIterator()
+    engine = engine.execution_options(isolation_level="READ COMMITTED")  # the views write beside it
+    while some := list(map(tuple, islice(rows, _CHANGED_AT_ONCE))):
         with mysql.mysql_errors(), engine.begin() as connection:
-            connection.execute(delete(REALTIME_PREDICTIONS).where(live.application == application, theirs))
+            for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS):
+                by_key = table.c.application == application, table.c.event_id.in_([event_id for event_id, *_ in some])
+                theirs = tuple_(*(table.c[name] for name in positions)).in_(some)
+                connection.execute(delete(table).where(*by_key, theirs))
 
 
 def _take_back(engine: Engine, application: str, labels: Iterator[Row]) -> None:

@@ -1,10 +1,10 @@
 """Seconds until the first answer by another version: from a promotion, against the promised two, and from the decision
 to roll back, against the promised five.
 
-A promotion counts from when its verdict is there, so with its record, Kafka, and what the model service does with a
-version that is new to it: fetch it, try its variants, warm it up. A rollback counts from `roll_back`, as the command
-calls it. The answers are those of the running service over HTTP, asked for again and again. What is promoted is a copy
-of the champion, each under a number of its own.
+A promotion's time runs from the verdict: its record, Kafka, and what the model service does with a version that is new
+to it, which is to fetch it, try its variants and warm it up. A rollback's runs from `roll_back`, as the command calls
+it. The answers are those of the running service over HTTP, asked for again and again. Each round promotes a new copy of
+the champion.
 """
 
 import secrets
@@ -26,7 +26,7 @@ from deeplambda.state import registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, WEIGHTS, Card, artefact_key, fetch_card
 from examples.digits.application import Digits
 
-PROMOTED_WITHIN_S, BACK_WITHIN_S = 2.0, 5.0
+_PROMOTED_WITHIN_S, _BACK_WITHIN_S = 2.0, 5.0
 _ROUNDS = 5
 _PATIENCE_S = 60.0
 
@@ -52,8 +52,8 @@ def measure() -> list[Ratio]:
         _answered_by(settings, champion.version)
         back_s.append(time.perf_counter() - begun)
     return [
-        _ratio("first answer by the version promoted", promoted_s, PROMOTED_WITHIN_S),
-        _ratio("first answer by the version rolled back to", back_s, BACK_WITHIN_S),
+        _ratio("first answer by the version promoted", promoted_s, _PROMOTED_WITHIN_S),
+        _ratio("first answer by the version rolled back to", back_s, _BACK_WITHIN_S),
     ]
 
 
@@ -65,7 +65,7 @@ def _ratio(name: str, took_s: list[float], promised_s: float) -> Ratio:
         baseline_name="the promise",
         baseline=promised_s,
         measured=max(took_s),
-        unit="s, the slowest of five",
+        unit=f"s, the slowest of {_ROUNDS}",
         aim=1.0,
         higher_is_better=False,
     )

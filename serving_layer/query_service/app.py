@@ -13,7 +13,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
-from deeplambda.errors import UnknownApplication
+from deeplambda.errors import DeepLambdaError, UnknownApplication
 from deeplambda.service import problems, tokens
 from deeplambda.service.problems import problem
 from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, SCHEMA
@@ -115,12 +115,18 @@ def create_app(settings: Settings) -> Flask:
         return _json(catalogue.models(analyst, named_application()))
 
     @cached(TTLCache(len(settings.applications), STATISTICS_KEPT_S), condition=threading.Condition())
-    def kept_statistics(name: str) -> Statistics:
-        return statistics(analyst, name)
+    def kept_statistics(name: str) -> Statistics | DeepLambdaError:
+        try:
+            return statistics(analyst, name)
+        except DeepLambdaError as exc:  # kept as well, or whoever waits would be the next to wait for MySQL
+            return exc
 
     @app.get("/v1/statistics")
     def show_statistics() -> Response:
-        return _json(kept_statistics(named_application()))
+        found = kept_statistics(named_application())
+        if isinstance(found, DeepLambdaError):
+            raise found
+        return _json(found)
 
     @app.get("/metrics")
     def show_metrics() -> Response:

@@ -79,14 +79,14 @@ class ServiceMetrics:
             self._swaps.labels(application)
             self._failures.labels(application)
         # to look a child up costs more than to count
-        self._request, self._latency = cache(self._requests.labels), cache(self._latency_s.labels)
-        self._scored, self._batch = cache(self._predictions.labels), cache(self._batch_rows.labels)
+        self._requests_of, self._latency_of = cache(self._requests.labels), cache(self._latency_s.labels)
+        self._predictions_of, self._batch_rows_of = cache(self._predictions.labels), cache(self._batch_rows.labels)
         self._lock = threading.Lock()
         self._windows: dict[str, Window] = defaultdict(Window)
 
     def answered(self, route: str, method: str, status: int, took_s: float, application: str | None) -> None:
         """Count a request; the web application calls this after each reply. application: None when it is not known."""
-        self._latency(route).observe(took_s)
+        self._latency_of(route).observe(took_s)
         self._count(route, method, status, application, took_s * 1000)
 
     def shed(self, method: str, application: str | None) -> None:
@@ -95,7 +95,7 @@ class ServiceMetrics:
 
     def _count(self, route: str, method: str, status: int, application: str | None, latency_ms: float | None) -> None:
         known = method if method in HTTPMethod.__members__ else "other"
-        self._request(route, known, str(int(status))).inc()
+        self._requests_of(route, known, str(int(status))).inc()
         if application is not None:
             with self._lock:
                 window = self._windows[application]
@@ -109,8 +109,8 @@ class ServiceMetrics:
         self.statistics.answered(application, version, took_s, succeeded=succeeded)
         if not succeeded:
             return
-        self._scored(application, str(version)).inc(rows)
-        self._batch(application).observe(rows)
+        self._predictions_of(application, str(version)).inc(rows)
+        self._batch_rows_of(application).observe(rows)
         with self._lock:
             self._windows[application].predictions += rows
 

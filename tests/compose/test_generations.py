@@ -10,7 +10,7 @@ from tests.traffic import eventually
 
 
 @pytest.mark.timeout(1800)
-def test_labels_start_a_generation_which_comes_to_the_gate(compose: Compose, client: Settings, demo: str) -> None:
+def test_a_generation_begins_by_itself_and_comes_to_the_gate(compose: Compose, client: Settings, demo: str) -> None:
     def ended() -> list[tuple[str, str]]:
         query = text("SELECT cause, state FROM generations WHERE application = 'digits' AND state <> 'running'")
         with mysql.engine(client, "analyst").connect() as connection:

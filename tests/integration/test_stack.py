@@ -207,14 +207,14 @@ def test_no_secret_is_in_a_log_or_on_a_command_line(stores: Settings) -> None:
     assert not [secret for secret in secrets if any(secret in place for place in places)]
 
 
-def test_mysql_leaves_temporary_tables_of_other_stacks_alone(tmp_path: Path) -> None:
-    others = Path(tempfile.gettempdir()) / "#sql-temptable-1-1-1.MAI"
-    others.touch()
-    try:
-        mariadb.prepare(Settings(data_dir=tmp_path / "with a space"))
-        assert others.exists(), "or the first start of either fails"
-    finally:
-        others.unlink(missing_ok=True)
+def test_mysql_leaves_temporary_tables_of_other_stacks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shared := tmp_path / "shared").mkdir()
+    monkeypatch.setenv("TMPDIR", str(shared))
+    (others := shared / "#sql-temptable-1-1-1.MAI").touch()
+    settings = Settings(data_dir=tmp_path / "with a space")
+    mariadb.prepare(settings)
+    assert others.exists(), "or the first start of either fails"
+    assert f"--tmpdir={settings.data_dir}/mysql/tmp" in mariadb.command(settings)
 
 
 def test_a_taken_port_is_named_before_anything_starts(stores: Settings, run: Run, tmp_path: Path) -> None:
