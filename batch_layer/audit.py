@@ -21,8 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.newest import content_hash
 from batch_layer.quality import distribution_shift, excess_error, measure, share
-from batch_layer.raw_objects import raw_key
-from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.adapters.s3 import ObjectStore, StoredObject
 from deeplambda.application import Application, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -55,8 +54,10 @@ def audit(
     added: DataFrame,
     table: DataFrame,
     champion: Card | None,
+    objects: Mapping[str, StoredObject],
 ) -> list[QualityMeasure]:
-    """The measures of new rows. added: they; table: the rows that counted before them, each event id once."""
+    """The measures of new rows. added: they; table: the rows that counted before them, each event id once; objects:
+    those that were read, by name."""
     application = packed.load()
     found = _of_columns(application, added)
     found += _of_content(application, added, table)
@@ -65,7 +66,7 @@ def audit(
         found.append(measure("label_shift", distribution_shift(*labels), sum(labels[0].values())))
         if champion is not None:
             found += _disagreement(spark, settings, packed, champion, added, table, labels)
-    return found + _of_objects(spark, settings, packed)
+    return found + _of_objects(spark, settings, packed, objects)
 
 
 def _of_columns(application: Application, added: DataFrame) -> list[QualityMeasure]:
@@ -182,17 +183,14 @@ def _error(label: str, value: str, number: float | None) -> float:
     return float(label != value) if number is None else abs(float(label) - number)
 
 
-def _of_objects(spark: SparkSession, settings: Settings, packed: PackedApplication) -> list[QualityMeasure]:
+def _of_objects(
+    spark: SparkSession, settings: Settings, packed: PackedApplication, objects: Mapping[str, StoredObject]
+) -> list[QualityMeasure]:
     application = packed.load()
-    root = raw_key(application.name, "")
-    stored = {found.key.removeprefix(root): found for found in ObjectStore(settings).list(root)}
-    meant = [
-        (source, {name for path in source.paths for name in matched(path, stored)}) for source in application.sources
-    ]
-    names = set().union(*(of_source for _, of_source in meant))
-    ages = [(now() - stored[name].modified).total_seconds() for name in names]
-    uncompared = set().union(*(of_source for source, of_source in meant if isinstance(source, Reader)))
-    keys = spark.createDataFrame([(raw_key(application.name, name),) for name in sorted(uncompared)], "key STRING")
+    ages = [(now() - found.modified).total_seconds() for found in objects.values()]
+    readers = (source for source in application.sources if isinstance(source, Reader))
+    uncompared = {name for source in readers for path in source.paths for name in matched(path, objects)}
+    keys = spark.createDataFrame([(objects[name].key,) for name in sorted(uncompared)], "key STRING")
 
     def read(batches: Batches) -> Batches:
         objects = ObjectStore(settings)
@@ -206,4 +204,4 @@ def _of_objects(spark: SparkSession, settings: Settings, packed: PackedApplicati
         measure("delay_s", float(np.quantile(ages, of)), len(ages), f"object to lake, p{of * 100:.0f}")
         for of in (0.5, 1.0)
     ]
-    return [share("unreadable", bad, len(names)), *delays]
+    return [share("unreadable", bad, len(objects)), *delays]

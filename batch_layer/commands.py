@@ -72,12 +72,21 @@ def _one_after_the_other(applications: Iterable[PackedApplication], work: Callab
 
 
 @batch.command("ingest")
-def batch_ingest(application: ApplicationName) -> None:
-    """Check every row of the raw objects and append the new ones to `lake.<application>.examples`."""
+def batch_ingest(
+    application: ApplicationName,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="read all raw objects, not only those that were put since the last time")
+    ] = False,
+) -> None:
+    """Check every row of the raw objects and append the new ones to `lake.<application>.examples`.
+
+    While the application's code is the same and raw objects are only added, those of earlier times are passed over.
+    """
     from batch_layer.pipeline import ingest_examples
 
     settings, packed = packed_application(application)
-    ingest_examples(spark_of(settings, "ingest"), settings, packed, PipelineConsole(console))
+    console_of_run = PipelineConsole(console)
+    ingest_examples(spark_of(settings, "ingest"), settings, packed, console_of_run, whole=whole)
 
 
 @batch.command("prepare")

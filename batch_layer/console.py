@@ -99,7 +99,10 @@ class PipelineConsole:
                 self._console.print(f"{rows:,} rows {what}")
         for reason in ingested.unexpected:
             self._console.print(f"[yellow]unexpected[/]: {reason}")
-        self._console.print(f"quarantined: {ingested.quarantined:,} rows; {ingested.duration_s:.1f} s")
+        read = f"{ingested.objects:,} objects read"
+        if ingested.passed_over:
+            read += f", {ingested.passed_over:,} passed over as read before"
+        self._console.print(f"quarantined: {ingested.quarantined:,} rows; {read}; {ingested.duration_s:.1f} s")
 
     def prepared(self, dataset: "DataSet", announcements: Sequence[PartitionPrepared]) -> None:
         """Shards, rows, bytes; of labelled events, how many are in which split, and why others are not."""

@@ -1,7 +1,8 @@
 """Held rows: what an ingest adds waits on a branch of `examples` until it is audited, and longer where a person has to
 decide. Readers of the table see the rows once they are published, which is one change of a reference.
 
-There is one branch at a time, for an ingest reads all raw objects: what the next one adds comprises what waits.
+There is one branch at a time: the next ingest reads the raw objects of what waits once more, so that what it adds
+comprises that.
 """
 
 from functools import reduce
@@ -64,7 +65,7 @@ def take_back(spark: SparkSession, application: str, snapshot: int) -> None:
 def taken_back(spark: SparkSession, application: str) -> DataFrame | None:
     """The rows of ingests that a person took back, and that nobody has brought back since; None where there are none.
 
-    An ingest reads all raw objects each time, and would add them again until their object is corrected.
+    An ingest that reads their object once more would add them again until it is corrected.
     """
     table = f"lake.{application}.examples"
     tags = spark.sql(f"SELECT snapshot_id FROM {table}.refs WHERE name LIKE '{_TAKEN_BACK}%'").collect()

@@ -1,6 +1,7 @@
 """Ingest: raw objects on S3 → checked rows in the master data set.
 
-1. The sources' paths are looked up on S3.
+1. The sources' paths are looked up on S3. What was read by an earlier ingest is passed over where that changes nothing
+   (`passed_over`).
 2. Rows come of them in parallel: workers fetch the objects of raw sources and images, and check the recorded SHA-256
    (`whole_objects`); Spark's readers read all others, a part of a file in a task (`readers`).
 3. Every row is checked against the event schema and given its split (`row_checks`).
@@ -16,8 +17,8 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from pyspark.sql import DataFrame, Row, SparkSession, Window
@@ -27,6 +28,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from batch_layer import held_rows, quality_rows
 from batch_layer.audit import audit
 from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
+from batch_layer.passed_over import keep_list, known_objects
 from batch_layer.quality import broken, share
 from batch_layer.raw_objects import objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
@@ -42,14 +44,14 @@ from batch_layer.whole_objects import (
 )
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, written_by
-from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.adapters.s3 import ObjectStore, StoredObject
 from deeplambda.application import Application, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, HeldBack
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import QualityMeasure, QualityMeasured
-from deeplambda.sources import Images, Reader, Source, split_names
+from deeplambda.sources import Images, Reader, Source, matched, split_names
 from deeplambda.state import registry
 
 _ORIGINAL = ["source", "source_sha256", "record"]
@@ -65,18 +67,21 @@ _PLACE = ("source", "row", _CONTENT)
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What one run found and added, rows by split.
+    """What one run found in the objects that it read, and added; rows by split.
 
+    objects: that were read. passed_over: objects that were not, for the lake has their rows.
     added: of new event ids. corrected: of ids that were there with other content. duplicates: rows whose event id a
     later row of the run has, by the object's name and the place in it. left_out: rows outside the intervals of
     `ByTime`. unlabelled: good rows without a label. quarantined: rows put there by this run. unexpected: what the audit
     found that breaks an expectation, in words.
     """
 
-    found: Mapping[str, int]
-    added: Mapping[str, int]
-    quarantined: int
-    duration_s: float
+    objects: int
+    passed_over: int
+    duration_s: float = 0.0
+    found: Mapping[str, int] = field(default_factory=dict)
+    added: Mapping[str, int] = field(default_factory=dict)
+    quarantined: int = 0
     corrected: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     left_out: int = 0
@@ -84,42 +89,71 @@ class Ingested:
     unexpected: Sequence[str] = ()
 
 
-def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication) -> Ingested:
+class _Undecided(Exception):
+    """A row that was read has the id of one, with other content, whose object may have been passed over and comes later
+    by name: which of them counts is said by reading both."""
+
+
+def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication, *, whole: bool = False) -> Ingested:
     """Append what is new in the application's raw objects. A second run adds nothing.
 
+    whole: whether to read all of them, not only those since the last time.
     Raises: HeldBack when the new rows break a hard expectation; BadInput when an object is missing, a column is not
     there, rows are in two splits or a split is empty; ConfigurationError; CorruptObject when an object is damaged;
     Conflict when another run is at it.
     """
-    application, started = packed.load(), time.monotonic()
-    splits = split_names(application.sources, application.splits)
+    application, store, started = packed.load(), ObjectStore(settings), time.monotonic()
     root = f"s3a://{settings.s3_bucket}/{raw_key(application.name, '')}"
     lock = mysql.named_lock(mysql.engine(settings, "platform"), f"deeplambda.{application.name}.ingest")
     with lock, unreadable_named(application.name, root):
         create_tables(spark, application)  # within the lock: what another run has added by now is seen
-        checked = _checked(spark, settings, packed, root).persist()
+        objects = objects_of(application, store)
+        known = frozenset() if whole else known_objects(spark, store, packed, objects)
+        if not objects.keys() - known:
+            return Ingested(objects=0, passed_over=len(known))
         try:
-            return _append(spark, settings, packed, checked, splits, started)
-        finally:
-            checked.unpersist()
+            ingested = _ingest(spark, settings, packed, root, objects, known)
+        except _Undecided:
+            ingested = _ingest(spark, settings, packed, root, objects, frozenset())
+        keep_list(spark, store, packed, objects)
+    return replace(ingested, duration_s=time.monotonic() - started)
 
 
-def _checked(spark: SparkSession, settings: Settings, packed: PackedApplication, root: str) -> DataFrame:
-    """Every row of every source, good ones with `reason` NULL."""
-    application = packed.load()
-    names = objects_of(application, ObjectStore(settings))
-    schema = from_arrow_schema(checked_schema(application))
+def _ingest(
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    root: str,
+    objects: Mapping[str, StoredObject],
+    known: Set[str],
+) -> Ingested:
+    """Read the objects that are not known, and append what is new in them."""
     spark.sparkContext.addPyFile(str(packed.zip_file))
+    read = {name: found for name, found in objects.items() if name not in known}
+    checked = _checked(spark, settings, packed, root, objects, read.keys()).persist()
+    try:
+        return _append(spark, settings, packed, checked, read, len(known))
+    finally:
+        checked.unpersist()
+
+
+def _checked(
+    spark: SparkSession, settings: Settings, packed: PackedApplication, root: str, names: Iterable[str], read: Set[str]
+) -> DataFrame:
+    """Every row of the objects that are read, good ones with `reason` NULL. names: of all objects."""
+    application = packed.load()
+    schema = from_arrow_schema(checked_schema(application))
+    meant = [any(matched(path, read) for path in source.paths) for source in application.sources]
     found = []
-    if any(isinstance(source, Source) for source in application.sources):
-        together = read_together(spark, application, names)
+    if any(is_read and isinstance(source, Source) for is_read, source in zip(meant, application.sources, strict=True)):
+        together = read_together(spark, application, read)
         found.append(together.mapInArrow(raw_source_check(settings, packed), schema))
     for number, source in enumerate(application.sources):
-        if isinstance(source, Images):
-            images = image_names(spark, source, names)
+        if meant[number] and isinstance(source, Images):
+            images = image_names(spark, source, read)
             found.append(images.mapInArrow(image_check(settings, packed, number), schema))
-        elif isinstance(source, Reader):
-            rows = read_rows(spark, application, source, names, root)
+        elif meant[number] and isinstance(source, Reader):
+            rows = read_rows(spark, application, source, names, read, root)
             found.append(rows.mapInArrow(reader_check(settings, packed, number, root), schema))
     return reduce(DataFrame.unionAll, found).withColumns(
         {"code_version": F.lit(packed.code_version), "ingested_at": F.current_timestamp()}
@@ -131,9 +165,10 @@ def _append(
     settings: Settings,
     packed: PackedApplication,
     checked: DataFrame,
-    splits: tuple[str, ...],
-    started: float,
+    read: Mapping[str, StoredObject],
+    passed_over: int,
 ) -> Ingested:
+    """read: the objects, by name. passed_over: how many were not. Raises: _Undecided."""
     application = packed.load()
     examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
     verdicts, columns = _verdicts(checked), spark.table(examples).columns
@@ -143,22 +178,28 @@ def _append(
     if (taken_back := held_rows.taken_back(spark, application.name)) is not None:
         same = ["event_id", _CONTENT, "source", "source_sha256"]  # a corrected object's rows are all welcome
         good = good.join(taken_back.withColumn(_CONTENT, content).select(same), same, "left_anti").select(good.columns)
-    ids = _ids(good, spark.table(examples).withColumn(_CONTENT, content)).persist()
+    kept = spark.table(examples).withColumn(_CONTENT, content)
+    if sum(row["rows"] for row in verdicts if row["reason"] is None) <= SENT_TO_ALL:
+        kept = kept.join(F.broadcast(good.select("event_id")), "event_id", "left_semi")
+    ids = _ids(good, kept).persist()
     unexpected: list[str] = []
     try:
         counts = ids.groupBy("split").agg(
             F.count("*").alias("found"),
             F.count_if("is_new").alias("added"),
             F.count_if("is_correction").alias("corrected"),
+            F.count_if(F.col("is_correction") & (F.col("kept.source") > F.col("last.source"))).alias("undecided"),
             F.sum("rows").alias("rows"),
             F.min(F.when(F.col("split") != F.col("last_split"), F.struct("event_id", "last_split"))).alias("leak"),
             F.min(F.when(F.col("split") != F.col("kept.split"), F.struct("event_id", "kept.split"))).alias("moved"),
         )
         by_split = {row["split"]: row for row in counts.collect()}
+        if passed_over and any(row["undecided"] for row in by_split.values()):
+            raise _Undecided
         newest = newest_examples(spark, application.name)
         _refuse_leaks(application, list(by_split.values()))
         _refuse_divided_groups(application, good, newest)
-        _refuse_empty(application, verdicts, newest, splits)
+        _refuse_empty(application, verdicts, newest)
         found, added, corrected, rows = (
             sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
         )
@@ -173,14 +214,15 @@ def _append(
                 share("duplicates", rows - found, rows),
                 share("conflicting_ids", corrected, changed),
             ]
-            unexpected = _publish_audited(spark, settings, packed, facts, newest, of_run)
+            unexpected = _publish_audited(spark, settings, packed, facts, newest, of_run, read)
     finally:
         ids.unpersist()
     return Ingested(
+        objects=len(read),
+        passed_over=passed_over,
         found={split: row["found"] for split, row in by_split.items()},
         added={split: row["added"] for split, row in by_split.items() if row["added"]},
         quarantined=quarantined,
-        duration_s=time.monotonic() - started,
         corrected={split: row["corrected"] for split, row in by_split.items() if row["corrected"]},
         duplicates=rows - found,
         left_out=sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT),
@@ -196,6 +238,7 @@ def _publish_audited(
     facts: DataFrame,
     newest: DataFrame,
     of_run: list[QualityMeasure],
+    objects: Mapping[str, StoredObject],
 ) -> list[str]:
     """Write, audit, publish; the expectations that do not hold, in words. Raises: HeldBack where one is hard."""
     name, application = packed.name, packed.load()
@@ -208,7 +251,8 @@ def _publish_audited(
     assert written is not None, "there are new rows"
     with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
         champion = registry.champion(connection, name)
-    measures = of_run + audit(spark, settings, packed, held_rows.added(spark, name, written), newest, champion)
+    added = held_rows.added(spark, name, written)
+    measures = of_run + audit(spark, settings, packed, added, newest, champion, objects)
     found = broken(application.expectations, measures)
     hard = [reason for expected, reason in found if expected.hard]
     unexpected = [reason for _, reason in found]
@@ -269,7 +313,7 @@ def _of_verdicts(verdicts: list[Row]) -> list[QualityMeasure]:
 
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
     """Each event id once: its split, the last split it is in, its rows, and the newest that the lake has of it."""
-    kept = examples.groupBy("event_id").agg(F.max(F.struct("ingested_at", _CONTENT, "split")).alias("kept"))
+    kept = examples.groupBy("event_id").agg(F.max(F.struct("ingested_at", _CONTENT, "split", "source")).alias("kept"))
     return (
         good.groupBy("event_id")
         .agg(
@@ -334,7 +378,8 @@ def _refuse_divided_groups(application: Application, good: DataFrame, examples: 
         )
 
 
-def _refuse_empty(application: Application, verdicts: list[Row], examples: DataFrame, splits: tuple[str, ...]) -> None:
+def _refuse_empty(application: Application, verdicts: list[Row], examples: DataFrame) -> None:
+    splits = split_names(application.sources, application.splits)
     filled = {row["split"] for row in verdicts if row["reason"] is None and row["labelled"]}
     if set(splits) <= filled:
         return

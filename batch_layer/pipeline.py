@@ -81,11 +81,16 @@ def run_pipeline(
 
 
 def ingest_examples(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, listener: PipelineListener
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    listener: PipelineListener,
+    *,
+    whole: bool = False,
 ) -> None:
-    """Check every raw row and append the new ones to `lake.<application>.examples`."""
+    """Check every raw row and append the new ones to `lake.<application>.examples`; whole: as `ingest` takes it."""
     with listener.working("ingesting: Spark reads the raw objects and checks every row"):
-        ingested = ingest(spark, settings, packed)
+        ingested = ingest(spark, settings, packed, whole=whole)
     listener.ingested(ingested)
 
 

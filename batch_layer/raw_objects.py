@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.adapters.s3 import ObjectStore, StoredObject
 from deeplambda.application import Application
 from deeplambda.errors import BadInput
 from deeplambda.sources import matched
@@ -23,19 +23,20 @@ def files_of(application: Application, folder: Path) -> list[str]:
     return _named(application, names, f"{folder} has no", "give the folder that holds all of them")
 
 
-def objects_of(application: Application, store: ObjectStore) -> list[str]:
-    """Names of the objects on S3 that the application's sources mean, sorted.
+def objects_of(application: Application, store: ObjectStore) -> dict[str, StoredObject]:
+    """The objects on S3 that the application's sources mean, by name, sorted.
 
     Raises: BadInput where a path means none.
     """
     root = raw_key(application.name, "")
-    names = (found.key.removeprefix(root) for found in store.list(root) if not found.key.endswith("/"))
-    return _named(
+    stored = {found.key.removeprefix(root): found for found in store.list(root) if not found.key.endswith("/")}
+    named = _named(
         application,
-        names,
+        stored,
         f"s3://{store.bucket}/{root} has no raw object",
         f"put it there: 'deeplambda data put {application.name} FOLDER'",
     )
+    return {name: stored[name] for name in named}
 
 
 def _named(application: Application, names: Iterable[str], lack: str, remedy: str) -> list[str]:

@@ -5,7 +5,7 @@ its original in the column `MALFORMED`. Beside the payload's columns, every row 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 from py4j.protocol import Py4JJavaError
@@ -31,21 +31,23 @@ _NANOSECONDS = re.compile(r"int64 (\S+) \(TIMESTAMP\(NANOS")
 
 
 def read_rows(
-    spark: SparkSession, application: Application, reader: Reader, names: Sequence[str], root: str
+    spark: SparkSession, application: Application, reader: Reader, names: Iterable[str], read: Set[str], root: str
 ) -> DataFrame:
-    """The rows of a source. names: of all raw objects; those that the source means are read. root: where they lie.
+    """The rows of those objects of a source that are among `read`, of which there is one.
 
+    names: of all raw objects; the first that the source means says what columns all have. root: where they lie.
     Raises: BadInput for a column that the files lack, ConfigurationError.
     """
-    paths = [root + _escaped(name) for name in matched(reader.path, names)]
-    options = {}
-    if reader.path.endswith("/"):  # one listing instead of a question for each file
+    meant = matched(reader.path, names)
+    paths = [root + _escaped(name) for name in meant if name in read]
+    first, options = root + _escaped(meant[0]), {}
+    if reader.path.endswith("/") and len(paths) == len(meant):  # one listing instead of a question for each file
         paths, options = [root + _escaped(reader.path)], {"recursiveFileLookup": "true"}
     spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(_LISTING_TASKS))
     if isinstance(reader, Lines):
         return _lines(spark, application, reader, paths, options)
     if isinstance(reader, Table):
-        return _table(spark, application, reader, paths, options)
+        return _table(spark, application, reader, first, paths, options)
     raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
 
 
@@ -84,7 +86,12 @@ def _lines(
 
 
 def _table(
-    spark: SparkSession, application: Application, reader: Table, paths: list[str], options: Mapping[str, str]
+    spark: SparkSession,
+    application: Application,
+    reader: Table,
+    first: str,
+    paths: list[str],
+    options: Mapping[str, str],
 ) -> DataFrame:
     fields = {field.name: field.dataType for field in from_arrow_schema(payload_schema(application.event))}
     if unknown := sorted(set(reader.columns) - set(fields)):
@@ -102,13 +109,13 @@ def _table(
         if column is not None:
             wanted.setdefault(column, T.StringType())
     if isinstance(reader, Csv):
-        table = _csv(spark, application, reader, paths, options, wanted)
+        table = _csv(spark, application, reader, first, paths, options, wanted)
     elif isinstance(reader, JsonLines):
         columns = [T.StructField(name, kind) for name, kind in wanted.items()]
         schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
         table = _permissive(spark, options).schema(schema).json(paths)
     else:
-        table = _parquet(spark, paths, options)
+        table = _parquet(spark, first, paths, options)
     there = table.columns
     optional = {name for name, field in application.event.model_fields.items() if not field.is_required()}
     for name, column in column_of.items():
@@ -155,6 +162,7 @@ def _csv(
     spark: SparkSession,
     application: Application,
     reader: Csv,
+    first: str,
     paths: list[str],
     options: Mapping[str, str],
     wanted: Mapping[str, T.DataType],
@@ -167,7 +175,7 @@ def _csv(
             )
     form = dict(options) | {"sep": reader.separator, "header": str(reader.header).lower(), "escape": '"'}  # RFC 4180
     form["multiLine"] = str(reader.multiline).lower()
-    names = spark.read.options(**form).csv(paths).columns
+    names = spark.read.options(**form).csv(first).columns
     columns = [T.StructField(name, wanted.get(name, T.StringType())) for name in names]
     # Spark gives a column without a name one of its own, which a comparison with the header would not find there.
     named = reader.header and not any(re.fullmatch(r"_c\d+", name) for name in names)
@@ -175,16 +183,20 @@ def _csv(
     return _permissive(spark, form).option("enforceSchema", str(not named).lower()).schema(schema).csv(paths)
 
 
-def _parquet(spark: SparkSession, paths: list[str], options: Mapping[str, str]) -> DataFrame:
+def _parquet(spark: SparkSession, first: str, paths: list[str], options: Mapping[str, str]) -> DataFrame:
     # Spark has no times in nanoseconds, which pandas writes: they are read as numbers and divided.
     spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
-    table = spark.read.options(**options).parquet(*paths)
-    files = table.inputFiles()
-    return table.withColumns(
-        {
-            name: F.timestamp_micros(F.expr(f"{_quoted(name)} div 1000"))
-            for name in (_NANOSECONDS.findall(_parquet_schema(spark, files[0])) if files else ())
-        }
+    alone = spark.read.parquet(first)
+    return (
+        spark.read.options(**options)
+        .schema(alone.schema)
+        .parquet(*paths)
+        .withColumns(
+            {
+                name: F.timestamp_micros(F.expr(f"{_quoted(name)} div 1000"))
+                for name in _NANOSECONDS.findall(_parquet_schema(spark, alone.inputFiles()[0]))
+            }
+        )
     )
 
 

@@ -4,7 +4,7 @@ Their names are dealt out to the tasks, so that nobody lists them again and a ta
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -37,13 +37,14 @@ _BATCH_ROWS, _BATCH_BYTES = 4096, 16 * 2**20
 Check = Callable[[Batches], Batches]
 
 
-def read_together(spark: SparkSession, application: Application, names: Sequence[str]) -> DataFrame:
-    """A row for each call of `examples`: the raw source's position, and the objects."""
+def read_together(spark: SparkSession, application: Application, names: Set[str]) -> DataFrame:
+    """A row for each call of `examples` with one of these objects: the raw source's position, and all objects."""
     rows = [
         (number, list(together.objects))
         for number, source in enumerate(application.sources)
         if isinstance(source, Source)
         for together in source.read_together(names)
+        if not names.isdisjoint(together.objects)
     ]
     dealt = spark.sparkContext.parallelize(rows, max(1, min(len(rows), _CALLS_TASKS)))
     return spark.createDataFrame(dealt, "number INT, objects ARRAY<STRING>")
@@ -63,8 +64,8 @@ def raw_source_check(settings: Settings, packed: PackedApplication) -> Check:
     return check
 
 
-def image_names(spark: SparkSession, source: Images, names: Sequence[str]) -> DataFrame:
-    """The names of a source's objects."""
+def image_names(spark: SparkSession, source: Images, names: Iterable[str]) -> DataFrame:
+    """The names of a source's objects, of which there is one."""
     rows = [(name,) for name in matched(source.path, names)]
     tasks = max(len(rows) // _IMAGES_OF_A_TASK, min(len(rows), spark.sparkContext.defaultParallelism))
     return spark.createDataFrame(spark.sparkContext.parallelize(rows, tasks), "name STRING")

@@ -30,7 +30,8 @@ the rules are told of in `deeplambda.splits`.
 
 A path is the name of an object under `<application>/raw/`, a prefix that ends in `/` (all below it), or a glob
 (`2018-08-*.parquet`; `*` stops at a `/`). Prefixes and globs pass over names that begin with `.` or `_`, and are looked
-up anew at each ingest. Names that end in `.gz` are inflated. An object may serve several sources.
+up anew at each ingest, which reads what was added since the last one, or all where anything else has changed. Names
+that end in `.gz` are inflated. An object may serve several sources.
 
 Each row is checked against the event's schema. One that cannot be read or breaks the schema goes to
 `lake.<application>.quarantine` with its reason and its original; the rows around it are kept. A row whose label is

@@ -8,6 +8,7 @@ from pyspark.sql import SparkSession
 
 from batch_layer.newest import content_hash, newest_examples
 from batch_layer.prepare import DataSet, data_set, prepare
+from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import read_shard
 from deeplambda.adapters.lake import create_tables, current_snapshot
 from deeplambda.config import Settings
@@ -109,13 +110,38 @@ def test_a_file_that_is_added_corrects_rows_of_those_before_it_by_name(bench: Be
     files = {row.file_path for row in bench.spark.table(f"lake.{bench.name}.examples.files").collect()}
     bench.put(**{"2026-02__csv": points(two=-2, five=5, one=1)})
     found = bench.ingest()
-    assert (found.added, found.corrected, found.duplicates) == ({"train": 1}, {"train": 1}, 2)
+    assert (found.passed_over, found.added, found.corrected) == (2, {"train": 1}, {"train": 1})
     table = bench.spark.table(f"lake.{bench.name}.examples.files")
     new = table.where(~table.file_path.isin(files)).agg({"record_count": "sum"}).collect()[0][0]
     assert new == 2, "rows of the file before are not written again"
     assert newest(bench) == {"one": (1, "yes"), "two": (-2, "yes"), "five": (5, "no")}
-    again = bench.ingest()
-    assert (again.added, again.corrected) == ({}, {})
+    again = bench.ingest(whole=True)
+    assert (again.passed_over, again.added, again.corrected, again.duplicates) == (0, {}, {}, 2)
+
+
+def test_a_file_that_is_added_corrects_no_row_of_those_after_it_by_name(bench: Bench) -> None:
+    declare(bench)
+    bench.put(**{"2026-02__csv": points(one=1, two=2), "test_of_t__csv": points(four=4)})
+    bench.ingest()
+    bench.put(**{"2026-01__csv": points(one=1, three=3)})
+    assert bench.ingest().passed_over == 2, "what it says of a row is what is known"
+    bench.put(**{"2026-00__csv": points(two=-2, five=5)})
+    found = bench.ingest()
+    assert (found.objects, found.added, found.corrected, found.duplicates) == (4, {"train": 1}, {}, 2)
+    assert newest(bench) == {"one": (1, "yes"), "two": (2, "no"), "three": (3, "no"), "five": (5, "no")}
+    assert bench.ingest().objects == 0
+
+
+def test_all_objects_are_read_once_one_is_gone_or_a_table_is_new(bench: Bench) -> None:
+    declare(bench)
+    bench.put(a__csv=points(one=1, two=2), b__csv=points(three=3), test_of_t__csv=points(four=4))
+    assert bench.ingest().objects == 3
+    bench.store.delete([raw_key(bench.name, "b.csv")])
+    assert [bench.ingest().objects, bench.ingest().objects] == [2, 0]
+    before = bench.rows()
+    bench.spark.sql(f"DROP TABLE lake.{bench.name}.examples")
+    assert bench.ingest().added == {"train": 2, "test": 1}
+    assert [row["event_id"] for row in bench.rows()] == [row["event_id"] for row in before if row["y"] != 3]
 
 
 def test_a_further_field_corrects_the_rows_that_have_it_and_no_others(bench: Bench) -> None:

@@ -91,8 +91,8 @@ class Bench:
         for name in files_of(self.packed.load(), self.files):
             self.store.put_file(raw_key(self.name, name), self.files / name)
 
-    def ingest(self) -> Ingested:
-        return ingest(self.spark, self.settings, self.packed)
+    def ingest(self, *, whole: bool = False) -> Ingested:
+        return ingest(self.spark, self.settings, self.packed, whole=whole)
 
     def rows(self, table: str = "examples") -> list[dict[str, Any]]:
         found = self.spark.table(f"lake.{self.name}.{table}")
@@ -136,11 +136,14 @@ def test_one_csv_fills_every_split_by_hash_and_a_model_is_trained_on_it(bench: B
     assert number_1["source_sha256"] == bench.store.digest(raw_key(bench.name, source))
 
     again = bench.ingest()
-    assert (again.found, again.added, again.quarantined) == (first.found, {}, 0)
+    assert (again.objects, again.passed_over, again.found) == (0, 1, {})
+    again = bench.ingest(whole=True)
+    assert (again.objects, again.found, again.added, again.quarantined) == (1, first.found, {}, 0)
     before = bench.rows()
 
     bench.put(**{"points-2__csv__gz": gzip.compress((header + points(400, 50)).encode())})
     more = bench.ingest()
+    assert (more.objects, more.passed_over, sum(more.found.values())) == (1, 1, 50)
     assert (sum(more.added.values()), more.quarantined) == (50, 0)
     after = bench.rows()
     assert [row for row in after if row["source"] == source] == before

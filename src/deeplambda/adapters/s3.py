@@ -51,16 +51,17 @@ class UnfinishedUpload(NamedTuple):
 
 
 class StoredObject(NamedTuple):
-    """An object as a listing shows it. modified: when it was stored."""
+    """An object as a listing shows it. modified: when it was stored. tag: S3's, which is another for other content."""
 
     key: str
     bytes: int
     modified: datetime
+    tag: str
 
     @classmethod
     def of(cls, listed: "ObjectTypeDef") -> "StoredObject":
         """From one of S3's own answers."""
-        return cls(listed["Key"], listed["Size"], listed["LastModified"])
+        return cls(listed["Key"], listed["Size"], listed["LastModified"], listed["ETag"].strip('"'))
 
 
 def sha256_of(content: bytes) -> str:

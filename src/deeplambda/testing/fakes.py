@@ -100,7 +100,7 @@ class FakeStore:
         """The objects whose keys begin with `prefix`; all were stored just now."""
         self._check()
         return [
-            StoredObject(key, len(content), now())
+            StoredObject(key, len(content), now(), hashlib.md5(content, usedforsecurity=False).hexdigest())
             for key, content in sorted(self._objects.items())
             if key.startswith(prefix)
         ]
