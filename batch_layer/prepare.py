@@ -66,7 +66,8 @@ from deeplambda.state import registry
 from deeplambda.state.kept_rows import PayloadWriter
 
 SHARD_BYTES = 32 * 2**20
-"""About what a shard's features, and its payloads as the lake keeps them, take: a worker holds them at once."""
+"""What a shard's features take at most, and what of its payloads is numbers, or about what the lake keeps of them: a
+worker holds them at once."""
 UNDECLARED_ROWS = 8192
 """Rows of a shard, at most, where the application does not declare its features and so not what a row of them takes."""
 REFUSED_SHARE = 0.05
@@ -139,7 +140,10 @@ def _id(packed: PackedApplication, snapshot: int, shard_rows: int, found: Labell
 def _shard_rows(spark: SparkSession, packed: PackedApplication, snapshot: int) -> int:
     features = declared(packed.load().features)
     of_lake = snapshot_size(spark, f"lake.{packed.name}.examples", snapshot)
-    largest = max(1, math.ceil(of_lake.bytes / max(1, of_lake.rows)), row_bytes(zero_features(features or {})))
+    columns = (field.type for field in payload_schema(packed.load().event))
+    payload_bytes: int = sum(column.bit_width // 8 for column in columns if pa.types.is_primitive(column))
+    compressed_bytes = math.ceil(of_lake.bytes / max(1, of_lake.rows))
+    largest = max(1, compressed_bytes, payload_bytes, row_bytes(zero_features(features or {})))
     rows = max(1, SHARD_BYTES // largest)
     return rows if features else min(rows, UNDECLARED_ROWS)
 

@@ -119,7 +119,7 @@ def _first_payloads(store: ObjectStore, application: str, dataset: str) -> pa.Re
     pieces: list[pa.RecordBatch] = []
     for found in store.list(f"{prepared_prefix(application, dataset)}{TEST}-"):
         if found.key.endswith(PAYLOAD) and sum(map(len, pieces)) < LIMIT_ROWS:
-            pieces.append(decode_payload(store.get(found.key)))
+            pieces.append(decode_payload(store.get(found.key), LIMIT_ROWS))
     if not any(map(len, pieces)):
         raise BadInput(f"data set {dataset} of {application} has no test rows", "see what was ingested")
     (payload,) = pa.Table.from_batches(pieces).slice(0, LIMIT_ROWS).combine_chunks().to_batches()

@@ -62,7 +62,7 @@ def _of_split(
 ) -> tuple[int, Columns] | None:
     """How many rows, and their columns."""
     payloads, pieces = [], []
-    for payload, rows in _shards(store, application.name, dataset, split):
+    for payload, rows in _first_rows(store, application.name, dataset, split):
         payloads.append(payload)
         pieces.append(rows)
         if sum(map(len, pieces)) >= _ROWS_LIMIT:
@@ -74,11 +74,15 @@ def _of_split(
     return len(rows), columns_of(application, payload, rows, model)
 
 
-def _shards(store: ObjectStore, application: str, dataset: str, split: str) -> Iterator[tuple[pa.RecordBatch, Rows]]:
+def _first_rows(
+    store: ObjectStore, application: str, dataset: str, split: str
+) -> Iterator[tuple[pa.RecordBatch, Rows]]:
+    """Of each shard, as many as are looked at."""
     for found in store.list(f"{prepared_prefix(application, dataset)}{split}-"):
         if found.key.endswith(PAYLOAD):
             key = found.key.removesuffix(PAYLOAD) + SHARD
-            yield decode_payload(store.get(found.key)), Rows.of(*read_shard(store.get(key), key))
+            payload = decode_payload(store.get(found.key), _ROWS_LIMIT)
+            yield payload, Rows.of(*read_shard(store.get(key), key)).part(slice(_ROWS_LIMIT))
 
 
 def columns_of(application: Application, payload: pa.RecordBatch, rows: Rows, model: torch.nn.Module) -> Columns:

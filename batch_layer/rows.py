@@ -26,10 +26,8 @@ class Rows:
 
     @classmethod
     def of(cls, features: Features, labels_N: NDArray[Any]) -> "Rows":
-        """A copy that torch owns. features: arrays (N, …)."""
-        return cls(
-            {name: channels_last_rows(torch.tensor(array)) for name, array in features.items()}, torch.tensor(labels_N)
-        )
+        """Of arrays (N, …), which are left to the rows: only those that nobody may write to are copied."""
+        return cls({name: channels_last_rows(_owned(array)) for name, array in features.items()}, _owned(labels_N))
 
     @classmethod
     def joined(cls, pieces: "Iterable[Rows]", rows: int) -> "Rows":
@@ -69,6 +67,10 @@ class Rows:
         """Some of the rows, which are not copied."""
         return Rows({name: tensor[rows] for name, tensor in self.features.items()}, self.labels_N[rows])
 
+    def parts(self, rows: int) -> "Iterator[Rows]":
+        """All of the rows, so many at a time, which are not copied."""
+        return (self.part(slice(first, first + rows)) for first in range(0, len(self), rows))
+
     def to(self, device: torch.device) -> "Rows":
         """The rows on a device; a copy from pinned memory to a GPU runs beside its work."""
         return Rows(
@@ -87,6 +89,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+
+def _owned(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 @dataclass(frozen=True)

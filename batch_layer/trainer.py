@@ -37,6 +37,8 @@ _CHECK_EVERY = 16
 _NEXT_WORKER = 7_919
 """Between the seeds of two workers, whose dropout must not be alike."""
 _EVALUATION_ROWS = 1000
+_JUDGED_ROWS = 2**16
+"""Whose outputs are held at once, for metrics that add up: a shard may have millions."""
 
 Advanced = Callable[[int, float], None]
 """Called as training goes on with (rows since the last call, mean loss since the epoch began)."""
@@ -265,7 +267,8 @@ def finite_metrics(
 
     Raises: UnfitModel when a metric is not finite, BadInput for one that these rows do not determine.
     """
-    answered = ((rows.labels_N.numpy(), outputs_of(model, rows, device)) for rows in filter(len, pieces))
+    parts = (part for rows in pieces for part in rows.parts(_JUDGED_ROWS))
+    answered = ((part.labels_N.numpy(), outputs_of(model, part, device)) for part in parts)
     metrics = measured_by_piece(application, answered)
     for name, value in metrics.items():
         if not math.isfinite(value):

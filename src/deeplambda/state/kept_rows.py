@@ -102,9 +102,16 @@ def encode_payload(payload: pa.RecordBatch | pa.Table) -> bytes:
     return writer.finished()
 
 
-def decode_payload(raw: bytes) -> pa.RecordBatch:
-    """Raises: ArrowInvalid."""
-    table = pa.ipc.open_file(pa.BufferReader(raw)).read_all().combine_chunks()
+def decode_payload(raw: bytes, limit: int | None = None) -> pa.RecordBatch:
+    """The rows of an Arrow file; limit: no more than the first so many, without a copy of the others.
+
+    Raises: ArrowInvalid.
+    """
+    file = pa.ipc.open_file(pa.BufferReader(raw))
+    batches: list[pa.RecordBatch] = []
+    while len(batches) < file.num_record_batches and (limit is None or sum(map(len, batches)) < limit):
+        batches.append(file.get_batch(len(batches)))
+    table = pa.Table.from_batches(batches, file.schema).slice(0, limit).combine_chunks()
     return table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
