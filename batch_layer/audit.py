@@ -85,7 +85,11 @@ def _of_content(application: Application, added: DataFrame, table: DataFrame) ->
         return rows.select("event_id", payload.alias("payload"), "split", "label", F.lit(is_new).alias("is_new"))
 
     ours = of(added, is_new=True)
-    others = of(table, is_new=False).join(ours.select("event_id"), "event_id", "left_anti")  # those that stay
+    others = (
+        of(table, is_new=False)
+        .join(ours.select("event_id"), "event_id", "left_anti")  # those that stay
+        .join(ours.select("payload"), "payload", "left_semi")  # few of a large table: the others are not dealt out
+    )
     by_content = (
         ours.unionByName(others)
         .groupBy("payload")

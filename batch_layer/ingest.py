@@ -17,9 +17,10 @@
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import compress
 
 from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
@@ -28,7 +29,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from batch_layer import held_rows, quality_rows
 from batch_layer.audit import audit
 from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
-from batch_layer.passed_over import keep_list, known_objects
+from batch_layer.passed_over import keep_list, known_objects, may_hold_later
 from batch_layer.quality import broken, share
 from batch_layer.raw_objects import objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
@@ -69,7 +70,7 @@ _PLACE = ("source", "row", _CONTENT)
 class Ingested:
     """What one run found in the objects that it read, and added; rows by split.
 
-    objects: that were read. passed_over: objects that were not, for the lake has their rows.
+    objects: that were read. passed_over: objects that were not, for an earlier ingest has dealt with their rows.
     added: of new event ids. corrected: of ids that were there with other content. duplicates: rows whose event id a
     later row of the run has, by the object's name and the place in it. left_out: rows outside the intervals of
     `ByTime`. unlabelled: good rows without a label. quarantined: rows put there by this run. unexpected: what the audit
@@ -90,8 +91,11 @@ class Ingested:
 
 
 class _Undecided(Exception):
-    """A row that was read has the id of one, with other content, whose object may have been passed over and comes later
-    by name: which of them counts is said by reading both."""
+    """What an added object says depends on rows that were passed over: all objects are to be read.
+
+    It corrects a row, and one that was passed over may come after it by name and hold that row too; or it has a row of
+    a group whose rows in the other split may all have been corrected since.
+    """
 
 
 def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication, *, whole: bool = False) -> Ingested:
@@ -103,6 +107,7 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication, *
     Conflict when another run is at it.
     """
     application, store, started = packed.load(), ObjectStore(settings), time.monotonic()
+    split_names(application.sources, application.splits)  # before anything is read
     root = f"s3a://{settings.s3_bucket}/{raw_key(application.name, '')}"
     lock = mysql.named_lock(mysql.engine(settings, "platform"), f"deeplambda.{application.name}.ingest")
     with lock, unreadable_named(application.name, root):
@@ -129,31 +134,31 @@ def _ingest(
 ) -> Ingested:
     """Read the objects that are not known, and append what is new in them."""
     spark.sparkContext.addPyFile(str(packed.zip_file))
-    read = {name: found for name, found in objects.items() if name not in known}
-    checked = _checked(spark, settings, packed, root, objects, read.keys()).persist()
+    read = {name: found for name, found in objects.items() if name not in known} if known else objects
+    checked = _checked(spark, settings, packed, root, read.keys(), known).persist()
     try:
-        return _append(spark, settings, packed, checked, read, len(known))
+        return _append(spark, settings, packed, checked, read, known)
     finally:
         checked.unpersist()
 
 
 def _checked(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, root: str, names: Iterable[str], read: Set[str]
+    spark: SparkSession, settings: Settings, packed: PackedApplication, root: str, read: Set[str], known: Set[str]
 ) -> DataFrame:
-    """Every row of the objects that are read, good ones with `reason` NULL. names: of all objects."""
+    """Every row of the objects that are read, good ones with `reason` NULL."""
     application = packed.load()
     schema = from_arrow_schema(checked_schema(application))
-    meant = [any(matched(path, read) for path in source.paths) for source in application.sources]
+    is_read = [any(matched(path, read) for path in source.paths) for source in application.sources]
     found = []
-    if any(is_read and isinstance(source, Source) for is_read, source in zip(meant, application.sources, strict=True)):
+    if any(isinstance(source, Source) for source in compress(application.sources, is_read)):
         together = read_together(spark, application, read)
         found.append(together.mapInArrow(raw_source_check(settings, packed), schema))
     for number, source in enumerate(application.sources):
-        if meant[number] and isinstance(source, Images):
+        if is_read[number] and isinstance(source, Images):
             images = image_names(spark, source, read)
             found.append(images.mapInArrow(image_check(settings, packed, number), schema))
-        elif meant[number] and isinstance(source, Reader):
-            rows = read_rows(spark, application, source, names, read, root)
+        elif is_read[number] and isinstance(source, Reader):
+            rows = read_rows(spark, application, source, read, known, root)
             found.append(rows.mapInArrow(reader_check(settings, packed, number, root), schema))
     return reduce(DataFrame.unionAll, found).withColumns(
         {"code_version": F.lit(packed.code_version), "ingested_at": F.current_timestamp()}
@@ -166,9 +171,9 @@ def _append(
     packed: PackedApplication,
     checked: DataFrame,
     read: Mapping[str, StoredObject],
-    passed_over: int,
+    known: Set[str],
 ) -> Ingested:
-    """read: the objects, by name. passed_over: how many were not. Raises: _Undecided."""
+    """read: the objects, by name; known: names of those that were passed over. Raises: _Undecided."""
     application = packed.load()
     examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
     verdicts, columns = _verdicts(checked), spark.table(examples).columns
@@ -188,16 +193,19 @@ def _append(
             F.count("*").alias("found"),
             F.count_if("is_new").alias("added"),
             F.count_if("is_correction").alias("corrected"),
-            F.count_if(F.col("is_correction") & (F.col("kept.source") > F.col("last.source"))).alias("undecided"),
+            F.min(F.when(F.col("is_correction"), F.col("last.source"))).alias("corrected_from"),
             F.sum("rows").alias("rows"),
             F.min(F.when(F.col("split") != F.col("last_split"), F.struct("event_id", "last_split"))).alias("leak"),
             F.min(F.when(F.col("split") != F.col("kept.split"), F.struct("event_id", "kept.split"))).alias("moved"),
         )
         by_split = {row["split"]: row for row in counts.collect()}
-        if passed_over and any(row["undecided"] for row in by_split.values()):
+        corrected_from = {split: row["corrected_from"] for split, row in by_split.items() if row["corrected"]}
+        if any(may_hold_later(application, known, split, name) for split, name in corrected_from.items()):
             raise _Undecided
         newest = newest_examples(spark, application.name)
         _refuse_leaks(application, list(by_split.values()))
+        if known and _divided_group(application, good, spark.table(examples)):
+            raise _Undecided
         _refuse_divided_groups(application, good, newest)
         _refuse_empty(application, verdicts, newest)
         found, added, corrected, rows = (
@@ -219,7 +227,7 @@ def _append(
         ids.unpersist()
     return Ingested(
         objects=len(read),
-        passed_over=passed_over,
+        passed_over=len(known),
         found={split: row["found"] for split, row in by_split.items()},
         added={split: row["added"] for split, row in by_split.items() if row["added"]},
         quarantined=quarantined,
@@ -313,7 +321,7 @@ def _of_verdicts(verdicts: list[Row]) -> list[QualityMeasure]:
 
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
     """Each event id once: its split, the last split it is in, its rows, and the newest that the lake has of it."""
-    kept = examples.groupBy("event_id").agg(F.max(F.struct("ingested_at", _CONTENT, "split", "source")).alias("kept"))
+    kept = examples.groupBy("event_id").agg(F.max(F.struct("ingested_at", _CONTENT, "split")).alias("kept"))
     return (
         good.groupBy("event_id")
         .agg(
@@ -355,14 +363,15 @@ def _refuse_leaks(application: Application, counts: list[Row]) -> None:
         )
 
 
-def _refuse_divided_groups(application: Application, good: DataFrame, examples: DataFrame) -> None:
+def _divided_group(application: Application, good: DataFrame, examples: DataFrame) -> Row | None:
+    """A group with two splits."""
     column = application.splits.column
     if not application.splits.grouped or column is None:
-        return
+        return None
     groups = good.select("group", "split")
     if column in payload_schema(application.event).names:
         groups = groups.unionAll(examples.select(F.col(column).cast("string"), "split"))
-    divided = (
+    divided: Row | None = (
         groups.where("group IS NOT NULL")
         .groupBy("group")
         .agg(F.min("split").alias("split"), F.max("split").alias("last_split"))
@@ -370,10 +379,14 @@ def _refuse_divided_groups(application: Application, good: DataFrame, examples: 
         .orderBy("group")
         .first()
     )
-    if divided is not None:
+    return divided
+
+
+def _refuse_divided_groups(application: Application, good: DataFrame, examples: DataFrame) -> None:
+    if (divided := _divided_group(application, good, examples)) is not None:
         raise BadInput(
-            f"{column} {divided['group']!r} of {application.name} is in the splits {divided['last_split']!r} and "
-            f"{divided['split']!r}",
+            f"{application.splits.column} {divided['group']!r} of {application.name} is in the splits "
+            f"{divided['last_split']!r} and {divided['split']!r}",
             "put all rows of a group in one split; nothing was written",
         )
 

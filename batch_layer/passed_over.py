@@ -1,58 +1,88 @@
-"""Passed over: raw objects that an ingest need not read, for the lake has their rows.
+"""Passed over: raw objects that an ingest need not read, for an earlier one has dealt with their rows.
 
-An ingest that was published leaves a list on S3: the code that read the objects, and S3's tag of each one's content.
-A property of `examples` has the hash of the list, so that a table which is made anew has none. As long as objects are
-only added, the next ingest reads those alone. It reads all when what it adds could depend on rows that it would not
-see: when the code is another, when an object was changed or removed, or where groups of rows must not be divided that
-only the files tell, for the lake has no column of them.
+An ingest that was published leaves a list on S3: the snapshot that `examples` was at then, the code that read the
+objects, and S3's tag of each one's content. While snapshot and code are the same and objects are only added, the next
+ingest reads those alone. It reads all when what it adds could depend on rows that it would not see: when an object was
+changed or removed, when a person published or took back rows, or where no row may divide a group and the lake has no
+column to tell groups by, or writes their names otherwise than the files.
 """
 
+import hashlib
 from collections.abc import Mapping, Set
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic_core import from_json, to_json
 from pyspark.sql import SparkSession
 
+import deeplambda
+from deeplambda.adapters.lake import current_snapshot
 from deeplambda.adapters.s3 import ObjectStore, StoredObject
-from deeplambda.application import payload_schema
-from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.application import Application, payload_schema
+from deeplambda.errors import BadInput
 from deeplambda.loading import PackedApplication
+from deeplambda.sources import matched
 
-_PROPERTY = "deeplambda.ingested-sha256"
+_READING = ("pyspark", "pyarrow", "pydantic")
+"""Libraries that decide what rows an object has."""
 
 
 def known_objects(
     spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, StoredObject]
 ) -> Set[str]:
-    """Names of the objects that need not be read. objects: all that the sources mean, by name. Raises: NotReady."""
-    application = packed.load()
-    if application.splits.grouped and application.splits.column not in payload_schema(application.event).names:
+    """Names of the objects that need not be read. objects: all that the sources mean, by name.
+
+    Raises: NotReady, CorruptObject.
+    """
+    list_ = _last_list(store, packed.name)
+    same = list_ and (list_["snapshot"], list_["code"]) == (_snapshot(spark, packed.name), _code(packed))
+    if not same or list_["snapshot"] is None or not _groups_are_told(packed.load()):
         return frozenset()
-    list_ = _last_list(spark, store, packed.name)
-    if list_.get("code") != _code(packed) or not list_["objects"].items() <= _tags(objects).items():
-        return frozenset()
-    known: Set[str] = list_["objects"].keys()
-    return known
+    known: dict[str, str] = list_["objects"]
+    return known.keys() if known.items() <= _tags(objects).items() else frozenset()
 
 
 def keep_list(
     spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, StoredObject]
 ) -> None:
     """Have the next ingest pass over these objects, by name. Raises: NotReady."""
-    digest = store.put(_key(packed.name), to_json({"code": _code(packed), "objects": _tags(objects)}))
-    spark.sql(f"ALTER TABLE lake.{packed.name}.examples SET TBLPROPERTIES ('{_PROPERTY}' = '{digest}')")
+    list_ = {"snapshot": _snapshot(spark, packed.name), "code": _code(packed), "objects": _tags(objects)}
+    store.put(_key(packed.name), to_json(list_))
 
 
-def _last_list(spark: SparkSession, store: ObjectStore, application: str) -> dict[str, Any]:
-    found = spark.sql(f"SHOW TBLPROPERTIES lake.{application}.examples").where(f"key = '{_PROPERTY}'").first()
-    if found is None:
-        return {}
+def may_hold_later(application: Application, known: Set[str], split: str, name: str) -> bool:
+    """Whether rows of a split may be in a known object that comes after `name`."""
+    return any(
+        other > name
+        for source in application.sources
+        if getattr(source, "split", None) in (None, split)
+        for path in source.paths
+        for other in matched(path, known)
+    )
+
+
+def _last_list(store: ObjectStore, application: str) -> dict[str, Any]:
     try:
-        list_: dict[str, Any] = from_json(store.get(_key(application), sha256=found["value"]))
-    except (BadInput, CorruptObject):  # a list of another ingest, which ended before it was the table's
+        list_: dict[str, Any] = from_json(store.get(_key(application)))
+    except BadInput:  # there is none, or it is damaged
         return {}
     return list_
+
+
+def _groups_are_told(application: Application) -> bool:
+    splits, payload = application.splits, payload_schema(application.event)
+    if not splits.grouped:
+        return True
+    column = splits.column
+    kind = payload.field(column).type if column in payload.names else None
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_integer(kind))
+
+
+def _snapshot(spark: SparkSession, application: str) -> int | None:
+    return current_snapshot(spark, f"lake.{application}.examples")
 
 
 def _tags(objects: Mapping[str, StoredObject]) -> dict[str, str]:
@@ -60,7 +90,17 @@ def _tags(objects: Mapping[str, StoredObject]) -> dict[str, str]:
 
 
 def _code(packed: PackedApplication) -> str:
-    return f"{packed.code_version} {version('deeplambda')}"
+    return " ".join((packed.code_version, _own_code(), *(f"{name} {version(name)}" for name in _READING)))
+
+
+@cache
+def _own_code() -> str:
+    """Of the platform's code, whatever its version is called."""
+    digest = hashlib.sha256()
+    for folder in (Path(deeplambda.__file__).parent, Path(__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _key(application: str) -> str:

@@ -5,7 +5,7 @@ its original in the column `MALFORMED`. Beside the payload's columns, every row 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from py4j.protocol import Py4JJavaError
@@ -31,23 +31,23 @@ _NANOSECONDS = re.compile(r"int64 (\S+) \(TIMESTAMP\(NANOS")
 
 
 def read_rows(
-    spark: SparkSession, application: Application, reader: Reader, names: Iterable[str], read: Set[str], root: str
+    spark: SparkSession, application: Application, reader: Reader, read: Iterable[str], known: Iterable[str], root: str
 ) -> DataFrame:
-    """The rows of those objects of a source that are among `read`, of which there is one.
+    """The rows of those objects of a source that are among `read`, of which there is at least one.
 
-    names: of all raw objects; the first that the source means says what columns all have. root: where they lie.
-    Raises: BadInput for a column that the files lack, ConfigurationError.
+    known: objects that are passed over; where there are any, their columns are those that all have. root: where objects
+    lie. Raises: BadInput for a column that the files lack, ConfigurationError.
     """
-    meant = matched(reader.path, names)
-    paths = [root + _escaped(name) for name in meant if name in read]
-    first, options = root + _escaped(meant[0]), {}
-    if reader.path.endswith("/") and len(paths) == len(meant):  # one listing instead of a question for each file
+    paths, others = ([root + _escaped(name) for name in matched(reader.path, names)] for names in (read, known))
+    options = {}
+    if reader.path.endswith("/") and not others:  # one listing instead of a question for each file
         paths, options = [root + _escaped(reader.path)], {"recursiveFileLookup": "true"}
+    alike = [[path] for path in others] or [paths]
     spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(_LISTING_TASKS))
     if isinstance(reader, Lines):
         return _lines(spark, application, reader, paths, options)
     if isinstance(reader, Table):
-        return _table(spark, application, reader, first, paths, options)
+        return _table(spark, application, reader, alike, paths, options)
     raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
 
 
@@ -89,10 +89,11 @@ def _table(
     spark: SparkSession,
     application: Application,
     reader: Table,
-    first: str,
+    alike: list[list[str]],
     paths: list[str],
     options: Mapping[str, str],
 ) -> DataFrame:
+    """alike: paths that are asked one after the other for the columns of all, for a file may be empty."""
     fields = {field.name: field.dataType for field in from_arrow_schema(payload_schema(application.event))}
     if unknown := sorted(set(reader.columns) - set(fields)):
         raise ConfigurationError(
@@ -109,13 +110,13 @@ def _table(
         if column is not None:
             wanted.setdefault(column, T.StringType())
     if isinstance(reader, Csv):
-        table = _csv(spark, application, reader, first, paths, options, wanted)
+        table = _csv(spark, application, reader, alike, paths, options, wanted)
     elif isinstance(reader, JsonLines):
         columns = [T.StructField(name, kind) for name, kind in wanted.items()]
         schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
         table = _permissive(spark, options).schema(schema).json(paths)
     else:
-        table = _parquet(spark, first, paths, options)
+        table = _parquet(spark, alike[0], paths, options)
     there = table.columns
     optional = {name for name, field in application.event.model_fields.items() if not field.is_required()}
     for name, column in column_of.items():
@@ -162,7 +163,7 @@ def _csv(
     spark: SparkSession,
     application: Application,
     reader: Csv,
-    first: str,
+    alike: list[list[str]],
     paths: list[str],
     options: Mapping[str, str],
     wanted: Mapping[str, T.DataType],
@@ -175,7 +176,7 @@ def _csv(
             )
     form = dict(options) | {"sep": reader.separator, "header": str(reader.header).lower(), "escape": '"'}  # RFC 4180
     form["multiLine"] = str(reader.multiline).lower()
-    names = spark.read.options(**form).csv(first).columns
+    names: list[str] = next(filter(None, (spark.read.options(**form).csv(some).columns for some in alike)), [])
     columns = [T.StructField(name, wanted.get(name, T.StringType())) for name in names]
     # Spark gives a column without a name one of its own, which a comparison with the header would not find there.
     named = reader.header and not any(re.fullmatch(r"_c\d+", name) for name in names)
@@ -183,20 +184,17 @@ def _csv(
     return _permissive(spark, form).option("enforceSchema", str(not named).lower()).schema(schema).csv(paths)
 
 
-def _parquet(spark: SparkSession, first: str, paths: list[str], options: Mapping[str, str]) -> DataFrame:
+def _parquet(spark: SparkSession, alike: list[str], paths: list[str], options: Mapping[str, str]) -> DataFrame:
     # Spark has no times in nanoseconds, which pandas writes: they are read as numbers and divided.
     spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
-    alone = spark.read.parquet(first)
-    return (
-        spark.read.options(**options)
-        .schema(alone.schema)
-        .parquet(*paths)
-        .withColumns(
-            {
-                name: F.timestamp_micros(F.expr(f"{_quoted(name)} div 1000"))
-                for name in _NANOSECONDS.findall(_parquet_schema(spark, alone.inputFiles()[0]))
-            }
-        )
+    found = spark.read.options(**options).parquet(*alike)
+    files = found.inputFiles()
+    table = spark.read.options(**options).schema(found.schema).parquet(*paths)
+    return table.withColumns(
+        {
+            name: F.timestamp_micros(F.expr(f"{_quoted(name)} div 1000"))
+            for name in (_NANOSECONDS.findall(_parquet_schema(spark, files[0])) if files else ())
+        }
     )
 
 

@@ -19,6 +19,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_row, payload_schema, restored
 from deeplambda.clock import now
 from deeplambda.config import Settings
+from deeplambda.fields import stored
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import label_text
 from deeplambda.records.featurizer import said
@@ -130,7 +131,7 @@ class RowChecks:
         by = self._splits.column
         value = None if by is None else getattr(event, by) if by in self._event.model_fields else columns.get(by)
         split = self._pinned or self._splits.split_of(event_id, value)
-        group = str(value) if self._splits.grouped and value is not None else None
+        group = str(stored(value)) if self._splits.grouped and value is not None else None
         reason = None if split else LEFT_OUT
         return {"event_id": event_id, "split": split, "group": group, "label": label, "reason": reason} | payload
 

@@ -28,6 +28,9 @@ APPLICATIONS = Path(__file__).with_name("applications")
 FILE_ROWS = 500_000
 PARTITION = 1_000
 """The first Kafka partition of the generated events: none of a topic's."""
+_FOLDER_NUMBERS = 2_000
+"""Whose images are in one folder of either label: for each thousand names the local stack's S3 reads the attributes of
+all files of a folder, which S3 itself does not."""
 _CLIENTS = 16
 _HALF_A_DAY_MS = 12 * 3_600_000
 _LEVELS = 128  # few values, so that Parquet packs a number into one byte: 20 M rows have to fit on this disk
@@ -66,7 +69,8 @@ def _picture(number: int, rows: int) -> tuple[str, bytes]:
     grey_HW = np.random.default_rng(number).integers(64 * bright, 192 + 64 * bright, (16, 16)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(grey_HW).save(buffer, "PNG", compress_level=1)
-    return f"pictures/{('dark', 'bright')[bright]}/{number:07}.png", buffer.getvalue()
+    folder = f"{('dark', 'bright')[bright]}/{number // _FOLDER_NUMBERS:03}"
+    return f"pictures/{folder}/{number:07}.png", buffer.getvalue()
 
 
 def archive_events(spark: SparkSession, application: str, run: str = "row", share: float = 1.0) -> int:

@@ -36,8 +36,8 @@ that end in `.gz` are inflated. An object may serve several sources.
 Each row is checked against the event's schema. One that cannot be read or breaks the schema goes to
 `lake.<application>.quarantine` with its reason and its original; the rows around it are kept. A row whose label is
 missing is kept without one, and training passes it over. A row whose event id was there with other content is a
-correction: both are kept, and the newest counts. Of several rows of one id in one run the last counts, by the object's
-name and the place in it.
+correction: both are kept, and the newest counts. Of several rows of one id the last counts, by the object's name and
+the place in it, whichever ingest read them.
 """
 
 import hashlib

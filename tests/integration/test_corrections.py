@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from batch_layer.data_history import roll_back
 from batch_layer.newest import content_hash, newest_examples
 from batch_layer.prepare import DataSet, data_set, prepare
 from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import read_shard
+from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables, current_snapshot
 from deeplambda.config import Settings
 from tests.integration.test_sources import Bench
@@ -123,12 +125,12 @@ def test_a_file_that_is_added_corrects_no_row_of_those_after_it_by_name(bench: B
     declare(bench)
     bench.put(**{"2026-02__csv": points(one=1, two=2), "test_of_t__csv": points(four=4)})
     bench.ingest()
-    bench.put(**{"2026-01__csv": points(one=1, three=3)})
-    assert bench.ingest().passed_over == 2, "what it says of a row is what is known"
-    bench.put(**{"2026-00__csv": points(two=-2, five=5)})
+    bench.put(**{"2026-04__csv": points(one=1, six=6)})
+    assert bench.ingest().passed_over == 2
+    bench.put(**{"2026-03__csv": points(one=-1, two=-2, five=5)})
     found = bench.ingest()
-    assert (found.objects, found.added, found.corrected, found.duplicates) == (4, {"train": 1}, {}, 2)
-    assert newest(bench) == {"one": (1, "yes"), "two": (2, "no"), "three": (3, "no"), "five": (5, "no")}
+    assert (found.objects, found.added, found.corrected) == (4, {"train": 1}, {"train": 1})
+    assert newest(bench) == {"one": (1, "yes"), "two": (-2, "yes"), "five": (5, "no"), "six": (6, "no")}
     assert bench.ingest().objects == 0
 
 
@@ -142,6 +144,23 @@ def test_all_objects_are_read_once_one_is_gone_or_a_table_is_new(bench: Bench) -
     bench.spark.sql(f"DROP TABLE lake.{bench.name}.examples")
     assert bench.ingest().added == {"train": 2, "test": 1}
     assert [row["event_id"] for row in bench.rows()] == [row["event_id"] for row in before if row["y"] != 3]
+
+
+def test_what_a_person_did_to_the_table_has_all_objects_read_once(bench: Bench) -> None:
+    declare(bench)
+    table, engine = f"lake.{bench.name}.examples", mysql.engine(bench.settings, "platform")
+    snapshots = []
+    for y in (1, -1):
+        bench.put(a__csv=points(one=y, two=2), test_of_t__csv=points(four=4))
+        bench.ingest()
+        snapshots.append(current_snapshot(bench.spark, table))
+    roll_back(bench.spark, engine, bench.name, snapshots[0] or 0, who="a test", why="to see what is read")
+    bench.put(a__csv=points(one=1, two=2))
+    assert bench.ingest().added == {}
+    roll_back(bench.spark, engine, bench.name, snapshots[1] or 0, who="a test", why="forward again")
+    assert bench.ingest().corrected == {"train": 1}, "of files that are as the last ingest left them"
+    assert newest(bench)["one"] == (1, "yes")
+    assert bench.ingest().objects == 0
 
 
 def test_a_further_field_corrects_the_rows_that_have_it_and_no_others(bench: Bench) -> None:

@@ -265,6 +265,34 @@ def test_json_lines_by_group_keep_a_group_together_and_a_bad_line_apart(bench: B
     assert {len(of_customer) for of_customer in splits.values()} == {1}
 
 
+def test_what_was_passed_over_says_what_columns_a_source_has(bench: Bench) -> None:
+    bench.write(
+        "x: float\n    y: float", 'sources = (Csv("*.csv", label="above", event_id="id"),)\n    splits = ByHash()'
+    )
+    bench.put(**{"1__csv": "", "2__csv": "id,x,y,above\n" + points(0, 100)})
+    assert sum(bench.ingest().added.values()) == 100, "the first file has no columns"
+    bench.put(**{"0__csv": "x,id,y,above\n1.5,1000,0.5,yes\n"})
+    with pytest.raises(CorruptObject, match=r"raw object 0\.csv .* header"):
+        bench.ingest()
+    bench.store.delete([raw_key(bench.name, "0.csv")])
+    assert bench.ingest().objects == 0, "nothing has changed since the first"
+
+
+def test_no_group_is_divided_by_rows_of_which_some_were_passed_over(bench: Bench) -> None:
+    bench.write(
+        "class Site(str, __import__('enum').Enum):\n        A, B, C = 'a', 'b', 'c'\n    site: Site",
+        'sources = (Csv("train/", label="above", split="train"), Csv("test/", label="above", split="test"))\n'
+        '    splits = BySource(group="site")',
+    )
+    bench.put(train_of_1__csv="site,above\na,yes\n", test_of_1__csv="site,above\nb,no\n")
+    bench.ingest()
+    bench.put(train_of_2__csv="site,above\nc,yes\n")
+    assert bench.ingest().passed_over == 2
+    bench.put(test_of_2__csv="site,above\na,no\n")
+    with pytest.raises(BadInput, match=r"site 'a' of .* is in the splits 'train' and 'test'"):
+        bench.ingest()
+
+
 def test_parquet_by_time_leaves_out_and_counts_what_is_in_no_interval(bench: Bench) -> None:
     bench.write(
         "x: float\n    y: int",
