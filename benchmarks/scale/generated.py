@@ -23,6 +23,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_schema
 from deeplambda.config import load_settings
 from deeplambda.loading import pack_application
+from deeplambda.records.decoding import decode_event
 
 APPLICATIONS = Path(__file__).with_name("applications")
 FILE_ROWS = 500_000
@@ -79,9 +80,13 @@ def archive_events(spark: SparkSession, application: str, run: str = "row", shar
     run: what sets the ids of these events apart from those of other calls.
     """
     settings = load_settings()
-    payload = payload_schema(pack_application(_name(application), settings).load().event)
+    schema = pack_application(_name(application), settings).load().event
+    payload = payload_schema(schema)
     fields = [
-        F.base64(field.name).alias(field.name) if pa.types.is_binary(field.type) else F.col(field.name)
+        # without the line breaks that Spark puts in
+        F.translate(F.base64(field.name), "\r\n", "").alias(field.name)
+        if pa.types.is_binary(field.type)
+        else F.col(field.name)
         for field in payload
     ]
     event_id = F.concat(F.lit(f"{run}-"), "event_id").alias("event_id")
@@ -100,6 +105,8 @@ def archive_events(spark: SparkSession, application: str, run: str = "row", shar
         value.cast("binary").alias("value"),
         at.alias("archived_at"),
     ).select(spark.table(events).columns).writeTo(events).append()
+    made = spark.table(events).where(F.col("kafka_partition") >= PARTITION).first()
+    decode_event(schema, bytes(made["value"]), limit_bytes=settings.event_limit_bytes)  # else they would be refused
     return spark.table(events).count() - before
 
 

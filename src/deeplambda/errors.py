@@ -22,6 +22,8 @@ Every error says what happened and, as `remedy`, what to do. `retryable`: whethe
 them survive pickling, because Spark sends them between processes.
 """
 
+from typing import TypeVar
+
 
 class DeepLambdaError(Exception):
     """Base of every error raised on purpose; `str()` is one sentence and the remedy."""
@@ -106,3 +108,14 @@ class Conflict(DeepLambdaError):
 
 class UnfitModel(Conflict):
     """A model version that must not serve."""
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def kept(exc: E) -> E:
+    """An exception that somebody keeps: without traceback and cause, whose frames hold all that was in hand when it was
+    raised. Where those of a validator are held by pydantic, into which the collector cannot look, it is held for ever.
+    """
+    exc.__cause__ = exc.__context__ = None
+    return exc.with_traceback(None)

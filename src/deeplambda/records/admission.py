@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from deeplambda.application import Event, payload_batch
+from deeplambda.errors import kept
 from deeplambda.features import BadFeatures, Features
 from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
 from deeplambda.records.featurizer import NOT_FINITE, Featurizer
@@ -73,7 +74,7 @@ def check(schema: type[Event], records: Sequence[tuple[bytes | None, bytes | Non
             event = decode_event(schema, value, limit_bytes=limit_bytes)
             check_key(event, key)
         except RefusedEvent as refusal:
-            refused.append((row, refusal))
+            refused.append((row, kept(refusal)))
         else:
             rows.append(row)
             events.append(event)

@@ -52,7 +52,8 @@ def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E
     try:
         return schema.model_validate_json(_plain(value) if b'"specversion"' in value else value)
     except ValidationError as exc:
-        raise _refusal(exc) from exc
+        refusal = _refusal(exc)
+    raise refusal
 
 
 def check_key(event: Event, key: bytes | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deeplambda.errors import BadInput, TooManyRefused
+from deeplambda.errors import BadInput, TooManyRefused, kept
 
 LIMIT_S = 60.0
 """How long the culprits of one batch are looked for before the batch as a whole fails, unless the caller says more."""
@@ -42,7 +42,7 @@ def halved(attempt: Callable[[slice], T], rows: int, blamed: type[BadInput], *, 
         except blamed as exc:
             middle = (piece.start + piece.stop) // 2
             if middle == piece.start:
-                refused[piece.start] = exc
+                refused[piece.start] = kept(exc)
             elif time.monotonic() > deadline:
                 raise TooManyRefused(
                     f"too many of {rows} rows fail to be told apart: {exc.message}", exc.remedy

@@ -1,5 +1,6 @@
 """A batch of records is taken apart into features and refusals, and nothing falls between."""
 
+import gc
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from deeplambda.records.admission import admit
-from deeplambda.records.decoding import Reason
+from deeplambda.records.decoding import Reason, RefusedEvent
 from deeplambda.records.featurizer import Featurizer
 from examples.digits.application import Digits
 from tests.unit.records.test_decoding import GOOD, PIXELS
@@ -40,6 +41,19 @@ def test_features_are_the_normalised_pixels() -> None:
 def test_a_batch_of_refusals_alone_is_taken() -> None:
     admitted = admit_all([(None, None), (b"x", b"{}")])
     assert (len(admitted.events_N), len(admitted.refused)) == (0, 2)
+
+
+def test_what_was_refused_is_not_kept_for_ever() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(each, RefusedEvent) for each in gc.get_objects())
+
+    before, bad = alive(), record("a", image="AAAA\r\nAAAA")
+    admitted = admit_all([bad] * 10)
+    assert "not base64" in str(admitted.refused[0][1])
+    assert alive() == before + 10
+    del admitted
+    assert alive() == before
 
 
 class Fragile(Digits):
