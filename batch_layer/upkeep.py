@@ -131,7 +131,7 @@ def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: t
     daily_at, pause_s = now(), min(settings.maintain_every_s, FIRST_AFTER_S)
     while not stop.wait(pause_s):
         pause_s = settings.maintain_every_s
-        failure: Exception | None = None
+        failure = ""
         for application in settings.applications:
             try:
                 freed = maintain(spark, settings, application, orphans=now() >= daily_at)
@@ -140,13 +140,13 @@ def keep_up(spark: SparkSession, settings: Settings, status: LoopStatus, stop: t
                     measure_events(spark, settings, pack_application(application, settings))
                 _log.info("upkeep of %s: %s", application, dict(freed.objects) or "nothing to tidy")
             except Exception as exc:  # whatever it is, the other applications have their turn
-                failure = exc
+                failure = in_one_line(exc)
         if now() >= daily_at:
             daily_at = now() + timedelta(days=1)
-        if failure is None:
-            status.working()
+        if failure:
+            status.waiting(failure)
         else:
-            status.waiting(in_one_line(failure))
+            status.working()
 
 
 class Table:

@@ -19,7 +19,7 @@ from batch_layer.row_checks import Batches, RowChecks, checked_schema
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, ConfigurationError, CorruptObject
+from deeplambda.errors import BadInput, ConfigurationError, CorruptObject, kept
 from deeplambda.loading import PackedApplication
 from deeplambda.records.featurizer import said
 from deeplambda.sources import Images, Source, matched
@@ -111,7 +111,7 @@ def _image_rows(
         try:
             return store.get(raw_key(application.name, name))
         except BadInput as exc:  # damaged, or gone since it was listed
-            return exc
+            return kept(exc)
 
     with ThreadPoolExecutor(_FETCHED_AT_ONCE) as executor:
         while some := [*islice(names, _FETCHED_AT_ONCE)]:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
-from deeplambda.errors import DeepLambdaError, UnknownApplication
+from deeplambda.errors import DeepLambdaError, UnknownApplication, kept
 from deeplambda.service import problems, tokens
 from deeplambda.service.problems import problem
 from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, SCHEMA
@@ -119,13 +119,13 @@ def create_app(settings: Settings) -> Flask:
         try:
             return statistics(analyst, name)
         except DeepLambdaError as exc:  # kept as well, or whoever waits would be the next to wait for MySQL
-            return exc
+            return kept(exc)
 
     @app.get("/v1/statistics")
     def show_statistics() -> Response:
         found = kept_statistics(named_application())
         if isinstance(found, DeepLambdaError):
-            raise found
+            raise kept(found)  # of the requests before it has no traceback
         return _json(found)
 
     @app.get("/metrics")

@@ -108,11 +108,12 @@ class Passes:
             begun = time.monotonic()
             try:
                 self._pass(pieces)
-            except BaseException as exc:  # whatever a user's code raises, `sys.exit` as well: the thread has to go on
-                ends = exc if isinstance(exc, Exception) else InvalidEvent(f"the application raised {said(exc)}")
-                for piece in pieces:
-                    piece.job.fail(ends)
+            except Exception as exc:
+                _fail(pieces, exc)
+            except BaseException as exc:  # a user's code may call `sys.exit`, and the thread has to go on
+                _fail(pieces, InvalidEvent(f"the application raised {said(exc)}"))
             finally:
+                pieces = []  # nothing of them is kept while the thread waits
                 with self._changed:
                     self._running -= 1
                     self._pass_s += 0.1 * (time.monotonic() - begun - self._pass_s)
@@ -209,6 +210,11 @@ def _outputs(path: FastPath, features: Features) -> tuple[list[int], NDArray[np.
         refused |= {row: InvalidEvent("the model's outputs are not finite", _SEEN_VALUES) for row in wrong}
         rows, outputs = [row for row in rows if row not in refused], outputs[finite_N]
     return rows, outputs, refused
+
+
+def _fail(pieces: list[Piece], exc: Exception) -> None:
+    for piece in pieces:
+        piece.job.fail(exc)
 
 
 def _deliver(

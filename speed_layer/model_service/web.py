@@ -13,7 +13,7 @@ from deeplambda.adapters.machine import cpu_share
 from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.application import Event
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict, Overloaded
+from deeplambda.errors import BadInput, Conflict, Overloaded, kept
 from deeplambda.objective import Predictions
 from deeplambda.records.experiments import CANARY_HEADER, CANDIDATE_WITHIN_S
 from deeplambda.service import problems
@@ -240,7 +240,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         except Overloaded:
             return None
         except Exception as exc:  # whatever it is, the champion answers these too
-            return exc
+            return kept(exc)
         canary.answered()
         return predictions
 

@@ -61,8 +61,7 @@ def test_a_second_run_adds_no_row_and_trains_nothing(
     before, said = scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples"), io.StringIO()
     listener = PipelineConsole(Console(file=said))
     card = run_pipeline(spark, stack, pack_application("digits", stack), {"epochs": DIGITS_EPOCHS}, listener)
-    added = re.findall(r"([\d,]+) of them new", said.getvalue())
-    assert added == ["0", "0"], "neither of the train nor of the test split"
+    assert re.search(r"0 objects read, \d+ passed over as read before", said.getvalue())
     assert card.version == champion
     assert scalar(hive_engine, "SELECT count(*) FROM lake.digits.examples") == before
     with mysql.engine(stack, "platform").connect() as connection:

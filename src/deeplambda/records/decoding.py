@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import ErrorDetails, from_json, to_json
 
 from deeplambda.application import Event
 from deeplambda.errors import InvalidEvent
@@ -52,8 +52,10 @@ def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E
     try:
         return schema.model_validate_json(_plain(value) if b'"specversion"' in value else value)
     except ValidationError as exc:
-        refusal = _refusal(exc)
-    raise refusal
+        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    raise _refusal(
+        first
+    )  # without a name here, and without the other as its cause: either would hold the caller's frame
 
 
 def check_key(event: Event, key: bytes | None) -> None:
@@ -90,8 +92,7 @@ def _plain(value: bytes) -> bytes:
     return to_json(envelope["data"] | {name: given for name, given in named.items() if given is not None})
 
 
-def _refusal(exc: ValidationError) -> RefusedEvent:
-    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+def _refusal(first: ErrorDetails) -> RefusedEvent:
     field = ".".join(str(step) for step in first["loc"])
     where = f"field {field!r}: " if field else ""
     kind = first["type"]

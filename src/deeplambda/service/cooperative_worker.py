@@ -55,14 +55,17 @@ def result_of(future: "Future[T]", timeout_s: float | None = None) -> T:
 
     Raises: TimeoutError past `timeout_s`, and what the future raises.
     """
-    hub = gevent._hub_local.get_hub_if_exists()
-    if hub is None or future.done():
-        return future.result(timeout_s)
-    waiter = Waiter(hub)
-    future.add_done_callback(lambda _: hub.loop.run_callback_threadsafe(waiter.switch, None))
-    with gevent.Timeout(timeout_s, TimeoutError):
-        waiter.get()
-    return future.result()
+    try:
+        hub = gevent._hub_local.get_hub_if_exists()
+        if hub is None or future.done():
+            return future.result(timeout_s)
+        waiter = Waiter(hub)
+        future.add_done_callback(lambda _: hub.loop.run_callback_threadsafe(waiter.switch, None))
+        with gevent.Timeout(timeout_s, TimeoutError):
+            waiter.get()
+        return future.result()
+    finally:
+        del future  # else its exception, whose traceback has this frame, would hold itself, and the request's body
 
 
 class Connection:

@@ -103,7 +103,7 @@ def encode_payload(payload: pa.RecordBatch | pa.Table) -> bytes:
 
 
 def decode_payload(raw: bytes, limit: int | None = None) -> pa.RecordBatch:
-    """The rows of an Arrow file; limit: no more than the first so many, without a copy of the others.
+    """The rows of an Arrow file; limit: no more than the first so many, and what else the file holds is let go.
 
     Raises: ArrowInvalid.
     """
@@ -111,7 +111,9 @@ def decode_payload(raw: bytes, limit: int | None = None) -> pa.RecordBatch:
     batches: list[pa.RecordBatch] = []
     while len(batches) < file.num_record_batches and (limit is None or sum(map(len, batches)) < limit):
         batches.append(file.get_batch(len(batches)))
-    table = pa.Table.from_batches(batches, file.schema).slice(0, limit).combine_chunks()
+    table = pa.Table.from_batches(batches, file.schema)
+    table = table.combine_chunks() if limit is None else table.take(pa.array(range(min(limit, table.num_rows))))
+    table = table.combine_chunks()
     return table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
