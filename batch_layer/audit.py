@@ -197,8 +197,8 @@ def _of_objects(
     keys = spark.createDataFrame([(objects[name].key,) for name in sorted(uncompared)], "key STRING")
 
     def read(batches: Batches) -> Batches:
-        objects = ObjectStore(settings)
-        bad = sum(not objects.is_sound(key) for batch in batches for key in batch["key"].to_pylist())
+        store = ObjectStore(settings)
+        bad = sum(not store.is_sound(key) for batch in batches for key in batch["key"].to_pylist())
         yield pa.RecordBatch.from_pylist([{"unreadable": bad}], schema=_COUNT)
 
     tasks = min(max(1, len(uncompared)), spark.sparkContext.defaultParallelism)

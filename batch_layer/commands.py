@@ -85,8 +85,7 @@ def batch_ingest(
     from batch_layer.pipeline import ingest_examples
 
     settings, packed = packed_application(application)
-    console_of_run = PipelineConsole(console)
-    ingest_examples(spark_of(settings, "ingest"), settings, packed, console_of_run, whole=whole)
+    ingest_examples(spark_of(settings, "ingest"), settings, packed, PipelineConsole(console), whole=whole)
 
 
 @batch.command("prepare")

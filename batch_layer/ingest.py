@@ -204,9 +204,10 @@ def _append(
             raise _Undecided
         newest = newest_examples(spark, application.name)
         _refuse_leaks(application, list(by_split.values()))
-        if known and _divided_group(application, good, spark.table(examples)):
+        if not known:
+            _refuse_divided_groups(application, good, newest)
+        elif _divided_group(application, good, spark.table(examples)) is not None:
             raise _Undecided
-        _refuse_divided_groups(application, good, newest)
         _refuse_empty(application, verdicts, newest)
         found, added, corrected, rows = (
             sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")

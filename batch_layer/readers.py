@@ -7,6 +7,7 @@ its original in the column `MALFORMED`. Beside the payload's columns, every row 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -30,6 +31,15 @@ _LISTING_TASKS = 16
 _NANOSECONDS = re.compile(r"int64 (\S+) \(TIMESTAMP\(NANOS")
 
 
+class _Files(NamedTuple):
+    """What Spark is to read of a source. options: with which it finds it. alike: paths that are asked one after the
+    other for the columns of all, for a file may be empty."""
+
+    paths: list[str]
+    options: Mapping[str, str]
+    alike: list[list[str]]
+
+
 def read_rows(
     spark: SparkSession, application: Application, reader: Reader, read: Iterable[str], known: Iterable[str], root: str
 ) -> DataFrame:
@@ -42,12 +52,12 @@ def read_rows(
     options = {}
     if reader.path.endswith("/") and not others:  # one listing instead of a question for each file
         paths, options = [root + _escaped(reader.path)], {"recursiveFileLookup": "true"}
-    alike = [[path] for path in others] or [paths]
+    files = _Files(paths, options, [[path] for path in others] or [paths])
     spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(_LISTING_TASKS))
     if isinstance(reader, Lines):
-        return _lines(spark, application, reader, paths, options)
+        return _lines(spark, application, reader, files)
     if isinstance(reader, Table):
-        return _table(spark, application, reader, alike, paths, options)
+        return _table(spark, application, reader, files)
     raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
 
 
@@ -70,9 +80,7 @@ def unreadable_named(application: str, root: str) -> Iterator[None]:
         ) from exc
 
 
-def _lines(
-    spark: SparkSession, application: Application, reader: Lines, paths: list[str], options: Mapping[str, str]
-) -> DataFrame:
+def _lines(spark: SparkSession, application: Application, reader: Lines, files: _Files) -> DataFrame:
     if payload_schema(application.event).names != [reader.column]:
         raise ConfigurationError(
             f"Lines({reader.path!r}) fills the field {reader.column!r}, the event of {application.name} has "
@@ -82,18 +90,10 @@ def _lines(
     check_split_column(application, reader, ())
     # As bytes: a text that is not UTF-8 would break the whole batch on its way to Python.
     text = F.col("value").cast("binary").alias(reader.column)
-    return spark.read.options(**options).text(paths).select(text, *_row(label=F.lit(reader.label)))
+    return spark.read.options(**files.options).text(files.paths).select(text, *_row(label=F.lit(reader.label)))
 
 
-def _table(
-    spark: SparkSession,
-    application: Application,
-    reader: Table,
-    alike: list[list[str]],
-    paths: list[str],
-    options: Mapping[str, str],
-) -> DataFrame:
-    """alike: paths that are asked one after the other for the columns of all, for a file may be empty."""
+def _table(spark: SparkSession, application: Application, reader: Table, files: _Files) -> DataFrame:
     fields = {field.name: field.dataType for field in from_arrow_schema(payload_schema(application.event))}
     if unknown := sorted(set(reader.columns) - set(fields)):
         raise ConfigurationError(
@@ -110,13 +110,13 @@ def _table(
         if column is not None:
             wanted.setdefault(column, T.StringType())
     if isinstance(reader, Csv):
-        table = _csv(spark, application, reader, alike, paths, options, wanted)
+        table = _csv(spark, application, reader, files, wanted)
     elif isinstance(reader, JsonLines):
         columns = [T.StructField(name, kind) for name, kind in wanted.items()]
         schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
-        table = _permissive(spark, options).schema(schema).json(paths)
+        table = _permissive(spark, files.options).schema(schema).json(files.paths)
     else:
-        table = _parquet(spark, alike[0], paths, options)
+        table = _parquet(spark, files)
     there = table.columns
     optional = {name for name, field in application.event.model_fields.items() if not field.is_required()}
     for name, column in column_of.items():
@@ -160,13 +160,7 @@ def _table(
 
 
 def _csv(
-    spark: SparkSession,
-    application: Application,
-    reader: Csv,
-    alike: list[list[str]],
-    paths: list[str],
-    options: Mapping[str, str],
-    wanted: Mapping[str, T.DataType],
+    spark: SparkSession, application: Application, reader: Csv, files: _Files, wanted: Mapping[str, T.DataType]
 ) -> DataFrame:
     for column, kind in wanted.items():
         if isinstance(kind, T.ArrayType):
@@ -174,26 +168,30 @@ def _csv(
                 f"the source {reader.path} fills the list {column!r} of {application.name}, and a cell is no list",
                 "use JsonLines or Parquet, or give the event a field for each column",
             )
-    form = dict(options) | {"sep": reader.separator, "header": str(reader.header).lower(), "escape": '"'}  # RFC 4180
+    form = dict(files.options) | {
+        "sep": reader.separator,
+        "header": str(reader.header).lower(),
+        "escape": '"',
+    }  # RFC 4180
     form["multiLine"] = str(reader.multiline).lower()
-    names: list[str] = next(filter(None, (spark.read.options(**form).csv(some).columns for some in alike)), [])
+    names: list[str] = next(filter(None, (spark.read.options(**form).csv(some).columns for some in files.alike)), [])
     columns = [T.StructField(name, wanted.get(name, T.StringType())) for name in names]
     # Spark gives a column without a name one of its own, which a comparison with the header would not find there.
     named = reader.header and not any(re.fullmatch(r"_c\d+", name) for name in names)
     schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
-    return _permissive(spark, form).option("enforceSchema", str(not named).lower()).schema(schema).csv(paths)
+    return _permissive(spark, form).option("enforceSchema", str(not named).lower()).schema(schema).csv(files.paths)
 
 
-def _parquet(spark: SparkSession, alike: list[str], paths: list[str], options: Mapping[str, str]) -> DataFrame:
+def _parquet(spark: SparkSession, files: _Files) -> DataFrame:
     # Spark has no times in nanoseconds, which pandas writes: they are read as numbers and divided.
     spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
-    found = spark.read.options(**options).parquet(*alike)
-    files = found.inputFiles()
-    table = spark.read.options(**options).schema(found.schema).parquet(*paths)
+    found = spark.read.options(**files.options).parquet(*files.alike[0])
+    addresses = found.inputFiles()
+    table = spark.read.options(**files.options).schema(found.schema).parquet(*files.paths)
     return table.withColumns(
         {
             name: F.timestamp_micros(F.expr(f"{_quoted(name)} div 1000"))
-            for name in (_NANOSECONDS.findall(_parquet_schema(spark, files[0])) if files else ())
+            for name in (_NANOSECONDS.findall(_parquet_schema(spark, addresses[0])) if addresses else ())
         }
     )
 

@@ -129,14 +129,12 @@ def _archived(spark: SparkSession, events: int) -> DataFrame:
 def _scored_in(settings: Settings, champion: Card, events: DataFrame) -> float:
     """Seconds in which Spark scores the events and throws the rows away; its workers are warm, and refuse none."""
 
-    def score(events: DataFrame) -> float:
-        begun = time.monotonic()
-        _scored(settings, champion, events).write.format("noop").mode("overwrite").save()
-        return time.monotonic() - begun
-
-    refused = _scored(settings, champion, events).where("reason IS NOT NULL").count()
+    scored = _scored(settings, champion, events)
+    refused = scored.where("reason IS NOT NULL").count()
     assert not refused, f"{refused:,} events are refused, which is quicker than to score them"
-    return score(events)
+    begun = time.monotonic()
+    scored.write.format("noop").mode("overwrite").save()
+    return time.monotonic() - begun
 
 
 def _cores(spark: SparkSession) -> int:

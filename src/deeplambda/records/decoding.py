@@ -53,9 +53,8 @@ def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E
         return schema.model_validate_json(_plain(value) if b'"specversion"' in value else value)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-    raise _refusal(
-        first
-    )  # without a name here, and without the other as its cause: either would hold the caller's frame
+    # With a name here, or with the other as its cause, it would hold the frame of whoever called.
+    raise _refusal(first)
 
 
 def check_key(event: Event, key: bytes | None) -> None:

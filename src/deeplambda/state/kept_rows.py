@@ -112,7 +112,8 @@ def decode_payload(raw: bytes, limit: int | None = None) -> pa.RecordBatch:
     while len(batches) < file.num_record_batches and (limit is None or sum(map(len, batches)) < limit):
         batches.append(file.get_batch(len(batches)))
     table = pa.Table.from_batches(batches, file.schema)
-    table = table.combine_chunks() if limit is None else table.take(pa.array(range(min(limit, table.num_rows))))
+    if limit is not None:
+        table = table.take(pa.array(range(min(limit, table.num_rows))))
     table = table.combine_chunks()
     return table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
 
