@@ -21,7 +21,8 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.newest import content_hash
 from batch_layer.quality import distribution_shift, excess_error, measure, share
-from deeplambda.adapters.s3 import ObjectStore, StoredObject
+from batch_layer.raw_objects import RawObject, raw_key
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -54,7 +55,7 @@ def audit(
     added: DataFrame,
     table: DataFrame,
     champion: Card | None,
-    objects: Mapping[str, StoredObject],
+    objects: Mapping[str, RawObject],
 ) -> list[QualityMeasure]:
     """The measures of new rows. added: they; table: the rows that counted before them, each event id once; objects:
     those that were read, by name."""
@@ -188,13 +189,13 @@ def _error(label: str, value: str, number: float | None) -> float:
 
 
 def _of_objects(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, objects: Mapping[str, StoredObject]
+    spark: SparkSession, settings: Settings, packed: PackedApplication, objects: Mapping[str, RawObject]
 ) -> list[QualityMeasure]:
     application = packed.load()
-    ages = [(now() - found.modified).total_seconds() for found in objects.values()]
+    ages = [(now() - found.stored_at).total_seconds() for found in objects.values()]
     readers = (source for source in application.sources if isinstance(source, Reader))
     uncompared = {name for source in readers for path in source.paths for name in matched(path, objects)}
-    keys = spark.createDataFrame([(objects[name].key,) for name in sorted(uncompared)], "key STRING")
+    keys = spark.createDataFrame([(raw_key(application.name, name),) for name in sorted(uncompared)], "key STRING")
 
     def read(batches: Batches) -> Batches:
         store = ObjectStore(settings)

@@ -31,7 +31,7 @@ from batch_layer.audit import audit
 from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
 from batch_layer.passed_over import keep_list, known_objects, may_hold_later
 from batch_layer.quality import broken, share
-from batch_layer.raw_objects import objects_of, raw_key
+from batch_layer.raw_objects import RawObject, objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
 from batch_layer.row_checks import LEFT_OUT, checked_schema, reader_check
 from batch_layer.whole_objects import (
@@ -45,7 +45,7 @@ from batch_layer.whole_objects import (
 )
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, written_by
-from deeplambda.adapters.s3 import ObjectStore, StoredObject
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -129,7 +129,7 @@ def _ingest(
     settings: Settings,
     packed: PackedApplication,
     root: str,
-    objects: Mapping[str, StoredObject],
+    objects: Mapping[str, RawObject],
     known: Set[str],
 ) -> Ingested:
     """Read the objects that are not known, and append what is new in them."""
@@ -170,7 +170,7 @@ def _append(
     settings: Settings,
     packed: PackedApplication,
     checked: DataFrame,
-    read: Mapping[str, StoredObject],
+    read: Mapping[str, RawObject],
     known: Set[str],
 ) -> Ingested:
     """read: the objects, by name; known: names of those that were passed over. Raises: _Undecided."""
@@ -247,7 +247,7 @@ def _publish_audited(
     facts: DataFrame,
     newest: DataFrame,
     of_run: list[QualityMeasure],
-    objects: Mapping[str, StoredObject],
+    objects: Mapping[str, RawObject],
 ) -> list[str]:
     """Write, audit, publish; the expectations that do not hold, in words. Raises: HeldBack where one is hard."""
     name, application = packed.name, packed.load()

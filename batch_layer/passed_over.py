@@ -19,8 +19,9 @@ from pydantic_core import from_json, to_json
 from pyspark.sql import SparkSession
 
 import deeplambda
+from batch_layer.raw_objects import RawObject
 from deeplambda.adapters.lake import current_snapshot
-from deeplambda.adapters.s3 import ObjectStore, StoredObject
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput
 from deeplambda.loading import PackedApplication
@@ -31,7 +32,7 @@ _READING = ("pyspark", "pyarrow", "pydantic")
 
 
 def known_objects(
-    spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, StoredObject]
+    spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, RawObject]
 ) -> Set[str]:
     """Names of the objects that need not be read. objects: all that the sources mean, by name.
 
@@ -46,7 +47,7 @@ def known_objects(
 
 
 def keep_list(
-    spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, StoredObject]
+    spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, RawObject]
 ) -> None:
     """Have the next ingest pass over these objects, by name. Raises: NotReady."""
     list_ = {"snapshot": _snapshot(spark, packed.name), "code": _code(packed), "objects": _tags(objects)}
@@ -85,7 +86,7 @@ def _snapshot(spark: SparkSession, application: str) -> int | None:
     return current_snapshot(spark, f"lake.{application}.examples")
 
 
-def _tags(objects: Mapping[str, StoredObject]) -> dict[str, str]:
+def _tags(objects: Mapping[str, RawObject]) -> dict[str, str]:
     return {name: found.tag for name, found in objects.items()}
 
 

@@ -1,12 +1,21 @@
 """Raw objects: what lies under `<application>/raw/` on S3, and which of it an application's sources mean."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
-from deeplambda.adapters.s3 import ObjectStore, StoredObject
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.errors import BadInput
 from deeplambda.sources import matched
+
+
+class RawObject(NamedTuple):
+    """What is held of each of millions. stored_at: by S3. tag: S3's, which is another for other content."""
+
+    stored_at: datetime
+    tag: str
 
 
 def raw_key(application: str, name: str) -> str:
@@ -23,13 +32,17 @@ def files_of(application: Application, folder: Path) -> list[str]:
     return _named(application, names, f"{folder} has no", "give the folder that holds all of them")
 
 
-def objects_of(application: Application, store: ObjectStore) -> dict[str, StoredObject]:
+def objects_of(application: Application, store: ObjectStore) -> dict[str, RawObject]:
     """The objects on S3 that the application's sources mean, by name, sorted.
 
     Raises: BadInput where a path means none.
     """
     root = raw_key(application.name, "")
-    stored = {found.key.removeprefix(root): found for found in store.list(root) if not found.key.endswith("/")}
+    stored = {
+        found.key.removeprefix(root): RawObject(found.modified, found.tag)
+        for found in store.each(root)
+        if not found.key.endswith("/")
+    }
     named = _named(
         application,
         stored,

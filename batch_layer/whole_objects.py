@@ -66,9 +66,9 @@ def raw_source_check(settings: Settings, packed: PackedApplication) -> Check:
 
 def image_names(spark: SparkSession, source: Images, names: Iterable[str]) -> DataFrame:
     """The names of a source's objects, of which there is at least one."""
-    rows = [(name,) for name in matched(source.path, names)]
-    tasks = max(len(rows) // _IMAGES_OF_A_TASK, min(len(rows), spark.sparkContext.defaultParallelism))
-    return spark.createDataFrame(spark.sparkContext.parallelize(rows, tasks), "name STRING")
+    of_source = matched(source.path, names)
+    tasks = max(len(of_source) // _IMAGES_OF_A_TASK, min(len(of_source), spark.sparkContext.defaultParallelism))
+    return spark.createDataFrame(spark.sparkContext.parallelize(of_source, tasks), "STRING").toDF("name")
 
 
 def image_check(settings: Settings, packed: PackedApplication, number: int) -> Check:

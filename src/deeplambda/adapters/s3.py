@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
@@ -61,7 +61,8 @@ class StoredObject(NamedTuple):
     @classmethod
     def of(cls, listed: "ObjectTypeDef") -> "StoredObject":
         """From one of S3's own answers."""
-        return cls(listed["Key"], listed["Size"], listed["LastModified"], listed["ETag"].strip('"'))
+        modified = listed["LastModified"].astimezone(UTC)  # boto3's own zone is an object of 416 bytes for each
+        return cls(listed["Key"], listed["Size"], modified, listed["ETag"].strip('"'))
 
 
 def sha256_of(content: bytes) -> str:
@@ -255,22 +256,27 @@ class ObjectStore:
         return recorded in (None, digest.hexdigest())
 
     def list(self, prefix: str) -> list[StoredObject]:
-        """Every object under `prefix`, sorted. Raises: NotReady.
+        """Every object under `prefix`, sorted. Raises: NotReady."""
+        return sorted(self.each(prefix), key=lambda item: item.key)
+
+    def each(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object under `prefix`, as S3 answers, in no order. Raises: NotReady.
 
         Folders are looked through side by side: S3 answers a thousand names a request, and a store that keeps files
         looks through all that is under a prefix for each. One of very many folders is asked as a whole.
         """
-        found: list[StoredObject] = []
-        folders = [prefix]
+        folders: MutableSequence[str] = [prefix]
         with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="list") as executor:
             while folders:
-                listed = [*executor.map(self._folder, folders)]
-                found += [item for items, _ in listed for item in items]
-                folders = [folder for _, inside in listed for folder in inside]
+                inside: MutableSequence[str] = []
+                for items, below in executor.map(self._folder, folders):
+                    yield from items
+                    inside += below
+                folders = inside
                 if len(folders) > _FOLDERS:
-                    found += [item for items in executor.map(self._tree, folders) for item in items]
-                    break
-        return sorted(found, key=lambda item: item.key)
+                    for items in executor.map(self._tree, folders):
+                        yield from items
+                    return
 
     def _folder(self, prefix: str) -> tuple[Sequence[StoredObject], Sequence[str]]:
         """The objects right under `prefix`, and the folders beside them; all objects where these are too many."""
