@@ -6,7 +6,7 @@
    (`whole_objects`); Spark's readers read all others, a part of a file in a task (`readers`).
 3. Every row is checked against the event schema and given its split (`row_checks`).
 4. Before anything is written, the whole is refused when an object is corrupt, when an event id or a declared group
-   would be in two splits, or when a split would be empty.
+   would be in two splits, or when a split would be empty (`refused_ingests`).
 5. An Iceberg append puts the refused rows in `quarantine` with the reason.
 6. Another adds, on a branch, the good rows that are not there yet, and those whose content is another than the newest
    of their event id: corrections (`newest`); but none that a person took back. There they are audited (`audit`), and
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import compress
 
-from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -33,11 +33,17 @@ from batch_layer.passed_over import keep_list, known_objects, may_hold_later
 from batch_layer.quality import broken, share
 from batch_layer.raw_objects import RawObject, objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
+from batch_layer.refused_ingests import (
+    divided_group,
+    measures_of,
+    refuse_divided_groups,
+    refuse_empty,
+    refuse_leaks,
+    refused_of,
+    verdicts_of,
+)
 from batch_layer.row_checks import LEFT_OUT, checked_schema, reader_check
 from batch_layer.whole_objects import (
-    CORRUPT_OBJECT,
-    EXAMPLES_FAILED,
-    TOO_LARGE,
     image_check,
     image_names,
     raw_source_check,
@@ -46,10 +52,10 @@ from batch_layer.whole_objects import (
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, written_by
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application, payload_schema
+from deeplambda.application import payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, HeldBack
+from deeplambda.errors import HeldBack
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import QualityMeasure, QualityMeasured
 from deeplambda.sources import Images, Reader, Source, matched, split_names
@@ -57,10 +63,6 @@ from deeplambda.state import registry
 
 _ORIGINAL = ["source", "source_sha256", "record"]
 """What tells quarantined rows apart from one run to the next; their numbers depend on how Spark divides a file."""
-
-
-_OUT_OF_RANGE = "should (be (greater|less) than|be a multiple|have at (least|most)|match pattern)"
-"""In pydantic's words, that a value has the declared type and not the declared range."""
 _CONTENT, _NTH = "__content", "__nth"  # no field of an event is called so
 _PLACE = ("source", "row", _CONTENT)
 """What orders rows of one event id; content only where two sources read one object."""
@@ -176,7 +178,7 @@ def _append(
     """read: the objects, by name; known: names of those that were passed over. Raises: _Undecided."""
     application = packed.load()
     examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
-    verdicts, columns = _verdicts(checked), spark.table(examples).columns
+    verdicts, columns = verdicts_of(checked), spark.table(examples).columns
     fields = {*payload_schema(application.event).names, "label"}
     content = content_hash(column for column in spark.table(examples).schema if column.name in fields)
     good = checked.where("reason IS NULL").withColumn(_CONTENT, content)
@@ -203,23 +205,23 @@ def _append(
         if any(may_hold_later(application, known, split, name) for split, name in corrected_from.items()):
             raise _Undecided
         newest = newest_examples(spark, application.name)
-        _refuse_leaks(application, list(by_split.values()))
+        refuse_leaks(application, list(by_split.values()))
         if not known:
-            _refuse_divided_groups(application, good, newest)
-        elif _divided_group(application, good, spark.table(examples)) is not None:
+            refuse_divided_groups(application, good, newest)
+        elif divided_group(application, good, spark.table(examples)) is not None:
             raise _Undecided
-        _refuse_empty(application, verdicts, newest)
+        refuse_empty(application, verdicts, newest)
         found, added, corrected, rows = (
             sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
         )
-        quarantined = _quarantine(spark, quarantine, checked) if _refused(verdicts) else 0
+        quarantined = _quarantine(spark, quarantine, checked) if refused_of(verdicts) else 0
         if changed := added + corrected:
             facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
             if added < rows:
                 facts = _facts(good, ids, few=changed <= SENT_TO_ALL)
             facts = facts.select(columns)
             of_run = [
-                *_of_verdicts(verdicts),
+                *measures_of(verdicts),
                 share("duplicates", rows - found, rows),
                 share("conflicting_ids", corrected, changed),
             ]
@@ -287,39 +289,6 @@ def _publish_audited(
     return unexpected
 
 
-def _verdicts(checked: DataFrame) -> list[Row]:
-    """Rows, labelled rows and the first detail by reason and split. Raises: CorruptObject, BadInput."""
-    counts = F.count("*").alias("rows"), F.count("label").alias("labelled"), F.min("detail").alias("detail")
-    outside = F.count_if(F.col("detail").rlike(_OUT_OF_RANGE)).alias("outside")
-    verdicts: list[Row] = checked.groupBy("reason", "split").agg(*counts, outside).collect()
-    for row in verdicts:
-        if row["reason"] == CORRUPT_OBJECT:
-            raise CorruptObject(row["detail"], "upload the original again with 'deeplambda data put', then ingest")
-        if row["reason"] == TOO_LARGE:
-            raise BadInput(
-                f"examples() gets objects whole, and a worker's memory cannot hold {row['detail']}",
-                "divide it into several objects and name them by a glob, or give Spark's workers more memory",
-            )
-        if row["reason"] == EXAMPLES_FAILED:
-            raise BadInput(f"examples() failed on {row['detail']}", "fix the application's examples()")
-    return verdicts
-
-
-def _refused(verdicts: list[Row]) -> list[Row]:
-    return [row for row in verdicts if row["reason"] not in (None, LEFT_OUT)]
-
-
-def _of_verdicts(verdicts: list[Row]) -> list[QualityMeasure]:
-    """Of the raw rows that were looked at: those refused, by reason, and those outside a declared range."""
-    rows = sum(row["rows"] for row in verdicts if row["reason"] != LEFT_OUT)
-    by_reason: dict[str, int] = {}
-    for row in _refused(verdicts):
-        by_reason[row["reason"]] = by_reason.get(row["reason"], 0) + row["rows"]
-    refused = [share("refused", some, rows, reason) for reason, some in by_reason.items()]
-    outside = sum(row["outside"] for row in _refused(verdicts))
-    return [*(refused or [share("refused", 0, rows)]), share("out_of_range", outside, rows)]
-
-
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
     """Each event id once: its split, the last split it is in, its rows, and the newest that the lake has of it."""
     kept = examples.groupBy("event_id").agg(F.max(F.struct("ingested_at", _CONTENT, "split")).alias("kept"))
@@ -348,71 +317,6 @@ def _facts(good: DataFrame, ids: DataFrame, *, few: bool) -> DataFrame:
         # Whatever the clocks say, a correction is younger than what it corrects.
         .withColumn("ingested_at", F.expr("greatest(ingested_at, corrects + INTERVAL '0.000001' SECOND)"))
     )
-
-
-def _refuse_leaks(application: Application, counts: list[Row]) -> None:
-    for split, leak in ((row["split"], row["leak"]) for row in counts if row["leak"]):
-        raise BadInput(
-            f"event {leak['event_id']!r} of {application.name} is in the splits {leak['last_split']!r} and {split!r}",
-            "leave it in one, or give rows event ids of their own; nothing was written",
-        )
-    for split, moved in ((row["split"], row["moved"]) for row in counts if row["moved"]):
-        raise BadInput(
-            f"event {moved['event_id']!r} of {application.name} would be in the split {split!r}, and is in "
-            f"{moved['split']!r} since an earlier ingest",
-            "leave the application's splits as they were, or give the application another name; nothing was written",
-        )
-
-
-def _divided_group(application: Application, good: DataFrame, examples: DataFrame) -> Row | None:
-    """A group with two splits."""
-    column = application.splits.column
-    if not application.splits.grouped or column is None:
-        return None
-    groups = good.select("group", "split")
-    if column in payload_schema(application.event).names:
-        groups = groups.unionAll(examples.select(F.col(column).cast("string"), "split"))
-    divided: Row | None = (
-        groups.where("group IS NOT NULL")
-        .groupBy("group")
-        .agg(F.min("split").alias("split"), F.max("split").alias("last_split"))
-        .where("split <> last_split")
-        .orderBy("group")
-        .first()
-    )
-    return divided
-
-
-def _refuse_divided_groups(application: Application, good: DataFrame, examples: DataFrame) -> None:
-    if (divided := _divided_group(application, good, examples)) is not None:
-        raise BadInput(
-            f"{application.splits.column} {divided['group']!r} of {application.name} is in the splits "
-            f"{divided['last_split']!r} and {divided['split']!r}",
-            "put all rows of a group in one split; nothing was written",
-        )
-
-
-def _refuse_empty(application: Application, verdicts: list[Row], examples: DataFrame) -> None:
-    splits = split_names(application.sources, application.splits)
-    filled = {row["split"] for row in verdicts if row["reason"] is None and row["labelled"]}
-    if set(splits) <= filled:
-        return
-    filled |= {row["split"] for row in examples.where("label IS NOT NULL").select("split").distinct().collect()}
-    if empty := [split for split in splits if split not in filled]:
-        refused = _refused(verdicts)
-        bad = sum(row["rows"] for row in refused)
-        left_out = sum(row["rows"] for row in verdicts if row["reason"] == LEFT_OUT)
-        unlabelled = sum(row["rows"] for row in verdicts if row["reason"] is None and row["split"] == empty[0])
-        why = [
-            f"{bad:,} rows were refused, such as: {refused[0]['detail']}" if refused else "",
-            f"{left_out:,} rows are outside its intervals" if left_out else "",
-            f"{unlabelled:,} rows have no label" if unlabelled else "",
-        ]
-        raise BadInput(
-            f"the split {empty[0]!r} of {application.name} would have no labelled rows"
-            + "".join(f"; {reason}" for reason in why if reason),
-            "see that the sources hold rows for it, or set the application's splits; nothing was written",
-        )
 
 
 def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int:
