@@ -42,15 +42,17 @@ def known_objects(
     same = list_ and (list_["snapshot"], list_["code"]) == (_snapshot(spark, packed.name), _code(packed))
     if not same or list_["snapshot"] is None or not _groups_are_told(packed.load()):
         return frozenset()
-    known: dict[str, str] = list_["objects"]
-    return known.keys() if known.items() <= _tags(objects).items() else frozenset()
+    known: dict[str, str] = dict(list_["objects"])
+    unchanged = all(name in objects and objects[name].tag == tag for name, tag in known.items())
+    return known.keys() if unchanged else frozenset()
 
 
 def keep_list(
     spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, RawObject]
 ) -> None:
     """Have the next ingest pass over these objects, by name. Raises: NotReady."""
-    list_ = {"snapshot": _snapshot(spark, packed.name), "code": _code(packed), "objects": _tags(objects)}
+    tags = ((name, found.tag) for name, found in objects.items())  # of millions: no second dict
+    list_ = {"snapshot": _snapshot(spark, packed.name), "code": _code(packed), "objects": tags}
     store.put(_key(packed.name), to_json(list_))
 
 
@@ -84,10 +86,6 @@ def _groups_are_told(application: Application) -> bool:
 
 def _snapshot(spark: SparkSession, application: str) -> int | None:
     return current_snapshot(spark, f"lake.{application}.examples")
-
-
-def _tags(objects: Mapping[str, RawObject]) -> dict[str, str]:
-    return {name: found.tag for name, found in objects.items()}
 
 
 def _code(packed: PackedApplication) -> str:

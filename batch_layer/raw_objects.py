@@ -1,6 +1,6 @@
 """Raw objects: what lies under `<application>/raw/` on S3, and which of it an application's sources mean."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +28,12 @@ def files_of(application: Application, folder: Path) -> list[str]:
 
     Raises: BadInput where a path means none.
     """
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return _named(application, names, f"{folder} has no", "give the folder that holds all of them")
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(_named(application, names, f"{folder} has no", "give the folder that holds all of them"))
 
 
 def objects_of(application: Application, store: ObjectStore) -> dict[str, RawObject]:
-    """The objects on S3 that the application's sources mean, by name, sorted.
+    """The objects on S3 that the application's sources mean, by name.
 
     Raises: BadInput where a path means none.
     """
@@ -49,14 +49,16 @@ def objects_of(application: Application, store: ObjectStore) -> dict[str, RawObj
         f"s3://{store.bucket}/{root} has no raw object",
         f"put it there: 'deeplambda data put {application.name} FOLDER'",
     )
-    return {name: stored[name] for name in named}
+    for name in stored.keys() - named:
+        del stored[name]
+    return stored
 
 
-def _named(application: Application, names: Iterable[str], lack: str, remedy: str) -> list[str]:
-    there, meant = sorted(names), set[str]()
+def _named(application: Application, names: Collection[str], lack: str, remedy: str) -> set[str]:
+    meant = set[str]()
     for path in (path for source in application.sources for path in source.paths):
-        of_path = matched(path, there)
+        of_path = matched(path, names)
         if not of_path:
             raise BadInput(f"{lack} {path}", remedy)
         meant.update(of_path)
-    return sorted(meant)
+    return meant
