@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.progress import DownloadColumn
 from rich.table import Column, Table
 
@@ -21,6 +22,8 @@ from deeplambda.state.card import Card
 from deeplambda.state.data_changes import changes, operator
 
 app = typer.Typer(no_args_is_help=True)
+
+_SHOWN = 3
 
 Snapshot = Annotated[int, typer.Argument(help="a number from 'deeplambda data history'")]
 Branch = Annotated[str, typer.Argument(help="the branch that ingest, or 'deeplambda data history', names")]
@@ -42,13 +45,16 @@ def data_put(
     from batch_layer.raw_objects import files_of, raw_key
 
     settings, packed = packed_application(application)
-    names = files_of(packed.load(), folder)
+    names, others = files_of(packed.load(), folder)
     store, sent = ObjectStore(settings), 0
     with progress(DownloadColumn()) as bars:
         bar = bars.add_task("upload", total=sum((folder / name).stat().st_size for name in names))
         for name in names:
             sent += store.put_file(raw_key(packed.name, name), folder / name, partial(bars.advance, bar))
     console.print(f"{sent} uploaded, {len(names) - sent} there already: s3://{store.bucket}/{raw_key(packed.name, '')}")
+    if others:
+        more = f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else ""
+        console.print(f"left out, as no source names them: {', '.join(map(escape, others[:_SHOWN]))}{more}")
 
 
 @app.command("list")

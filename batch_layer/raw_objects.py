@@ -18,18 +18,24 @@ class RawObject(NamedTuple):
     tag: str
 
 
+class Files(NamedTuple):
+    """Names of a folder's files, sorted: those that an application's sources mean, and the others."""
+
+    meant: list[str]
+    others: list[str]
+
+
 def raw_key(application: str, name: str) -> str:
     """Where a raw object is kept."""
     return f"{application}/raw/{name}"
 
 
-def files_of(application: Application, folder: Path) -> list[str]:
-    """Names of the files in a folder that the application's sources mean, sorted.
-
-    Raises: BadInput where a path means none.
-    """
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return sorted(_named(application, names, f"{folder} has no", "give the folder that holds all of them"))
+def files_of(application: Application, folder: Path) -> Files:
+    """The files in a folder. Raises: BadInput where a path of the sources means none."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    remedy = "give the folder that holds all of them; a source whose path is a glob takes files that are put later"
+    meant = _named(application, names, f"{folder} has no", remedy)
+    return Files(sorted(meant), sorted(names - meant))
 
 
 def objects_of(application: Application, store: ObjectStore) -> dict[str, RawObject]:

@@ -108,7 +108,7 @@ class Points:
         self.packed = pack_application(str(self.home), settings)
         for number in range(_FILES):
             (files / f"points-{number}.csv").write_text(_table(number))
-        for name in files_of(self.packed.load(), files):
+        for name in files_of(self.packed.load(), files).meant:
             self.store.put_file(raw_key(self.name, name), files / name)
 
     def archive(self, events: range = range(_EVENTS)) -> None:

@@ -88,7 +88,7 @@ class Bench:
             path = self.files / name.replace("__", ".").replace("_of_", "/")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode() if isinstance(content, str) else content)
-        for name in files_of(self.packed.load(), self.files):
+        for name in files_of(self.packed.load(), self.files).meant:
             self.store.put_file(raw_key(self.name, name), self.files / name)
 
     def ingest(self, *, whole: bool = False) -> Ingested:

@@ -179,12 +179,23 @@ def _table(root: Path, files: Sequence[Path]) -> Table:
         arguments.append("multiline=True")
     splits = {path.name.partition(".")[0]: path for path in files}
     by_source = {"train", "test"} <= set(splits) <= {"train", "validation", "test"}
-    for path in files:
-        split = [f'split="{path.name.partition(".")[0]}"'] if by_source else []
-        table.sources.append(f"{kind}({', '.join([_quoted(path.relative_to(root).as_posix()), *arguments, *split])})")
+    for name in sorted(path.relative_to(root).as_posix() for path in files) if by_source else _globs(root, files):
+        split = [f'split="{Path(name).name.partition(".")[0]}"'] if by_source else []
+        table.sources.append(f"{kind}({', '.join([_quoted(name), *arguments, *split])})")
     if by_source:
         table.splits = ""
     return table
+
+
+def _globs(root: Path, files: Sequence[Path]) -> list[str]:
+    """A glob for each folder's files of one ending, where there are several; else the file's name."""
+    alike: dict[str, list[str]] = {}
+    for path in files:
+        ending = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
+        alike.setdefault(path.relative_to(root).with_name(f"*{ending}").as_posix(), []).append(
+            path.relative_to(root).as_posix()
+        )
+    return sorted(glob if len(names) > 1 else names[0] for glob, names in alike.items())
 
 
 def _kind(path: Path) -> str:

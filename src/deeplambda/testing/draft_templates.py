@@ -89,6 +89,7 @@ class Learned(BaseModel):
 class {title}(Application):
     name = "{name}"
     event = {title}Event
+    # DECIDE: which files; a glob, as "2026-*.csv", takes those that are put later as well
     sources = {sources}
 {splits}    # DECIDE: the label is taken to be {label}.
     objective = {objective}

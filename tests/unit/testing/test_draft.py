@@ -149,6 +149,19 @@ def test_a_number_is_predicted_from_where_the_labels_lie(tmp_path: Path) -> None
     assert "MEAN, SPREAD = 3.295e+05, 1.732e+04" in written
 
 
+def test_several_files_of_one_kind_are_one_source_that_takes_later_ones(tmp_path: Path) -> None:
+    for number in range(3):
+        folder = tmp_path / "rows" / str(number // 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"load": n + number, "label": "ab"[n % 2]}) for n in range(30)]
+        (folder / f"part-{number}.jsonl").write_text("\n".join(lines))
+    written = write_draft("parts", tmp_path / "rows", tmp_path / "applications").file.read_text()
+    assert [line.strip() for line in written.splitlines() if "JsonLines(" in line] == [
+        'JsonLines("0/*.jsonl", label="label"),',
+        'JsonLines("1/part-2.jsonl", label="label"),',
+    ]
+
+
 def test_the_command_writes_says_what_is_next_and_does_not_overwrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def shown_steps(console: Console) -> Iterator[Callable[[StepReport], None]]:
 
 def addresses(settings: Settings) -> str:
     """Addresses, folders and next steps, as rich's markup: what `deeplambda up` prints at its end."""
+    application = next(iter(settings.applications), "APPLICATION")
     return f"""\
 [bold]The stack is up.[/]
   Kafka            {settings.kafka_bootstrap}
@@ -59,7 +60,7 @@ def addresses(settings: Settings) -> str:
   Data             {settings.data_dir}
   Logs             {settings.data_dir / "logs"}
   Secrets          {settings.data_dir / "secrets"} (one file each; yours alone)
-Next: [bold]deeplambda status[/], [bold]deeplambda logs PART[/], [bold]deeplambda batch run digits[/]"""
+Next: [bold]deeplambda status[/], [bold]deeplambda logs PART[/], [bold]deeplambda batch run {application}[/]"""
 
 
 def health_table(found: Iterable[Health]) -> Table:
