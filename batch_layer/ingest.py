@@ -189,7 +189,7 @@ def _append(
     if sum(row["rows"] for row in verdicts if row["reason"] is None) <= SENT_TO_ALL:
         kept = kept.join(F.broadcast(good.select("event_id")), "event_id", "left_semi")
     ids = _ids(good, kept).persist()
-    unexpected: list[str] = []
+    unexpected, held = list[str](), None
     try:
         counts = ids.groupBy("split").agg(
             F.count("*").alias("found"),
@@ -214,7 +214,6 @@ def _append(
         found, added, corrected, rows = (
             sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
         )
-        quarantined = _quarantine(spark, quarantine, checked) if refused_of(verdicts) else 0
         if changed := added + corrected:
             facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
             if added < rows:
@@ -225,7 +224,10 @@ def _append(
                 share("duplicates", rows - found, rows),
                 share("conflicting_ids", corrected, changed),
             ]
-            unexpected = _publish_audited(spark, settings, packed, facts, newest, of_run, read)
+            unexpected, held = _publish_audited(spark, settings, packed, facts, newest, of_run, read)
+        quarantined = _quarantine(spark, quarantine, checked) if refused_of(verdicts) else 0
+        if held is not None:
+            raise held
     finally:
         ids.unpersist()
     return Ingested(
@@ -250,8 +252,8 @@ def _publish_audited(
     newest: DataFrame,
     of_run: list[QualityMeasure],
     objects: Mapping[str, RawObject],
-) -> list[str]:
-    """Write, audit, publish; the expectations that do not hold, in words. Raises: HeldBack where one is hard."""
+) -> tuple[list[str], HeldBack | None]:
+    """Write, audit, publish; the expectations that do not hold, in words, and what to raise where one is hard."""
     name, application = packed.name, packed.load()
     ingest_name = f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     branch = held_rows.new_branch(spark, name, ingest_name)
@@ -279,14 +281,14 @@ def _publish_audited(
     )
     quality_rows.keep(spark, settings, measured)
     if hard:
-        raise HeldBack(
+        return unexpected, HeldBack(
             f"new rows of {name} are held back on the branch {branch}: {'; '.join(hard)}",
             "readers and training stay with the rows before; see the new ones: deeplambda sql "
             f'"SELECT * FROM lake.{name}.examples VERSION AS OF {written.snapshot}"; then publish or drop them: '
             f"'deeplambda data publish {name} {branch} --why …', or correct the files and ingest again",
         )
     held_rows.publish(spark, name, branch, written.snapshot)
-    return unexpected
+    return unexpected, None
 
 
 def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:

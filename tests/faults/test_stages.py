@@ -4,7 +4,7 @@ kill -9 comes at these moments, each a request to S3, so that it is always the s
 
 | stage | moments |
 |---|---|
-| ingest | while it writes examples, before it commits them, between examples and quarantine |
+| ingest | while it writes examples, before it commits them to a branch, before it publishes that, or the quarantine |
 | prepare | a shard stored but not announced, some shards announced, all of them but no manifest |
 | train | tensors of a checkpoint without its description, an epoch stored but not told on Kafka |
 | publish, which ends train | weights without a card, a card without a row in the registry, that row without Hive's |
@@ -31,7 +31,8 @@ from tests.faults.small_disk import can_mount, small_s3, with_small_disk
 KILLS = {
     "ingest": {
         "while it writes examples": Moment("^PUT .*/examples/data/", nth=2),
-        "before it commits them": Moment(r"^PUT .*/examples/metadata/00001-.*metadata\.json"),
+        "before it commits them to a branch": Moment(r"^PUT .*/examples/metadata/.*metadata\.json", nth=3),
+        "before it publishes the branch": Moment(r"^PUT .*/examples/metadata/.*metadata\.json", nth=4),
         "before it writes the quarantine": Moment("^PUT .*/quarantine/data/"),
     },
     "prepare": {
