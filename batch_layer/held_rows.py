@@ -10,7 +10,7 @@ from functools import reduce
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from deeplambda.adapters.lake import Written, change_tag, read_snapshot
+from deeplambda.adapters.lake import Written, change_tag, current_snapshot, read_snapshot
 from deeplambda.errors import BadInput
 
 _PREFIX, _TAKEN_BACK = "ingest-", "taken-back-"
@@ -26,10 +26,22 @@ def branches(spark: SparkSession, application: str) -> dict[str, int]:
 def new_branch(spark: SparkSession, application: str, ingest: str) -> str:
     """A branch that begins where the table is now, in place of any that waits; the table to write to."""
     table, branch = f"lake.{application}.examples", f"{_PREFIX}{ingest}"
-    for waiting in branches(spark, application):
-        drop(spark, application, waiting)
+    drop_waiting(spark, application)
     change_tag(spark, table, f"CREATE OR REPLACE BRANCH `{branch}`")
     return branch
+
+
+def drop_waiting(spark: SparkSession, application: str) -> None:
+    """Give up what waits, for the raw objects say something else by now."""
+    for waiting in branches(spark, application):
+        drop(spark, application, waiting)
+
+
+def current(spark: SparkSession, application: str) -> int | None:
+    """The snapshot that readers of the table see, whoever made it."""
+    table = f"lake.{application}.examples"
+    spark.catalog.refreshTable(table)
+    return current_snapshot(spark, table)
 
 
 def to_branch(application: str, branch: str) -> str:

@@ -7,12 +7,12 @@
 3. Every row is checked against the event schema and given its split (`row_checks`).
 4. Before anything is written, the whole is refused when an object is corrupt, when an event id or a declared group
    would be in two splits, or when a split would be empty (`refused_ingests`).
-5. An Iceberg append puts the refused rows in `quarantine` with the reason.
-6. Another adds, on a branch, the good rows that are not there yet, and those whose content is another than the newest
-   of their event id: corrections (`newest`); but none that a person took back. There they are audited (`audit`), and
-   the figures are kept.
-7. If every hard expectation of the application holds, the branch's rows become the table's (`held_rows`). Otherwise
+5. An Iceberg append adds, on a branch, the good rows that are not there yet, and those whose content is another than
+   the newest of their event id: corrections (`newest`); but none that a person took back. There they are audited
+   (`audit`), and the figures are kept.
+6. If every hard expectation of the application holds, the branch's rows become the table's (`held_rows`). Otherwise
    they wait there for a person, and whoever reads the table finds what was there before.
+7. Another append puts the refused rows in `quarantine` with the reason. A crash before it has all objects read again.
 """
 
 import secrets
@@ -55,7 +55,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import HeldBack
+from deeplambda.errors import Conflict, HeldBack
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import QualityMeasure, QualityMeasured
 from deeplambda.sources import Images, Reader, Source, matched, split_names
@@ -117,6 +117,7 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication, *
         objects = objects_of(application, store)
         known = frozenset() if whole else known_objects(spark, store, packed, objects)
         if not objects.keys() - known:
+            held_rows.drop_waiting(spark, application.name)  # its objects are gone
             return Ingested(objects=0, passed_over=len(known))
         try:
             ingested = _ingest(spark, settings, packed, root, objects, known)
@@ -183,8 +184,7 @@ def _append(
     content = content_hash(column for column in spark.table(examples).schema if column.name in fields)
     good = checked.where("reason IS NULL").withColumn(_CONTENT, content)
     if (taken_back := held_rows.taken_back(spark, application.name)) is not None:
-        same = ["event_id", _CONTENT, "source", "source_sha256"]  # a corrected object's rows are all welcome
-        good = good.join(taken_back.withColumn(_CONTENT, content).select(same), same, "left_anti").select(good.columns)
+        good = _without(good, taken_back.withColumn(_CONTENT, content))
     kept = spark.table(examples).withColumn(_CONTENT, content)
     if sum(row["rows"] for row in verdicts if row["reason"] is None) <= SENT_TO_ALL:
         kept = kept.join(F.broadcast(good.select("event_id")), "event_id", "left_semi")
@@ -225,6 +225,8 @@ def _append(
                 share("conflicting_ids", corrected, changed),
             ]
             unexpected, held = _publish_audited(spark, settings, packed, facts, newest, of_run, read)
+        else:
+            held_rows.drop_waiting(spark, application.name)
         quarantined = _quarantine(spark, quarantine, checked) if refused_of(verdicts) else 0
         if held is not None:
             raise held
@@ -287,6 +289,8 @@ def _publish_audited(
             f'"SELECT * FROM lake.{name}.examples VERSION AS OF {written.snapshot}"; then publish or drop them: '
             f"'deeplambda data publish {name} {branch} --why …', or correct the files and ingest again",
         )
+    if held_rows.current(spark, name) not in (None, written.parent):
+        raise Conflict(f"the examples of {name} have changed since this ingest began", "run it again")
     held_rows.publish(spark, name, branch, written.snapshot)
     return unexpected, None
 
@@ -306,6 +310,20 @@ def _ids(good: DataFrame, examples: DataFrame) -> DataFrame:
         .withColumn("is_new", F.col("kept").isNull())
         .withColumn("is_correction", F.col(f"kept.{_CONTENT}") != F.col(f"last.{_CONTENT}"))
     )
+
+
+def _without(good: DataFrame, taken_back: DataFrame) -> DataFrame:
+    """The rows but those that a person took back, and earlier rows of their ids by the same reading of an object.
+
+    An object that grew was read in several states, and taken back in all of them; once its bytes are others, all of
+    its rows are welcome.
+    """
+    states = taken_back.select("source", "source_sha256").distinct()
+    names = {"event_id": "event_id", "source": "source", _CONTENT: "gone_content", "code_version": "gone_code"}
+    gone = taken_back.select(*(F.col(name).alias(alias) for name, alias in names.items())).join(states, "source")
+    same = [good[name] == gone[name] for name in ("event_id", "source", "source_sha256")]
+    read_alike = (good[_CONTENT] == gone["gone_content"]) | (good["code_version"] == gone["gone_code"])
+    return good.join(gone, [*same, read_alike], "left_anti")
 
 
 def _facts(good: DataFrame, ids: DataFrame, *, few: bool) -> DataFrame:

@@ -6,7 +6,8 @@
 3. MySQL's rows of the events are deleted; an answer whose label it was has none.
 4. The batch view loses them with the next recomputation, and MySQL the answers of a stream that was behind and scored
    them after 3.
-A crash after 2 is mended by doing it again. Whoever sends an event again under the same id sends a new one.
+A crash after 2 is mended by doing it, or any other withdrawal, again: what MySQL has no record of is gone through once
+more. Whoever sends an event again under the same id sends a new one.
 """
 
 import secrets
@@ -29,7 +30,7 @@ from deeplambda.errors import BadInput
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import DataChanged
 from deeplambda.state import registry
-from deeplambda.state.data_changes import record_change
+from deeplambda.state.data_changes import changes, record_change
 from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
 _CHANGED_AT_ONCE = 1_000
@@ -83,8 +84,9 @@ def chosen(spark: SparkSession, application: str, choice: Choice) -> DataFrame:
 def withdraw(
     spark: SparkSession, engine: Engine, application: str, choice: Choice, *, who: str, why: str
 ) -> DataChanged | None:
-    """Mark what is chosen; None where nothing is. Raises: BadInput, NotReady."""
+    """Mark what is chosen; None where nothing is, nor was by one that was broken off. Raises: BadInput, NotReady."""
     table, name = f"lake.{application}.withdrawals", secrets.token_hex(4)
+    broken_off = [_finish(spark, engine, application, each, None) for each in _unrecorded(spark, engine, application)]
     previous = current_snapshot(spark, table)
     marks = (
         chosen(spark, application, choice)
@@ -100,14 +102,30 @@ def withdraw(
         )
     )
     marks.select(spark.table(table).columns).writeTo(table).append()
+    if spark.table(table).where(F.col("withdrawal") == name).isEmpty():
+        return broken_off[-1] if broken_off else None
+    return _finish(spark, engine, application, name, previous)
+
+
+def _unrecorded(spark: SparkSession, engine: Engine, application: str) -> list[str]:
+    """Names of withdrawals whose records are marked and no more."""
+    with mysql.mysql_errors(), engine.connect() as connection:
+        recorded = {each.subject for each in changes(connection, application) if each.kind == "withdrawn"}
+    names = spark.table(f"lake.{application}.withdrawals").select("withdrawal").distinct().collect()
+    return sorted({row.withdrawal for row in names} - recorded)
+
+
+def _finish(spark: SparkSession, engine: Engine, application: str, name: str, previous: int | None) -> DataChanged:
+    """All that follows the marks; it may be done again."""
+    table = f"lake.{application}.withdrawals"
     marked = spark.table(table).where(F.col("withdrawal") == name)
-    if not (rows := marked.count()):
-        return None
+    first, rows = marked.first(), marked.count()
+    assert first is not None, "it has marks"
     with mysql.mysql_errors(), engine.connect() as connection:
         cards = registry.cards(connection, application)
     saw = cache(partial(has_marked, spark, application, marked))
     versions = that_learned(cards, lambda card: saw(card.events_snapshot, card.labels_snapshot))
-    if choice.topic == "events":
+    if first.topic == "events":
         hide(engine, application, (row.event_id for row in marked.select("event_id").distinct().toLocalIterator()))
     else:
         of_marks = spark.table(f"lake.{application}.labels").join(F.broadcast(marked), list(POSITION), "left_semi")
@@ -121,8 +139,8 @@ def withdraw(
         subject=name,
         rows=rows,
         versions=versions,
-        who=who,
-        why=why,
+        who=first.withdrawn_by,
+        why=first.why,
     )
     return record_change(engine, change)
 

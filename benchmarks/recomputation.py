@@ -25,7 +25,8 @@ def measure() -> Ratio:
     create_tables(spark, packed.load())
     archive_events(spark, "digits", "all")
     whole = recompute(spark, settings, packed, whole=True)
-    archive_events(spark, "digits", "more", _MORE)
+    share = _MORE * whole.scored / spark.table("lake.digits.examples").count()
+    archive_events(spark, "digits", "more", min(1.0, share))
     grown = recompute(spark, settings, packed)
     spark.stop()
     bound_s = SHARE * whole.duration_s + START_S

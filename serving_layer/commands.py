@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deeplambda.config import load_settings
+from deeplambda.config import load_settings, secrets_dir
 from deeplambda.errors import UnknownApplication
 from serving_layer.sql import StoreChoice
 
@@ -58,7 +58,7 @@ def run_sql(
 def serve_url() -> None:
     """Print the serving layer's addresses, and the account that connects to each."""
     settings = load_settings()
-    password = settings.data_dir / "secrets" / "deeplambda_analyst_password"
+    password = secrets_dir(settings.data_dir) / "deeplambda_analyst_password"
     table = Table.grid(padding=(0, 3))
     for what, where in (
         ("page for people", f"{settings.query_url}/"),

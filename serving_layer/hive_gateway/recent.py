@@ -21,6 +21,7 @@ from deeplambda.state.tables import LABEL_LIMIT, RECENT_MODEL_METRICS, RECENT_PR
 
 KEPT = timedelta(days=7)
 ROWS_LIMIT = 100_000
+_LABELS_BEFORE = timedelta(days=1)  # an event's time is its producer's, a label's is the broker's
 _CHUNK_ROWS = 2_000
 
 
@@ -71,6 +72,7 @@ def recent_predictions_sql(
     """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view.
 
     A label that is too long for its column stays in the archive alone: one would keep all rows from being made anew.
+    Nor is one looked for that came `_LABELS_BEFORE` all of these events: else what is read grew with the years.
     lacking: columns that the horizon's snapshot does not have. withdrawals: whether some events or labels may be
     withdrawn.
     """
@@ -94,7 +96,8 @@ def recent_predictions_sql(
         LEFT JOIN (
             SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_offset)) AS label
             FROM lake.{application}.labels {labels}
-            WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT} GROUP BY event_id
+            WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT}
+                AND kafka_timestamp >= TIMESTAMP '{(since - _LABELS_BEFORE).isoformat()}' GROUP BY event_id
         ) USING (event_id)"""
 
 

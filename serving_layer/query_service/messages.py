@@ -117,7 +117,8 @@ class LiveVersion(BaseModel):
 
 
 class Live(BaseModel):
-    """The real-time view. event_to_row_p50_ms, …_p99_ms: of the newest thousand rows."""
+    """The real-time view's newest rows: all, or 100,000 of an application. event_to_row_p50_ms, …_p99_ms: of the
+    newest thousand."""
 
     rows: int
     rate_per_s: float

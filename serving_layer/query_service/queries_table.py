@@ -9,6 +9,9 @@ from deeplambda.clock import now
 from deeplambda.state.tables import QUERIES
 from serving_layer.query_service.messages import Answer, Query, Status
 
+ANSWERS_KEPT = 200
+"""Of up to 8 MiB each, in the server that holds the real-time view; upkeep deletes queries by their age."""
+_GIVEN_UP = f"{ANSWERS_KEPT} newer answers have taken its place; send it again"
 _UNFINISHED = ("queued", "running")
 
 
@@ -47,9 +50,23 @@ class QueriesTable:
         return self._change(query_id, ("queued",), status="running")
 
     def end(self, query_id: str, status: Status, result: Answer | None = None, error: str | None = None) -> bool:
-        """Mark a query as ended; False when it has ended already."""
+        """Mark a query as ended; False when it has ended already. Of answers the newest are kept."""
         kept = result.model_dump_json() if result else None
-        return self._change(query_id, _UNFINISHED, status=status, finished_at=now(), result=kept, error=error)
+        ended = self._change(query_id, _UNFINISHED, status=status, finished_at=now(), result=kept, error=error)
+        if kept is not None:
+            self._give_up_old_answers()
+        return ended
+
+    def _give_up_old_answers(self) -> None:
+        has_answer = QUERIES.c.result.is_not(None)
+        newest = select(QUERIES.c.finished_at).where(has_answer).order_by(QUERIES.c.finished_at.desc())
+        with mysql.mysql_errors(), self._engine.begin() as connection:
+            if (oldest := connection.scalar(newest.offset(ANSWERS_KEPT).limit(1))) is not None:
+                connection.execute(
+                    update(QUERIES)
+                    .where(has_answer, QUERIES.c.finished_at <= oldest)
+                    .values(status="failed", result=None, error=_GIVEN_UP)
+                )
 
     def fail_unfinished(self) -> int:
         """Mark as failed what an earlier process of the service left unfinished; returns how many."""

@@ -92,7 +92,9 @@ def _missing_library(exc: ModuleNotFoundError) -> DeepLambdaError:
     name = (exc.name or "").partition(".")[0]
     own = {entry.module.partition(".")[0] for entry in entry_points(group="deeplambda.commands")}
     if name in own:
-        return ConfigurationError(f"this installation has no module {exc.name!r}", "install DeepLambda anew: make")
+        return ConfigurationError(
+            f"this installation has no module {exc.name!r}", "install DeepLambda anew: rm .venv/ready && make unit"
+        )
     return ConfigurationError(
         f"this command needs the library {name!r}, which is not installed", "run: pip install 'deeplambda[all]'"
     )

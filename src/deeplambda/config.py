@@ -19,7 +19,9 @@ from pydantic_settings.exceptions import SettingsError
 from deeplambda.errors import ConfigurationError
 
 DATA_DIR_NAME = ".deeplambda"
-_SETTINGS_REMEDY = "correct it in the environment, in .env or in stack.env; .env.example explains the settings"
+_SETTINGS_REMEDY = (
+    "correct it in the environment, in stack.env or, with docker compose, in .env; .env.example explains the settings"
+)
 
 
 def find_data_dir() -> Path:
@@ -329,6 +331,11 @@ def secret_fields() -> list[str]:
     return [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
 
 
+def secrets_dir(data_dir: Path) -> Path:
+    """The folder of the secret files: `DEEPLAMBDA_SECRETS_DIR`, else the data folder's."""
+    return Path(os.environ.get("DEEPLAMBDA_SECRETS_DIR") or data_dir / "secrets")
+
+
 @cache
 def load_settings(data_dir: Path | None = None) -> Settings:
     """The settings of the stack whose data folder is `data_dir` (by default: `find_data_dir()`).
@@ -336,7 +343,7 @@ def load_settings(data_dir: Path | None = None) -> Settings:
     Raises: ConfigurationError, which names each setting with an invalid value.
     """
     folder = (data_dir or find_data_dir()).resolve()
-    secrets = Path(os.environ.get("DEEPLAMBDA_SECRETS_DIR") or folder / "secrets")
+    secrets = secrets_dir(folder)
     try:
         return Settings(
             data_dir=folder,

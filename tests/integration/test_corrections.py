@@ -163,6 +163,28 @@ def test_what_a_person_did_to_the_table_has_all_objects_read_once(bench: Bench) 
     assert bench.ingest().objects == 0
 
 
+def test_what_was_taken_back_stays_so_in_every_state_of_a_file_that_grew(bench: Bench) -> None:
+    declare(bench)
+    engine = mysql.engine(bench.settings, "platform")
+    bench.put(a__csv=points(one=1, two=2), test_of_t__csv=points(four=4))
+    bench.ingest()
+    first = current_snapshot(bench.spark, f"lake.{bench.name}.examples") or 0
+    grown = points(one=1, two=2, three=3)
+    bench.put(a__csv=grown)
+    bench.ingest()
+    twice = "six,1,6.0,yes\n" + "six,1,-6.0,no\n"
+    bench.put(a__csv=grown + "five,1,5.0,yes\n" + twice)
+    assert bench.ingest().added == {"train": 2}
+    assert newest(bench).keys() == {"one", "two", "three", "five", "six"}
+    roll_back(bench.spark, engine, bench.name, first, who="a test", why="none of what came later")
+    assert bench.ingest().added == {}, "neither of the file's last state, nor of the one before, nor an earlier copy"
+    assert newest(bench).keys() == {"one", "two"}
+    bench.put(a__csv=grown)
+    assert bench.ingest().added == {}, "that state was taken back as well"
+    bench.put(a__csv=points(one=1, two=2, three=-3))
+    assert bench.ingest().added == {"train": 1}, "a file that is mended is welcome"
+
+
 def test_a_further_field_corrects_the_rows_that_have_it_and_no_others(bench: Bench) -> None:
     def rows(city: str = "", label: str = "yes") -> str:
         line = '{{"id": "{}", "x": 1.5, "y": 1.0, "tags": ["a", null], "above": "{}"{}}}\n'

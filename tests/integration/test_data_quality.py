@@ -21,13 +21,14 @@ from batch_layer.counted_events import counted_events
 from batch_layer.data_history import difference, drop_held, history, impact, publish_held, roll_back
 from batch_layer.event_quality import measure_day, measure_events
 from batch_layer.pipeline import run_pipeline
+from batch_layer.raw_objects import raw_key
 from batch_layer.recompute import recompute
 from batch_layer.withdrawals import Choice, withdraw
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, HeldBack
+from deeplambda.errors import BadInput, HeldBack, NotReady
 from deeplambda.loading import pack_application
 from deeplambda.state import registry
 from deeplambda.state.data_changes import changes
@@ -140,6 +141,13 @@ def test_rows_that_break_an_expectation_wait_and_what_a_person_decides_can_be_un
     assert bench.ingest().added == {}, "nor does what was dropped"
     bench.put(c__csv=points("c", 90))
     assert bench.ingest().added == {"train": 90}, "all rows of the corrected file come"
+
+    bench.put(d__csv=points("d", 90, label="no"))
+    with pytest.raises(HeldBack):
+        bench.ingest()
+    bench.store.delete([raw_key(bench.name, "d.csv")])
+    assert bench.ingest().added == {}
+    assert held_rows.branches(bench.spark, bench.name) == {}, "what waited was of a file that is gone"
     with engine.connect() as connection:
         decided = [(row.kind, row.who, row.changed_rows, row.why) for row in changes(connection, bench.name)]
     assert decided == [
@@ -202,9 +210,12 @@ def test_withdrawn_events_stay_in_the_archive_and_count_nowhere(
     home, why = str(service.settings.applications_dir / service.name), "a test rig was live"
     planned = said(data, "withdraw", home, "--where", "event_id IN ('event-3', 'event-7')", "--why", why, "--dry-run")
     assert planned.startswith(f"would be withdrawn: 2 events of {service.name}, such as event-")
-    done = withdraw(spark, engine, service.name, choice, who="ada", why=why)
-    assert done is not None
-    assert done.rows == 2
+    away = patch("batch_layer.withdrawals.hide", side_effect=NotReady("MySQL is away", "wait"))
+    with away, pytest.raises(NotReady):
+        withdraw(spark, engine, service.name, choice, who="ada", why=why)
+    done = withdraw(spark, engine, service.name, choice, who="bob", why="again")
+    assert done is not None, "one that was broken off is ended"
+    assert (done.rows, done.who, done.why) == (2, "ada", why)
     assert withdraw(spark, engine, service.name, choice, who="ada", why="again") is None, "they count no more"
     mine = select(REALTIME_PREDICTIONS.c.event_id).where(REALTIME_PREDICTIONS.c.application == service.name)
     with engine.connect() as connection:

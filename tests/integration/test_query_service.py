@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import urllib3
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from batch_layer import live_answers
 from batch_layer.live_answers import Label, LiveAnswers
@@ -18,7 +18,8 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.objective import Classification, Objective, Regression
 from deeplambda.records.predictions import Prediction
-from deeplambda.state.tables import LIVE_ANSWERS
+from deeplambda.state.tables import LIVE_ANSWERS, QUERIES
+from serving_layer.query_service import queries_table
 from serving_layer.query_service.app import STATISTICS_KEPT_S
 from serving_layer.query_service.messages import Answer, Applications, Health, Models, Problem, Query, Statistics
 from serving_layer.query_service.openapi import document
@@ -169,6 +170,25 @@ def test_a_query_that_a_crash_left_running_has_failed(stack: Settings) -> None:
     assert found.status == "failed"
     assert "send it again" in (found.error or "")
     assert not table.end(query_id, "done"), "what has ended stays as it is"
+
+
+def test_of_answers_the_newest_are_kept(stack: Settings, monkeypatch: pytest.MonkeyPatch, own_name: str) -> None:
+    monkeypatch.setattr(queries_table, "ANSWERS_KEPT", 2)
+    with mysql.engine(stack, "root").begin() as connection:
+        connection.execute(text(f"CREATE DATABASE {own_name}"))  # no other test's answers give way
+    root = mysql.engine(stack.model_copy(update={"mysql_database": own_name}), "root")
+    QUERIES.create(root)
+    table, ids = QueriesTable(root), [str(uuid.uuid4()) for _ in range(3)]
+    answer = Answer(columns=[], rows=[[1]], row_count=1, truncated=False, elapsed_ms=1, store="hive")
+    for query_id in ids:
+        table.add(query_id, "SELECT 1")
+        table.begin(query_id)
+        assert table.end(query_id, "done", answer)
+    oldest, *newest = [table.find(query_id) for query_id in ids]
+    assert oldest
+    assert (oldest.status, oldest.result) == ("failed", None)
+    assert "send it again" in (oldest.error or "")
+    assert [each.result and each.result.rows for each in newest if each] == [[[1]], [[1]]]
 
 
 @pytest.mark.parametrize(

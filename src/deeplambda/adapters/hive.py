@@ -70,7 +70,7 @@ def translation(exc: Exception) -> DeepLambdaError:
     if isinstance(origin, TTransportException) and "Bad status" in str(origin):
         return ConfigurationError(
             f"the Hive gateway refused the account {ACCOUNT!r}",
-            "see 'deeplambda logs gateway'; its password is in <data folder>/secrets/deeplambda_analyst_password",
+            "see the gateway's log; 'deeplambda serve url' says which file has its password",
         )
     status = getattr(origin.args[0], "status", None) if isinstance(origin, PyHiveError) and origin.args else None
     if status is None or any(each in (status.errorMessage or "") for each in _NO_SESSION):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 GIB = 1 << 30
+NOMINAL = 0.92
+"""Of a machine's memory what the system shows, at least: firmware and kernel keep the rest."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`deeplambda check` and `deeplambda new`: what an author of an application runs before there is a stack."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -77,12 +78,14 @@ def new_command(
     settings = load_settings()
     draft = write_draft(name, sample, settings.applications_dir)
     folder = sample if sample.is_dir() else sample.parent
+    served = [each for each in settings.applications if each != name]
     console.print(f"wrote {draft.file}: {draft.summary}", highlight=False, soft_wrap=True)
     console.print("Next:", highlight=False)
     for step in (
         f"read it; its comments that begin with DECIDE are for you ({draft.decisions} of them)",
         f"deeplambda check {name} --data {folder}",
-        f"DEEPLAMBDA_APPLICATIONS='[\"{name}\"]' deeplambda up",
+        f"export DEEPLAMBDA_APPLICATIONS='{json.dumps([*served, name])}'",
+        "deeplambda up",
         f"deeplambda data put {name} {folder}",
         f"deeplambda batch run {name}",
     ):

@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, NotReady
 from deeplambda.stack import probes
-from deeplambda.stack.findings import GIB, Finding
+from deeplambda.stack.findings import GIB, NOMINAL, Finding
 
 PROJECT = Path("/project")
 """Where the operator's container sees the folder of docker-compose.yml."""
@@ -63,7 +63,7 @@ def memory(settings: Settings) -> Finding:
     """Whether the machine holds the whole stack."""
     total = psutil.virtual_memory().total / GIB
     found = f"{total:.1f} GiB"
-    if total >= settings.needed_memory_gib:
+    if total >= NOMINAL * settings.needed_memory_gib:
         return Finding("Memory", found)
     return Finding(
         "Memory",

@@ -53,5 +53,10 @@ def _properties(settings: Settings) -> str:
         "spark.network.crypto.enabled": "true",
         "spark.master.rest.enabled": "false",  # it would take jobs from anybody
         "spark.worker.cleanup.enabled": "true",
+        "spark.worker.cleanup.appDataTtl": "3600",
+        # Executors tell of each task, in files that lie in memory here and count as the container's.
+        "spark.executor.logs.rolling.strategy": "size",
+        "spark.executor.logs.rolling.maxSize": str(10 * 1024 * 1024),
+        "spark.executor.logs.rolling.maxRetainedFiles": "2",
     }
     return "".join(f"{name} {value}\n" for name, value in values.items())

@@ -17,12 +17,12 @@ from deeplambda.errors import ConfigurationError
 from deeplambda.jvm.ivy import java_program, pyspark_jars
 from deeplambda.jvm.jars import damaged_jars, missing_jars
 from deeplambda.jvm.lock import read_lock
-from deeplambda.stack.findings import GIB, Finding
+from deeplambda.stack.findings import GIB, NOMINAL, Finding
 from deeplambda.stack.local.parts import PARTS
 from deeplambda.stack.local.ports import holder_of, is_free
 from deeplambda.stack.local.supervisor import Supervisor, check_socket_path
 
-MEMORY_GIB = 8
+MEMORY_GIB, FREE_GIB = 8, 6
 DISK_GIB = 10
 JAVA_VERSION = 17
 PYTHON_VERSION = (3, 11)
@@ -84,12 +84,11 @@ def _spark(_: Settings) -> Finding:
 
 
 def _memory(settings: Settings) -> Finding:
-    available = psutil.virtual_memory().available
-    found = f"{available / GIB:.1f} GiB free of {psutil.virtual_memory().total / GIB:.1f}"
-    enough = available >= MEMORY_GIB * GIB or Supervisor(settings).is_up()
-    return Finding(
-        "Memory", found, "" if enough else f"free {MEMORY_GIB} GiB: stop other programs, or start fewer parts"
-    )
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
+    is_large = memory.total >= NOMINAL * MEMORY_GIB * GIB
+    enough = (is_large and memory.available >= FREE_GIB * GIB) or Supervisor(settings).is_up()
+    return Finding("Memory", found, "" if enough else f"free {FREE_GIB} GiB: stop other programs, or start fewer parts")
 
 
 def _disk(settings: Settings) -> Finding:
