@@ -25,7 +25,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.counted_events import NONE_WITHDRAWN, counted_events, counted_labels, withdrawals_snapshot
 from batch_layer.newest import content_hash, newest_examples
-from deeplambda.adapters.lake import current_snapshot
+from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.application import Application, Event, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -207,10 +207,17 @@ def known_labels(
         F.count_if(passes).alias("labels"),
         *(F.count_if(F.col("reason") == reason).alias(reason) for reason in _OF_THE_LABEL),
     )
-    events = counted_events(spark, packed.name, pinned.events_snapshot, pinned.withdrawals_snapshot).where(in_time)
+    events = _events_with_labels(spark, packed, pinned).where(in_time)
     positions = events.groupBy("event_id").agg(F.min(position).alias("position"), F.count("*").alias("copies"))
     ids = newest_examples(spark, packed.name, examples).select("event_id", F.lit(True).alias("is_example"))
     return newest.join(positions, "event_id", "left").join(ids, "event_id", "left")
+
+
+def _events_with_labels(spark: SparkSession, packed: PackedApplication, pinned: LabelledEvents) -> DataFrame:
+    """The archived events that have a label, whatever it says: where labels are few, no others go between executors."""
+    labels = read_snapshot(spark, f"lake.{packed.name}.labels", pinned.labels_snapshot)
+    events = counted_events(spark, packed.name, pinned.events_snapshot, pinned.withdrawals_snapshot)
+    return events.join(labels.select("event_id"), "event_id", "left_semi")
 
 
 def _checking_labels(packed: PackedApplication) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
@@ -247,7 +254,7 @@ def admitted(
     known = known_labels(spark, packed, found, examples).where("position IS NOT NULL AND is_example IS NULL")
     recent = F.lit(False) if found.recent_from is None else _is_past(found.recent_from)
     labelled = known.where("label IS NOT NULL").select("event_id", "label", recent.alias("is_recent"))
-    events = counted_events(spark, packed.name, found.events_snapshot, found.withdrawals_snapshot)
+    events = _events_with_labels(spark, packed, found)
     given = events.where(F.col("kafka_timestamp") <= F.lit(found.as_of)).join(labelled, "event_id")
     schema = from_arrow_schema(_checked_schema(application))
     # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
