@@ -82,8 +82,10 @@ def _append(
         F.col("timestamp").alias("kafka_timestamp"),
         F.current_timestamp().alias("archived_at"),
     ).select(spark.table(table).columns)
+    slots = spark.sparkContext.defaultParallelism
     return (
-        rows.writeStream.format("iceberg")
+        rows.coalesce(slots)  # each of Kafka's partitions would be a task, and a file of labels
+        .writeStream.format("iceberg")
         .queryName(f"archive {reader.topic}")
         .outputMode("append")
         .trigger(processingTime=f"{TRIGGER_S} seconds")

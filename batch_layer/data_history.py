@@ -253,9 +253,7 @@ def _waiting(spark: SparkSession, application: str, branch: str) -> _Waiting:
     snapshot = held_rows.known(spark, application, branch)
     if snapshot == (now_at := current_snapshot(spark, table)):  # a run that was killed had published them
         held_rows.drop(spark, application, branch)
-        raise BadInput(
-            f"the rows of {branch} count already", f"to take them back: 'deeplambda data rollback {application}'"
-        )
+        raise BadInput(f"the rows of {branch} count already", f"see 'deeplambda data history {application}'")
     (written,) = spark.sql(f"SELECT parent_id, summary FROM {table}.snapshots WHERE snapshot_id = {snapshot}").collect()
     rows = int(written.summary.get("added-records", 0))
     return _Waiting(snapshot, written.parent_id, now_at, rows)

@@ -15,6 +15,7 @@
 7. Another append puts the refused rows in `quarantine` with the reason. A crash before it has all objects read again.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import compress
 
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -33,6 +34,7 @@ from batch_layer.passed_over import keep_list, known_objects, may_hold_later
 from batch_layer.quality import broken, share
 from batch_layer.raw_objects import RawObject, objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
+from batch_layer.refusals import ROWS_OF_A_FILE
 from batch_layer.refused_ingests import (
     divided_group,
     measures_of,
@@ -164,8 +166,15 @@ def _checked(
             rows = read_rows(spark, application, source, read, known, root)
             found.append(rows.mapInArrow(reader_check(settings, packed, number, root), schema))
     return reduce(DataFrame.unionAll, found).withColumns(
-        {"code_version": F.lit(packed.code_version), "ingested_at": F.current_timestamp()}
+        {"code_version": F.lit(packed.code_version), "ingested_at": _moment(spark, application.name)}
     )
+
+
+def _moment(spark: SparkSession, application: str) -> Column:
+    """Of all rows of a run: now, or after the newest that there are, whatever the clocks say."""
+    newest = spark.table(f"lake.{application}.examples").agg(F.max("ingested_at").alias("at"))
+    at = newest.select(F.unix_micros("at").alias("us")).collect()[0].us
+    return F.current_timestamp() if at is None else F.greatest(F.current_timestamp(), F.timestamp_micros(F.lit(at + 1)))
 
 
 def _append(
@@ -334,8 +343,6 @@ def _facts(good: DataFrame, ids: DataFrame, *, few: bool) -> DataFrame:
         good.join(F.broadcast(changed) if few else changed, "event_id")
         .withColumn(_NTH, F.row_number().over(last))
         .where(f"{_NTH} = 1")
-        # Whatever the clocks say, a correction is younger than what it corrects.
-        .withColumn("ingested_at", F.expr("greatest(ingested_at, corrects + INTERVAL '0.000001' SECOND)"))
     )
 
 
@@ -351,7 +358,7 @@ def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int
     try:
         quarantined: int = refused.count()
         if quarantined:
-            refused.coalesce(1).writeTo(quarantine).append()
+            refused.repartition(math.ceil(quarantined / ROWS_OF_A_FILE)).writeTo(quarantine).append()
         return quarantined
     finally:
         refused.unpersist()

@@ -207,17 +207,18 @@ def known_labels(
         F.count_if(passes).alias("labels"),
         *(F.count_if(F.col("reason") == reason).alias(reason) for reason in _OF_THE_LABEL),
     )
-    events = _events_with_labels(spark, packed, pinned).where(in_time)
+    events = counted_events(spark, packed.name, pinned.events_snapshot, pinned.withdrawals_snapshot)
+    events = _with_labels(spark, packed, pinned, events).where(in_time)
     positions = events.groupBy("event_id").agg(F.min(position).alias("position"), F.count("*").alias("copies"))
-    ids = newest_examples(spark, packed.name, examples).select("event_id", F.lit(True).alias("is_example"))
+    ids = _with_labels(spark, packed, pinned, newest_examples(spark, packed.name, examples))
+    ids = ids.select("event_id", F.lit(True).alias("is_example"))
     return newest.join(positions, "event_id", "left").join(ids, "event_id", "left")
 
 
-def _events_with_labels(spark: SparkSession, packed: PackedApplication, pinned: LabelledEvents) -> DataFrame:
-    """The archived events that have a label, whatever it says: where labels are few, no others go between executors."""
+def _with_labels(spark: SparkSession, packed: PackedApplication, pinned: LabelledEvents, rows: DataFrame) -> DataFrame:
+    """The rows whose event id has a label, whatever it says: where labels are few, no others go between executors."""
     labels = read_snapshot(spark, f"lake.{packed.name}.labels", pinned.labels_snapshot)
-    events = counted_events(spark, packed.name, pinned.events_snapshot, pinned.withdrawals_snapshot)
-    return events.join(labels.select("event_id"), "event_id", "left_semi")
+    return rows.join(labels.select("event_id"), "event_id", "left_semi")
 
 
 def _checking_labels(packed: PackedApplication) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
@@ -254,7 +255,8 @@ def admitted(
     known = known_labels(spark, packed, found, examples).where("position IS NOT NULL AND is_example IS NULL")
     recent = F.lit(False) if found.recent_from is None else _is_past(found.recent_from)
     labelled = known.where("label IS NOT NULL").select("event_id", "label", recent.alias("is_recent"))
-    events = _events_with_labels(spark, packed, found)
+    events = counted_events(spark, packed.name, found.events_snapshot, found.withdrawals_snapshot)
+    events = _with_labels(spark, packed, found, events)
     given = events.where(F.col("kafka_timestamp") <= F.lit(found.as_of)).join(labelled, "event_id")
     schema = from_arrow_schema(_checked_schema(application))
     # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
@@ -357,7 +359,8 @@ def without_leaks(application: Application, events: DataFrame, examples: DataFra
     content = content_hash([column for column in examples.schema if column.name in payload]).alias(_CONTENT)
     events = events.withColumn(_CONTENT, content)
     held_out = (F.col("reason").isNull()) & (F.col("split") != TRAIN)
-    in_examples = examples.groupBy(content).agg(F.collect_set("split").alias("__splits"))
+    alike = examples.select(content, "split").join(events.select(_CONTENT), _CONTENT, "left_semi")
+    in_examples = alike.groupBy(_CONTENT).agg(F.collect_set("split").alias("__splits"))
     in_events = events.where(held_out).select(_CONTENT, F.lit(True).alias("__held_out")).distinct()
     leaks = F.when(
         F.col("__splits").isNotNull(),

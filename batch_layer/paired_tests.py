@@ -14,6 +14,7 @@ from scipy.stats import binomtest, bootstrap, norm
 
 _ONE_SIDED = 0.95
 _MOST_RESAMPLES, _FEWEST_RESAMPLES = 500, 200
+_ROWS_AT_ONCE = 1_000_000
 _ROWS_RESAMPLED = 20_000_000
 """About as many rows are drawn in all, so that a metric of a large split is not resampled for hours."""
 
@@ -78,6 +79,7 @@ def resampled(difference_of: Callable[[NDArray[np.intp]], float], rows: int, see
             lambda chosen: difference_of(chosen.astype(np.intp)),
             vectorized=False,
             method="percentile",
+            batch=max(1, _ROWS_AT_ONCE // rows),  # else all draws' rows are held at once; they are the same
             n_resamples=min(_MOST_RESAMPLES, max(_FEWEST_RESAMPLES, _ROWS_RESAMPLED // rows)),
             rng=np.random.default_rng(seed),
         )

@@ -53,7 +53,8 @@ def read_rows(
     if reader.path.endswith("/") and not others:  # one listing instead of a question for each file
         paths, options = [root + _escaped(reader.path)], {"recursiveFileLookup": "true"}
     files = _Files(paths, options, [[path] for path in others] or [paths])
-    spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(_LISTING_TASKS))
+    tasks = max(_LISTING_TASKS, spark.sparkContext.defaultParallelism)
+    spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(tasks))
     if isinstance(reader, Lines):
         return _lines(spark, application, reader, files)
     if isinstance(reader, Table):

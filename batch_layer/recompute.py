@@ -139,7 +139,7 @@ def recompute(
             _first_copies(scored).writeTo(view).option(SNAPSHOT_OPTION, run).overwrite(F.lit(True))
         looked_at, count = seen.count(), refused.count()
         if count:
-            refusals.keep(spark, packed.name, refused)
+            refusals.keep(spark, packed.name, refused, count)
             lost = refusals.dropped(
                 *(spark, engine, packed.name, visible.horizon, reaches, scored, refused), batch_view_stays=grows
             )

@@ -4,6 +4,7 @@ An event is dropped when it has a prediction now, in the batch view or the real-
 new batch view. A few are the price of a stricter schema or a better model; many are a bug in the champion's code.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # Spark takes long to import, which a help text need not wait
 ACCEPTED_SHARE = 0.01
 """How large a share of the events that have a prediction may lose it, unless the caller says otherwise."""
 
+ROWS_OF_A_FILE = 100_000
+"""Of a quarantine: one file where few are refused, and no one task for all where most are."""
 _ASKED_AT_ONCE = 1_000
 
 
@@ -37,8 +40,8 @@ class Dropped:
         return self.events / self.predicted if self.predicted else 0.0
 
 
-def keep(spark: "SparkSession", application: str, refused: "DataFrame") -> None:
-    """Append those that are not in the quarantine yet: an event is known by its position."""
+def keep(spark: "SparkSession", application: str, refused: "DataFrame", count: int) -> None:
+    """Append those of `count` events that are not in the quarantine yet: an event is known by its position."""
     from pyspark.sql import functions as F
 
     quarantine = f"lake.{application}.quarantine"
@@ -54,7 +57,8 @@ def keep(spark: "SparkSession", application: str, refused: "DataFrame") -> None:
     )
     there = spark.table(quarantine).select("source")
     new = rows.join(there, "source", "left_anti").select(spark.table(quarantine).columns)
-    new.repartition(1).writeTo(quarantine).append()  # coalesce would have one task look for them, too
+    files = math.ceil(count / ROWS_OF_A_FILE)
+    new.repartition(files).writeTo(quarantine).append()  # coalesce would have so few tasks look for them, too
 
 
 def dropped(

@@ -30,7 +30,7 @@ def shadowed(
     The shadow that a killed process has begun is taken up. Where there is no champion, or a person's experiment runs,
     there is none. Raises: UnfitModel when the labels, or a person, decide against it; NotReady.
     """
-    experiment = _begun(engine, packed.name, generation)
+    experiment = _begun(engine, packed.name, generation, verdict.version)
     if experiment is None:
         try:
             experiment = begin(
@@ -51,18 +51,18 @@ def shadowed(
     deadline_s = time.monotonic() + settings.generation_shadow_s + _PAST_S
     while experiment is not None and experiment.state == "running" and time.monotonic() < deadline_s:
         time.sleep(_ASKED_S)
-        experiment = _begun(engine, packed.name, generation)
+        experiment = _begun(engine, packed.name, generation, verdict.version)
     if experiment is None or experiment.state in ("running", "undecided", "promoted"):
         live = [experiment.comparison] if experiment and experiment.comparison else []
         return verdict.model_copy(update={"comparisons": [*verdict.comparisons, *live]})
     raise UnfitModel(f"the {experiment.name} was {experiment.state}: {experiment.reason}", "the champion serves on")
 
 
-def _begun(engine: Engine, application: str, generation: Generation) -> Experiment | None:
-    """The generation's own shadow."""
+def _begun(engine: Engine, application: str, generation: Generation, version: int) -> Experiment | None:
+    """The generation's own shadow, of this version."""
     with mysql_errors(), engine.connect() as connection:
         found = experiment_store.listed(connection, application)
-    return next((each for each in found if each.who == _who(generation)), None)
+    return next((each for each in found if (each.who, each.version) == (_who(generation), version)), None)
 
 
 def _who(generation: Generation) -> str:

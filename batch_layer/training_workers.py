@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -36,6 +37,8 @@ from deeplambda.state.card import Card, code_key
 
 ATTEMPTS = 3
 _POLL_S = 1.0
+_JUDGED_WITHIN = timedelta(hours=6)
+"""How long all workers wait for the one that judges an epoch by the test split; one that is dead is noticed at once."""
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -118,7 +121,7 @@ def _work(
     store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL takes the current one, by default all the first
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_JUDGED_WITHIN)
     try:
         here = unpack_application(
             packed.name, packed.code_version, code_sha256, settings, lambda: store.get(key, sha256=code_sha256)

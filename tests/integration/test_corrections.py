@@ -185,6 +185,19 @@ def test_what_was_taken_back_stays_so_in_every_state_of_a_file_that_grew(bench: 
     assert bench.ingest().added == {"train": 1}, "a file that is mended is welcome"
 
 
+def test_each_ingest_is_after_those_before_whatever_the_clock_says(bench: Bench) -> None:
+    declare(bench)
+    bench.put(a__csv=points(one=1, two=2), test_of_t__csv=points(four=4))
+    bench.ingest()
+    bench.spark.sql(f"UPDATE lake.{bench.name}.examples SET ingested_at = ingested_at + INTERVAL 1 HOUR")
+    for changed in (points(one=-1, two=2), points(one=-1, two=-2)):
+        bench.put(a__csv=changed)
+        assert bench.ingest().corrected == {"train": 1}
+    assert newest(bench) == {"one": (-1, "yes"), "two": (-2, "yes")}
+    times = [row["ingested_at"] for row in bench.rows() if row["corrects"]]
+    assert len(set(times)) == 2, "else a rollback could not tell one ingest's rows from another's"
+
+
 def test_a_further_field_corrects_the_rows_that_have_it_and_no_others(bench: Bench) -> None:
     def rows(city: str = "", label: str = "yes") -> str:
         line = '{{"id": "{}", "x": 1.5, "y": 1.0, "tags": ["a", null], "above": "{}"{}}}\n'

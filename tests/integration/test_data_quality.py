@@ -133,6 +133,11 @@ def test_rows_that_break_an_expectation_wait_and_what_a_person_decides_can_be_un
     roll_back(bench.spark, engine, bench.name, snapshot, who="bob", why="they were, after all")
     assert len(bench.rows()) == 220
 
+    bench.spark.sql(f"ALTER TABLE lake.{bench.name}.examples CREATE BRANCH `ingest-killed`")
+    with pytest.raises(BadInput, match="count already"):
+        drop_held(bench.spark, engine, bench.name, "ingest-killed", who="ada", why="it was killed once published")
+    assert held_rows.branches(bench.spark, bench.name) == {}
+
     bench.put(c__csv=points("c", 90, label="no"))
     with pytest.raises(HeldBack):
         bench.ingest()

@@ -215,7 +215,7 @@ def test_every_task_looks_for_what_it_has_to_refuse(spark: SparkSession, empty: 
 
     refused = spark.range(0, 4, 1, 4).mapInArrow(seen, "kafka_offset BIGINT, detail STRING")
     others = {"kafka_partition": F.lit(0), "reason": F.lit("not_json"), "record": F.lit(b"")}
-    refusals.keep(spark, empty, refused.withColumns(others))
+    refusals.keep(spark, empty, refused.withColumns(others), 4)
     kept = f"lake.{empty}.quarantine"
     assert {row.detail for row in spark.table(kept).collect()} == {"0", "1", "2", "3"}
     assert spark.sql(f"SELECT * FROM {kept}.files").count() == 1
