@@ -68,6 +68,7 @@ _ORIGINAL = ["source", "source_sha256", "record"]
 _CONTENT, _NTH = "__content", "__nth"  # no field of an event is called so
 _PLACE = ("source", "row", _CONTENT)
 """What orders rows of one event id; content only where two sources read one object."""
+_IS_ODD = "rows > 1 OR NOT is_new"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +207,7 @@ def _append(
             F.count_if("is_correction").alias("corrected"),
             F.min(F.when(F.col("is_correction"), F.col("last.source"))).alias("corrected_from"),
             F.sum("rows").alias("rows"),
+            F.count_if(F.expr(_IS_ODD)).alias("odd"),
             F.min(F.when(F.col("split") != F.col("last_split"), F.struct("event_id", "last_split"))).alias("leak"),
             F.min(F.when(F.col("split") != F.col("kept.split"), F.struct("event_id", "kept.split"))).alias("moved"),
         )
@@ -220,14 +222,11 @@ def _append(
         elif divided_group(application, good, spark.table(examples)) is not None:
             raise _Undecided
         refuse_empty(application, verdicts, newest)
-        found, added, corrected, rows = (
-            sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows")
+        found, added, corrected, rows, odd = (
+            sum(row[what] for row in by_split.values()) for what in ("found", "added", "corrected", "rows", "odd")
         )
         if changed := added + corrected:
-            facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
-            if added < rows:
-                facts = _facts(good, ids, few=changed <= SENT_TO_ALL)
-            facts = facts.select(columns)
+            facts = _facts(good, ids, changed, odd).select(columns)
             of_run = [
                 *measures_of(verdicts),
                 share("duplicates", rows - found, rows),
@@ -335,15 +334,29 @@ def _without(good: DataFrame, taken_back: DataFrame) -> DataFrame:
     return good.join(gone, [*same, read_alike], "left_anti")
 
 
-def _facts(good: DataFrame, ids: DataFrame, *, few: bool) -> DataFrame:
-    """The last row of each event id that is new or corrected. few: whether these ids may be sent to every executor."""
-    changed = ids.where("is_new OR is_correction").select("event_id", F.col("kept.ingested_at").alias("corrects"))
+def _facts(good: DataFrame, ids: DataFrame, changed: int, odd: int) -> DataFrame:
+    """The last row of each event id that is new or corrected. Rows go between executors where both numbers are large.
+
+    changed: of these ids. odd: of ids that have several rows or are there already.
+    """
+    facts = good.withColumn("corrects", F.lit(None).cast("timestamp"))
+    if not odd:
+        return facts
+    wanted = ids.where("is_new OR is_correction").select("event_id", F.col("kept.ingested_at").alias("corrects"))
+    if changed <= SENT_TO_ALL:
+        return _last_rows(good, F.broadcast(wanted))
+    if odd > SENT_TO_ALL:
+        return _last_rows(good, wanted)
+    of_odd = F.broadcast(ids.where(_IS_ODD).select("event_id"))
+    rest = facts.join(of_odd, "event_id", "left_anti")
+    return rest.unionByName(_last_rows(good, F.broadcast(wanted.join(of_odd, "event_id", "left_semi"))))
+
+
+def _last_rows(good: DataFrame, ids: DataFrame) -> DataFrame:
+    """The last row of each of these ids."""
     last = Window.partitionBy("event_id").orderBy(*(F.desc(name) for name in _PLACE))
-    return (
-        good.join(F.broadcast(changed) if few else changed, "event_id")
-        .withColumn(_NTH, F.row_number().over(last))
-        .where(f"{_NTH} = 1")
-    )
+    rows = good.join(ids, "event_id").withColumn(_NTH, F.row_number().over(last))
+    return rows.where(f"{_NTH} = 1").drop(_NTH)
 
 
 def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from batch_layer import ingest
 from batch_layer.data_history import roll_back
 from batch_layer.newest import content_hash, newest_examples
 from batch_layer.prepare import DataSet, data_set, prepare
@@ -67,6 +68,23 @@ def test_the_newest_row_of_an_id_counts_and_the_earlier_ones_stay_readable(bench
     assert bench.ingest().corrected == {"train": 1}, "what it was at first is news again"
     assert newest(bench)["two"] == (2, "no")
     assert len(bench.rows()) == 6
+
+
+@pytest.mark.parametrize("sent_to_all", [1, 3, 100])
+def test_the_same_rows_come_however_many_ids_are_sent_to_all(
+    sent_to_all: int, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(bench)
+    bench.put(a__csv=points(one=1, two=2), test_of_t__csv=points(four=4))
+    bench.ingest()
+    monkeypatch.setattr(ingest, "SENT_TO_ALL", sent_to_all)
+    twice = "six,1.5,6.0,no\n" + "six,1.5,-6.0,yes\n"
+    bench.put(a__csv=points(one=1, two=-2, three=3, five=5, seven=7) + twice)
+    found = bench.ingest()
+    assert (found.added, found.corrected, found.duplicates) == ({"train": 4}, {"train": 1}, 1)
+    here = {"one": (1, "yes"), "two": (-2, "yes"), "three": (3, "no"), "five": (5, "no"), "seven": (7, "no")}
+    assert newest(bench) == here | {"six": (-6, "yes")}
+    assert [row["event_id"] for row in bench.rows() if row["corrects"]] == ["two"]
 
 
 def test_the_query_that_the_documentation_gives_selects_the_newest_rows(bench: Bench) -> None:
