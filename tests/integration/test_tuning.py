@@ -41,7 +41,7 @@ def cluster(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = f"""start --head --block --num-cpus 2 --include-dashboard false --node-ip-address 127.0.0.1
+    arguments = f"""start --head --block --num-cpus 1 --include-dashboard false --node-ip-address 127.0.0.1
         --port 0 --ray-client-server-port {port} --min-worker-port 0 --max-worker-port 0"""
     settings = stack.model_copy(update={"ray_address": f"ray://127.0.0.1:{port}"})
     environment = os.environ | {
@@ -197,9 +197,10 @@ def test_trials_run_on_the_cluster_whose_address_is_given(
         (open_ones.discard if trial.ended else open_ones.add)(trial.key)
         most = max(most, len(open_ones))
 
-    found = tune(cluster, application, dataset=dataset, overrides={"epochs": 30}, trials=4, cpus=0.5, told=told)
+    slow = {"epochs": 30, "batch_size": 5}  # a trial takes longer than a worker needs to start
+    found = tune(cluster, application, dataset=dataset, overrides=slow, trials=4, cpus=0.5, told=told)
     assert_sensible(found, trials=4, epochs=30)
-    assert most > 2, "two cores are shared by four trials"
+    assert most > 1, "one core is shared by several trials"
 
 
 def test_a_cluster_that_does_not_answer_is_named(stack: Settings, application: PackedApplication, dataset: str) -> None:
