@@ -15,7 +15,6 @@
 7. Another append puts the refused rows in `quarantine` with the reason. A crash before it has all objects read again.
 """
 
-import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -27,14 +26,13 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from batch_layer import held_rows, quality_rows
+from batch_layer import held_rows, quality_rows, refusals
 from batch_layer.audit import audit
 from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
 from batch_layer.passed_over import keep_list, known_objects, may_hold_later
 from batch_layer.quality import broken, share
 from batch_layer.raw_objects import RawObject, objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
-from batch_layer.refusals import ROWS_OF_A_FILE
 from batch_layer.refused_ingests import (
     divided_group,
     measures_of,
@@ -327,10 +325,9 @@ def _without(good: DataFrame, taken_back: DataFrame) -> DataFrame:
     its rows are welcome.
     """
     states = taken_back.select("source", "source_sha256").distinct()
-    names = {"event_id": "event_id", "source": "source", _CONTENT: "gone_content", "code_version": "gone_code"}
-    gone = taken_back.select(*(F.col(name).alias(alias) for name, alias in names.items())).join(states, "source")
+    gone = taken_back.select("event_id", "source", _CONTENT, "code_version").join(states, "source")
     same = [good[name] == gone[name] for name in ("event_id", "source", "source_sha256")]
-    read_alike = (good[_CONTENT] == gone["gone_content"]) | (good["code_version"] == gone["gone_code"])
+    read_alike = (good[_CONTENT] == gone[_CONTENT]) | (good["code_version"] == gone["code_version"])
     return good.join(gone, [*same, read_alike], "left_anti")
 
 
@@ -371,7 +368,7 @@ def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int
     try:
         quarantined: int = refused.count()
         if quarantined:
-            refused.repartition(math.ceil(quarantined / ROWS_OF_A_FILE)).writeTo(quarantine).append()
+            refusals.append(refused, quarantine, quarantined)
         return quarantined
     finally:
         refused.unpersist()

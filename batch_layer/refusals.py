@@ -23,8 +23,7 @@ if TYPE_CHECKING:  # Spark takes long to import, which a help text need not wait
 ACCEPTED_SHARE = 0.01
 """How large a share of the events that have a prediction may lose it, unless the caller says otherwise."""
 
-ROWS_OF_A_FILE = 100_000
-"""Of a quarantine: one file where few are refused, and no one task for all where most are."""
+_ROWS_OF_A_FILE = 100_000  # one task would write the terabyte of a column that went wrong
 _ASKED_AT_ONCE = 1_000
 
 
@@ -57,8 +56,13 @@ def keep(spark: "SparkSession", application: str, refused: "DataFrame", count: i
     )
     there = spark.table(quarantine).select("source")
     new = rows.join(there, "source", "left_anti").select(spark.table(quarantine).columns)
-    files = math.ceil(count / ROWS_OF_A_FILE)
-    new.repartition(files).writeTo(quarantine).append()  # coalesce would have so few tasks look for them, too
+    append(new, quarantine, count)
+
+
+def append(refused: "DataFrame", quarantine: str, count: int) -> None:
+    """Append rows to a quarantine, about `count` of them: to one file where they are few."""
+    files = math.ceil(count / _ROWS_OF_A_FILE)
+    refused.repartition(files).writeTo(quarantine).append()  # coalesce would have so few tasks look for them, too
 
 
 def dropped(

@@ -86,7 +86,7 @@ def withdraw(
 ) -> DataChanged | None:
     """Mark what is chosen; None where nothing is, nor was by one that was broken off. Raises: BadInput, NotReady."""
     table, name = f"lake.{application}.withdrawals", secrets.token_hex(4)
-    broken_off = [_finish(spark, engine, application, each, None) for each in _unrecorded(spark, engine, application)]
+    done = [_finish(spark, engine, application, each, None) for each in _unrecorded(spark, engine, application)]
     previous = current_snapshot(spark, table)
     marks = (
         chosen(spark, application, choice)
@@ -102,9 +102,8 @@ def withdraw(
         )
     )
     marks.select(spark.table(table).columns).writeTo(table).append()
-    if spark.table(table).where(F.col("withdrawal") == name).isEmpty():
-        return broken_off[-1] if broken_off else None
-    return _finish(spark, engine, application, name, previous)
+    done.append(_finish(spark, engine, application, name, previous))
+    return next((change for change in reversed(done) if change is not None), None)
 
 
 def _unrecorded(spark: SparkSession, engine: Engine, application: str) -> list[str]:
@@ -115,12 +114,14 @@ def _unrecorded(spark: SparkSession, engine: Engine, application: str) -> list[s
     return sorted({row.withdrawal for row in names} - recorded)
 
 
-def _finish(spark: SparkSession, engine: Engine, application: str, name: str, previous: int | None) -> DataChanged:
-    """All that follows the marks; it may be done again."""
+def _finish(
+    spark: SparkSession, engine: Engine, application: str, name: str, previous: int | None
+) -> DataChanged | None:
+    """All that follows the marks, which may be done again; None where there are none."""
     table = f"lake.{application}.withdrawals"
     marked = spark.table(table).where(F.col("withdrawal") == name)
-    first, rows = marked.first(), marked.count()
-    assert first is not None, "it has marks"
+    if (first := marked.first()) is None:
+        return None
     with mysql.mysql_errors(), engine.connect() as connection:
         cards = registry.cards(connection, application)
     saw = cache(partial(has_marked, spark, application, marked))
@@ -137,7 +138,7 @@ def _finish(spark: SparkSession, engine: Engine, application: str, name: str, pr
         snapshot=current_snapshot(spark, table),
         previous=previous,
         subject=name,
-        rows=rows,
+        rows=marked.count(),
         versions=versions,
         who=first.withdrawn_by,
         why=first.why,

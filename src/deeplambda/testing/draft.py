@@ -192,9 +192,8 @@ def _globs(root: Path, files: Sequence[Path]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for path in files:
         ending = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
-        alike.setdefault(path.relative_to(root).with_name(f"*{ending}").as_posix(), []).append(
-            path.relative_to(root).as_posix()
-        )
+        name = path.relative_to(root)
+        alike.setdefault(name.with_name(f"*{ending}").as_posix(), []).append(name.as_posix())
     return sorted(glob if len(names) > 1 else names[0] for glob, names in alike.items())
 
 
