@@ -40,6 +40,12 @@ def root(stack: Settings) -> Iterator[Engine]:
         connection.execute(text(f"DROP DATABASE {name}"))
 
 
+def data_files(stack: Settings, spark: SparkSession, table: str) -> list[pq.ParquetFile]:
+    paths = [row.file_path for row in spark.sql(f"SELECT file_path FROM {table}.files").collect()]
+    contents = [ObjectStore(stack).get(path.partition(f"{stack.s3_bucket}/")[2]) for path in paths]
+    return [pq.ParquetFile(BytesIO(content)) for content in contents]
+
+
 def test_mysql_tables_get_them_once(root: Engine) -> None:
     tables = [REALTIME_PREDICTIONS.name, RECENT_PREDICTIONS.name]
     with root.begin() as connection:
@@ -61,7 +67,7 @@ def test_large_records_are_held_a_few_at_a_time_in_a_table_of_before_too(stack: 
     table, records = f"lake.{Old.name}.events", 10
     names = ("row-group-size-bytes", "row-group-check-min-record-count")
     unset = ", ".join(f"'write.parquet.{name}'" for name in names)
-    for each in ("examples", "events"):
+    for each in ("predictions", "events"):
         spark.sql(f"ALTER TABLE lake.{Old.name}.{each} UNSET TBLPROPERTIES ({unset})")
     create_tables(spark, Old())
 
@@ -74,9 +80,7 @@ def test_large_records_are_held_a_few_at_a_time_in_a_table_of_before_too(stack: 
     rows.createOrReplaceTempView("large")
     columns = "kafka_offset, value, archived_at"
     spark.sql(f"INSERT INTO {table} ({columns}) SELECT kafka_offset, value, current_timestamp() FROM large")
-    paths = [row.file_path for row in spark.sql(f"SELECT file_path FROM {table}.files").collect()]
-    contents = [ObjectStore(stack).get(path.partition(f"{stack.s3_bucket}/")[2]) for path in paths]
-    written = [pq.ParquetFile(BytesIO(content)).metadata for content in contents]
+    written = [file.metadata for file in data_files(stack, spark, table)]
     assert sum(file.num_rows for file in written) == records
     assert max(file.num_rows / file.num_row_groups for file in written) <= 4, "of 8 MiB, in a row group of 32 MiB"
 
@@ -116,6 +120,27 @@ def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark
     after = Horizon(snapshot=current_snapshot(spark, table), offsets={0: 2})
     assert lacking_columns(spark, Old.name, after) == frozenset()
     assert spark.sql(all_predictions_sql(Old.name, after, "live_rows")).count() == 1
+    spark.sql(f"DROP TABLE {table}")
+
+
+def test_a_batch_view_is_written_in_the_order_of_time_so_that_the_newest_are_in_few_files(
+    stack: Settings, spark: SparkSession
+) -> None:
+    class Old(Digits):
+        name = f"old_{uuid4().hex[:8]}"
+
+    table = f"lake.{Old.name}.predictions"
+    create_tables(spark, Old())
+    spark.sql(f"ALTER TABLE {table} WRITE UNORDERED")
+    create_tables(spark, Old())
+    spark.sql(
+        f"INSERT INTO {table} (event_id, kafka_partition, kafka_offset, occurred_at, predicted_at, model_version, "
+        "prediction, confidence) SELECT concat('event-', id), 0, id, timestamp_seconds(id * 7919 % 1000), "
+        "current_timestamp(), 1, '7', 0D FROM range(1000)"
+    )
+    times = [file.read(["occurred_at"])["occurred_at"].to_pylist() for file in data_files(stack, spark, table)]
+    assert sum(map(len, times)) == 1_000
+    assert times == [sorted(each) for each in times]
     spark.sql(f"DROP TABLE {table}")
 
 
