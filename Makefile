@@ -45,7 +45,7 @@ test-compose: $(READY) ## The stack of docker compose; skipped, with the reason,
 	$(BIN)/python -m pytest tests/compose -s
 
 unit: $(READY) ## The tests that need no service
-	$(BIN)/python -m pytest tests/unit tests/contract -m 'not long' -q -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/unit tests/contract -m 'not long' -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff, mypy and the rules of who may import whom
 	$(BIN)/ruff check

@@ -56,6 +56,8 @@ TOGETHER = {
     "gateway": {"test_hive_gateway", "test_union_view"},  # these share a process that takes long to start
     "model service": {"test_model_service", "test_model_service_refusals"},
 }
+FIRST = {"test_cooperative_worker"}
+"""Files that wait most of their time: begun first, they do so beside all others."""
 _RUNNING, _OWN = "DEEPLAMBDA_TEST_DATA_DIR", "DEEPLAMBDA_TEST_OWN_STACK"
 
 
@@ -98,6 +100,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
+    items.sort(key=lambda item: item.path.stem not in FIRST)
 
 
 @pytest.fixture(autouse=True)

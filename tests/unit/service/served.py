@@ -12,8 +12,8 @@ from deeplambda.service.cooperative_worker import CooperativeWorker, result_of
 from deeplambda.service.load_shedding import LoadShedder
 
 MUCH_BYTES = 64 * 1024 * 1024
-cooperative_worker.REPLY_WITHIN_S = 2.0  # for a test that waits for it
-cooperative_worker.REQUEST_WITHIN_S = 3.0
+cooperative_worker.REPLY_WITHIN_S = 2.0  # for tests that wait for it
+cooperative_worker.REQUEST_WITHIN_S = 2.0
 _threads = ThreadPoolExecutor(8)
 
 
@@ -44,6 +44,6 @@ def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         while time.thread_time() < ends:
             pass
     if path == "/slow":
-        result_of(_threads.submit(time.sleep, 1))
+        result_of(_threads.submit(time.sleep, 0.5))
     start_response("200 OK", [("Content-Length", str(len(content)))])
     return [content]

@@ -48,33 +48,42 @@ class Served:
         return connection
 
 
+@pytest.fixture(scope="module")
+def begun() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that have ended once all tests have: each takes seconds, and others may end meanwhile."""
+    begun: list[subprocess.Popen[bytes]] = []
+    yield begun
+    for process in begun:
+        process.wait()
+
+
 @contextlib.contextmanager
-def running(*worker: str) -> Iterator[Served]:
+def running(begun: list[subprocess.Popen[bytes]], *worker: str) -> Iterator[Served]:
     served = Served(*worker)
+    begun.append(served.process)
     try:
         yield served
     finally:
         if served.process.poll() is None:
             served.process.terminate()  # not killed: its worker would stay
-        served.process.wait()
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with running() as served:
+def served(begun: list[subprocess.Popen[bytes]]) -> Iterator[Served]:
+    with running(begun) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
-def shedding() -> Iterator[Served]:
-    with running("tests.unit.service.served.SheddingWorker") as served:
+def shedding(begun: list[subprocess.Popen[bytes]]) -> Iterator[Served]:
+    with running(begun, "tests.unit.service.served.SheddingWorker") as served:
         yield served
 
 
 @pytest.fixture
-def alone() -> Iterator[Served]:
+def alone(begun: list[subprocess.Popen[bytes]]) -> Iterator[Served]:
     """A server that no other test has used, or will."""
-    with running() as served:
+    with running(begun) as served:
         yield served
 
 
