@@ -42,7 +42,7 @@ _LABELS = 1_000
 """So many, the most frequent ones, are looked at where an objective's labels are endless."""
 _STRATA = 1 << 20
 _ERRORS = pa.schema([("is_new", pa.bool_()), ("error", pa.float64())])
-_COUNT = pa.schema([("unreadable", pa.int64())])
+_COUNT = pa.schema([("unsound", pa.int64())])
 
 Batches = Iterator[pa.RecordBatch]
 _log = logging.getLogger(__name__)
@@ -195,18 +195,24 @@ def _of_objects(
     ages = [(now() - found.stored_at).total_seconds() for found in objects.values()]
     readers = (source for source in application.sources if isinstance(source, Reader))
     uncompared = {name for source in readers for path in source.paths for name in matched(path, objects)}
-    keys = spark.createDataFrame([(raw_key(application.name, name),) for name in sorted(uncompared)], "key STRING")
-
-    def read(batches: Batches) -> Batches:
-        store = ObjectStore(settings)
-        bad = sum(not store.is_sound(key) for batch in batches for key in batch["key"].to_pylist())
-        yield pa.RecordBatch.from_pylist([{"unreadable": bad}], schema=_COUNT)
-
-    tasks = min(max(1, len(uncompared)), spark.sparkContext.defaultParallelism)
-    counted = keys.repartition(tasks).mapInArrow(read, from_arrow_schema(_COUNT)).agg(F.sum("unreadable"))
-    bad: int = counted.collect()[0][0] or 0
+    bad = _unsound(spark, settings, [raw_key(application.name, name) for name in sorted(uncompared)])
     delays = [
         measure("delay_s", float(np.quantile(ages, of)), len(ages), f"object to lake, p{of * 100:.0f}")
         for of in (0.5, 1.0)
     ]
     return [share("unreadable", bad, len(objects)), *delays]
+
+
+def _unsound(spark: SparkSession, settings: Settings, keys: Sequence[str]) -> int:
+    """How many objects have another hash than the recorded one."""
+    if not keys:
+        return 0
+
+    def read(batches: Batches) -> Batches:
+        store = ObjectStore(settings)
+        bad = sum(not store.is_sound(key) for batch in batches for key in batch["key"].to_pylist())
+        yield pa.RecordBatch.from_pylist([{"unsound": bad}], schema=_COUNT)
+
+    tasks = min(len(keys), spark.sparkContext.defaultParallelism)
+    objects = spark.createDataFrame([(key,) for key in keys], "key STRING").repartition(tasks)
+    return objects.mapInArrow(read, from_arrow_schema(_COUNT)).agg(F.sum("unsound")).collect()[0][0] or 0

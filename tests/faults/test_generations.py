@@ -126,14 +126,12 @@ def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.T
     return Undisturbed(points=points, told=by_status[1], ended=Ended.of(points, generation))
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "steps",
-    [
-        pytest.param(["train"], id="train"),
-        # Halved: a generation that so many processes did not finish is given up.
-        pytest.param(list(KILLS)[:3], id="the first half", marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
-        pytest.param(list(KILLS)[3:], id="the second half", marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
-    ],
+    [list(KILLS)[:3], list(KILLS)[3:]],  # halved: a generation that so many processes did not finish is given up
+    ids=["the first half", "the second half"],
 )
 def test_a_killed_generation_that_is_taken_up_ends_as_an_undisturbed_one(
     steps: list[str], points: Points, undisturbed: Undisturbed

@@ -89,6 +89,7 @@ _COUNTED = """
 """
 
 
+@pytest.mark.long
 def test_a_tuning_that_is_killed_goes_on_repeats_no_ended_trial_and_ends_best_first(
     stack: Settings, application: PackedApplication, dataset: str, tmp_path: Path
 ) -> None:
