@@ -105,7 +105,7 @@ def _homogeneity(before_B: NDArray[np.int64], now_B: NDArray[np.int64]) -> tuple
         table = np.column_stack([table, rare])
         rare = np.zeros(2, int)
     statistic, p = 0.0, 1.0
-    if table.shape[1] > 1:
+    if table.shape[1] > 1 and table.sum(axis=1).all():  # else one of them has rare bins only
         found = chi2_contingency(table, correction=False)
         statistic, apart = float(found.statistic), float(chi2.isf(_RULED_OUT, found.dof)) * now / before
         p = float(ncx2.sf(statistic * (1 + now / before), found.dof, apart))

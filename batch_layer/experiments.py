@@ -33,6 +33,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import Conflict, NotReady
+from deeplambda.objective import label_text
 from deeplambda.records import topics
 from deeplambda.records.experiments import SHADOW_RECORD, Said, ShadowShed, point
 from deeplambda.records.lifecycle import ChallengerFailed
@@ -106,8 +107,11 @@ class _Followed:
         self._answers_come = experiment.kind == "canary"  # a shadow's first have to wait until its process has started
         name = experiment.application
         with mysql.mysql_errors(), self._platform.connect() as connection:
-            card = registry.published_card(connection, name, experiment.champion)
-        self._criterion = Criterion.of(load_code(ObjectStore(settings), settings, card).application)
+            both = experiment.champion, experiment.version
+            cards = [registry.published_card(connection, name, version) for version in both]
+        applications = [load_code(ObjectStore(settings), settings, card).application for card in cards]
+        self._criterion = Criterion.of(applications[0])
+        self._objectives = [application.objective for application in applications]
         answers = topics.shadow_predictions(name) if experiment.kind == "shadow" else topics.predictions(name)
         self._takes = {answers: self._answers, topics.labels(name): self._take_labels, topics.LIFECYCLE: self._failures}
         self._reader = kafka.consumer(
@@ -231,11 +235,19 @@ class _Followed:
                 if (row := found.pop(each.event_id, None)) is None:
                     if each.attempts < _LABEL_ATTEMPTS:
                         self._labels.append(each._replace(attempts=each.attempts + self._answers_come))
-                elif row.label is None:
+                elif row.label is None and (truth := self._truth(each)) is not None:
                     self._has_news = True
                     connection.execute(
-                        update(EXPERIMENT_ANSWERS).where(_ANSWERS.id == row.id).values(scored(row, each.label))
+                        update(EXPERIMENT_ANSWERS).where(_ANSWERS.id == row.id).values(scored(row, truth))
                     )
+
+    def _truth(self, label: Label) -> str | None:
+        """A label as a prediction is written; None for one that neither version has, which tells nothing of them."""
+        for objective in self._objectives:
+            with suppress(Exception):  # whatever an objective of the user's own raises
+                truth: str = label_text(objective, label.label)
+                return truth
+        return None
 
     def _measure(self) -> None:
         """Note the figures, and end what is decided."""

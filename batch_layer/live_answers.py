@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from kafka import TopicPartition
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, Engine, bindparam, exists, null, select, text
 
 from deeplambda.adapters import mysql
@@ -70,7 +70,9 @@ def label_of(record: Any) -> Label | None:
         return None
     event_id = given.get("event_id") or (record.key or b"").decode(errors="replace")
     position = TopicPartition(record.topic, record.partition), record.offset
-    label = Label(str(event_id), str(given["label"]), datetime.fromtimestamp(record.timestamp / 1000, UTC), position)
+    # What is no text is kept as JSON has it, as the archive does.
+    text = given["label"] if isinstance(given["label"], str) else to_json(given["label"]).decode()
+    label = Label(str(event_id), text, datetime.fromtimestamp(record.timestamp / 1000, UTC), position)
     return label if 0 < len(label.event_id) <= _ID_LIMIT and len(label.label) <= LABEL_LIMIT else None
 
 

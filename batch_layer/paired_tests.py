@@ -87,10 +87,19 @@ def resampled(difference_of: Callable[[NDArray[np.intp]], float], rows: int, see
     if not len(differences):
         return unbounded
     low, high = np.quantile(differences, [1 - _ONE_SIDED, _ONE_SIDED])
+    middle, spread = float(differences.mean()), float(differences.std())
     return replace(
         unbounded,
         low=float(low),
         high=float(high),
-        p_better=float((1 + (differences <= 0).sum()) / (1 + len(differences))),
-        p_worse=float((1 + (differences >= 0).sum()) / (1 + len(differences))),
+        p_better=_tail(int((differences <= 0).sum()), len(differences), middle, spread),
+        p_worse=_tail(int((differences >= 0).sum()), len(differences), -middle, spread),
     )
+
+
+def _tail(opposed: int, draws: int, middle: float, spread: float) -> float:
+    """p by the share of draws that are opposed. Where none is, by the normal distribution: so few draws cannot tell a p
+    as small as many slices ask for."""
+    if opposed:
+        return (1 + opposed) / (1 + draws)
+    return min(1 / (1 + draws), float(norm.sf(middle / spread)) if spread else 0.0)

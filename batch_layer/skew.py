@@ -8,6 +8,7 @@
 
 import logging
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -80,8 +81,8 @@ def measure(spark: SparkSession, settings: Settings, application: str) -> list[S
     return found
 
 
-def differing(said: Prediction, found: Mapping[str, Any]) -> set[str]:
-    """Fields in which stream and batch differ. found: a row of the batch view.
+def differing(said: Prediction, found: Mapping[str, Any], usual: float = 1.0) -> set[str]:
+    """Fields in which stream and batch differ. found: a row of the batch view. usual: how large predicted numbers are.
 
     Of two classes that are as likely as one another, to within the tolerance, either may be the answer.
     """
@@ -89,12 +90,12 @@ def differing(said: Prediction, found: Mapping[str, Any]) -> set[str]:
     differs = set()
     if said.prediction != found["prediction"]:
         tie = scores.get(said.prediction, -1.0) >= scores.get(found["prediction"], 1.0) - TOLERANCE
-        same_number = said.value is not None and _near(said.value, found["value"], relative=True)
+        same_number = said.value is not None and _near_numbers(said.value, found["value"], usual)
         if not (tie or same_number):
             differs.add("prediction")
     if not _near(said.confidence, found["confidence"]):
         differs.add("confidence")
-    if not _near(said.value, found["value"], relative=True):
+    if not _near_numbers(said.value, found["value"], usual):
         differs.add("value")
     of_stream = said.scores or {}
     if any(abs(of_stream[name] - scores[name]) > TOLERANCE for name in of_stream.keys() & scores.keys()):
@@ -102,10 +103,17 @@ def differing(said: Prediction, found: Mapping[str, Any]) -> set[str]:
     return differs
 
 
-def _near(one: float | None, other: float | None, *, relative: bool = False) -> bool:
+def _near(one: float | None, other: float | None) -> bool:
     if one is None or other is None:
         return one is None and other is None
-    return math.isclose(one, other, abs_tol=TOLERANCE, rel_tol=TOLERANCE if relative else 0.0)
+    return math.isclose(one, other, abs_tol=TOLERANCE, rel_tol=0.0)
+
+
+def _near_numbers(one: float | None, other: float | None, usual: float) -> bool:
+    """Relative to the larger one; of those near 0, to what is usual."""
+    if one is None or other is None:
+        return one is None and other is None
+    return math.isclose(one, other, abs_tol=TOLERANCE * usual, rel_tol=TOLERANCE)
 
 
 def _sample(settings: Settings, application: str) -> Iterator[Prediction]:
@@ -159,9 +167,10 @@ def _of_version(
         return
     batch = {(row.kafka_partition, row.kafka_offset): row.asDict() for row in rows}
     compared = [(each, batch[at]) for each in said if (at := (each.kafka_partition, each.kafka_offset)) in batch]
+    usual = statistics.median([abs(row["value"]) for _, row in compared if row["value"] is not None] or [0.0])
     differs: dict[str, list[str]] = defaultdict(list)
     for each, row in compared:
-        for field in {REFUSED} if row["reason"] is not None else differing(each, row):
+        for field in {REFUSED} if row["reason"] is not None else differing(each, row, usual):
             differs[field].append(each.event_id)
     for field in (*FIELDS, REFUSED) if compared else ():
         ids = differs[field]

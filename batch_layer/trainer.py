@@ -268,12 +268,22 @@ def finite_metrics(
     Raises: UnfitModel when a metric is not finite, BadInput for one that these rows do not determine.
     """
     parts = (part for rows in pieces for part in rows.parts(_JUDGED_ROWS))
-    answered = ((part.labels_N.numpy(), outputs_of(model, part, device)) for part in parts)
+    answered = ((part.labels_N.numpy(), _finite(application, outputs_of(model, part, device))) for part in parts)
     metrics = measured_by_piece(application, answered)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise UnfitModel(f"{name} of {application.name} became {value}", "train with a smaller learning rate")
     return metrics
+
+
+def _finite(application: Application, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same outputs. Raises: UnfitModel; a metric would take NaN for the first class."""
+    if not np.isfinite(outputs).all():
+        raise UnfitModel(
+            f"outputs of {application.name} became NaN or infinite",
+            "train with a smaller learning rate, and have the model answer for every value that the schema admits",
+        )
+    return outputs
 
 
 def outputs_of(model: torch.nn.Module, rows: Rows, device: torch.device) -> NDArray[np.float32]:

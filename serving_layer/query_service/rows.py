@@ -9,6 +9,8 @@ from typing import Any
 
 ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
 """Of all values as text: what the service holds in memory for one answer, and MySQL for a kept one."""
+_CELL_BYTES = 8
+"""Of each value beside its text: an empty one takes its place too."""
 
 
 def cell(value: Any) -> Any:
@@ -44,7 +46,7 @@ def take(rows: Iterable[Sequence[Any]], row_cap: int) -> tuple[list[list[Any]], 
         if len(taken) == row_cap:
             return taken, True
         cells = [cell(value) for value in row]
-        size_bytes += sum(len(value) if isinstance(value, str) else 8 for value in cells)
+        size_bytes += sum(_CELL_BYTES + (len(value) if isinstance(value, str) else 0) for value in cells)
         if size_bytes > ANSWER_LIMIT_BYTES:
             return taken, True
         taken.append(cells)

@@ -103,14 +103,14 @@ class Classification:
         self._counts_C: NDArray[np.int64] | None = None
 
     def label_statistics(self, labels_N: NDArray[Any]) -> list[float]:
-        """Rows by class where weights are to be balanced, else nothing."""
-        return self._counted(labels_N).astype(float).tolist() if self.weights == "balanced" else []
+        """Rows by class where classes have weights, else nothing."""
+        return [] if self.weights is None else self._counted(labels_N).astype(float).tolist()
 
     def fitted_to(self, statistics: Sequence[float]) -> Self:
-        """An objective whose balanced weights are those of so many rows by class. The trainer calls it with the sum
-        over the train split; while that is still being prepared, over its shards so far.
+        """An objective whose weights are those of so many rows by class. The trainer calls it with the sum over the
+        train split; while that is still being prepared, over its shards so far.
         """
-        if self.weights != "balanced":
+        if self.weights is None or not len(statistics):  # a data set of before has none where weights are given
             return self
         fitted = type(self).__new__(type(self))
         fitted.__dict__ |= self.__dict__ | {"_counts_C": np.asarray(statistics).astype(np.int64)}
@@ -119,22 +119,23 @@ class Classification:
     def loss(self, outputs: "torch.Tensor", labels_N: "torch.Tensor") -> "torch.Tensor":
         """Cross entropy. outputs: (N, C) logits; labels_N: int64 class indices.
 
-        Balanced weights are the train split's in training, and elsewhere those of the given labels.
+        Weights have a mean of 1 over the rows of the train split, and elsewhere over those with the given labels; a
+        row's does not depend on what else is in its batch, so that parts of a batch add up to the whole.
         """
         import torch
         from torch.nn.functional import cross_entropy
 
         if self.weights is None:
             return cross_entropy(outputs.float(), labels_N)
-        weights_C = self._class_weights(labels_N) if self.weights == "balanced" else self.weights
-        weight_C = torch.as_tensor(weights_C, dtype=torch.float32, device=outputs.device)
-        return cross_entropy(outputs.float(), labels_N, weight=weight_C)
+        weight_C = torch.as_tensor(self._class_weights(labels_N), dtype=torch.float32, device=outputs.device)
+        return cross_entropy(outputs.float(), labels_N, weight=weight_C, reduction="none").mean()
 
     def _class_weights(self, labels_N: "torch.Tensor") -> NDArray[np.float64]:
         counts_C = self._counts_C if self._counts_C is not None else self._counted(labels_N.detach().cpu().numpy())
         # A class without a row has no weight to speak of, but a batch of it alone must not divide by zero.
-        weights_C: NDArray[np.float64] = counts_C.sum() / (self.output_size * np.maximum(counts_C, 1))
-        return weights_C
+        weights_C = 1 / np.maximum(counts_C, 1) if self.weights == "balanced" else np.asarray(self.weights)
+        scaled_C: NDArray[np.float64] = weights_C * counts_C.sum() / (weights_C @ counts_C)
+        return scaled_C
 
     def _counted(self, labels_N: NDArray[Any]) -> NDArray[np.int64]:
         return np.bincount(labels_N.astype(np.int64), minlength=self.output_size).astype(np.int64)

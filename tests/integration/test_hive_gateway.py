@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from pyhive import hive
 from pyspark.sql import SparkSession
 from sqlalchemy import URL, create_engine, text
+from TCLIService import ttypes
 from thrift.transport.TTransport import TTransportException
 
 from deeplambda.config import port_of
@@ -277,6 +279,31 @@ def test_wrong_login_is_refused(gateway: OwnGateway, login: dict[str, str]) -> N
         login = login | {"password": getattr(gateway.settings, login["password"]).get_secret_value()}
     with pytest.raises(TTransportException, match="validating the login"):
         gateway.connect(**login)
+
+
+def test_who_has_said_no_password_holds_a_thread_for_seconds_and_no_memory(gateway: OwnGateway) -> None:
+    host, _, port = gateway.settings.hive_address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=30) as silent,
+        socket.create_connection((host, int(port)), timeout=5) as greedy,
+    ):
+        greedy.sendall(b"\x01" + (50 * 2**20).to_bytes(4))  # the head of a message, which Thrift would set aside
+        assert b"Invalid payload" in greedy.recv(4096), "it does not wait for the rest"
+        assert silent.recv(1) == b""
+    much = "x" * 300_000
+    assert gateway.rows(f"SELECT length('{much}')") == [(300_000,)], "who has may say more"
+
+
+def test_one_client_does_not_open_sessions_without_end(gateway: OwnGateway) -> None:
+    with contextlib.closing(gateway.connect()) as connection:
+        client, asked = connection._client, ttypes.TOpenSessionReq(client_protocol=0, username="analyst")
+        opened = [client.OpenSession(asked) for _ in range(130)]
+        said = {each.status.errorMessage for each in opened} - {None}
+        assert any("as many sessions open as it may" in each for each in said), said
+        for each in opened:
+            if each.sessionHandle is not None:
+                client.CloseSession(ttypes.TCloseSessionReq(each.sessionHandle))
+    assert gateway.rows("SELECT 1") == [(1,)]
 
 
 def test_sqlalchemy_reads(gateway: OwnGateway, app: str) -> None:

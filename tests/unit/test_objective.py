@@ -228,9 +228,17 @@ def fitted_in_two_shards(classes: str, labels_N: NDArray[Any]) -> Classification
 def test_balanced_weights_are_those_of_the_labels_it_was_fitted_to() -> None:
     train_N = np.array([0] * 90 + [1] * 10)
     fitted = fitted_in_two_shards("ab", train_N)
-    given = Classification(classes="ab", weights=(100 / 180, 100 / 20))
+    given = Classification(classes="ab", weights=(1, 9)).fitted_to([90, 10])
     outputs, labels_N = torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 2.0]]), torch.tensor([0, 1, 1])
     assert fitted.loss(outputs, labels_N).item() == pytest.approx(given.loss(outputs, labels_N).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["balanced", (1, 9)])
+def test_parts_of_a_batch_add_up_to_the_whole(weights: Any) -> None:
+    fitted = Classification(classes="ab", weights=weights).fitted_to([990, 10])
+    outputs, labels_N = torch.randn(64, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([1] + [0] * 63)
+    parts = [fitted.loss(outputs[part], labels_N[part]).item() for part in (slice(32), slice(32, 64))]
+    assert sum(parts) / 2 == pytest.approx(fitted.loss(outputs, labels_N).item(), rel=1e-6)
 
 
 def test_balanced_weights_of_a_class_without_rows_are_finite() -> None:

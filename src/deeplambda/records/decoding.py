@@ -12,8 +12,10 @@ from pydantic_core import ErrorDetails, from_json, to_json
 
 from deeplambda.application import Event
 from deeplambda.errors import InvalidEvent
+from deeplambda.records.featurizer import said
 
 E = TypeVar("E", bound=Event)
+_NO_REFUSAL = "have its validators raise ValueError for what they refuse"
 
 
 class Reason(StrEnum):
@@ -53,6 +55,11 @@ def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E
         return schema.model_validate_json(_plain(value) if b'"specversion"' in value else value)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    except (RefusedEvent, MemoryError):
+        raise
+    except Exception as exc:  # a validator of the user's may raise anything; pydantic takes two kinds for a refusal
+        raised = said(exc)
+        raise RefusedEvent(f"the schema raised {raised}", _NO_REFUSAL, Reason.BAD_VALUE) from None
     # With a name here, or with the other as its cause, it would hold the frame of whoever called.
     raise _refusal(first)
 

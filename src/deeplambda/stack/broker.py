@@ -19,6 +19,8 @@ def durable_defaults(settings: Settings) -> dict[str, str | int | Path]:
         "min.insync.replicas": in_sync,
         "offsets.topic.replication.factor": replication,
         "offsets.topic.num.partitions": 8,
+        # By default as long as records: a reader that was stopped for longer would not know that it has missed some.
+        "offsets.retention.minutes": 525_600,
         "transaction.state.log.replication.factor": replication,
         "transaction.state.log.min.isr": in_sync,
         "transaction.state.log.num.partitions": 4,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, and_, insert, select, text, update
 
-from deeplambda.adapters.mysql import mysql_errors, named_lock
+from deeplambda.adapters.mysql import lock_name, mysql_errors, named_lock
 from deeplambda.clock import now
 from deeplambda.errors import Conflict
 from deeplambda.records import topics
@@ -52,11 +52,6 @@ class Generation:
         return self.state == "running"
 
 
-def lock_name(application: str) -> str:
-    """Of the lock that the process holds which works on the application's generations."""
-    return f"deeplambda.{application}.generation"
-
-
 @contextmanager
 def generation_lock(engine: Engine, application: str) -> Iterator[Connection]:
     """Be the one process that works on the application's generations; yields the connection that holds the lock.
@@ -65,7 +60,7 @@ def generation_lock(engine: Engine, application: str) -> Iterator[Connection]:
     """
     with ExitStack() as held:
         try:
-            connection = held.enter_context(named_lock(engine, lock_name(application)))
+            connection = held.enter_context(named_lock(engine, _lock(application)))
         except Conflict as exc:
             with engine.connect() as other:
                 last = newest(other, application)
@@ -81,14 +76,23 @@ def generation_lock(engine: Engine, application: str) -> Iterator[Connection]:
 
 def is_worked_on(connection: Connection, application: str) -> bool:
     """Whether a process holds the lock."""
-    return bool(connection.scalar(text("SELECT IS_FREE_LOCK(:name)"), {"name": lock_name(application)}) == 0)
+    return bool(connection.scalar(text("SELECT IS_FREE_LOCK(:name)"), _known(connection, application)) == 0)
 
 
 def still_held(connection: Connection, application: str) -> bool:
     """Whether `connection` holds the lock; asking keeps the connection alive."""
-    held = connection.scalar(text("SELECT IS_USED_LOCK(:name) = CONNECTION_ID()"), {"name": lock_name(application)})
+    held = connection.scalar(text("SELECT IS_USED_LOCK(:name) = CONNECTION_ID()"), _known(connection, application))
     connection.rollback()
     return bool(held == 1)
+
+
+def _lock(application: str) -> str:
+    """The process holds it which works on the application's generations."""
+    return f"deeplambda.{application}.generation"
+
+
+def _known(connection: Connection, application: str) -> dict[str, str]:
+    return {"name": lock_name(connection, _lock(application))}
 
 
 def newest(connection: Connection, application: str) -> Generation | None:

@@ -7,6 +7,7 @@ absorbed may go once no query can need it that was planned on the one before.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select
 
@@ -77,11 +78,17 @@ def move_horizon(connection: Connection, published: BatchViewPublished, *, repla
 
 
 def record_shown(connection: Connection, application: str, horizon: Horizon) -> None:
-    """Record that the union view shows a horizon from now on. The gateway calls it once it has replaced the view."""
+    """Record that the union view shows a horizon from now on. The gateway calls it once it has replaced the view.
+
+    However the database's clock is set, it is later than those before.
+    """
+    shown = SHOWN_HORIZONS.c
+    newest = connection.scalar(select(func.max(shown.shown_at)).where(shown.application == application))
+    at: Any = func.utc_timestamp(6)
     connection.execute(
         insert(SHOWN_HORIZONS).values(
             application=application,
-            shown_at=func.utc_timestamp(6),
+            shown_at=at if newest is None else func.greatest(at, newest + timedelta(microseconds=1)),
             snapshot=horizon.snapshot,
             offsets=dict(horizon.offsets),
         )

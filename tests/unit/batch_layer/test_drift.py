@@ -50,6 +50,13 @@ def test_a_change_is_named_by_its_column(changed: dict[str, Column], field: str)
     assert [each.field for each in named(fields)] == [field]
 
 
+def test_a_window_of_nothing_but_what_was_never_there_is_the_clearest_change() -> None:
+    known = histograms({"kind": texts(np.random.default_rng(0), 10_000)})
+    (field,) = compared(known, {"kind": np.where(FIRST_N >= 0, "new", "").astype(object)})
+    assert field.p < 1e-6
+    assert named([field]) == [field]
+
+
 def test_examples_are_of_the_bins_that_gained_most() -> None:
     kind = texts(RANDOM, 200)
     kind[[7, 9]] = "new"

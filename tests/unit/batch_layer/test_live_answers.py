@@ -1,11 +1,12 @@
 """What a label makes of the answer that it is of."""
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from batch_layer.live_answers import Label, judged
+from batch_layer.live_answers import Label, judged, label_of
 from deeplambda.objective import Classification, MultiLabel, Objective, Regression
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -60,3 +61,14 @@ def test_the_newest_label_by_the_brokers_time_counts(later_s: int, counts: bool)
 def test_a_label_that_is_read_again_is_no_news() -> None:
     known = answer("7", label="1", labelled_at=NOON)
     assert judged(known, Label("event", "1", NOON), DIGITS) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [('"art,sport"', "art,sport"), ('["art","sport"]', '["art","sport"]'), ("true", "true"), ("7", "7")],
+)
+def test_a_label_that_is_no_text_is_kept_as_json(given: str, text: str) -> None:
+    value = f'{{"event_id": "a", "label": {given}}}'.encode()
+    found = label_of(SimpleNamespace(topic="t", partition=0, offset=1, timestamp=0, key=b"a", value=value))
+    assert found is not None
+    assert found.label == text

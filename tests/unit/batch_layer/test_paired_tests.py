@@ -51,3 +51,10 @@ def test_rows_that_do_not_determine_a_metric_bound_nothing() -> None:
     for rows in (1, 10):
         found = resampled(lambda chosen: float("nan") if len(set(chosen)) < 20 else 1.0, rows)
         assert (found.low, found.high, found.p_better, found.p_worse) == (None, None, 1, 1)
+
+
+def test_a_difference_in_every_draw_is_surer_than_one_in_as_many() -> None:
+    gain_N = np.random.default_rng(3).normal(-1, 1, 400)
+    found = resampled(lambda chosen: float(gain_N[chosen].mean()), 400)
+    assert found.p_worse < 0.05 / 1_000, "though there are 500 draws"
+    assert found.p_better == 1

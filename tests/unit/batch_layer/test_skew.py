@@ -53,3 +53,8 @@ def test_of_two_classes_as_likely_as_one_another_either_may_be_the_answer() -> N
     assert differing(said("tail", confidence=0.5), row("head", even, confidence=0.505)) == set()
     swapped = {"head": 0.9, "tail": 0.1}
     assert differing(said("tail", confidence=0.9), row("head", swapped, confidence=0.9)) == {"prediction"}
+
+
+def test_small_numbers_are_held_against_what_is_usual() -> None:
+    assert differing(said("0.001", value=0.001), row("0.019", value=0.019), usual=0.01) == {"prediction", "value"}
+    assert differing(said("0.0001", value=0.0001), row("0.0002", value=0.0002), usual=0.01) == set()

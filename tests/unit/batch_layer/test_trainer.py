@@ -81,6 +81,14 @@ def test_evaluation_gives_every_metric_of_the_application() -> None:
     assert 0 <= metrics["accuracy"] <= 1
 
 
+def test_a_model_that_has_no_number_for_a_row_is_not_judged_as_if_it_had() -> None:
+    made = after(trainer(), range(1, 2))
+    with torch.no_grad():
+        next(made.model.parameters()).fill_(torch.nan)
+    with pytest.raises(UnfitModel, match="outputs of digits became NaN"):
+        made.evaluate([ROWS])
+
+
 def test_a_loss_that_is_not_finite_names_the_epoch_and_the_remedy() -> None:
     made = trainer(learning_rate=1e30)
     with pytest.raises(UnfitModel, match=r"epoch 1 of digits; .*learning_rate=1e\+29"):

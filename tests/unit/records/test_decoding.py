@@ -6,8 +6,10 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from pydantic import field_validator
 from pydantic_core import to_json
 
+from deeplambda.application import Event
 from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
 from examples.digits.application import DigitDrawn
 
@@ -115,3 +117,20 @@ def test_the_key_must_be_the_event_id(key: bytes | None, reason: Reason) -> None
 def test_a_refusal_survives_pickling() -> None:
     refusal = pickle.loads(pickle.dumps(RefusedEvent("message", "remedy", Reason.BAD_VALUE)))
     assert (str(refusal), refusal.reason) == ("message; remedy", Reason.BAD_VALUE)
+
+
+class Paid(Event):
+    amount: int
+
+    @field_validator("amount")
+    @classmethod
+    def divides(cls, amount: int) -> int:
+        return 100 // amount
+
+
+def test_a_validator_that_raises_what_it_should_not_refuses_its_event_alone() -> None:
+    sent = {"event_id": "a", "occurred_at": GOOD["occurred_at"]}
+    with pytest.raises(RefusedEvent, match=r"the schema raised ZeroDivisionError: .*test_decoding") as refused:
+        decode_event(Paid, to_json(sent | {"amount": 0}), limit_bytes=LIMIT_BYTES)
+    assert refused.value.reason is Reason.BAD_VALUE
+    assert decode_event(Paid, to_json(sent | {"amount": 50}), limit_bytes=LIMIT_BYTES).amount == 2

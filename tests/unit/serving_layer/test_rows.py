@@ -45,6 +45,12 @@ def test_rows_beyond_the_cap_are_cut_and_said_to_be() -> None:
 
 
 def test_rows_that_are_too_large_together_are_cut() -> None:
-    rows, truncated = take((("x" * (ANSWER_LIMIT_BYTES // 4),) for _ in range(10)), row_cap=10)
+    rows, truncated = take((("x" * (ANSWER_LIMIT_BYTES // 5),) for _ in range(10)), row_cap=10)
     assert truncated
     assert len(rows) == 4
+
+
+def test_many_empty_texts_are_large_too() -> None:
+    rows, truncated = take((("",) * 1_000 for _ in range(10_000)), row_cap=10_000)
+    assert truncated
+    assert len(rows) == ANSWER_LIMIT_BYTES // 8_000

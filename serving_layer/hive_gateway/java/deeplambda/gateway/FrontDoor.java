@@ -3,11 +3,14 @@ package deeplambda.gateway;
 import java.lang.reflect.Field;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
+import org.apache.hadoop.hive.conf.HiveConf;
 import org.apache.hadoop.hive.ql.metadata.Hive;
 import org.apache.hive.service.cli.CLIService;
+import org.apache.hive.service.cli.HiveSQLException;
 import org.apache.hive.service.cli.thrift.ThriftBinaryCLIService;
 import org.apache.hive.service.rpc.thrift.TCloseSessionReq;
 import org.apache.hive.service.rpc.thrift.TCloseSessionResp;
@@ -41,6 +44,10 @@ final class FrontDoor extends ThriftBinaryCLIService {
     private static final String TIMED_OUT =
             "The query was ended at the gateway's time limit; ask for less, with a filter, an aggregate or LIMIT";
 
+    private static final String TOO_MANY =
+            "The gateway has as many sessions open as it may; close some of yours, or try again in a minute";
+    private static final int SESSIONS = 128; // each a session of Spark's; twice as many as connections
+
     FrontDoor(CLIService service) {
         super(service);
         haveHivesFunctionsRegistered();
@@ -58,11 +65,24 @@ final class FrontDoor extends ThriftBinaryCLIService {
         }
     }
 
+    protected void initializeServer() {
+        super.initializeServer();
+        HiveConf.ConfVars idle = HiveConf.ConfVars.HIVE_SERVER2_IDLE_SESSION_TIMEOUT;
+        Handshake.bound(server, (int) HiveConf.getTimeVar(getHiveConf(), idle, TimeUnit.MILLISECONDS));
+    }
+
     /**
      * HiveServer2 would apply what a client sends along to the Spark session, and even to the JVM's system properties.
      * Only the database to start in is let through.
      */
     public TOpenSessionResp OpenSession(TOpenSessionReq request) throws TException {
+        if (cliService.getSessionManager().getOpenSessionCount() >= SESSIONS) {
+            TOpenSessionResp refused = new TOpenSessionResp();
+            refused.setServerProtocolVersion(request.getClient_protocol());
+            refused.setStatus(HiveSQLException.toTStatus(new HiveSQLException(TOO_MANY)));
+            shorten(refused.getStatus());
+            return refused;
+        }
         Map kept = new HashMap();
         if (request.getConfiguration() != null && request.getConfiguration().containsKey("use:database")) {
             kept.put("use:database", request.getConfiguration().get("use:database"));
