@@ -6,6 +6,7 @@ payloads that lie beside them; what either has no features for, neither is judge
 
 import logging
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,10 +44,12 @@ _log = logging.getLogger(__name__)
 class SameRows:
     """N rows of one split, as a candidate and another version answer them, both in the form of the candidate's outputs.
 
-    application: the candidate's. slices: by declared field, the rows' values.
+    application: the candidate's. other: the same, but that it decides as the other version does. slices: by declared
+    field, the rows' values.
     """
 
     application: Application
+    other: Application
     labels_N: NDArray[Any]
     ours_N: NDArray[np.float32]
     theirs_N: NDArray[np.float32]
@@ -70,6 +73,8 @@ def on_same_rows(settings: Settings, candidate: Card, other: Card, split: str = 
         cards = zip(codes, (candidate, other), strict=True)
         models = [compute.place(fetch_model(store, code.application, card)) for code, card in cards]
         application, labels = codes[0].application, []
+        other_application = copy(application)
+        vars(other_application)["objective"] = deciding_as(codes[1].application.objective, application.objective)
         outputs: tuple[list[NDArray[np.float32]], ...] = ([], [])
         sliced: list[pa.Table] = []
         for of_split in _rows(store, shards, theirs if theirs.id != ours.id else None, application.slices):
@@ -90,6 +95,7 @@ def on_same_rows(settings: Settings, candidate: Card, other: Card, split: str = 
     slices = pa.concat_tables(sliced) if application.slices else None
     return SameRows(
         application=application,
+        other=other_application,
         labels_N=np.concatenate(labels),
         ours_N=np.concatenate(outputs[0]),
         theirs_N=np.concatenate(outputs[1]),
@@ -166,6 +172,21 @@ def in_order(outputs: NDArray[np.float32], given: Objective, wanted: Objective) 
     if ours != theirs:
         raise BadInput(f"the champion's objective is {theirs}, the candidate's {ours}")
     return outputs
+
+
+def deciding_as(given: Objective, wanted: Objective) -> Objective:
+    """`wanted` with the threshold or the bounds of `given`: what its version makes of its outputs is its own.
+
+    A threshold is of the second of two classes; where classes differ, it is not carried over.
+    """
+    if type(given) is not type(wanted):
+        return wanted
+    rules = {name: getattr(given, name) for name in ("threshold", "minimum", "maximum") if hasattr(given, name)}
+    if rules.get("threshold") is not None and getattr(given, "classes", ()) != getattr(wanted, "classes", ()):
+        return wanted
+    decides = copy(wanted)
+    decides.__dict__ |= rules
+    return decides
 
 
 def _named(objective: Objective) -> str:

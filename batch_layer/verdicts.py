@@ -70,22 +70,27 @@ class _Comparing:
     def rows(self, rows_M: NDArray[np.intp], name: str | None = None, slices: int = 1) -> Comparison:
         """By the application's metric, on some of the rows. name: of the slice that they are, one of `slices`."""
         same, metric = self.same, self.criterion.metric
-        objective = same.application.objective
         labels_M, ours_M, theirs_M = (each[rows_M] for each in (same.labels_N, same.ours_N, same.theirs_N))
 
-        def figure(outputs_M: NDArray[np.float32], chosen: NDArray[np.intp] | slice) -> float:
-            return measured(same.application, labels_M[chosen], outputs_M[chosen], [metric])[metric]
+        def ours(chosen: NDArray[np.intp] | slice) -> float:
+            return measured(same.application, labels_M[chosen], ours_M[chosen], [metric])[metric]
+
+        def theirs(chosen: NDArray[np.intp] | slice) -> float:
+            return measured(same.other, labels_M[chosen], theirs_M[chosen], [metric])[metric]
 
         def gained(chosen: NDArray[np.intp]) -> float:
             try:
-                return self.criterion.gain(figure(ours_M, chosen), figure(theirs_M, chosen))
+                return self.criterion.gain(ours(chosen), theirs(chosen))
             except BadInput:  # such as a draw without a row of one class
                 return math.nan
 
-        candidate, other = figure(ours_M, slice(None)), figure(theirs_M, slice(None))
-        ours, theirs = (right_rows(objective, labels_M, each) for each in (ours_M, theirs_M))
-        if ours is not None and theirs is not None and _is_share(candidate, ours) and _is_share(other, theirs):
-            found = mcnemar(ours, theirs)
+        candidate, other = ours(slice(None)), theirs(slice(None))
+        right, others = (
+            right_rows(application.objective, labels_M, outputs_M)
+            for application, outputs_M in ((same.application, ours_M), (same.other, theirs_M))
+        )
+        if right is not None and others is not None and _is_share(candidate, right) and _is_share(other, others):
+            found = mcnemar(right, others)
         else:
             found = resampled(gained, len(rows_M))
         refused = self._refused(found) if name is None else self._refused_slice(found, slices)
@@ -93,8 +98,9 @@ class _Comparing:
 
     def calibration(self) -> Iterator[Comparison]:
         """One for a classifier, else none."""
-        objective, labels_N = self.same.application.objective, self.same.labels_N
-        ours, theirs = (confidence(objective, labels_N, each) for each in (self.same.ours_N, self.same.theirs_N))
+        same, labels_N = self.same, self.same.labels_N
+        ours = confidence(same.application.objective, labels_N, same.ours_N)
+        theirs = confidence(same.other.objective, labels_N, same.theirs_N)
         if ours is None or theirs is None:
             return
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batch_layer.same_rows import as_payload_of, in_order
+from batch_layer.same_rows import as_payload_of, deciding_as, in_order
 from deeplambda.application import Application, Event
 from deeplambda.errors import BadInput
 from deeplambda.objective import Classification, MultiLabel, Objective, Regression
@@ -65,3 +65,11 @@ def test_a_class_that_the_champion_does_not_know_is_never_its_answer() -> None:
 def test_outputs_that_mean_something_else_are_not_compared(given: Objective, wanted: Objective) -> None:
     with pytest.raises(BadInput, match="the champion's objective is"):
         in_order(np.zeros((1, given.output_size), np.float32), given, wanted)
+
+
+def test_a_champion_decides_by_its_own_rule() -> None:
+    pair = Classification(("a", "b"))
+    assert deciding_as(Classification(("a", "b"), threshold=0.2), pair).decided(np.array([[0.7, 0.3]])) == [1]
+    assert pair.threshold is None
+    assert deciding_as(Classification(("b", "a"), threshold=0.2), pair).decided(np.array([[0.7, 0.3]])) == [0]
+    assert deciding_as(Regression(maximum=1.0), Regression()).numbers(np.array([5.0], np.float32)) == [1]

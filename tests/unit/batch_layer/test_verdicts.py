@@ -46,6 +46,7 @@ def answers(right_N: NDArray[np.bool_], sure: float = 2.0) -> NDArray[np.float32
 def same_rows(ours_N: NDArray[Any], theirs_N: NDArray[Any], **slices: list[Any]) -> SameRows:
     return SameRows(
         application=Coin(),
+        other=Coin(),
         labels_N=np.ones(len(ours_N), np.int64),
         ours_N=ours_N,
         theirs_N=theirs_N,
@@ -190,10 +191,28 @@ def test_a_metric_that_is_no_share_of_rows_is_resampled() -> None:
     labels_N = random.normal(size=ROWS)
     theirs_N = (labels_N + random.normal(size=ROWS)).astype(np.float32)
     ours_N = (labels_N + 1.2 * (theirs_N - labels_N)).astype(np.float32)
-    same = SameRows(application=Prices(), labels_N=labels_N, ours_N=ours_N, theirs_N=theirs_N, slices={})
+    same = SameRows(
+        application=Prices(), other=Prices(), labels_N=labels_N, ours_N=ours_N, theirs_N=theirs_N, slices={}
+    )
     criterion = Criterion.of(Prices())
     (whole,) = compared(same, TEST, 1, "champion", criterion)
     assert whole.test == "bootstrap"
     assert whole.refused
     assert whole.high is not None
     assert whole.high < -0.1
+
+
+def test_each_version_is_judged_by_what_it_makes_of_its_outputs() -> None:
+    class Alarm(Coin):
+        objective = Classification(("heads", "tail"), threshold=0.01)
+        metrics = ("f1_macro",)
+
+    labels_N = (np.arange(ROWS) % 50 == 0).astype(np.int64)
+    outputs_N = answers(labels_N == 1)
+    same = SameRows(
+        application=Alarm(), other=Coin(), labels_N=labels_N, ours_N=outputs_N, theirs_N=outputs_N, slices={}
+    )
+    (whole, *_) = compared(same, TEST, 1, "champion", Criterion.of(Alarm()))
+    assert whole.other == 1
+    assert whole.candidate < 0.1
+    assert whole.refused
