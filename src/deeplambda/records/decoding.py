@@ -15,7 +15,6 @@ from deeplambda.errors import InvalidEvent
 from deeplambda.records.featurizer import said
 
 E = TypeVar("E", bound=Event)
-_NO_REFUSAL = "have its validators raise ValueError for what they refuse"
 
 
 class Reason(StrEnum):
@@ -54,14 +53,13 @@ def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E
     try:
         return schema.model_validate_json(_plain(value) if b'"specversion"' in value else value)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+        why = _why(exc.errors(include_url=False, include_input=False, include_context=False)[0])
     except (RefusedEvent, MemoryError):
         raise
     except Exception as exc:  # a validator of the user's may raise anything; pydantic takes two kinds for a refusal
-        raised = said(exc)
-        raise RefusedEvent(f"the schema raised {raised}", _NO_REFUSAL, Reason.BAD_VALUE) from None
+        why = f"the schema raised {said(exc)}", "raise ValueError for what is refused", Reason.BAD_VALUE
     # With a name here, or with the other as its cause, it would hold the frame of whoever called.
-    raise _refusal(first)
+    raise RefusedEvent(*why)
 
 
 def check_key(event: Event, key: bytes | None) -> None:
@@ -98,14 +96,14 @@ def _plain(value: bytes) -> bytes:
     return to_json(envelope["data"] | {name: given for name, given in named.items() if given is not None})
 
 
-def _refusal(first: ErrorDetails) -> RefusedEvent:
+def _why(first: ErrorDetails) -> tuple[str, str, Reason]:
     field = ".".join(str(step) for step in first["loc"])
     where = f"field {field!r}: " if field else ""
     kind = first["type"]
     if kind == "json_invalid":
-        return RefusedEvent(first["msg"], "send the event as UTF-8 JSON", Reason.NOT_JSON)
+        return first["msg"], "send the event as UTF-8 JSON", Reason.NOT_JSON
     if kind == "missing":
-        return RefusedEvent(f"field {field!r} is missing", "send every field of the schema", Reason.MISSING_FIELD)
+        return f"field {field!r} is missing", "send every field of the schema", Reason.MISSING_FIELD
     if kind.endswith("_type") or kind == "is_instance_of":
-        return RefusedEvent(f"{where}{first['msg']}", "send the type that the schema names", Reason.WRONG_TYPE)
-    return RefusedEvent(f"{where}{first['msg']}", "send a value that the schema allows", Reason.BAD_VALUE)
+        return f"{where}{first['msg']}", "send the type that the schema names", Reason.WRONG_TYPE
+    return f"{where}{first['msg']}", "send a value that the schema allows", Reason.BAD_VALUE

@@ -2,9 +2,11 @@
 
 import gc
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
@@ -12,7 +14,7 @@ from deeplambda.records.admission import admit
 from deeplambda.records.decoding import Reason, RefusedEvent
 from deeplambda.records.featurizer import Featurizer
 from examples.digits.application import Digits
-from tests.unit.records.test_decoding import GOOD, PIXELS
+from tests.unit.records.test_decoding import GOOD, PIXELS, Paid
 
 
 def record(event_id: str, **changes: object) -> tuple[bytes, bytes]:
@@ -43,14 +45,22 @@ def test_a_batch_of_refusals_alone_is_taken() -> None:
     assert (len(admitted.events_N), len(admitted.refused)) == (0, 2)
 
 
-def test_what_was_refused_is_not_kept_for_ever() -> None:
+class Till(Digits):
+    event = Paid
+
+
+@pytest.mark.parametrize(
+    ("application", "changes", "said"),
+    [(Digits(), {"image": "AAAA\r\nAAAA"}, "not base64"), (Till(), {"amount": 0}, "ZeroDivisionError")],
+)
+def test_what_was_refused_is_not_kept_for_ever(application: Digits, changes: dict[str, Any], said: str) -> None:
     def alive() -> int:
         gc.collect()
         return sum(isinstance(each, RefusedEvent) for each in gc.get_objects())
 
-    before, bad = alive(), record("a", image="AAAA\r\nAAAA")
-    admitted = admit_all([bad] * 10)
-    assert "not base64" in str(admitted.refused[0][1])
+    before, bad = alive(), record("a", **changes)
+    admitted = admit_all([bad] * 10, application)
+    assert said in str(admitted.refused[0][1])
     assert alive() == before + 10
     del admitted
     assert alive() == before
