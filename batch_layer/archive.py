@@ -23,7 +23,7 @@ from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
 from deeplambda.service.checkpoints import Finished, starting_offsets
 from deeplambda.service.logs import log_to_stderr
-from deeplambda.service.stream_session import stream_session
+from deeplambda.service.stream_session import EVENT_SOURCE, stream_session
 from deeplambda.service.streams import Stream, run_streams
 
 TRIGGER_S = 5
@@ -67,7 +67,7 @@ def _append(
     checkpoint = f"{settings.checkpoints}/archive/{reader.topic}"
     starts = starting_offsets(spark, settings, reader, checkpoint, stored=partial(_stored, spark, table))
     records = (
-        spark.readStream.format("kafka")
+        spark.readStream.format(EVENT_SOURCE)
         .options(**spark_options(settings))
         .option("subscribe", reader.topic)
         .option("startingOffsets", starts)

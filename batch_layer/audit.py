@@ -192,12 +192,12 @@ def _of_objects(
     spark: SparkSession, settings: Settings, packed: PackedApplication, objects: Mapping[str, RawObject]
 ) -> list[QualityMeasure]:
     application = packed.load()
-    ages = [(now() - found.stored_at).total_seconds() for found in objects.values()]
+    ages_s = now().timestamp() - np.fromiter((found.stored_s for found in objects.values()), np.float64)
     readers = (source for source in application.sources if isinstance(source, Reader))
     uncompared = {name for source in readers for path in source.paths for name in matched(path, objects)}
     bad = _unsound(spark, settings, [raw_key(application.name, name) for name in sorted(uncompared)])
     delays = [
-        measure("delay_s", float(np.quantile(ages, of)), len(ages), f"object to lake, p{of * 100:.0f}")
+        measure("delay_s", float(np.quantile(ages_s, of)), len(ages_s), f"object to lake, p{of * 100:.0f}")
         for of in (0.5, 1.0)
     ]
     return [share("unreadable", bad, len(objects)), *delays]

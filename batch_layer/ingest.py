@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import compress
 
+from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -139,7 +140,7 @@ def _ingest(
     """Read the objects that are not known, and append what is new in them."""
     spark.sparkContext.addPyFile(str(packed.zip_file))
     read = {name: found for name, found in objects.items() if name not in known} if known else objects
-    checked = _checked(spark, settings, packed, root, read.keys(), known).persist()
+    checked = _checked(spark, settings, packed, root, read.keys(), known).persist(StorageLevel.DISK_ONLY)
     try:
         return _append(spark, settings, packed, checked, read, known)
     finally:
@@ -196,7 +197,7 @@ def _append(
     kept = spark.table(examples).withColumn(_CONTENT, content)
     if sum(row["rows"] for row in verdicts if row["reason"] is None) <= SENT_TO_ALL:
         kept = kept.join(F.broadcast(good.select("event_id")), "event_id", "left_semi")
-    ids = _ids(good, kept).persist()
+    ids = _ids(good, kept).persist(StorageLevel.DISK_ONLY)
     unexpected, held = list[str](), None
     try:
         counts = ids.groupBy("split").agg(
@@ -363,7 +364,7 @@ def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int
         .withColumnRenamed("ingested_at", "quarantined_at")
         .join(spark.table(quarantine).select(_ORIGINAL).distinct(), _ORIGINAL, "left_anti")
         .select(columns)
-        .persist()
+        .persist(StorageLevel.DISK_ONLY)
     )
     try:
         quarantined: int = refused.count()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -77,10 +78,8 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
     watches = [Watch(settings, name) for name in settings.applications]
     takes = {topic: take for each in watches for topic, take in each.takes.items()}
     of_labels = {topics.labels(each.name) for each in watches}
-    with (
-        closing(kafka.consumer(settings, *(takes.keys() - of_labels), group=GROUP, only_reads=True)) as reader,
-        closing(kafka.consumer(settings, *of_labels, group=GROUP, only_reads=True)) as labels,
-    ):
+    consumer = partial(kafka.consumer, settings, group=GROUP, only_reads=True, some_do=True)
+    with closing(consumer(*(takes.keys() - of_labels))) as reader, closing(consumer(*of_labels)) as labels:
         looked_s = forgot_s = -_FORGET_EVERY_S
         while not stop.is_set():
             with kafka.kafka_errors(settings):

@@ -34,7 +34,7 @@ class News:
 
     def __init__(self, settings: Settings, applications: Iterable[str]) -> None:
         self._settings = settings
-        self._labels = consumer(settings, *map(topics.labels, applications))
+        self._labels = consumer(settings, *map(topics.labels, applications), some_do=True)
         self._lifecycle = consumer(settings, topics.LIFECYCLE)
         self._drifts: dict[str, list[datetime]] = defaultdict(list)
 

@@ -388,8 +388,10 @@ def _prepared(
         store.put(payload_key(*place), judged.finished())
         del judged  # before the shard takes as much
     features = concatenated([piece for piece in pieces if piece])
+    del pieces  # before the shard is written, which takes as much twice
     labels_N = labels_of(featurizer.application.objective, labels)
     shard = write_shard(features, labels_N)
+    del features
     store.put(shard_key(*place), shard)
     announcement = PartitionPrepared(
         application=dataset.application,

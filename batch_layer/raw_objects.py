@@ -1,7 +1,6 @@
 """Raw objects: what lies under `<application>/raw/` on S3, and which of it an application's sources mean."""
 
 from collections.abc import Collection
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +11,10 @@ from deeplambda.sources import matched
 
 
 class RawObject(NamedTuple):
-    """What is held of each of millions. stored_at: by S3. tag: S3's, which is another for other content."""
+    """What is held of each of millions. stored_s: by S3's clock, since 1970. tag: S3's, which is another for other
+    content."""
 
-    stored_at: datetime
+    stored_s: float
     tag: str
 
 
@@ -45,7 +45,7 @@ def objects_of(application: Application, store: ObjectStore) -> dict[str, RawObj
     """
     root = raw_key(application.name, "")
     stored = {
-        found.key.removeprefix(root): RawObject(found.modified, found.tag)
+        found.key.removeprefix(root): RawObject(found.modified.timestamp(), found.tag)
         for found in store.each(root)
         if not found.key.endswith("/")
     }

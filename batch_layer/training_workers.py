@@ -145,6 +145,7 @@ def _sharing(settings: Settings, workers: int) -> Iterator[None]:
     own = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
         "GLOO_SOCKET_IFNAME": "lo",
+        "PET_LOG_DIR": os.devnull,  # torchrun's: else each run leaves a folder of its own in the temporary files
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each says that no parameter of the model is unused
     }
     before = {name: os.environ.get(name) for name in own}

@@ -25,9 +25,9 @@ from sqlalchemy import Engine, create_engine
 from xdist.scheduler import LoadFileScheduling
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings, load_settings
 from deeplambda.idx import read_idx, write_idx
+from deeplambda.service.stream_session import stream_session
 from deeplambda.state import registry
 from examples.mnist import mnist_folder
 from tests.traffic import eventually
@@ -155,7 +155,7 @@ def stack(deeplambda: Callable[..., "subprocess.CompletedProcess[str]"]) -> Iter
 def spark(stack: Settings) -> Iterator[SparkSession]:
     """A session that writes to the lake; the process can have one only, so all files share it."""
     before = dict(os.environ)  # a session finds its credentials and its Python in the environment
-    session = spark_session(stack, "test", {"spark.driver.memory": "512m"})
+    session = stream_session(stack, "test", {"spark.driver.memory": "512m"})
     yield session
     session.stop()
     os.environ.clear()

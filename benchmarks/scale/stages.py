@@ -19,7 +19,7 @@ from benchmarks.own_stack import COMMAND, STORES, fresh_stack
 from benchmarks.scale.generated import APPLICATIONS, put_objects
 
 STAGES = ("ingest", "prepare", "train", "recompute")
-_SAMPLED_EVERY_S = 0.5
+_SAMPLED_EVERY_S = 0.2
 _TRAINER_MEMORY_MB = 64
 """Less than the smaller size takes, so that the trainer reads both from S3, in windows."""
 _MEBIBYTE = 2**20

@@ -36,6 +36,9 @@ def main() -> int:
     _log.info("ready")
     try:
         while not stopping.wait(_BEAT_S):
+            if gateway.is_gone:
+                _log.error("the JVM has ended, see the lines before; the gateway starts again")
+                return 1
             write_heartbeat(settings, "gateway", states=gateway.states)
     finally:
         gateway.stop()

@@ -62,9 +62,16 @@ class Gateway:
         states = {name: loop.status.state for name, loop in self._applications.items()}
         return states | {"refresher": self._refreshing.status.state}
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the JVM has ended, so that nobody is served."""
+        return self._spark.sparkContext._gateway.proc.poll() is not None
+
     def stop(self) -> None:
         """End the threads, the sessions of clients, the Spark session and its JVM; the process ends after it."""
         self._stopping.set()
+        if self.is_gone:
+            return
         self._refresher.wake()
         ended_by_s = time.monotonic() + _LOOPS_END_WITHIN_S
         for loop in (self._refreshing, *self._applications.values()):

@@ -25,7 +25,7 @@ from deeplambda.adapters.kafka import Publisher, Record
 from deeplambda.adapters.kafka_follower import Follower
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady, Overtaken
+from deeplambda.errors import NotReady, Overtaken, Truncated
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.expiry import Reader
@@ -124,37 +124,37 @@ def run(
         while not stop.is_set():
             if figures.partitions != known or time.monotonic() >= look_at_s:
                 known, look_at_s = figures.partitions, time.monotonic() + _LOOK_S
-                overtaken = _follow(settings, reader, known)
+                waiting = _follow(settings, reader, known)
             if records := reader.poll(_POLL_S, limit):
                 if not _store_records(engine, publisher, records, figures, status, stop):
                     break
                 reader.commit()
             limit = min(_MOST_ROWS, 2 * limit) if len(records) == limit else _LEAST_ROWS
             figures.at(reader.positions)
-            if overtaken:
-                status.waiting("; ".join(overtaken))
+            if waiting:
+                status.waiting("; ".join(waiting))
             else:
                 status.working()
 
 
 def _follow(settings: Settings, reader: Follower, partitions: Mapping[str, Collection[int]]) -> list[str]:
     """Have it read the topics' partitions that it does not read yet, each after what was committed, but those that
-    Kafka no longer has from there on: they wait.
+    Kafka does not have from there on: they wait.
 
     Returns why, for each application of which some do. Raises: NotReady when Kafka is away.
     """
-    overtaken = []
+    waiting = []
     for application in settings.applications:
         topic = topics.predictions(application)
         if unread := reader.unread(topic, partitions.get(topic, ())):
             committed = {partition: offset for partition, offset in unread.items() if offset is not None}
             try:
                 starts = resumed(settings, Reader(application, "views", topic), committed)
-            except Overtaken as exc:
-                overtaken.append(exc.message)
+            except (Overtaken, Truncated) as exc:
+                waiting.append(exc.message)
             else:
                 reader.read_from(topic, {partition: starts[partition] for partition in unread})
-    return overtaken
+    return waiting
 
 
 def _store_records(

@@ -88,7 +88,10 @@ def run(settings: Settings, figures: Figures, status: LoopStatus, stop: threadin
             for name, topic in predictions.items():
                 lags[name].looked(at_s, ends=found[topic], done=figures.position(topic))
             figures.behind = {name: why for name, lag in lags.items() if (why := lag.behind)}
-            status.working(rows=figures.rows_ever, lag=sum(lag.rows for lag in lags.values()))
+            if absent := [topic for topic, partitions in found.items() if not partitions]:
+                status.waiting(f"Kafka has no topic {absent[0]!r}")
+            else:
+                status.working(rows=figures.rows_ever, lag=sum(lag.rows for lag in lags.values()))
             if at_s - since_s >= _REPORT_S:
                 for name, lag in lags.items():
                     publish_lag(metrics[name], [lag])

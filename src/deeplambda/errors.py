@@ -14,7 +14,8 @@ DeepLambdaError
 │   ├── DiskFull            no space is left on a disk
 │   ├── Overloaded          a service has more to do than it can answer in time
 │   ├── DeadlinePassed      the caller's own time for an answer is over
-│   └── Overtaken           records expired before their reader came to them; a person has to give them up
+│   ├── Overtaken           records expired before their reader came to them; a person has to give them up
+│   └── Truncated           a topic ends before its reader's position; a person has to restore it
 └── Conflict                another process or person holds, or has changed, what this one needs
     └── UnfitModel       a model version that must not serve
 
@@ -100,6 +101,10 @@ class DeadlinePassed(NotReady):
 
 class Overtaken(NotReady):
     """Records expired before their reader came to them."""
+
+
+class Truncated(NotReady):
+    """A topic ends before the position that its reader had come to."""
 
 
 class Conflict(DeepLambdaError):

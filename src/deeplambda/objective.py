@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
@@ -167,7 +168,7 @@ class Classification:
         )
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[np.int64]:
-        """Class indices, from names or from class indices; a name counts before an index.
+        """Class indices, from names; or from class indices, where no class has an integer for a name.
 
         Raises: ValueError for a class that is not there, or a label that is None.
         """
@@ -362,7 +363,7 @@ def _unique(names: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def _position(label: Any, index: Mapping[str, int], names: Sequence[str]) -> int:
-    """Where a label stands among the names. A name counts before a position, for digits are names as well."""
+    """Where a label stands among the names; an integer may be the position itself where no name is an integer."""
     if _missing(label):
         raise ValueError("the label is missing")
     text = str(label)
@@ -374,9 +375,15 @@ def _position(label: Any, index: Mapping[str, int], names: Sequence[str]) -> int
         number = int(label)  # a column of integers with gaps comes as floats
         if str(number) in index:
             return index[str(number)]
-        if 0 <= number < len(names):
+        if 0 <= number < len(names) and not _has_number(tuple(names)):
             return number
     raise ValueError(f"label {text!r} is not one of {', '.join(names[:20])}{', …' if len(names) > 20 else ''}")
+
+
+@cache
+def _has_number(names: tuple[str, ...]) -> bool:
+    """Whether an integer is one of the names, so that no other integer can be meant as a position."""
+    return any(name.removeprefix("-").isdecimal() for name in names)
 
 
 def _missing(label: Any) -> bool:

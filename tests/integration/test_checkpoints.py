@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 
 from deeplambda.adapters.kafka import Publisher, create_topics, end_offsets, spark_options
 from deeplambda.config import Settings
-from deeplambda.errors import ConfigurationError
+from deeplambda.errors import ConfigurationError, Truncated
 from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
 from deeplambda.service.checkpoints import last_finished, starting_offsets
+from deeplambda.service.stream_session import EVENT_SOURCE
 from tests.traffic import new_run
 
 
@@ -32,7 +34,7 @@ def send(settings: Settings, application: str) -> None:
 
 def read_all(spark: SparkSession, settings: Settings, application: str, checkpoint: Path) -> None:
     """Finish a batch of all that Kafka has, as a stream does that is then stopped."""
-    records = spark.readStream.format("kafka").options(**spark_options(settings))
+    records = spark.readStream.format(EVENT_SOURCE).options(**spark_options(settings))
     query = (
         records.option("subscribe", topics.events(application))
         .option("startingOffsets", "earliest")
@@ -67,6 +69,22 @@ def test_stream_goes_on_after_what_its_checkpoint_or_its_sink_has(
 
 def as_json(offsets: dict[int, int]) -> dict[str, int]:
     return {str(partition): offset for partition, offset in offsets.items()}
+
+
+def test_topic_that_ends_before_its_stream_is_named_and_not_read(
+    spark: SparkSession, stack: Settings, application: str, tmp_path: Path
+) -> None:
+    read_all(spark, stack, application, tmp_path)
+    offsets, ends = tmp_path / "offsets" / "0", end_offsets(stack, topics.events(application))
+    further = json.dumps({topics.events(application): as_json(ends | {1: ends[1] + 1})})
+    offsets.write_text("\n".join([*offsets.read_text().splitlines()[:2], further]))
+    (tmp_path / "offsets" / ".0.crc").unlink(missing_ok=True)
+    with pytest.raises(StreamingQueryException, match=f"ends at offset {ends[1]}, and was read up to {ends[1] + 1}"):
+        read_all(spark, stack, application, tmp_path)
+    assert [each.name for each in (tmp_path / "offsets").glob("[0-9]*")] == ["0"], "no batch was planned"
+    reader = Reader(application, "archive", topics.events(application))
+    with pytest.raises(Truncated, match=f"ends at offset {ends[1]} of partition 1, and 'archive'"):
+        starting_offsets(spark, stack, reader, f"file:{tmp_path}")
 
 
 def test_damaged_checkpoint_is_named(spark: SparkSession, stack: Settings, application: str, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from sqlalchemy import URL, create_engine, text
 from TCLIService import ttypes
 from thrift.transport.TTransport import TTransportException
 
-from deeplambda.config import port_of
+from deeplambda.config import Settings, port_of
 from deeplambda.jvm.ivy import java_program, pyspark_jars
 from tests.integration.own_gateway import OwnGateway, message_of, run
+from tests.integration.own_model_service import OwnService
 from tests.traffic import eventually
 
 READ_ONLY = "this gateway reads only"
@@ -370,6 +371,22 @@ def test_a_cancelled_query_uses_no_processor(gateway: OwnGateway, endless: str) 
         assert eventually(lambda: not _idle(gateway))
         cursor.cancel()
     assert eventually(lambda: _idle(gateway), timeout_s=20)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["in the gateway's own thread", "in a task"])
+def test_a_statement_that_nothing_ends_has_the_gateway_start_anew(
+    stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv("DEEPLAMBDA_SPARK_OPTIONS", "spark.sql.thriftServer.queryTimeout=1s")
+    rows = "range(1)" if where == "in a task" else "(SELECT '' AS id)"
+    backtracks = f"SELECT count(*) FROM {rows} WHERE concat(repeat('a', 60), id, '!') RLIKE '^(a|aa)+$'"
+    with OwnGateway(OwnService(stack, tmp_path), tmp_path).running() as own:
+        with pytest.raises(hive.Error, match="time limit"):
+            own.rows(backtracks)
+        assert own.process is not None
+        assert own.process.wait(timeout=120) == 1
+    assert "met the time limit 60 s ago cannot be ended" in own.log.read_text()
 
 
 def test_a_query_may_be_cancelled_at_any_moment(gateway: OwnGateway) -> None:

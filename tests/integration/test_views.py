@@ -6,17 +6,19 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from kafka.structs import OffsetAndMetadata
 from pydantic_core import from_json
 from sqlalchemy import Engine, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.kafka import Publisher, consumer, end_offsets
+from deeplambda.adapters.kafka import Publisher, consumer, create_topics, end_offsets
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
@@ -25,11 +27,13 @@ from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import Prediction
+from deeplambda.service.loops import Loop
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.state import outbox
 from deeplambda.state.horizon_store import move_horizon, read_batch_view, record_shown
 from deeplambda.state.tables import HORIZONS, METRICS, OUTBOX, REALTIME_PREDICTIONS, SHOWN_HORIZONS
-from serving_layer.views import realtime
+from serving_layer.views import realtime, reporting
+from serving_layer.views.reporting import Figures
 from serving_layer.views.rows import of_prediction
 from serving_layer.views.trim import GRACE, trim
 from tests.traffic import dead_letters, eventually
@@ -320,6 +324,32 @@ def test_connections_cut_in_the_middle_lose_and_double_nothing(stack: Settings, 
         cutting.join()
     assert eventually(lambda: len(rows(stack, run)) >= 2_000)
     assert [row.event_id for row in rows(stack, run)] == [f"{run}-{n:04}" for n in range(2_000)]
+
+
+def test_one_applications_topics_stop_no_others_view(stack: Settings, own_name: str) -> None:
+    cut, gone = f"{own_name}_cut", f"{own_name}_gone"
+    settings = stack.model_copy(update={"applications": (gone, cut, own_name)})
+    create_topics(settings.model_copy(update={"applications": (cut, own_name)}))
+    with closing(consumer(stack, topics.predictions(cut), group=realtime.GROUP)) as reader:
+        reader.commit({each: OffsetAndMetadata(10, "", -1) for each in reader.assignment()})
+    figures, stop = Figures(), threading.Event()
+    loops = [
+        Loop("realtime", partial(realtime.run, settings, figures, (0, 1)), stop),
+        Loop("reporting", partial(reporting.run, settings, figures), stop),
+    ]
+    for loop in loops:
+        loop.start()
+    try:
+        with Publisher(stack) as publisher:
+            send(publisher, prediction(own_name, application=own_name))
+        assert eventually(lambda: len(rows(stack, own_name)) == 1)
+        waits_for = [loop.status.waits_for or "" for loop in loops]
+    finally:
+        stop.set()
+        for loop in loops:
+            loop.join()
+    assert f"{cut}.predictions ends at offset 0 of partition 0, and 'views'" in waits_for[0]
+    assert f"no topic '{gone}.dead-letters'" in waits_for[1]
 
 
 def test_what_the_outbox_holds_is_published_once_and_in_order(stack: Settings, run: str) -> None:

@@ -78,6 +78,12 @@ def test_a_name_counts_before_a_number() -> None:
     assert Classification(classes=("false", "true")).label_array([True, np.bool_(False)]).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("classes", ["12345", ("-1", "1"), ("7", "other")])
+def test_where_a_name_is_an_integer_no_other_integer_is_a_position(classes: Any) -> None:
+    with pytest.raises(ValueError, match="'0' is not one of"):
+        Classification(classes).label_array([0])
+
+
 @pytest.mark.parametrize(
     ("label", "why"),
     [

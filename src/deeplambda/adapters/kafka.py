@@ -290,13 +290,17 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
         self.commit(reached)
 
 
-def consumer(settings: Settings, *names: str, group: str | None = None, only_reads: bool = False) -> Consumer:
+def consumer(
+    settings: Settings, *names: str, group: str | None = None, only_reads: bool = False, some_do: bool = False
+) -> Consumer:
     """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady.
 
     group: whose committed offsets it resumes from and commits to; None: reads from the beginning and commits nothing.
     It does not join the group: a part that was killed would have to wait until its old session has expired.
     only_reads: whether it asks little else of the broker once it reads: where partitions end, for one, waits behind a
     fetch which finds nothing. So the broker may hold one for longer, and an idle consumer takes less than half as much.
+    some_do: whether all topics but one may be missing, so that one application's costs the others nothing; a topic is
+    read once it is there.
     """
     with kafka_errors(settings):
         made = Consumer(
@@ -312,7 +316,8 @@ def consumer(settings: Settings, *names: str, group: str | None = None, only_rea
             reconnect_backoff_max_ms=_RECONNECT_MS,
             metadata_max_age_ms=_METADATA_MS,
         )
-        if absent := [name for name in names if not made.partitions_for_topic(name)]:
+        absent = [name for name in names if not made.partitions_for_topic(name)]
+        if absent and not (some_do and len(absent) < len(names)):
             made.close()
             raise NotReady(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
         made.follow_partitions()
@@ -329,12 +334,16 @@ def begin_at(reader: Consumer, moment: datetime) -> None:
         reader.seek(partition, found[partition].offset if found.get(partition) else ends[partition])
 
 
-def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
-    """By partition, the offset of the first record that has not expired. Raises: NotReady."""
+def offset_ranges(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
+    """By partition, the offset of the first record that has not expired, and the one that the next record will get.
+
+    Raises: NotReady.
+    """
     reader = consumer(settings, topic)
     try:
         with kafka_errors(settings):
-            return {tp.partition: first for tp, first in reader.beginning_offsets(reader.assignment()).items()}
+            firsts, ends = (ask(reader.assignment()) for ask in (reader.beginning_offsets, reader.end_offsets))
+            return {tp.partition: (first, ends[tp]) for tp, first in firsts.items()}
     finally:
         reader.close()
 

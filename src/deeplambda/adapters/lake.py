@@ -223,6 +223,7 @@ def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
         "spark.executor.memory": "1g",
         "spark.executor.extraJavaOptions": " ".join(java_options(settings)),
         "spark.executorEnv.AWS_ACCESS_KEY_ID": settings.s3_access_key,
+        "spark.executorEnv.PET_LOG_DIR": os.devnull,  # torchrun's: else each run leaves a folder of its own
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 from pyspark.sql import SparkSession
 
-from deeplambda.adapters.kafka import first_offsets
+from deeplambda.adapters.kafka import offset_ranges
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.records.expiry import Reader
@@ -38,13 +38,13 @@ def starting_offsets(
        which no batch was ever finished goes too, for it may name offsets that have expired.
     stored: gives, by partition, the offset after the last record that the sink holds, or nothing where that is what the
     checkpoint says; a sink that does not know gets the records since the last finished batch again.
-    Raises: Overtaken, NotReady, ConfigurationError for a damaged checkpoint.
+    Raises: Overtaken, Truncated, NotReady, ConfigurationError for a damaged checkpoint.
     """
     last = last_finished(spark, checkpoint, reader.topic)
     finished, known = last.offsets if last else {}, stored(last)
     position = {p: max(finished.get(p, 0), known.get(p, 0)) for p in finished.keys() | known.keys()}
     if finished:  # a partition that was added since is read from its beginning: Spark takes it from nowhere else
-        position = dict.fromkeys(first_offsets(settings, reader.topic), 0) | position
+        position = dict.fromkeys(offset_ranges(settings, reader.topic), 0) | position
     starts = resumed(settings, reader, position)
     if not finished or any(start > finished.get(partition, 0) for partition, start in starts.items()):
         _Folder(spark, checkpoint).remove()

@@ -1,4 +1,8 @@
-"""Readers that retention has overtaken: each stops and says what it has lost, until a person gives that up."""
+"""Readers whose position Kafka no longer has: each stops and says so.
+
+What retention took is lost, until a person gives it up. A topic that ends before the position is another one than was
+read, or has lost its last records: what came since has offsets of events that are known, by which they are told apart.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -7,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Engine, insert
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, first_offsets, kafka_errors
+from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, kafka_errors, offset_ranges
 from deeplambda.config import Settings
-from deeplambda.errors import Overtaken
+from deeplambda.errors import Overtaken, Truncated
 from deeplambda.records import topics
 from deeplambda.records.expiry import Gap, Reader, Told, expired_gaps, gaps, skipped_gaps, waiting
 from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped
@@ -24,9 +28,17 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
 
     positions: by partition, the offset of the record that it would read next; a partition without one is new to it.
     Raises: Overtaken when Kafka no longer has that record and nobody has given up what is lost; the first time, the
-    lifecycle topic is told. NotReady when Kafka is away.
+    lifecycle topic is told. Truncated when the topic ends before that record. NotReady when Kafka is away.
     """
-    firsts = first_offsets(settings, reader.topic)
+    ranges = offset_ranges(settings, reader.topic)
+    for partition, position in sorted(positions.items()):
+        if position > (end := ranges.get(partition, (0, 0))[1]):
+            raise Truncated(
+                f"{reader.topic} ends at offset {end} of partition {partition}, and '{reader.part}' of "
+                f"{reader.application} has read it up to {position}: it was made anew, or Kafka has lost its last "
+                "records; see 'A topic that ends too early' in docs/architecture.md"
+            )
+    firsts = {partition: first for partition, (first, _) in ranges.items()}
     if gaps(positions, firsts):
         records = told(settings)
         if lost := gaps(positions, firsts, skipped_gaps(records, reader)):

@@ -94,9 +94,9 @@ class TopicEnds:
         self._consumer: Consumer | None = None
 
     def ask(self) -> dict[str, dict[int, int]]:
-        """By topic. Raises: NotReady when Kafka is away."""
+        """By topic; one that Kafka does not have has none. Raises: NotReady when Kafka is away."""
         with kafka_errors(self._settings):
-            self._consumer = self._consumer or consumer(self._settings, *self._topics)
+            self._consumer = self._consumer or consumer(self._settings, *self._topics, some_do=True)
             self._consumer.follow_partitions()
             found = self._consumer.end_offsets(self._consumer.assignment(), timeout_ms=_ANSWER_MS)
         ends: dict[str, dict[int, int]] = {topic: {} for topic in self._topics}

@@ -101,10 +101,15 @@ final class FrontDoor extends ThriftBinaryCLIService {
 
     public TExecuteStatementResp ExecuteStatement(TExecuteStatementReq request) throws TException {
         request.setConfOverlay(new HashMap());
-        TExecuteStatementResp response = super.ExecuteStatement(request);
-        Hive.set(null);
-        shorten(response.getStatus());
-        return response;
+        Overdue.begins();
+        try {
+            TExecuteStatementResp response = super.ExecuteStatement(request);
+            shorten(response.getStatus());
+            return response;
+        } finally {
+            Overdue.ended();
+            Hive.set(null);
+        }
     }
 
     public TGetOperationStatusResp GetOperationStatus(TGetOperationStatusReq request) throws TException {

@@ -6,6 +6,7 @@ import org.apache.hadoop.hive.conf.HiveConf;
 import org.apache.hive.service.CompositeService;
 import org.apache.hive.service.cli.CLIService;
 import org.apache.hive.service.server.HiveServer2;
+import org.apache.spark.network.util.JavaUtils;
 import org.apache.spark.sql.classic.SparkSession;
 import org.apache.spark.sql.hive.thriftserver.HiveThriftServer2;
 import org.apache.spark.sql.hive.thriftserver.HiveThriftServer2$;
@@ -24,24 +25,29 @@ public final class GatewayServer {
         HiveThriftServer2$.MODULE$.eventManager_$eq(new HiveThriftServer2EventManager(session.sparkContext()));
         HiveThriftServer2 server = new HiveThriftServer2(session);
         server.init(conf);
-        replaceFrontDoor(server, conf);
+        CLIService service = (CLIService) field(HiveServer2.class, "cliService").get(server);
+        replaceFrontDoor(server, service, conf);
+        long limitS = JavaUtils.timeStringAsSec(session.conf().get("spark.sql.thriftServer.queryTimeout"));
+        session.sparkContext().addSparkListener(Overdue.watch(service.getSessionManager(), limitS));
         server.start();
         HeapGuard.watch(session.sparkContext());
         EndedStatements.watch(session.sparkContext());
         return server;
     }
 
-    private static void replaceFrontDoor(HiveThriftServer2 server, HiveConf conf) throws Exception {
-        Field serviceList = CompositeService.class.getDeclaredField("serviceList");
-        Field cliService = HiveServer2.class.getDeclaredField("cliService");
-        Field thriftService = HiveServer2.class.getDeclaredField("thriftCLIService");
-        serviceList.setAccessible(true);
-        cliService.setAccessible(true);
-        thriftService.setAccessible(true);
-        FrontDoor door = new FrontDoor((CLIService) cliService.get(server));
+    private static void replaceFrontDoor(HiveThriftServer2 server, CLIService service, HiveConf conf)
+            throws ReflectiveOperationException {
+        Field thriftService = field(HiveServer2.class, "thriftCLIService");
+        FrontDoor door = new FrontDoor(service);
         door.init(conf);
-        List services = (List) serviceList.get(server);
+        List services = (List) field(CompositeService.class, "serviceList").get(server);
         services.set(services.indexOf(thriftService.get(server)), door);
         thriftService.set(server, door);
+    }
+
+    private static Field field(Class of, String name) throws ReflectiveOperationException {
+        Field found = of.getDeclaredField(name);
+        found.setAccessible(true);
+        return found;
     }
 }

@@ -36,13 +36,15 @@ import org.apache.spark.sql.util.CaseInsensitiveStringMap;
 import scala.jdk.javaapi.CollectionConverters$;
 
 /**
- * Spark's Kafka source, which reads all, with three differences; the format's name is this class's.
+ * Spark's Kafka source, which reads all, with four differences; the format's name is this class's.
  *
  * <ol>
  *   <li>Where nothing is new it waits at the broker for the next record, for a second at most. Spark's own asks every
  *       ten milliseconds, each time by two requests: a few idle streams take most of a core.
  *   <li>{@link #batch} tells what the micro-batch holds that is being worked on.
  *   <li>{@link #limit} says how large the next ones may be, in the place of `maxOffsetsPerTrigger`.
+ *   <li>A topic that ends before its last batch did fails the stream. Spark's own plans a batch back to there, which
+ *       can never be worked on, and is the first that the checkpoint has it try again.
  * </ol>
  */
 public class EventSource implements TableProvider {
@@ -146,15 +148,32 @@ public class EventSource implements TableProvider {
             BATCHES.remove(topic);
             ReadLimit limited = LIMITS.containsKey(topic) ? (ReadLimit) LIMITS.get(topic) : limit;
             Offset latest = admission().latestOffset(start, limited);
+            requireEndPast((KafkaSourceOffset) start, (KafkaSourceOffset) latest);
             if (untilEmpty || !start.equals(latest) || !isWoken((KafkaSourceOffset) start)) {
                 return latest;
             }
             return admission().latestOffset(start, limited);
         }
 
+        private void requireEndPast(KafkaSourceOffset start, KafkaSourceOffset latest) {
+            Map ends = byPartition(latest);
+            for (Iterator each = byPartition(start).entrySet().iterator(); each.hasNext(); ) {
+                Map.Entry begin = (Map.Entry) each.next();
+                Long end = (Long) ends.get(begin.getKey());
+                if (end != null && end.longValue() < ((Long) begin.getValue()).longValue()) { // Spark names a lost one
+                    throw new IllegalStateException(
+                            begin.getKey() + " ends at offset " + end + ", and was read up to " + begin.getValue());
+                }
+            }
+        }
+
+        private static Map byPartition(KafkaSourceOffset offset) {
+            return CollectionConverters$.MODULE$.asJava(offset.partitionToOffsets());
+        }
+
         /** Whether a record came past `start` in time. */
         private boolean isWoken(KafkaSourceOffset start) {
-            Map offsets = CollectionConverters$.MODULE$.asJava(start.partitionToOffsets());
+            Map offsets = byPartition(start);
             try {
                 if (waiting == null) {
                     waiting = new KafkaConsumer(consumerSettings());
