@@ -380,9 +380,9 @@ def test_a_statement_that_nothing_ends_has_the_gateway_start_anew(
 ) -> None:
     monkeypatch.setenv("DEEPLAMBDA_SPARK_OPTIONS", "spark.sql.thriftServer.queryTimeout=1s")
     rows = "range(1)" if where == "in a task" else "(SELECT '' AS id)"
-    backtracks = f"SELECT count(*) FROM {rows} WHERE concat(repeat('a', 60), id, '!') RLIKE '^(a|aa)+$'"
+    backtracks = f"SELECT count(*) FROM {rows} WHERE concat(repeat('a', 200), id) RLIKE '{'.*' * 12}!'"
     with OwnGateway(OwnService(stack, tmp_path), tmp_path).running() as own:
-        with pytest.raises(hive.Error, match="time limit"):
+        with pytest.raises((hive.Error, TTransportException)):  # at the limit, or when the process ends
             own.rows(backtracks)
         assert own.process is not None
         assert own.process.wait(timeout=120) == 1
