@@ -1,7 +1,7 @@
 """The gateway's Spark session: small, in UTC, both stores as catalogs, read-only checks in parser and analyser.
 
-`lake` and `spark_catalog` are the Iceberg tables (the second also holds the union views), `mysql` is MySQL as the
-account `analyst` sees it.
+`lake` and `spark_catalog` are the Iceberg tables (the second also holds the union views), `mysql` is MySQL as an
+analyst sees it.
 """
 
 import os
@@ -29,8 +29,7 @@ _LOG_LEVELS = {
 
 def gateway_session(settings: Settings) -> SparkSession:
     """The session, with this thread trusted to write. Raises: ConfigurationError."""
-    password = settings.analyst_password.get_secret_value()
-    os.environ[_PASSWORD_VARIABLE] = password
+    os.environ[_PASSWORD_VARIABLE] = settings.analyst_password.get_secret_value()
     os.environ["MALLOC_ARENA_MAX"] = "2"  # glibc keeps an arena for each of the JVM's many threads otherwise
     # Behind Spark's own jars, for the class path has to begin as that of the CDS file does.
     os.environ["SPARK_DIST_CLASSPATH"] = str(gateway_jar(settings))
@@ -38,6 +37,7 @@ def gateway_session(settings: Settings) -> SparkSession:
     folder.mkdir(parents=True, exist_ok=True)
     spark = spark_session(settings, "gateway", _options(settings, folder))
     # Set in the running JVM, so that no command line shows it; sessions of clients start from this configuration.
+    password = settings.mysql_reader_password.get_secret_value()
     spark._jsc.sc().conf().set("spark.sql.catalog.mysql.password", password)
     spark.conf.set("spark.sql.catalog.mysql.password", password)
     _silence_stack_traces(spark)
@@ -94,7 +94,7 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "spark.sql.catalog.mysql": "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog",
         "spark.sql.catalog.mysql.url": f"jdbc:mysql://{settings.mysql_address}/?connectionTimeZone=UTC",
         "spark.sql.catalog.mysql.driver": "com.mysql.cj.jdbc.Driver",
-        "spark.sql.catalog.mysql.user": "analyst",
+        "spark.sql.catalog.mysql.user": "reader",
         # PlainPredicates.java says which predicates MySQL gets to see; nothing else of a statement goes there.
         "spark.sql.catalog.mysql.pushDownAggregate": "false",
         "spark.sql.catalog.mysql.pushDownTopN": "false",

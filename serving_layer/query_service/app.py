@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(ForbiddenStatement, _forbidden)
     app.register_error_handler(TimeLimitExceeded, _too_long)
 
-    analyst, rules = mysql.engine(settings, "analyst"), policy(settings)
+    reader, rules = mysql.engine(settings, "reader"), policy(settings)
     hive_queries = HiveQueries(settings, QueriesTable(mysql.engine(settings, "platform")))
     app.extensions["hive_queries"] = hive_queries
 
@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> Flask:
         asked = QueryRequest.model_validate_json(request.get_data())
         checked = check(asked.sql, rules, None if asked.store == "auto" else asked.store, asked.limit)
         if checked.store == "mysql":
-            return _json(mysql_queries.answer(analyst, checked))
+            return _json(mysql_queries.answer(reader, checked))
         query_id = hive_queries.submit(asked.sql, checked)
         response = _json(hive_queries.find(query_id), HTTPStatus.ACCEPTED)
         response.headers["Location"] = url_for("find_query", query_id=query_id)
@@ -100,7 +100,7 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/v1/health")
     def health() -> Response:
-        with mysql.mysql_errors(), analyst.connect() as connection:
+        with mysql.mysql_errors(), reader.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
         hive_queries.sweep()
         queued, running = hive_queries.counts()
@@ -108,16 +108,16 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/v1/applications")
     def list_applications() -> Response:
-        return _json(catalogue.applications(settings, analyst))
+        return _json(catalogue.applications(settings, reader))
 
     @app.get("/v1/models")
     def list_models() -> Response:
-        return _json(catalogue.models(analyst, named_application()))
+        return _json(catalogue.models(reader, named_application()))
 
     @cached(TTLCache(len(settings.applications), STATISTICS_KEPT_S), condition=threading.Condition())
     def kept_statistics(name: str) -> Statistics | DeepLambdaError:
         try:
-            return statistics(analyst, name)
+            return statistics(reader, name)
         except DeepLambdaError as exc:  # kept as well, or whoever waits would be the next to wait for MySQL
             return kept(exc)
 
@@ -130,7 +130,7 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/metrics")
     def show_metrics() -> Response:
-        return Response(lag.exposition(analyst, settings.applications), content_type=CONTENT_TYPE_LATEST)
+        return Response(lag.exposition(reader, settings.applications), content_type=CONTENT_TYPE_LATEST)
 
     @app.get("/openapi.json")
     def document() -> Response:

@@ -61,7 +61,7 @@ def last_reports(metrics: Iterable[Any]) -> dict[str, Waiting | None]:
 
 
 def exposition(engine: Engine, applications: tuple[str, ...]) -> bytes:
-    """As Prometheus reads it. engine: of the account `analyst`. Raises: NotReady."""
+    """As Prometheus reads it. engine: of the account `reader`. Raises: NotReady."""
     with analyst_errors(), engine.connect() as connection:
         limit_time(connection)
         return exposition_of({name: waiting(connection, name) for name in applications})

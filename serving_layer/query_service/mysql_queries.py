@@ -1,4 +1,4 @@
-"""Statements that MySQL answers, at once: as the account `analyst`, with limits on time and rows."""
+"""Statements that MySQL answers, at once: as the account `reader`, with limits on time and rows."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class TimeLimitExceeded(BadInput):
 
 
 def answer(engine: Engine, checked: Checked) -> Answer:
-    """Run a checked statement. engine: of the account `analyst`.
+    """Run a checked statement. engine: of the account `reader`.
 
     Raises: BadStatement, ForbiddenStatement, TimeLimitExceeded, NotReady.
     """

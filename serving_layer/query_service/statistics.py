@@ -20,7 +20,7 @@ _NEWEST_ROWS, _DELAY_ROWS = 100_000, 1_000
 
 
 def statistics(engine: Engine, application: str) -> Statistics:
-    """An application's statistics now. engine: of the account `analyst`. Raises: NotReady."""
+    """An application's statistics now. engine: of the account `reader`. Raises: NotReady."""
     with analyst_errors(), engine.connect() as connection:
         limit_time(connection)
         champion = registry.champion(connection, application)

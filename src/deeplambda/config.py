@@ -150,6 +150,11 @@ class Settings(BaseSettings):
     mysql_views_password: SecretStr = Field(
         default=SecretStr(""), description="Password of the MySQL account `views`, which writes the real-time views."
     )
+    mysql_reader_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the read-only MySQL account `reader`, with which query service and gateway ask for "
+        "analysts.",
+    )
     mysql_superset_password: SecretStr = Field(
         default=SecretStr(""),
         description="Password of the MySQL account `superset`, for Superset's database; compose only.",

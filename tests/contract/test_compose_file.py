@@ -53,7 +53,7 @@ def test_every_reader_of_secrets_has_a_volume_that_the_first_step_fills() -> Non
 COMMANDS = {name: SERVICES[name]["command"] for name in READERS if "command" in SERVICES.get(name, {})}
 MODULES = {name: command[2] for name, command in COMMANDS.items() if command[0] == "python"}
 """What the platform's own services run."""
-OPENS = re.compile(r'\bengine\(\s*settings, "(\w+)"|\bsettings\.(analyst)_password')
+OPENS = re.compile(r'\bengine\(\s*settings, "(\w+)"|\bsettings\.(analyst|mysql_\w+)_password')
 
 
 def file_of(module: str) -> Path | None:
@@ -85,7 +85,7 @@ def code_of(module: str) -> Iterator[Path]:
 def test_a_part_gets_the_passwords_of_the_mysql_accounts_that_its_code_opens_and_no_others(part: str) -> None:
     opens_whatever_it_is_asked_for = ROOT / "src/deeplambda/adapters/mysql.py"
     texts = [path.read_text() for path in code_of(MODULES[part]) if path != opens_whatever_it_is_asked_for]
-    opened = {account or analyst for text in texts for account, analyst in OPENS.findall(text)}
+    opened = {account or read.removeprefix("mysql_") for text in texts for account, read in OPENS.findall(text)}
     given = {re.sub("^mysql_|_password$", "", field) for field in READERS[part] if re.match("mysql_|analyst_", field)}
     assert opened == given
 

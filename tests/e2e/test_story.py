@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import LEAN, ROOT
 
 
+@pytest.mark.long
 def test_a_change_is_noticed_learned_from_and_a_mistake_is_taken_back(mnist: Path) -> None:
     if "scikit-learn" in mnist.name:
         pytest.skip("the story needs MNIST: scikit-learn's digits are too few")

@@ -423,7 +423,7 @@ def test_gateway_outlives_a_query_without_memory(gateway: OwnGateway, statement:
 
 
 def test_no_secret_on_a_command_line_or_in_the_log(gateway: OwnGateway) -> None:
-    names = ("analyst_password", "mysql_views_password", "s3_secret_key")
+    names = ("analyst_password", "mysql_reader_password", "mysql_views_password", "s3_secret_key")
     secrets = [getattr(gateway.settings, name).get_secret_value() for name in names]
     assert all(secrets), "an empty one would be found everywhere"
     shown = [gateway.log.read_text()]

@@ -63,6 +63,7 @@ def mysql_accounts(settings: Settings) -> None:
         "metastore": settings.mysql_metastore_password,
         "platform": settings.mysql_platform_password,
         "views": settings.mysql_views_password,
+        "reader": settings.mysql_reader_password,
         "analyst": settings.analyst_password,
         "superset": settings.mysql_superset_password,
     }
@@ -97,7 +98,7 @@ def mysql_accounts(settings: Settings) -> None:
         for table in _tables(cursor, settings.mysql_database):
             cursor.execute(f"GRANT {views_rights(table)} ON `{settings.mysql_database}`.`{table}` TO views@'%'")
             if table not in HIDDEN_FROM_ANALYSTS:
-                cursor.execute(f"GRANT SELECT ON `{settings.mysql_database}`.`{table}` TO analyst@'%'")
+                cursor.execute(f"GRANT SELECT ON `{settings.mysql_database}`.`{table}` TO analyst@'%', reader@'%'")
 
 
 def views_rights(table: str) -> str:

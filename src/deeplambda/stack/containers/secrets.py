@@ -19,14 +19,16 @@ from deeplambda.stack.secrets import make_missing_secrets
 OPERATOR = "operator"
 READERS: Mapping[str, tuple[str, ...]] = {
     "archive": ("kafka_password", "mysql_platform_password", "s3_secret_key", "spark_secret"),
-    "gateway": ("analyst_password", "kafka_password", "mysql_views_password", "s3_secret_key"),
+    "gateway": (
+        *("analyst_password", "kafka_password", "mysql_reader_password", "mysql_views_password", "s3_secret_key"),
+    ),
     "generations": ("kafka_password", "mysql_platform_password", "ray_token", "s3_secret_key", "spark_secret"),
     "grafana": ("analyst_password", "grafana_admin_password"),
     "metastore": ("mysql_metastore_password", "s3_secret_key"),
     "model": ("kafka_password", "s3_secret_key", "token_key"),
     "mqtt-bridge": ("kafka_producer_password", "mqtt_bridge_password"),
     "mysql": ("mysql_root_password",),
-    "query": ("analyst_password", "mysql_platform_password", "token_key"),
+    "query": ("analyst_password", "mysql_platform_password", "mysql_reader_password", "token_key"),
     "spark": ("spark_secret",),
     "stream": ("kafka_password", "s3_secret_key", "spark_secret"),
     "superset": ("analyst_password", "mysql_superset_password", "superset_admin_password", "superset_secret_key"),
