@@ -32,7 +32,7 @@ from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import Conflict, NotReady
+from deeplambda.errors import Conflict, NoTopic, NotReady
 from deeplambda.objective import label_text
 from deeplambda.records import topics
 from deeplambda.records.experiments import SHADOW_RECORD, Said, ShadowShed, point
@@ -83,6 +83,8 @@ def follow(settings: Settings, status: LoopStatus, stop: threading.Event) -> Non
                         followed[name] = _Followed(settings, running)
                     followed[name].turn()
                     said[f"({name})"] = running.name
+                except NoTopic as exc:
+                    said[f"({name})"] = in_one_line(exc)
                 except NotReady:
                     raise
                 except Exception as exc:  # another application's experiment goes on

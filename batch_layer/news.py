@@ -61,7 +61,7 @@ class News:
         """How many labels Kafka has from the offsets `seen` on."""
         firsts = self._offsets(application, self._labels.beginning_offsets)
         ends = self.label_ends(application)
-        return sum(end - max(firsts[p], seen.get(p, 0)) for p, end in ends.items() if end > seen.get(p, 0))
+        return sum(end - max(firsts.get(p, 0), seen.get(p, 0)) for p, end in ends.items() if end > seen.get(p, 0))
 
     def _drift_since(self, application: str, moment: datetime | None) -> datetime | None:
         """When the first drift after `moment` was noticed. Monitors repeat themselves, so a later one is no news."""

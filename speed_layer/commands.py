@@ -127,12 +127,13 @@ def skip_expired(
     """Let readers go on that were stopped for longer than Kafka keeps records; the gap is recorded.
 
     Of events that the archive lost no batch view will know; of those that the stream lost there is no prediction until
-    the next recomputation.
+    the next recomputation. Where a topic had ended before its readers' positions, what was sent to it until it had
+    grown to them is given up.
     """
     settings = load_settings()
     lost = expired(settings, application)
     if not lost:
-        raise Conflict(f"no reader of {application} waits for records that have expired", "see 'deeplambda status'")
+        raise Conflict(f"no reader of {application} waits for records that it has lost", "see 'deeplambda status'")
     for record in lost:
         console.print(f"{record.reader}: offsets {gap_of(record)} of {record.topic}", highlight=False)
     if not dry_run:

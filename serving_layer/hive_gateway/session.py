@@ -92,7 +92,8 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "spark.sql.catalog.spark_catalog.cache-enabled": "false",
         "spark.sql.catalog.lake.cache-enabled": "false",  # other processes write these tables
         "spark.sql.catalog.mysql": "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog",
-        "spark.sql.catalog.mysql.url": f"jdbc:mysql://{settings.mysql_address}/?connectionTimeZone=UTC",
+        "spark.sql.catalog.mysql.url": f"jdbc:mysql://{settings.mysql_address}/?connectionTimeZone=UTC"
+        f"&connectTimeout=5000&socketTimeout={1000 * (QUERY_TIMEOUT_S + 10)}",
         "spark.sql.catalog.mysql.driver": "com.mysql.cj.jdbc.Driver",
         "spark.sql.catalog.mysql.user": "reader",
         # PlainPredicates.java says which predicates MySQL gets to see; nothing else of a statement goes there.

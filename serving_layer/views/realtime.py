@@ -25,7 +25,7 @@ from deeplambda.adapters.kafka import Publisher, Record
 from deeplambda.adapters.kafka_follower import Follower
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady, Overtaken, Truncated
+from deeplambda.errors import NoTopic, NotReady, Overtaken, Truncated
 from deeplambda.records import topics
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.records.expiry import Reader
@@ -150,10 +150,10 @@ def _follow(settings: Settings, reader: Follower, partitions: Mapping[str, Colle
             committed = {partition: offset for partition, offset in unread.items() if offset is not None}
             try:
                 starts = resumed(settings, Reader(application, "views", topic), committed)
-            except (Overtaken, Truncated) as exc:
+            except (NoTopic, Overtaken, Truncated) as exc:
                 waiting.append(exc.message)
             else:
-                reader.read_from(topic, {partition: starts[partition] for partition in unread})
+                reader.read_from(topic, {partition: starts[partition] for partition in unread.keys() & starts.keys()})
     return waiting
 
 

@@ -14,8 +14,9 @@ DeepLambdaError
 │   ├── DiskFull            no space is left on a disk
 │   ├── Overloaded          a service has more to do than it can answer in time
 │   ├── DeadlinePassed      the caller's own time for an answer is over
+│   ├── NoTopic             a topic that is to be read is not there
 │   ├── Overtaken           records expired before their reader came to them; a person has to give them up
-│   └── Truncated           a topic ends before its reader's position; a person has to restore it
+│   └── Truncated           a topic ended before its reader's position; a person has to say what then
 └── Conflict                another process or person holds, or has changed, what this one needs
     └── UnfitModel       a model version that must not serve
 
@@ -99,12 +100,16 @@ class DeadlinePassed(NotReady):
     """The time that the caller gave for an answer is over."""
 
 
+class NoTopic(NotReady):
+    """A topic that is to be read is not there."""
+
+
 class Overtaken(NotReady):
     """Records expired before their reader came to them."""
 
 
 class Truncated(NotReady):
-    """A topic ends before the position that its reader had come to."""
+    """A topic ended before the position that its reader had come to."""
 
 
 class Conflict(DeepLambdaError):

@@ -204,7 +204,7 @@ WRITTEN = [
             "from_offset": 5012,
             "to_offset": 6000,
         }
-        for name in ("RecordsExpired", "RecordsSkipped")
+        for name in ("RecordsExpired", "TopicTruncated", "RecordsSkipped")
     ),
     {
         "type": "QualityMeasured",

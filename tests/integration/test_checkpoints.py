@@ -1,20 +1,24 @@
 """A Spark stream's own checkpoint says where it goes on; a damaged one is named, never passed over."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 
+from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, create_topics, end_offsets, spark_options
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, Truncated
 from deeplambda.records import topics
-from deeplambda.records.expiry import Reader
+from deeplambda.records.expiry import Gap, Reader, gap_of
+from deeplambda.records.lifecycle import TopicTruncated
 from deeplambda.service.checkpoints import last_finished, starting_offsets
+from deeplambda.service.expiry import expired, skip
 from deeplambda.service.stream_session import EVENT_SOURCE
-from tests.traffic import new_run
+from tests.traffic import eventually, new_run
 
 
 @pytest.fixture
@@ -83,8 +87,24 @@ def test_topic_that_ends_before_its_stream_is_named_and_not_read(
         read_all(spark, stack, application, tmp_path)
     assert [each.name for each in (tmp_path / "offsets").glob("[0-9]*")] == ["0"], "no batch was planned"
     reader = Reader(application, "archive", topics.events(application))
-    with pytest.raises(Truncated, match=f"ends at offset {ends[1]} of partition 1, and 'archive'"):
-        starting_offsets(spark, stack, reader, f"file:{tmp_path}")
+
+    def starts() -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = json.loads(starting_offsets(spark, stack, reader, f"file:{tmp_path}"))
+        return found
+
+    lost = f"offsets {ends[1]} to {ends[1]} of partition 1 are of other records"
+    with pytest.raises(Truncated, match=lost):
+        starts()
+    while end_offsets(stack, reader.topic)[1] <= ends[1]:
+        send(stack, application)
+    with pytest.raises(Truncated, match=lost):  # though the topic has grown past it
+        starts()
+    waiting = expired(stack, application)
+    assert [(type(each), gap_of(each)) for each in waiting] == [(TopicTruncated, Gap(1, ends[1], ends[1] + 1))]
+    skip(stack, mysql.engine(stack, "platform"), waiting)
+    assert eventually(lambda: expired(stack, application) == [])
+    time.sleep(2)  # readers that start together have read what was told
+    assert starts() == {reader.topic: as_json(ends | {1: ends[1] + 1})}
 
 
 def test_damaged_checkpoint_is_named(spark: SparkSession, stack: Settings, application: str, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ SELECT count(*) FROM all_predictions
 @pytest.mark.parametrize("statement", READS)
 def test_reading_works(session: hive.Connection, gateway: OwnGateway, app: str, statement: str) -> None:
     answer = run(session, statement.format(app=app, mysql=gateway.settings.mysql_database))
-    for secret in ("analyst", "mysql_root", "mysql_platform", "s3_secret"):
+    for secret in ("analyst", "mysql_reader", "mysql_root", "mysql_platform", "s3_secret"):
         field = "s3_secret_key" if secret == "s3_secret" else f"{secret}_password"
         assert getattr(gateway.settings, field).get_secret_value() not in str(answer)
 

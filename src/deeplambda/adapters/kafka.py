@@ -5,6 +5,7 @@ takes a tenth of the processor's time for a record, and none of it under the int
 """
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,12 +16,12 @@ from confluent_kafka import KafkaError as LibrdkafkaError
 from confluent_kafka import KafkaException, Message, Producer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, LeaderNotAvailableError, TopicAlreadyExistsError
 from kafka.structs import OffsetAndMetadata
 from pydantic_core import to_json
 
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady
+from deeplambda.errors import NoTopic, NotReady
 from deeplambda.records import topics
 
 _RECONNECT_MS = 1_000  # with a longer wait a client reconnects long after the broker is back
@@ -262,12 +263,14 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
 
     def __init__(self, names: Iterable[str], *, resumes: bool, **options: Any) -> None:
         super().__init__(**options)
-        self._names, self._resumes = tuple(names), resumes
+        self._names, self._resumes, self._asks_at_s = tuple(names), resumes, 0.0
 
     def follow_partitions(self) -> None:
         """Assign the partitions that are new. `poll` calls it; one who never polls calls it before `assignment`."""
-        known = self.assignment()
-        found = {TopicPartition(name, p) for name in self._names for p in self.partitions_for_topic(name)}
+        known, partitions_of = self.assignment(), self._cluster.partitions_for_topic
+        if time.monotonic() >= self._asks_at_s:  # of a topic that is missing, Kafka itself: each time it answers of all
+            partitions_of, self._asks_at_s = self.partitions_for_topic, time.monotonic() + _METADATA_MS / 1e3
+        found = {TopicPartition(name, p) for name in self._names for p in partitions_of(name) or ()}
         if added := found - known:
             self.assign(sorted(known | added))
             if not self._resumes:
@@ -277,6 +280,16 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
         """As kafka-python's, over the partitions that there are by now."""
         self.follow_partitions()
         return super().poll(*arguments, **options)
+
+    def beginning_offsets(self, *arguments: Any, **options: Any) -> Any:
+        """As kafka-python's. Raises: LeaderNotAvailableError where a partition has no leader at the moment."""
+        with _leaders():
+            return super().beginning_offsets(*arguments, **options)
+
+    def end_offsets(self, *arguments: Any, **options: Any) -> Any:
+        """As kafka-python's. Raises: LeaderNotAvailableError where a partition has no leader at the moment."""
+        with _leaders():
+            return super().end_offsets(*arguments, **options)
 
     def commit_but(self, waiting: Iterable[tuple[TopicPartition, int]]) -> None:
         """Commit what was read, of each partition up to the first record that still waits: a restart reads it again.
@@ -290,10 +303,18 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
         self.commit(reached)
 
 
+@contextmanager
+def _leaders() -> Iterator[None]:
+    try:
+        yield
+    except KeyError as exc:  # kafka-python asks the leaders, and looks for the answers of all
+        raise LeaderNotAvailableError(f"{exc} has no leader") from exc
+
+
 def consumer(
     settings: Settings, *names: str, group: str | None = None, only_reads: bool = False, some_do: bool = False
 ) -> Consumer:
-    """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady.
+    """A consumer of every partition of `names`, which commits only by `commit()`. Raises: NotReady, NoTopic.
 
     group: whose committed offsets it resumes from and commits to; None: reads from the beginning and commits nothing.
     It does not join the group: a part that was killed would have to wait until its old session has expired.
@@ -319,7 +340,7 @@ def consumer(
         absent = [name for name in names if not made.partitions_for_topic(name)]
         if absent and not (some_do and len(absent) < len(names)):
             made.close()
-            raise NotReady(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
+            raise NoTopic(f"Kafka has no topic {absent[0]!r}", "run 'deeplambda up', which creates topics")
         made.follow_partitions()
     return made
 

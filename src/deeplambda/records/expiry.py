@@ -1,15 +1,17 @@
-"""Records that Kafka's retention removed before a reader came to them: what is lost, and what was given up.
+"""Records that a reader has lost, and what was given up of them.
 
-The reader says so by `RecordsExpired` and waits; a person gives the records up by `RecordsSkipped`; only then does the
-reader go on. Both are on `deeplambda.lifecycle`.
+Kafka's retention removed them before the reader came to them; or their topic ended before its position, so that they
+have offsets that it has read. The reader says so by `RecordsExpired` or `TopicTruncated` and waits; a person gives the
+records up by `RecordsSkipped`; only then does the reader go on. All are on `deeplambda.lifecycle`.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped
+from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped, TopicTruncated
 
-Told = RecordsExpired | RecordsSkipped
+Lost = RecordsExpired | TopicTruncated
+Told = Lost | RecordsSkipped
 """A lifecycle record about a gap."""
 
 
@@ -49,27 +51,33 @@ def gaps(positions: Mapping[int, int], first_offsets: Mapping[int, int], skipped
     return found
 
 
-def expired_gaps(records: Iterable[Told], reader: Reader) -> list[Gap]:
-    """The gaps that `reader` has told of."""
-    return [gap_of(record) for record in records if isinstance(record, RecordsExpired) and reader_of(record) == reader]
+def cuts(positions: Mapping[int, int], ends: Mapping[int, int]) -> list[Gap]:
+    """What lies between the ends of a topic's partitions and a reader's positions past them."""
+    after = {partition: ends.get(partition, 0) for partition in positions}
+    return [Gap(p, after[p], position) for p, position in sorted(positions.items()) if position > after[p]]
 
 
-def skipped_gaps(records: Iterable[Told], reader: Reader) -> list[Gap]:
-    """The gaps of `reader` that were given up."""
-    return [gap_of(record) for record in records if isinstance(record, RecordsSkipped) and reader_of(record) == reader]
+def left(gap: Gap, known: Iterable[Gap]) -> bool:
+    """Whether anything of the gap is in none of those that are known."""
+    return bool(gaps({gap.partition: gap.from_offset}, {gap.partition: gap.to_offset}, known))
 
 
-def waiting(records: list[Told], application: str) -> list[RecordsExpired]:
-    """What readers of `application` have lost and nobody has given up: the newest record for each partition."""
+def told_gaps(records: Iterable[Told], reader: Reader, kind: type[Told]) -> list[Gap]:
+    """The gaps of `reader` that records of a kind are about."""
+    return [gap_of(record) for record in records if isinstance(record, kind) and reader_of(record) == reader]
+
+
+def waiting(records: list[Told], application: str) -> list[Lost]:
+    """What readers of `application` have lost and nobody has given up: the newest record of each kind and partition."""
     newest = {
-        (reader_of(record), record.partition): record
+        (record.type, reader_of(record), record.partition): record
         for record in records
-        if isinstance(record, RecordsExpired) and record.application == application
+        if isinstance(record, Lost) and record.application == application
     }
     return [
         record
-        for (reader, partition), record in newest.items()
-        if gaps({partition: record.from_offset}, {partition: record.to_offset}, skipped_gaps(records, reader))
+        for (_, reader, _), record in newest.items()
+        if left(gap_of(record), told_gaps(records, reader, RecordsSkipped))
     ]
 
 

@@ -198,8 +198,15 @@ class RecordsExpired(_OfOffsets):
     type: Literal["RecordsExpired"] = "RecordsExpired"
 
 
+class TopicTruncated(_OfOffsets):
+    """A topic ended before the position of `reader`, which had read other records at these offsets; it waits until what
+    has them now is given up."""
+
+    type: Literal["TopicTruncated"] = "TopicTruncated"
+
+
 class RecordsSkipped(_OfOffsets):
-    """A person has given up records that had expired; `reader` goes on with the first that Kafka has."""
+    """A person has given up what a reader has lost; it goes on after that."""
 
     type: Literal["RecordsSkipped"] = "RecordsSkipped"
 
@@ -345,6 +352,7 @@ LifecycleRecord = Annotated[
     | ExperimentEnded
     | BatchViewPublished
     | RecordsExpired
+    | TopicTruncated
     | RecordsSkipped
     | QualityMeasured
     | DataChanged

@@ -1,11 +1,13 @@
 """Readers whose position Kafka no longer has: each stops and says so.
 
 What retention took is lost, until a person gives it up. A topic that ends before the position is another one than was
-read, or has lost its last records: what came since has offsets of events that are known, by which they are told apart.
+read, or has lost its last records: what comes then has offsets of events that are known, by which they are told apart.
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Engine, insert
@@ -15,11 +17,13 @@ from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, kafka_er
 from deeplambda.config import Settings
 from deeplambda.errors import Overtaken, Truncated
 from deeplambda.records import topics
-from deeplambda.records.expiry import Gap, Reader, Told, expired_gaps, gaps, skipped_gaps, waiting
-from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped
+from deeplambda.records.expiry import Gap, Lost, Reader, Told, cuts, gaps, left, told_gaps, waiting
+from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped, TopicTruncated
 from deeplambda.state import outbox
 from deeplambda.state.tables import SKIPPED_RECORDS
 
+_LOOK_AGAIN_S = 2.0
+_TOLD_FOR_S = 2.0
 _TOLD: TypeAdapter[Told] = TypeAdapter(Told)
 
 
@@ -27,38 +31,60 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
     """By partition of the topic, where `reader` goes on from; called whenever it starts.
 
     positions: by partition, the offset of the record that it would read next; a partition without one is new to it.
-    Raises: Overtaken when Kafka no longer has that record and nobody has given up what is lost; the first time, the
-    lifecycle topic is told. Truncated when the topic ends before that record. NotReady when Kafka is away.
+    Raises: Overtaken when Kafka no longer has that record, Truncated when the topic ends before it, or once did, and
+    nobody has given up what is lost; the first time, the lifecycle topic is told. NotReady when Kafka is away, NoTopic.
     """
     ranges = offset_ranges(settings, reader.topic)
-    for partition, position in sorted(positions.items()):
-        if position > (end := ranges.get(partition, (0, 0))[1]):
-            raise Truncated(
-                f"{reader.topic} ends at offset {end} of partition {partition}, and '{reader.part}' of "
-                f"{reader.application} has read it up to {position}: it was made anew, or Kafka has lost its last "
-                "records; see 'A topic that ends too early' in docs/architecture.md"
-            )
+    if cuts(positions, _ends(ranges)):  # a new leader may know for a moment less than the one before told
+        time.sleep(_LOOK_AGAIN_S)
+        ranges = offset_ranges(settings, reader.topic)
+    records = _told_in(settings, int(time.monotonic() / _TOLD_FOR_S))
+    skipped = told_gaps(records, reader, RecordsSkipped)
+    _check_cuts(settings, reader, records, skipped, cuts(positions, _ends(ranges)))
     firsts = {partition: first for partition, (first, _) in ranges.items()}
-    if gaps(positions, firsts):
-        records = told(settings)
-        if lost := gaps(positions, firsts, skipped_gaps(records, reader)):
-            known = expired_gaps(records, reader)
-            _tell(settings, reader, [gap for gap in lost if gap not in known])
-            all_gaps = f" ({len(lost)} partitions have a gap)" if len(lost) > 1 else ""
-            raise Overtaken(
-                f"'{reader.part}' of {reader.application} has not read offsets {lost[0]} of {reader.topic}{all_gaps}, "
-                f"and they have expired; 'deeplambda speed skip-expired {reader.application}' goes on without them"
-            )
+    if lost := gaps(positions, firsts, skipped):
+        known = told_gaps(records, reader, RecordsExpired)
+        _tell(settings, reader, RecordsExpired, [gap for gap in lost if gap not in known])
+        raise Overtaken(
+            f"'{reader.part}' of {reader.application} has not read offsets {lost[0]} of {reader.topic}{_others(lost)}, "
+            f"and they have expired; 'deeplambda speed skip-expired {reader.application}' goes on without them"
+        )
     return {partition: max(positions.get(partition, first), first) for partition, first in firsts.items()}
 
 
-def expired(settings: Settings, application: str) -> list[RecordsExpired]:
+def _check_cuts(settings: Settings, reader: Reader, records: list[Told], skipped: list[Gap], found: list[Gap]) -> None:
+    """Raises: Truncated, also where the topic has grown since."""
+    known = told_gaps(records, reader, TopicTruncated)
+    new = [gap for gap in found if left(gap, [*known, *skipped])]
+    _tell(settings, reader, TopicTruncated, new)
+    if lost := [gap for gap in (*known, *new) if left(gap, skipped)]:
+        raise Truncated(
+            f"{reader.topic} ended before what '{reader.part}' of {reader.application} had read of it: it was made "
+            f"anew, or Kafka lost its last records, and offsets {lost[0]}{_others(lost)} are of other records than "
+            "before; see 'A topic that ends too early' in docs/architecture.md"
+        )
+    if found:
+        raise Truncated(
+            f"'{reader.part}' of {reader.application} goes on with offset {found[0].to_offset} of partition "
+            f"{found[0].partition} of {reader.topic}, which Kafka has not given yet"
+        )
+
+
+def _others(lost: list[Gap]) -> str:
+    return f" ({len(lost)} partitions have a gap)" if len(lost) > 1 else ""
+
+
+def _ends(ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    return {partition: end for partition, (_, end) in ranges.items()}
+
+
+def expired(settings: Settings, application: str) -> list[Lost]:
     """What readers of `application` wait for, as `skip` takes it. Raises: NotReady."""
     return waiting(told(settings), application)
 
 
-def skip(settings: Settings, platform: Engine, lost: list[RecordsExpired]) -> None:
-    """Give up what has expired: its readers go on when they try next, within a minute. Raises: NotReady."""
+def skip(settings: Settings, platform: Engine, lost: list[Lost]) -> None:
+    """Give up what is lost: its readers go on when they try next, within a minute. Raises: NotReady."""
     with mysql.mysql_errors(), platform.begin() as connection:
         for record in lost:
             skipped = RecordsSkipped(**record.model_dump(exclude={"type", "at"}))
@@ -85,10 +111,16 @@ def told(settings: Settings) -> list[Told]:
     return found
 
 
-def _tell(settings: Settings, reader: Reader, lost: list[Gap]) -> None:
+@lru_cache(maxsize=1)
+def _told_in(settings: Settings, _: int) -> list[Told]:
+    """As `told`, but read once in a period of time, for readers that start together."""
+    return told(settings)
+
+
+def _tell(settings: Settings, reader: Reader, kind: type[Lost], lost: list[Gap]) -> None:
+    if not lost:
+        return
     with Publisher(settings) as publisher:
         for gap in lost:
-            record = RecordsExpired(
-                application=reader.application, reader=reader.part, topic=reader.topic, **gap._asdict()
-            )
+            record = kind(application=reader.application, reader=reader.part, topic=reader.topic, **gap._asdict())
             publisher.send(topics.LIFECYCLE, reader.application, record)

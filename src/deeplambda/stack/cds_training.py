@@ -99,8 +99,8 @@ def _use_what_sessions_use(spark: Any, settings: Settings, scratch: Path) -> Non
         f"jdbc:mysql://{settings.mysql_address}/{settings.mysql_database}",
         "horizons",
         properties={
-            "user": "analyst",
-            "password": settings.analyst_password.get_secret_value(),
+            "user": "reader",
+            "password": settings.mysql_reader_password.get_secret_value(),
             "driver": "com.mysql.cj.jdbc.Driver",
         },
     ).collect()

@@ -11,8 +11,9 @@ from pymysql.cursors import Cursor
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import ConfigurationError
 
-ANALYST_CONNECTIONS = 100
-"""At once, of the people, dashboards and services that read: of the server's 200 the others are the platform's."""
+CONNECTIONS = {"analyst": 60, "reader": 80}
+"""At once, of people and dashboards, and of the services that ask for analysts: of the server's 200 the others are left
+to what writes."""
 _VIEWS_WRITE = {"realtime_predictions", "shown_horizons", "metrics"}
 
 # The metastore makes its own tables but for these of its transactions, of which it clears a database that is dropped.
@@ -87,7 +88,8 @@ def mysql_accounts(settings: Settings) -> None:
         for account, password in passwords.items():
             cursor.execute(f"CREATE USER IF NOT EXISTS {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
             cursor.execute(f"ALTER USER {account}@'%%' IDENTIFIED BY %s", (password.get_secret_value(),))
-        cursor.execute(f"ALTER USER analyst@'%' WITH MAX_USER_CONNECTIONS {ANALYST_CONNECTIONS}")
+        for account, most in CONNECTIONS.items():
+            cursor.execute(f"ALTER USER {account}@'%' WITH MAX_USER_CONNECTIONS {most}")
         cursor.execute("GRANT ALL ON metastore.* TO metastore@'%'")
         if "superset" in passwords:
             cursor.execute("CREATE DATABASE IF NOT EXISTS superset CHARACTER SET utf8mb4")

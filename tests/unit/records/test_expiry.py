@@ -2,8 +2,8 @@
 
 import pytest
 
-from deeplambda.records.expiry import Gap, Reader, gap_of, gaps, waiting
-from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped
+from deeplambda.records.expiry import Gap, Reader, cuts, gap_of, gaps, left, waiting
+from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped, TopicTruncated
 
 ARCHIVE = Reader("digits", "archive", "digits.events")
 
@@ -58,6 +58,18 @@ def test_reader_waits_until_its_own_gap_is_given_up() -> None:
     assert waiting([*lost, skipped(lost[0])], "digits") == lost[1:]
     assert waiting([*lost, *map(skipped, lost)], "digits") == []
     assert waiting(lost, "fraud") == []
+
+
+def test_cut_is_what_lies_between_an_end_and_a_position_past_it() -> None:
+    assert cuts({0: 7, 1: 9, 2: 5}, {0: 7, 1: 6, 3: 0}) == [Gap(1, 6, 9), Gap(2, 0, 5)]
+    assert left(Gap(1, 6, 9), [Gap(1, 5, 8), Gap(0, 5, 9)])
+    assert not left(Gap(1, 6, 9), [Gap(1, 5, 7), Gap(1, 7, 9)])
+
+
+def test_a_reader_may_have_lost_records_in_both_ways() -> None:
+    lost = [expired(0, 10), TopicTruncated(**expired(70, 90).model_dump(exclude={"type"}))]
+    assert waiting(lost, "digits") == lost
+    assert waiting([*lost, skipped(lost[0])], "digits") == lost[1:]
 
 
 def test_newest_word_of_a_partition_counts() -> None:

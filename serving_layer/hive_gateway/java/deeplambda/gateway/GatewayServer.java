@@ -28,7 +28,7 @@ public final class GatewayServer {
         CLIService service = (CLIService) field(HiveServer2.class, "cliService").get(server);
         replaceFrontDoor(server, service, conf);
         long limitS = JavaUtils.timeStringAsSec(session.conf().get("spark.sql.thriftServer.queryTimeout"));
-        session.sparkContext().addSparkListener(Overdue.watch(service.getSessionManager(), limitS));
+        Overdue.watch(session.sparkContext(), service.getSessionManager(), limitS);
         server.start();
         HeapGuard.watch(session.sparkContext());
         EndedStatements.watch(session.sparkContext());

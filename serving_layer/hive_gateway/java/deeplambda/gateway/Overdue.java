@@ -1,88 +1,135 @@
 package deeplambda.gateway;
 
+import java.lang.management.ManagementFactory;
+import java.lang.management.ThreadInfo;
+import java.lang.management.ThreadMXBean;
 import java.lang.reflect.Field;
+import java.util.HashMap;
 import java.util.Iterator;
 import java.util.Map;
-import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Pattern;
 import org.apache.hive.service.cli.session.SessionManager;
-import org.apache.spark.scheduler.SparkListener;
-import org.apache.spark.scheduler.SparkListenerStageCompleted;
-import org.apache.spark.scheduler.SparkListenerStageSubmitted;
-import org.apache.spark.scheduler.SparkListenerTaskEnd;
-import org.apache.spark.scheduler.SparkListenerTaskStart;
+import org.apache.spark.SparkContext;
+import org.apache.spark.scheduler.TaskSchedulerImpl;
+import org.apache.spark.scheduler.TaskSetManager;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Ends the process, which is then started anew, when a thread or a task is still at work on a statement that met the
- * time limit a minute ago. A single expression may take hours, such as a regular expression that backtracks; it looks at
- * no interruption, and a few of them would keep every thread or every core for as long.
+ * Ends the process, which is then started anew, when something is still at work on a statement that met the time limit a
+ * minute ago. A single expression may take hours, such as a regular expression that backtracks; it looks at no
+ * interruption, and a few of them would keep every thread or every core for as long, or one the scheduler.
+ *
+ * <p>It looks every few seconds at three places where a statement's expressions are evaluated: the threads that execute
+ * statements, the tasks of their jobs, and Spark's own threads of the driver. Time is counted in looks, so that a pause
+ * of the whole process is none of a statement's.
  */
-final class Overdue extends SparkListener implements Runnable {
+final class Overdue implements Runnable {
     private static final Logger LOG = LoggerFactory.getLogger("deeplambda.gateway");
     private static final long GRACE_S = 60;
-    private static final long LOOK_EVERY_MS = 5000;
+    private static final long LOOK_EVERY_S = 5;
     private static final long ENDS_WITHIN_MS = 10000;
-    private static final Map SINCE = new ConcurrentHashMap(); // by thread, or id of a task: nanoseconds
+    // They wait most of the time, whoever asks for how much. One that is stuck is never seen to.
+    private static final Pattern DRIVERS_OWN =
+        Pattern.compile("(dag-scheduler-event-loop|subquery|broadcast-exchange|dynamicpruning|task-result-getter)");
+    private static final long LEAST_WORK_NS = 1000000; // in a look: a thread that reads from a socket seems to run, too
+    private static final Map EXECUTING = new ConcurrentHashMap(); // by thread: the look at which it began
 
-    private final Set stages = ConcurrentHashMap.newKeySet(); // of analysts' statements
-    private final long limitS;
+    private static volatile long looks;
 
-    private Overdue(long limitS) {
-        this.limitS = limitS + GRACE_S;
+    private final Map tasks = new HashMap(); // by id: the look that found it first
+    private final Map busy = new HashMap(); // by id of a thread: its processor time, the look since which it never waited
+    private final ThreadMXBean threads = ManagementFactory.getThreadMXBean();
+    private final TaskSchedulerImpl scheduler;
+    private final long limit;
+
+    private Overdue(SparkContext context, long limitS) {
+        this.scheduler = (TaskSchedulerImpl) context.taskScheduler();
+        this.limit = (limitS + GRACE_S) / LOOK_EVERY_S;
     }
 
-    /** Looks from now on. limitS: what a statement may take. Returns what is to hear of tasks. */
-    static SparkListener watch(SessionManager sessions, long limitS) throws ReflectiveOperationException {
+    /** Looks from now on. limitS: what a statement may take; where that is not limited, nothing is overdue. */
+    static void watch(SparkContext context, SessionManager sessions, long limitS) throws ReflectiveOperationException {
         Field field = SessionManager.class.getDeclaredField("backgroundOperationPool");
         field.setAccessible(true);
         field.set(sessions, new Pool((ThreadPoolExecutor) field.get(sessions)));
-        Overdue overdue = new Overdue(limitS);
-        Thread looking = new Thread(overdue, "overdue");
-        looking.setDaemon(true);
-        looking.start();
-        return overdue;
+        if (limitS > 0) {
+            Thread looking = new Thread(new Overdue(context, limitS), "overdue");
+            looking.setDaemon(true);
+            looking.start();
+        }
     }
 
     /** This thread begins with a statement. */
     static void begins() {
-        SINCE.put(Thread.currentThread(), Long.valueOf(System.nanoTime()));
+        EXECUTING.put(Thread.currentThread(), Long.valueOf(looks));
     }
 
     /** This thread has ended with it. */
     static void ended() {
-        SINCE.remove(Thread.currentThread());
-    }
-
-    public void onStageSubmitted(SparkListenerStageSubmitted stage) {
-        // HiveServer2 names the group of a statement's jobs as the statement; jobs of the gateway's own have none.
-        if (stage.properties().getProperty("spark.jobGroup.id") != null) {
-            stages.add(Integer.valueOf(stage.stageInfo().stageId()));
-        }
-    }
-
-    public void onStageCompleted(SparkListenerStageCompleted stage) {
-        stages.remove(Integer.valueOf(stage.stageInfo().stageId()));
-    }
-
-    public void onTaskStart(SparkListenerTaskStart task) {
-        if (stages.contains(Integer.valueOf(task.stageId()))) {
-            SINCE.put(Long.valueOf(task.taskInfo().taskId()), Long.valueOf(System.nanoTime()));
-        }
-    }
-
-    public void onTaskEnd(SparkListenerTaskEnd task) { // of a cancelled one, when its thread has ended
-        SINCE.remove(Long.valueOf(task.taskInfo().taskId()));
+        EXECUTING.remove(Thread.currentThread());
     }
 
     public void run() {
-        try {
-            while (!isOverdue()) {
-                Thread.sleep(LOOK_EVERY_MS);
+        while (true) {
+            try {
+                Thread.sleep(TimeUnit.SECONDS.toMillis(LOOK_EVERY_S));
+                looks++;
+                lookAtTasks();
+                lookAtThreads();
+                if (isAnyOver(EXECUTING) || isAnyOver(tasks) || isAnyOver(busy)) {
+                    endProcess();
+                }
+            } catch (Throwable e) { // whatever it is, memory that ran out among it: the next look may succeed
+                LOG.warn("the watch for statements that do not end: {}", e.toString());
             }
+        }
+    }
+
+    private void lookAtTasks() {
+        Map managers = scheduler.taskIdToTaskSetManager(); // of tasks whose thread has not ended yet
+        tasks.keySet().retainAll(managers.keySet());
+        for (Iterator each = managers.entrySet().iterator(); each.hasNext(); ) {
+            Map.Entry task = (Map.Entry) each.next();
+            // HiveServer2 names the group of a statement's jobs as the statement; jobs of the gateway's own have none.
+            if (((TaskSetManager) task.getValue()).taskSet().properties().getProperty("spark.jobGroup.id") != null) {
+                tasks.putIfAbsent(task.getKey(), Long.valueOf(looks));
+            }
+        }
+    }
+
+    private void lookAtThreads() {
+        Map before = new HashMap(busy);
+        busy.clear();
+        ThreadInfo[] found = threads.getThreadInfo(threads.getAllThreadIds());
+        for (int i = 0; i < found.length; i++) {
+            if (found[i] != null && found[i].getThreadState() == Thread.State.RUNNABLE
+                    && DRIVERS_OWN.matcher(found[i].getThreadName()).lookingAt()) {
+                Long id = Long.valueOf(found[i].getThreadId());
+                Busy was = (Busy) before.get(id);
+                long processorNs = threads.getThreadCpuTime(found[i].getThreadId());
+                boolean worked = was != null && processorNs - was.processorNs > LEAST_WORK_NS;
+                busy.put(id, new Busy(processorNs, worked ? was.since : looks));
+            }
+        }
+    }
+
+    private boolean isAnyOver(Map since) {
+        for (Iterator each = since.values().iterator(); each.hasNext(); ) {
+            Object value = each.next();
+            long began = value instanceof Busy ? ((Busy) value).since : ((Long) value).longValue();
+            if (looks - began > limit) {
+                return true;
+            }
+        }
+        return false;
+    }
+
+    private static void endProcess() {
+        try {
             LOG.error("a statement that met the time limit {} s ago cannot be ended: the gateway starts anew", GRACE_S);
             Thread ending = new Thread(new Runnable() {
                 public void run() {
@@ -92,18 +139,20 @@ final class Overdue extends SparkListener implements Runnable {
             ending.start();
             ending.join(ENDS_WITHIN_MS);
         } catch (InterruptedException e) {
-            return; // nobody does so
+            LOG.warn("interrupted"); // nobody does so
+        } finally {
+            Runtime.getRuntime().halt(1);
         }
-        Runtime.getRuntime().halt(1);
     }
 
-    private boolean isOverdue() {
-        for (Iterator each = SINCE.values().iterator(); each.hasNext(); ) {
-            if (System.nanoTime() - ((Long) each.next()).longValue() > TimeUnit.SECONDS.toNanos(limitS)) {
-                return true;
-            }
+    private static final class Busy {
+        final long processorNs;
+        final long since;
+
+        Busy(long processorNs, long since) {
+            this.processorNs = processorNs;
+            this.since = since;
         }
-        return false;
     }
 
     private static final class Pool extends ThreadPoolExecutor {
