@@ -373,17 +373,25 @@ def test_a_cancelled_query_uses_no_processor(gateway: OwnGateway, endless: str) 
     assert eventually(lambda: _idle(gateway), timeout_s=20)
 
 
+BACKTRACKS = f"concat(repeat('a', 200), id) RLIKE '{'.*' * 12}!'"
+ENDLESS = {
+    "a statement's thread": f"SELECT count(*) FROM (SELECT '' AS id) WHERE {BACKTRACKS}",
+    "a task": f"SELECT count(*) FROM range(1) WHERE {BACKTRACKS}",
+    "the scheduler": f"SELECT id FROM range(0, 2, 1, 2) ORDER BY {BACKTRACKS} LIMIT 1",
+    "a subquery's thread": f"SELECT (SELECT {BACKTRACKS} FROM (SELECT id FROM range(2) ORDER BY id LIMIT 1))",
+}
+"""By where Spark evaluates it."""
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("where", ["in the gateway's own thread", "in a task"])
+@pytest.mark.parametrize("where", ENDLESS)
 def test_a_statement_that_nothing_ends_has_the_gateway_start_anew(
     stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setenv("DEEPLAMBDA_SPARK_OPTIONS", "spark.sql.thriftServer.queryTimeout=1s")
-    rows = "range(1)" if where == "in a task" else "(SELECT '' AS id)"
-    backtracks = f"SELECT count(*) FROM {rows} WHERE concat(repeat('a', 200), id) RLIKE '{'.*' * 12}!'"
     with OwnGateway(OwnService(stack, tmp_path), tmp_path).running() as own:
         with pytest.raises((hive.Error, TTransportException)):  # at the limit, or when the process ends
-            own.rows(backtracks)
+            own.rows(ENDLESS[where])
         assert own.process is not None
         assert own.process.wait(timeout=120) == 1
     assert "met the time limit 60 s ago cannot be ended" in own.log.read_text()
