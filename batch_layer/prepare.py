@@ -65,9 +65,10 @@ from deeplambda.splits import TRAIN
 from deeplambda.state import registry
 from deeplambda.state.kept_rows import PayloadWriter
 
-SHARD_BYTES = 16 * 2**20
+SHARD_BYTES = 8 * 2**20
 """What a shard's features take at most, and what of its payloads is numbers, or about what the lake keeps of them: a
-worker holds them at once. As much as S3's guide would have one request fetch (performance guidelines: 8 to 16 MB)."""
+worker holds them at once, several times. No less than S3's guide would have one request fetch (performance guidelines:
+8 to 16 MB)."""
 UNDECLARED_ROWS = 8192
 """Rows of a shard, at most, where the application does not declare its features and so not what a row of them takes."""
 REFUSED_SHARE = 0.05

@@ -62,8 +62,6 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
     java = (
         *java_options(settings),
         "-XX:TieredStopAtLevel=4",  # the gateway lives long enough for the compiler that makes fast code
-        "-XX:MinHeapFreeRatio=10",
-        "-XX:MaxHeapFreeRatio=30",
         "-Duser.timezone=UTC",
         f"-Djava.io.tmpdir={folder}",
         # HiveServer2 asks a fresh HiveConf for this one, which knows only system properties.

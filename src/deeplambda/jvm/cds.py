@@ -26,6 +26,9 @@ def java_options(settings: Settings) -> tuple[str, ...]:
     return (
         "-Xms64m",  # a sixty-fourth of the machine's memory, the default, is more than an idle part needs
         "-XX:+UseSerialGC",
+        # The heap follows what is alive in it: by default it grows until two fifths are free.
+        "-XX:MinHeapFreeRatio=10",
+        "-XX:MaxHeapFreeRatio=30",
         "-XX:TieredStopAtLevel=1",
         # The quick compiler's default, 48 MB, is full after minutes of queries: a sixth of the time then goes in
         # sweeping, and code that was thrown away is compiled again.

@@ -93,6 +93,7 @@ def skip(settings: Settings, platform: Engine, lost: list[Lost]) -> None:
     with Publisher(settings) as publisher:
         while outbox.relay(platform, publisher):
             pass
+    _told_in.cache_clear()
 
 
 def told(settings: Settings) -> list[Told]:
@@ -124,3 +125,4 @@ def _tell(settings: Settings, reader: Reader, kind: type[Lost], lost: list[Gap])
         for gap in lost:
             record = kind(application=reader.application, reader=reader.part, topic=reader.topic, **gap._asdict())
             publisher.send(topics.LIFECYCLE, reader.application, record)
+    _told_in.cache_clear()
