@@ -22,7 +22,6 @@ from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped, TopicTr
 from deeplambda.state import outbox
 from deeplambda.state.tables import SKIPPED_RECORDS
 
-_LOOK_AGAIN_S = 2.0
 _TOLD_FOR_S = 2.0
 _TOLD: TypeAdapter[Told] = TypeAdapter(Told)
 
@@ -34,13 +33,22 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
     Raises: Overtaken when Kafka no longer has that record, Truncated when the topic ends before it, or once did, and
     nobody has given up what is lost; the first time, the lifecycle topic is told. NotReady when Kafka is away, NoTopic.
     """
-    ranges = offset_ranges(settings, reader.topic)
-    if cuts(positions, _ends(ranges)):  # a new leader may know for a moment less than the one before told
-        time.sleep(_LOOK_AGAIN_S)
-        ranges = offset_ranges(settings, reader.topic)
-    records = _told_in(settings, int(time.monotonic() / _TOLD_FOR_S))
-    skipped = told_gaps(records, reader, RecordsSkipped)
-    _check_cuts(settings, reader, records, skipped, cuts(positions, _ends(ranges)))
+    ranges, records = offset_ranges(settings, reader.topic), _told_in(settings, int(time.monotonic() / _TOLD_FOR_S))
+    skipped, cut = told_gaps(records, reader, RecordsSkipped), told_gaps(records, reader, TopicTruncated)
+    found = cuts(positions, {partition: end for partition, (_, end) in ranges.items()})
+    # At once, for the topic grows. A new leader answers when it knows all that the one before it had told (KIP-207).
+    _tell(settings, reader, TopicTruncated, new := [gap for gap in found if left(gap, [*cut, *skipped])])
+    if lost := [gap for gap in (*cut, *new) if left(gap, skipped)]:
+        raise Truncated(
+            f"{reader.topic} ended before what '{reader.part}' of {reader.application} had read of it: it was made "
+            f"anew, or Kafka lost its last records, and offsets {lost[0]}{_others(lost)} are of other records than "
+            "before; see 'A topic that ends too early' in docs/architecture.md"
+        )
+    if found:
+        raise Truncated(
+            f"'{reader.part}' of {reader.application} goes on with offset {found[0].to_offset} of partition "
+            f"{found[0].partition} of {reader.topic}, which Kafka has not given yet"
+        )
     firsts = {partition: first for partition, (first, _) in ranges.items()}
     if lost := gaps(positions, firsts, skipped):
         known = told_gaps(records, reader, RecordsExpired)
@@ -52,30 +60,8 @@ def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) ->
     return {partition: max(positions.get(partition, first), first) for partition, first in firsts.items()}
 
 
-def _check_cuts(settings: Settings, reader: Reader, records: list[Told], skipped: list[Gap], found: list[Gap]) -> None:
-    """Raises: Truncated, also where the topic has grown since."""
-    known = told_gaps(records, reader, TopicTruncated)
-    new = [gap for gap in found if left(gap, [*known, *skipped])]
-    _tell(settings, reader, TopicTruncated, new)
-    if lost := [gap for gap in (*known, *new) if left(gap, skipped)]:
-        raise Truncated(
-            f"{reader.topic} ended before what '{reader.part}' of {reader.application} had read of it: it was made "
-            f"anew, or Kafka lost its last records, and offsets {lost[0]}{_others(lost)} are of other records than "
-            "before; see 'A topic that ends too early' in docs/architecture.md"
-        )
-    if found:
-        raise Truncated(
-            f"'{reader.part}' of {reader.application} goes on with offset {found[0].to_offset} of partition "
-            f"{found[0].partition} of {reader.topic}, which Kafka has not given yet"
-        )
-
-
 def _others(lost: list[Gap]) -> str:
     return f" ({len(lost)} partitions have a gap)" if len(lost) > 1 else ""
-
-
-def _ends(ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
-    return {partition: end for partition, (_, end) in ranges.items()}
 
 
 def expired(settings: Settings, application: str) -> list[Lost]:
