@@ -8,6 +8,7 @@ import java.util.HashMap;
 import java.util.Iterator;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.Future;
 import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
 import java.util.regex.Pattern;
@@ -41,7 +42,7 @@ final class Overdue implements Runnable {
     private static volatile long looks;
 
     private final Map tasks = new HashMap(); // by id: the look that found it first
-    private final Map busy = new HashMap(); // by id of a thread: its processor time, the look since which it never waited
+    private final Map busy = new HashMap(); // by id of a thread: a Busy
     private final ThreadMXBean threads = ManagementFactory.getThreadMXBean();
     private final TaskSchedulerImpl scheduler;
     private final long limit;
@@ -80,9 +81,9 @@ final class Overdue implements Runnable {
                 looks++;
                 lookAtTasks();
                 lookAtThreads();
-                if (isAnyOver(EXECUTING) || isAnyOver(tasks) || isAnyOver(busy)) {
-                    endProcess();
-                }
+                endIfAnyIsOver(EXECUTING);
+                endIfAnyIsOver(tasks);
+                endIfAnyIsOver(busy);
             } catch (Throwable e) { // whatever it is, memory that ran out among it: the next look may succeed
                 LOG.warn("the watch for statements that do not end: {}", e.toString());
             }
@@ -117,20 +118,21 @@ final class Overdue implements Runnable {
         }
     }
 
-    private boolean isAnyOver(Map since) {
-        for (Iterator each = since.values().iterator(); each.hasNext(); ) {
-            Object value = each.next();
+    private void endIfAnyIsOver(Map since) {
+        for (Iterator each = since.entrySet().iterator(); each.hasNext(); ) {
+            Map.Entry entry = (Map.Entry) each.next();
+            Object value = entry.getValue();
             long began = value instanceof Busy ? ((Busy) value).since : ((Long) value).longValue();
             if (looks - began > limit) {
-                return true;
+                endProcess(entry.getKey());
             }
         }
-        return false;
     }
 
-    private static void endProcess() {
+    private static void endProcess(Object atWork) {
         try {
-            LOG.error("a statement that met the time limit {} s ago cannot be ended: the gateway starts anew", GRACE_S);
+            LOG.error(
+                "a statement that met the time limit {} s ago cannot be ended ({}): the gateway starts anew", GRACE_S, atWork);
             Thread ending = new Thread(new Runnable() {
                 public void run() {
                     System.exit(1);
@@ -145,6 +147,7 @@ final class Overdue implements Runnable {
         }
     }
 
+    /** A thread that had something to do at each look since then. */
     private static final class Busy {
         final long processorNs;
         final long since;
@@ -163,11 +166,13 @@ final class Overdue implements Runnable {
             allowCoreThreadTimeOut(given.allowsCoreThreadTimeOut());
         }
 
-        protected void beforeExecute(Thread thread, Runnable statement) {
-            begins();
+        protected void beforeExecute(Thread thread, Runnable work) {
+            if (work instanceof Future) { // a statement; HiveServer2's own watch for idle sessions runs here, too, for ever
+                begins();
+            }
         }
 
-        protected void afterExecute(Runnable statement, Throwable thrown) {
+        protected void afterExecute(Runnable work, Throwable thrown) {
             ended();
         }
     }
