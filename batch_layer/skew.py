@@ -90,12 +90,12 @@ def differing(said: Prediction, found: Mapping[str, Any], usual: float = 1.0) ->
     differs = set()
     if said.prediction != found["prediction"]:
         tie = scores.get(said.prediction, -1.0) >= scores.get(found["prediction"], 1.0) - TOLERANCE
-        same_number = said.value is not None and _near_numbers(said.value, found["value"], usual)
+        same_number = said.value is not None and _near(said.value, found["value"], usual)
         if not (tie or same_number):
             differs.add("prediction")
     if not _near(said.confidence, found["confidence"]):
         differs.add("confidence")
-    if not _near_numbers(said.value, found["value"], usual):
+    if not _near(said.value, found["value"], usual):
         differs.add("value")
     of_stream = said.scores or {}
     if any(abs(of_stream[name] - scores[name]) > TOLERANCE for name in of_stream.keys() & scores.keys()):
@@ -103,16 +103,12 @@ def differing(said: Prediction, found: Mapping[str, Any], usual: float = 1.0) ->
     return differs
 
 
-def _near(one: float | None, other: float | None) -> bool:
+def _near(one: float | None, other: float | None, usual: float | None = None) -> bool:
+    """Of numbers, whose usual size is given: relative to the larger one, or where both are near 0 to what is usual."""
     if one is None or other is None:
         return one is None and other is None
-    return math.isclose(one, other, abs_tol=TOLERANCE, rel_tol=0.0)
-
-
-def _near_numbers(one: float | None, other: float | None, usual: float) -> bool:
-    """Relative to the larger one; of those near 0, to what is usual."""
-    if one is None or other is None:
-        return one is None and other is None
+    if usual is None:
+        return math.isclose(one, other, abs_tol=TOLERANCE, rel_tol=0.0)
     return math.isclose(one, other, abs_tol=TOLERANCE * usual, rel_tol=TOLERANCE)
 
 

@@ -55,11 +55,8 @@ final class FrontDoor extends ThriftBinaryCLIService {
 
     private static void haveHivesFunctionsRegistered() {
         try {
-            Field done = Hive.class.getDeclaredField("REG_FUNCS_DONE");
-            done.setAccessible(true);
-            Field state = Hive.class.getDeclaredField("didRegisterAllFuncs");
-            state.setAccessible(true);
-            ((AtomicInteger) state.get(null)).set(done.getInt(null));
+            Field state = GatewayServer.field(Hive.class, "didRegisterAllFuncs");
+            ((AtomicInteger) state.get(null)).set(GatewayServer.field(Hive.class, "REG_FUNCS_DONE").getInt(null));
         } catch (ReflectiveOperationException e) {
             throw new IllegalStateException("not the Hive that this was written for", e);
         }

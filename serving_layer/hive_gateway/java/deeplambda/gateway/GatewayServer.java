@@ -45,7 +45,8 @@ public final class GatewayServer {
         thriftService.set(server, door);
     }
 
-    private static Field field(Class of, String name) throws ReflectiveOperationException {
+    /** A field of a library's, which it does not give access to. */
+    static Field field(Class of, String name) throws ReflectiveOperationException {
         Field found = of.getDeclaredField(name);
         found.setAccessible(true);
         return found;

@@ -28,8 +28,7 @@ final class Handshake extends TTransportFactory {
 
     static void bound(TServer server, int idleMs) {
         try {
-            Field input = TServer.class.getDeclaredField("inputTransportFactory_");
-            input.setAccessible(true);
+            Field input = GatewayServer.field(TServer.class, "inputTransportFactory_");
             // The output's is called second, and hands out the transport that the input's has made.
             input.set(server, new Handshake((TTransportFactory) input.get(server), idleMs));
         } catch (ReflectiveOperationException e) {

@@ -54,9 +54,8 @@ final class Overdue implements Runnable {
 
     /** Looks from now on. limitS: what a statement may take; where that is not limited, nothing is overdue. */
     static void watch(SparkContext context, SessionManager sessions, long limitS) throws ReflectiveOperationException {
-        Field field = SessionManager.class.getDeclaredField("backgroundOperationPool");
-        field.setAccessible(true);
-        field.set(sessions, new Pool((ThreadPoolExecutor) field.get(sessions)));
+        Field pool = GatewayServer.field(SessionManager.class, "backgroundOperationPool");
+        pool.set(sessions, new Pool((ThreadPoolExecutor) pool.get(sessions)));
         if (limitS > 0) {
             Thread looking = new Thread(new Overdue(context, limitS), "overdue");
             looking.setDaemon(true);
