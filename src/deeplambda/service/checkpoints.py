@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 from pyspark.sql import SparkSession
 
-from deeplambda.adapters.kafka import offset_ranges
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.records.expiry import Reader
@@ -43,9 +42,8 @@ def starting_offsets(
     last = last_finished(spark, checkpoint, reader.topic)
     finished, known = last.offsets if last else {}, stored(last)
     position = {p: max(finished.get(p, 0), known.get(p, 0)) for p in finished.keys() | known.keys()}
-    if finished:  # a partition that was added since is read from its beginning: Spark takes it from nowhere else
-        position = dict.fromkeys(offset_ranges(settings, reader.topic), 0) | position
-    starts = resumed(settings, reader, position)
+    # A partition that was added since is read from its beginning: Spark takes it from nowhere else.
+    starts = resumed(settings, reader, position, added=0 if finished else None)
     if not finished or any(start > finished.get(partition, 0) for partition, start in starts.items()):
         _Folder(spark, checkpoint).remove()
     return json.dumps({reader.topic: starts})

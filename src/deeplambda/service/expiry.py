@@ -26,14 +26,19 @@ _TOLD_FOR_S = 2.0
 _TOLD: TypeAdapter[Told] = TypeAdapter(Told)
 
 
-def resumed(settings: Settings, reader: Reader, positions: Mapping[int, int]) -> dict[int, int]:
+def resumed(
+    settings: Settings, reader: Reader, positions: Mapping[int, int], added: int | None = None
+) -> dict[int, int]:
     """By partition of the topic, where `reader` goes on from; called whenever it starts.
 
     positions: by partition, the offset of the record that it would read next; a partition without one is new to it.
+    added: the position in such a partition; None: the first record that it has.
     Raises: Overtaken when Kafka no longer has that record, Truncated when the topic ends before it, or once did, and
     nobody has given up what is lost; the first time, the lifecycle topic is told. NotReady when Kafka is away, NoTopic.
     """
     ranges, records = offset_ranges(settings, reader.topic), _told_in(settings, int(time.monotonic() / _TOLD_FOR_S))
+    if added is not None:
+        positions = {**dict.fromkeys(ranges, added), **positions}
     skipped, cut = told_gaps(records, reader, RecordsSkipped), told_gaps(records, reader, TopicTruncated)
     found = cuts(positions, {partition: end for partition, (_, end) in ranges.items()})
     # At once, for the topic grows. A new leader answers when it knows all that the one before it had told (KIP-207).
