@@ -71,12 +71,18 @@ def new_command(
         Path,
         typer.Option("--from", help="a sample of your data: a file, or a folder of files or images", exists=True),
     ],
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="the column to predict; by default one called label, target, class or the like, else a guess"
+        ),
+    ] = None,
 ) -> None:
     """Write a first application.py after a sample of your data; it runs as it is, and says what is yours to decide."""
     from deeplambda.testing.draft import write_draft
 
     settings = load_settings()
-    draft = write_draft(name, sample, settings.applications_dir)
+    draft = write_draft(name, sample, settings.applications_dir, label)
     folder = sample if sample.is_dir() else sample.parent
     served = [each for each in settings.applications if each != name]
     console.print(f"wrote {draft.file}: {draft.summary}", highlight=False, soft_wrap=True)

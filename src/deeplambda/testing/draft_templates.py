@@ -1,5 +1,8 @@
 """Source text of drafted applications, with places for what a sample shows; `{{` and `}}` are braces of the draft."""
 
+import json
+from typing import Any
+
 BLOCKS: dict[str, dict[str, str]] = {
     "constants": {
         "numbers": "NUMBERS = {numbers}\n",
@@ -197,3 +200,8 @@ class {title}(Application):
             *(nn.Flatten(), nn.Linear(2 * width * (SIDE // 4) ** 2, {outputs})),
         )
 '''
+
+
+def quoted(value: Any) -> str:
+    """Source text of a text, or of texts by name."""
+    return json.dumps(value, ensure_ascii=False)

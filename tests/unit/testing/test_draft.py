@@ -149,6 +149,24 @@ def test_a_number_is_predicted_from_where_the_labels_lie(tmp_path: Path) -> None
     assert "MEAN, SPREAD = 3.295e+05, 1.732e+04" in written
 
 
+def test_the_label_is_the_column_that_is_named(tmp_path: Path) -> None:
+    rows = [{"failure": "ny"[n % 2], "pressure": n / 7, "vibration": n / 9} for n in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pumps.parquet")
+    guessed = write_draft("guessed", tmp_path / "pumps.parquet", tmp_path / "applications")
+    assert 'the label is taken to be "vibration"' in guessed.summary
+    named = write_draft("named", tmp_path / "pumps.parquet", tmp_path / "applications", label="failure")
+    assert 'label="failure"' in named.file.read_text()
+    assert "    vibration: float" in named.file.read_text()
+    with pytest.raises(BadInput, match="no column 'failures'; its columns are failure, pressure, vibration"):
+        write_draft("wrong", tmp_path / "pumps.parquet", tmp_path / "applications", label="failures")
+
+
+@pytest.mark.parametrize("sample_of", [_text, _images])
+def test_files_that_are_labelled_by_their_names_have_no_column_for_it(sample_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadInput, match="leave out --label"):
+        write_draft("mine", sample_of(tmp_path), tmp_path / "applications", label="kind")
+
+
 def test_several_files_of_one_kind_are_one_source_that_takes_later_ones(tmp_path: Path) -> None:
     for number in range(3):
         folder = tmp_path / "rows" / str(number // 2)
