@@ -11,6 +11,7 @@ from sqlalchemy.dialects.mysql import insert
 
 from deeplambda.adapters import kafka, mysql
 from deeplambda.config import Settings
+from deeplambda.fields import Moment
 from deeplambda.records import topics
 from deeplambda.records.runtime_metrics import RuntimeMetric
 from deeplambda.service.loops import LoopStatus
@@ -31,6 +32,8 @@ class Storable(RuntimeMetric):
     name: Annotated[str, Field(max_length=64)]
     value: FiniteFloat
     unit: Annotated[str, Field(max_length=16)]
+    kafka_partition: Annotated[int | None, Field(ge=0, lt=2**31)] = None
+    at: Moment
 
 
 def run(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
@@ -19,6 +20,7 @@ from serving_layer.views.rows import Row
 
 _REPORT_S = 10.0
 _LOOK_S = 1.0
+_KEPT = 100_000
 
 
 class Figures:
@@ -31,8 +33,8 @@ class Figures:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._positions: dict[str, dict[int, int]] = {}
-        self._store_s: list[float] = []
-        self._event_s: list[float] = []
+        self._store_s: deque[float] = deque(maxlen=_KEPT)
+        self._event_s: deque[float] = deque(maxlen=_KEPT)
         self._rows = 0
         self.rows_ever = 0
         self.behind: dict[str, str] = {}
@@ -60,10 +62,13 @@ class Figures:
             return dict(self._positions.get(topic, {}))
 
     def drain(self) -> tuple[int, list[float], list[float]]:
-        """Since it was last called: rows, seconds of each transaction, seconds from each event to its row."""
+        """Since it was last called: rows, seconds of each transaction, seconds from each event to its row; of the last
+        of these where there were very many, for nobody may have called it while a topic was absent."""
         with self._lock:
-            drained = self._rows, self._store_s, self._event_s
-            self._rows, self._store_s, self._event_s = 0, [], []
+            drained = self._rows, list(self._store_s), list(self._event_s)
+            self._rows = 0
+            self._store_s.clear()
+            self._event_s.clear()
         return drained
 
 

@@ -9,6 +9,7 @@ asked both: over REST this service, which asks the candidate no more after `FAIL
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
@@ -36,6 +37,8 @@ FAILURES = 3
 ANSWERS_WITHIN_S = 1.0
 """What it does not answer over REST by then, the champion does."""
 _FAILURES_KEPT = 1_000
+_PATIENCE_S = 120.0
+"""For so long a lack of memory or disk is not taken for the candidate's fault."""
 
 _RECORD: TypeAdapter[ExperimentStarted | ExperimentEnded] = TypeAdapter(
     Annotated[ExperimentStarted | ExperimentEnded, Field(discriminator="type")]
@@ -80,6 +83,7 @@ class CanaryWatch:
         self.running: dict[str, RunningCanary] = {}
         self._settings, self._on_pass, self._store = settings, on_pass, ObjectStore(settings)
         self._wanted: dict[str, ExperimentStarted] = {}
+        self._patient_until_s: dict[str, float] = {}
         self._passes: dict[str, Passes] = {}  # by application, for one canary after the other
         self._failures: deque[ChallengerFailed] = deque(maxlen=_FAILURES_KEPT)
         self._stopped = threading.Event()
@@ -99,12 +103,18 @@ class CanaryWatch:
             try:
                 following = consumer(self._settings, topics.EXPERIMENTS, only_reads=True)
                 with closing(following) as reader, Publisher(self._settings) as out:
+                    with kafka_errors(self._settings):
+                        ends, at_end = reader.end_offsets(reader.assignment()), False
                     while not self._stopped.is_set():
                         with kafka_errors(self._settings):
                             polled = reader.poll(timeout_ms=int(POLL_S * 1000))
                         for record in (record for batch in polled.values() for record in batch):
                             self._read(record.value)
-                        self._load_wanted()
+                        if not at_end:
+                            with kafka_errors(self._settings):
+                                at_end = all(reader.position(each) >= end for each, end in ends.items())
+                        if at_end:  # before, the newest record may be one of long ago
+                            self._load_wanted()
                         while self._failures:
                             out.send(topics.LIFECYCLE, self._failures[0].application, self._failures[0])
                             out.flush()
@@ -127,6 +137,7 @@ class CanaryWatch:
                 self._passes.pop(record.application)  # its candidate may never give its thread back
             if isinstance(record, ExperimentStarted) and record.kind == "canary":
                 self._wanted[record.application] = record
+                self._patient_until_s[record.application] = time.monotonic() + _PATIENCE_S
 
     def _load_wanted(self) -> None:
         for name, started in list(self._wanted.items()):
@@ -135,13 +146,15 @@ class CanaryWatch:
             )
             try:
                 candidate = load_champion(self._store, self._settings, version)
-            except NotReady as exc:
-                _log.warning("canary %s/%d not loaded yet: %s", name, started.version, exc)
-                continue
+            except (NotReady, MemoryError, OSError) as exc:
+                waiting = isinstance(exc, NotReady) or time.monotonic() < self._patient_until_s[name]
+                _log.warning("canary %s/%d not loaded yet: %s: %s", name, started.version, type(exc).__name__, exc)
+                if waiting:
+                    continue
+                self._not_loaded(started, exc)
             except BaseException as exc:  # the candidate's own code may raise anything
                 _log.exception("canary %s/%d not loaded", name, started.version)
-                for _ in range(FAILURES):
-                    self._failed(started, None, f"it could not be loaded: {type(exc).__name__}: {exc}")
+                self._not_loaded(started, exc)
             else:
                 if name not in self._passes:
                     self._passes[name] = Passes(name, Turns(1), self._on_pass)
@@ -153,6 +166,10 @@ class CanaryWatch:
                 )
                 _log.info("%s/%d answers %.3g of the events", name, started.version, started.share)
             del self._wanted[name]
+
+    def _not_loaded(self, started: ExperimentStarted, exc: BaseException) -> None:
+        for _ in range(FAILURES):
+            self._failed(started, None, f"it could not be loaded: {type(exc).__name__}: {exc}")
 
     def _failed(self, started: ExperimentStarted, event_id: str | None, reason: str) -> None:
         _log.warning("canary %s/%d had no answer: %s", started.application, started.version, reason)

@@ -1,10 +1,12 @@
 """Champions: follows the compacted topic `deeplambda.champions`, loads each new champion, swaps models under load.
 
 One thread for each application, so that a slow load of one holds up no other:
-1. read the topic from its beginning; the newest record of the application is its champion
+1. read the topic from its beginning to its end; the newest record of the application is its champion
 2. fetch the card and the weights by hash, find the fast path, warm it up
 3. put the new model in place by one assignment; a request in progress keeps the model that it began with
-If step 2 fails, the previous model stays in place, the metadata gives the reason, and a retryable error is retried.
+If step 2 fails, the previous model stays in place, the metadata gives the reason, and it is tried again: soon where
+that is of use by itself, else once a minute, for memory, disk and objects that are missing may be there by then. What
+the application's own code raises, and a model that fails its checks, is not.
 """
 
 import logging
@@ -24,7 +26,7 @@ from deeplambda.adapters.machine import chosen_device
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
-from deeplambda.errors import CorruptObject, DeepLambdaError, NotReady
+from deeplambda.errors import CorruptObject, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.features import chosen, zero_features
 from deeplambda.objective import Classification
 from deeplambda.records import topics
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 HEAR_EVERY_S = 10.0  # and more often where champions are stale sooner
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
+_REPAIR_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +79,12 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
     application, kept = featurizer.application, fetch_kept_rows(store, card)
     model = fetch_model(store, application, card)
     trial = kept.features if kept else zero_features(card.features)
+    if kept:
+        kept.check_features(featurizer.features, name)
     objective = application.objective
     decides = type(objective) is Classification and objective.threshold is None
     path = fast_path(model, trial, name=name, decides=decides, device=chosen_device(settings.device))
     if kept:
-        kept.check_features(featurizer.features, name)
         kept.check_outputs(path.exactly, name)
     return Champion(card=card, featurizer=featurizer, path=path, output_shape=path(chosen(trial, slice(1))).shape[1:])
 
@@ -156,22 +160,24 @@ class ChampionWatch:
                     delay_s, self.error = FIRST_RETRY_S, None
                     with kafka_errors(self._settings):
                         ends = reader.end_offsets(reader.assignment())
-                    self._heard_at = time.monotonic()
+                    self._heard_at, at_end = time.monotonic(), False
                     while not self._stopped.is_set():
                         with kafka_errors(self._settings):
                             batches = reader.poll(timeout_ms=int(POLL_S * 1000))
                         for record in (record for batch in batches.values() for record in batch):
                             self._read_promotion(record.key, record.value)
-                        if not self._caught_up:
+                        if not at_end:
                             with kafka_errors(self._settings):
-                                self._caught_up = all(reader.position(each) >= end for each, end in ends.items())
+                                at_end = all(reader.position(each) >= end for each, end in ends.items())
+                            self._caught_up |= at_end
                         if self.silent_s > hear_every_s:  # where no broker is, a poll finds nothing as well
                             with kafka_errors(self._settings):  # so seldom it may wait for a fetch
                                 reader.end_offsets(reader.assignment())
                             self._heard_at = time.monotonic()
                         self._busy_at = time.monotonic()
-                        self._load_pending()
-                        self._follow_orders()
+                        if at_end:  # before, the newest promotion may be one of long ago
+                            self._load_pending()
+                            self._follow_orders()
                         self._heard_at += time.monotonic() - self._busy_at
                         self._busy_at = None
             except Exception as exc:  # whatever it is: without this thread the application would never swap again
@@ -211,14 +217,14 @@ class ChampionWatch:
             champion = load_champion(self._store, self._settings, promotion)
         except DeepLambdaError as exc:
             self._report_failure(f"champion '{promotion.application}/{promotion.version}' not loaded: {exc}")
-            self._retry_or_give_up(retryable=exc.retryable)
+            self._retry(LAST_RETRY_S if exc.retryable else None if isinstance(exc, UnfitModel) else _REPAIR_S)
         except Exception as exc:  # the model's own code may raise anything; the current model has to stay in place
             log.exception("champion '%s/%d' not loaded", promotion.application, promotion.version)
             self._report_failure(
                 f"champion '{promotion.application}/{promotion.version}' not loaded: {type(exc).__name__}: {exc}; "
                 "fix the application, or promote another version"
             )
-            self._retry_or_give_up(retryable=False)
+            self._retry(_REPAIR_S if isinstance(exc, (MemoryError, OSError)) else None)
         else:
             self.current = champion
             self._pending = self.error = None
@@ -251,9 +257,10 @@ class ChampionWatch:
         self.error = reason
         self._on_failure(self.name)
 
-    def _retry_or_give_up(self, *, retryable: bool) -> None:
-        if not retryable:
+    def _retry(self, longest_wait_s: float | None) -> None:
+        """Try again, after waits that double up to the longest; None: give up."""
+        if longest_wait_s is None:
             self._pending = None
             return
         self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+        self._retry_s = min(2 * self._retry_s, longest_wait_s)

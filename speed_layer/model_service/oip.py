@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from deeplambda.adapters.model_service import DATATYPES, ROWS_LIMIT
+from deeplambda.adapters.model_service import BODY_LIMIT_BYTES, DATATYPES, ROWS_LIMIT
 from deeplambda.errors import BadInput, InvalidEvent
-from deeplambda.features import Features, Specification, Tensor
+from deeplambda.features import Features, Specification, Tensor, row_count
 from speed_layer.model_service.jobs import Scored
 
 OUTPUTS, PREDICTION, CONFIDENCE = "outputs", "prediction", "confidence"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+VALUE_BYTES, _TEXT_BYTES, _ENTRY_BYTES = 4, 20, 64
+"""Of a reply: a raw output, as binary data and as text; a prediction, a confidence or the name of a class."""
 _DATATYPES = {OUTPUTS: "FP32", PREDICTION: "BYTES", CONFIDENCE: "FP64"}
 
 
@@ -125,6 +127,33 @@ def json_bytes(header_length: str | None, body_length: int) -> int:
             "send the length of the JSON in bytes",
         )
     return int(header_length)
+
+
+def reply_bytes(request: InferRequest, output_shape: Sequence[int]) -> int:
+    """About what the reply will take, and no less than the outputs that it is made of. output_shape: of one row.
+
+    Raises: RequestEntityTooLarge where that is more than a request may take.
+    """
+    rows, width = row_count(request.features), prod(output_shape)
+    size_bytes = rows * width * VALUE_BYTES
+    for name, binary in request.outputs:
+        if name != OUTPUTS:
+            size_bytes += rows * _ENTRY_BYTES
+        elif request.likeliest:
+            size_bytes += rows * min(request.likeliest, width) * _ENTRY_BYTES
+        elif not binary:
+            size_bytes += rows * width * _TEXT_BYTES
+    check_reply(size_bytes)
+    return size_bytes
+
+
+def check_reply(size_bytes: int) -> None:
+    """Raises: RequestEntityTooLarge where a reply, or what it is made of, would be larger than a request may be."""
+    if size_bytes > BODY_LIMIT_BYTES:
+        raise RequestEntityTooLarge(
+            f"the reply would take about {size_bytes} bytes, of at most {BODY_LIMIT_BYTES}; send fewer rows in one "
+            "request, or ask for its outputs as binary data"
+        )
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
@@ -325,7 +354,7 @@ def configuration(model: str, features: Specification, output_shape: Sequence[in
         "name": model,
         "platform": "pytorch",
         "backend": "deeplambda",
-        "max_batch_size": ROWS_LIMIT,
+        "max_batch_size": max(1, min(ROWS_LIMIT, BODY_LIMIT_BYTES // (VALUE_BYTES * prod(output_shape)))),
         "input": [_configured(name, DATATYPES[tensor.dtype], tensor.shape) for name, tensor in features.items()],
         "output": [_configured(name, datatype, shape) for name, (datatype, shape) in outputs.items()],
         "dynamic_batching": {"preferred_batch_size": [best_rows], "max_queue_delay_microseconds": 0},

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.metadata import version as installed_version
+from math import prod
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -14,7 +15,7 @@ from deeplambda.adapters.model_service import FEATURIZER_HEADER, TIMEOUT_HEADER
 from deeplambda.application import Event
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, Conflict, Overloaded, kept
-from deeplambda.objective import Predictions
+from deeplambda.objective import SCORES_LIMIT, Predictions
 from deeplambda.records.experiments import CANARY_HEADER, CANDIDATE_WITHIN_S
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import Connection, result_of
@@ -31,8 +32,8 @@ from speed_layer.model_service.serving import Champions, check_fresh, no_champio
 from speed_layer.model_service.turns import Turns
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
-ENCODED_BYTES = 64
-"""About what a row adds to a reply."""
+_ENCODED_BYTES, _SCORE_BYTES = 64, 32
+"""About what an event adds to a reply, and each of its scores."""
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -164,6 +165,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             header, wanted = request.headers.get(oip.HEADER_LENGTH), champion.card.features
             passes[name].check_room()
             asked = aside(lambda: oip.decode_request(body, header, wanted), oip.json_bytes(header, len(body)))
+            reply_bytes = oip.reply_bytes(asked, champion.output_shape)
             until = deadline(asked.timeout_us)
             if canary is not None:
                 until = min(until, time.monotonic() + CANDIDATE_WITHIN_S)
@@ -172,7 +174,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         classes, number = getattr(champion.application.objective, "classes", ()), champion.card.version
         reply, headers = aside(
             lambda: oip.encode_response(asked, model=name, version=number, scored=scored, classes=classes),
-            ENCODED_BYTES * len(scored.outputs),
+            reply_bytes,
         )
         return reply, {**headers, **_version(champion, champions.canary(name))}
 
@@ -202,6 +204,9 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             events = aside(
                 lambda: decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes), len(body)
             )
+            width = prod(champion.output_shape)
+            oip.check_reply(len(events) * width * oip.VALUE_BYTES)
+            reply_bytes = len(events) * (_ENCODED_BYTES + _SCORE_BYTES * min(width, SCORES_LIMIT))
             canary = champions.canary(name)
             taken = [] if canary is None else taken_by(canary, events)
             theirs = None if canary is None or not taken else by_canary(name, canary, body, taken)
@@ -221,7 +226,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
                 predictions = merged(parts)
         reply = aside(
             lambda: encode_predictions(events, champion.card.version, predictions, versions),
-            ENCODED_BYTES * len(events),
+            reply_bytes,
         )
         return reply, {**_JSON, **_version(champion, canary)}
 

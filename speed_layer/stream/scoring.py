@@ -90,7 +90,8 @@ class Scorer:
             with timed(self.hops_ms, "transform"):
                 admitted = admit(featurizer, keyed, limit_bytes=self._settings.event_limit_bytes, within_s=math.inf)
             if admitted.events_N:
-                self._pass_rows = max(1, _PASS_BYTES // max(1, row_bytes(admitted.features)))
+                each_bytes = row_bytes(admitted.features) + self._client.output_bytes
+                self._pass_rows = max(1, _PASS_BYTES // max(1, each_bytes))
             if not admitted.events_N and self._code.renew():
                 continue
             out = [dead_letter(self._name, rows[n], refusal, self._code.version) for n, refusal in admitted.refused]
@@ -169,9 +170,7 @@ class Candidate:
         store = ObjectStore(settings)
         self.canary, self._settings, self._name = canary, settings, name
         self._featurizer = load_code(store, settings, fetch_card(store, name, canary.version)).featurizer
-        application = self._featurizer.application
-        limit_s = min(application.transform_limit_s, CANDIDATE_WITHIN_S)
-        application.transform_limit_s = limit_s  # type: ignore[misc]  # of this instance, which nobody else has
+        self._featurizer.limit_s = min(self._featurizer.limit_s, CANDIDATE_WITHIN_S)
         self._client = ModelClient(
             settings, name, version=canary.version, patience_s=0, read_timeout_s=CANDIDATE_WITHIN_S
         )

@@ -13,13 +13,18 @@ from safetensors.torch import save
 from batch_layer.gate import promote, roll_back, verify
 from batch_layer.publish import publish_run
 from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.records import topics
+from deeplambda.records.lifecycle import ModelPromoted
 from deeplambda.state import registry
 from deeplambda.state.card import CARD, KEPT_ROWS, ONNX, WEIGHTS, Card, artefact_key, code_key, fetch_card
+from speed_layer.model_service.champions import ChampionWatch
 from tests.integration.blobs import blobs, champions, lifecycle, new_data_set, prepared_data_set, train_blobs
+from tests.traffic import eventually
 from tests.unit.batch_layer.test_gate import card
 
 
@@ -86,6 +91,29 @@ def test_a_promotion_is_told_on_both_topics(stack: Settings, application: Packed
     told = lifecycle(stack, lambda fact: fact["type"] == "ModelPromoted" and fact["application"] == application.name)
     assert told[-1] == fact.model_dump(mode="json")
     assert champions(stack, application.name)[-1]["version"] == better.version
+
+
+def test_a_service_that_starts_loads_the_newest_champion_and_none_of_those_before(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    """More promotions than one poll gives: with the first of these it had loaded what was promoted long ago."""
+    newest = ModelPromoted(
+        application=application.name, version=champion.version, previous=None, weights_sha256=champion.weights_sha256
+    )
+    with Publisher(stack) as publisher:
+        for version in range(10_000, 11_200):
+            publisher.send(topics.CHAMPIONS, application.name, newest.model_copy(update={"version": version}))
+        publisher.send(topics.CHAMPIONS, application.name, newest)
+    loaded, failed = list[int](), list[str]()
+    watch = ChampionWatch(
+        stack, application.name, on_swap=lambda _, version: loaded.append(version), on_failure=failed.append
+    )
+    watch.start()
+    try:
+        assert eventually(lambda: loaded or failed), watch.error
+    finally:
+        watch.stop()
+    assert (loaded, failed) == ([champion.version], [])
 
 
 def test_promoting_the_champion_changes_nothing(

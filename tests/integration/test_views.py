@@ -343,6 +343,7 @@ def test_one_applications_topics_stop_no_others_view(stack: Settings, own_name: 
         with Publisher(stack) as publisher:
             send(publisher, prediction(own_name, application=own_name))
         assert eventually(lambda: len(rows(stack, own_name)) == 1)
+        assert eventually(lambda: all(loop.status.waits_for for loop in loops), 10)
         waits_for = [loop.status.waits_for or "" for loop in loops]
     finally:
         stop.set()
@@ -386,6 +387,9 @@ def test_a_rolled_back_transaction_publishes_nothing(stack: Settings, run: str) 
 def test_metrics_are_rows_and_what_is_no_metric_is_passed_over(stack: Settings, publisher: Publisher, run: str) -> None:
     publisher.send_bytes(topics.METRICS, "test", b"no JSON")
     publisher.send_bytes(topics.METRICS, "test", b'{"layer":"x","part":"y","name":"z","value":1e999,"unit":"s"}')
+    for more in ('"kafka_partition":2147483648', '"kafka_partition":-1', '"at":"0001-01-01T00:00:00+05:00"'):
+        fits_no_row = f'{{"layer":"x","part":"y","name":"z","value":1,"unit":"s",{more}}}'
+        publisher.send_bytes(topics.METRICS, "test", fits_no_row.encode())
     MetricPublisher(publisher, layer="serving", part="test", application="digits").publish(run, 1.5, "s")
     publisher.flush()
     query = select(METRICS).where(METRICS.c.name == run)

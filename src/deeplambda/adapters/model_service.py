@@ -45,6 +45,10 @@ DATATYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "I
 """By NumPy's name of a dtype, the Open Inference Protocol's."""
 
 
+class TooLarge(BadInput):
+    """A request, or the reply to it, is larger than the service takes."""
+
+
 class OtherFeatures(Conflict):
     """The model takes features of another code version or learned state. wanted: that featurizer's id."""
 
@@ -70,7 +74,8 @@ class ModelClient:
     patience_s: how long a batch is tried again while the service restarts, is overloaded or has no model. part_bytes: a
     larger batch is sent in parts. Where one is not answered within `read_timeout_s` (None: as the settings say), parts
     are half as large, and grow again with each answer to one that is as large as that. version: the one that has to
-    answer; None: the champion. canary: the one that ran at the last answer.
+    answer; None: the champion. canary: the one that ran at the last answer. output_bytes: what a row's outputs took in
+    it.
     """
 
     def __init__(
@@ -85,11 +90,12 @@ class ModelClient:
         version: int | None = None,
     ) -> None:
         self.canary: Canary | None = None
+        self.output_bytes = 0
         self._model_path = f"{urlsplit(settings.model_url).path}/v2/models/{application}"
         self._path = f"{self._model_path}{'' if version is None else f'/versions/{version}'}/infer"
         self._application = application
         read_timeout_s = settings.model_timeout_s if read_timeout_s is None else read_timeout_s
-        self._patience_s, self._most_bytes, self._part_bytes = patience_s, part_bytes, float(part_bytes)
+        self._patience_s, self._most_bytes, self._part_bytes = patience_s, float(part_bytes), float(part_bytes)
         self._timeout_ms = str(int(read_timeout_s * 1000))
         self._pool = urllib3.connection_from_url(
             settings.model_url,
@@ -118,8 +124,13 @@ class ModelClient:
                 if rows == 1 or time.monotonic() > deadline:
                     raise
                 self._part_bytes = rows * each_bytes / 2
+            except TooLarge:
+                if rows == 1:
+                    raise
+                self._part_bytes = self._most_bytes = rows * each_bytes / 2
             else:
                 at += rows
+                self.output_bytes = row_bytes({"outputs": scored[-1].outputs})
                 if (rows + 1) * each_bytes > self._part_bytes:  # as large as it might be, so it tells of larger ones
                     self._part_bytes = min(self._part_bytes * _GROWTH, self._most_bytes)
         return (
@@ -221,7 +232,11 @@ def _refusal(application: str, response: urllib3.BaseHTTPResponse) -> DeepLambda
         return DeadlinePassed(message, "see 'deeplambda logs model'")
     if response.status >= 500 or response.status == HTTPStatus.REQUEST_TIMEOUT:
         return NotReady(message, "see 'deeplambda logs model'")
-    return (InvalidEvent if response.status == HTTPStatus.UNPROCESSABLE_ENTITY else BadInput)(message)
+    kinds: dict[int, type[BadInput]] = {
+        HTTPStatus.UNPROCESSABLE_ENTITY: InvalidEvent,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TooLarge,
+    }
+    return kinds.get(response.status, BadInput)(message)
 
 
 def _asked_s(problem: Any, response: urllib3.BaseHTTPResponse) -> float:

@@ -54,7 +54,8 @@ class Featurizer:
     """One version of an application's transform. Its results do not depend on how rows are batched.
 
     code_version: of the application's sources. state: what its `fit` learned, None where it has none. id: what tells
-    two featurizers apart; equal ids give equal features. wanted: the tensors that the version was trained on.
+    two featurizers apart; equal ids give equal features. wanted: the tensors that the version was trained on. limit_s:
+    what one call of the transform may take.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class Featurizer:
         state_sha256: str | None = None,
         wanted: Specification | None = None,
     ) -> None:
-        self.application = application
+        self.application = application  # of one version of the code there is one object, whoever uses it
+        self.limit_s = application.transform_limit_s
         self.code_version = code_version
         self.id = featurizer_id(code_version, state_sha256)
         self._arguments = (state,) if learns(application) else ()
@@ -79,7 +81,7 @@ class Featurizer:
         """
         if batch.num_rows == 0:
             return {}
-        return self._within(self.application.transform_limit_s, batch)
+        return self._within(self.limit_s, batch)
 
     def _within(self, limit_s: float, batch: pa.RecordBatch) -> Features:
         given = bounded(lambda: self.application.transform(batch, *self._arguments), limit_s, "the transform")
@@ -93,7 +95,7 @@ class Featurizer:
 
         Raises: TooManyRefused when the culprits are not found within `within_s`: the transform hangs on many of them.
         """
-        limit_s, total = self.application.transform_limit_s, batch.num_rows
+        limit_s, total = self.limit_s, batch.num_rows
 
         def attempt(piece: slice) -> Features:
             count = piece.stop - piece.start

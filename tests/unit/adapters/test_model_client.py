@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deeplambda.adapters.model_service import ModelClient, Scored
+from deeplambda.adapters.model_service import ModelClient, Scored, TooLarge
 from deeplambda.config import load_settings
 from deeplambda.errors import DeadlinePassed
 from deeplambda.features import Features, row_count
@@ -34,3 +34,25 @@ def test_parts_grow_again_with_answers_to_parts_of_their_size_only(monkeypatch: 
     client.predict(rows(64), "f")
     assert max(asked) <= 2 * MOST
     assert MOST in asked
+
+
+def test_parts_whose_reply_would_be_too_large_are_halved_once_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def score(features: Features, featurizer_id: str, deadline: float) -> Scored:
+        asked.append(row_count(features))
+        if asked[-1] > MOST:
+            raise TooLarge("too many outputs")
+        return Scored(versions_N=np.ones(asked[-1], np.int64), outputs=np.zeros((asked[-1], 9), np.float32))
+
+    client = ModelClient(load_settings(), "digits", patience_s=0)
+    monkeypatch.setattr(client, "_score", score)
+    assert client.predict(rows(64), "f").outputs.shape == (64, 9)
+    assert client.output_bytes == 36
+    asked.clear()
+    for _ in range(3):
+        client.predict(rows(64), "f")
+    assert max(asked) <= MOST
+    monkeypatch.setattr(f"{__name__}.MOST", 0)
+    with pytest.raises(TooLarge):
+        client.predict(rows(1), "f")

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -116,6 +117,18 @@ def test_one_event_that_a_transform_fails_on_is_refused_and_all_others_pass(
     assert (row, refusal.reason) == (4, reason)
     with pytest.raises(type(refusal), match=named):
         raise refusal
+
+
+def test_a_shorter_limit_of_one_featurizer_is_no_other_s() -> None:
+    def sleeps(given: dict[str, Any], row: int) -> dict[str, Any]:
+        time.sleep(0.1)
+        return given
+
+    application = Reviews(sleeps)
+    champion, candidate = (Featurizer(application, code_version="c0de") for _ in range(2))
+    candidate.limit_s = 0.02
+    assert admit(candidate, [record("a", "bad")], limit_bytes=10_000).refused
+    assert not admit(champion, [record("a", "bad")], limit_bytes=10_000).refused
 
 
 def test_a_ragged_list_a_huge_number_and_a_key_of_other_bytes_are_refused_and_others_pass() -> None:

@@ -45,11 +45,11 @@ def forward(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
-def client_of(settings: Settings, forward: Forward = forward, card: Card = CARD) -> FlaskClient:
+def client_of(settings: Settings, forward: Forward = forward, card: Card = CARD, outputs: int = 10) -> FlaskClient:
     featurizer = Featurizer(Digits(), code_version="c1")
     watch = ChampionWatch(settings, "digits", on_swap=lambda *_: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
-    watch.current = Champion(featurizer=featurizer, card=card, path=path, output_shape=(10,))
+    watch.current = Champion(featurizer=featurizer, card=card, path=path, output_shape=(outputs,))
     return create_app(settings, Champions({"digits": watch}), ServiceMetrics(("digits",))).test_client()
 
 
@@ -78,6 +78,31 @@ def test_features_of_other_code_are_refused_with_the_name_of_the_code_that_serve
     assert (reply.status_code, reply.json["featurizer"], reply.json["model_version"]) == (409, "c1", 1)
     assert infer(client, [0], **{FEATURIZER_HEADER: "c1"}).status_code == 200
     assert infer(client, [0]).status_code == 200, "stock clients say nothing of code"
+
+
+def test_a_reply_that_would_fill_the_memory_is_refused_before_any_work(tmp_path: Path) -> None:
+    """A request of a few bytes a row would have been answered with hundreds of megabytes."""
+    width, passes = 60_000, list[int]()
+
+    def wide(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        passes.append(len(rows["features"]))
+        return torch.zeros(passes[-1], width)
+
+    client = client_of(Settings(data_dir=tmp_path), wide, outputs=width)
+
+    def ask(rows: int, **output: Any) -> Any:
+        tensor = TENSOR | {"shape": [rows, 1, 28, 28], "data": [0.0] * 784 * rows}
+        wanted = [{"name": "outputs", "parameters": output}]
+        return client.post("/v2/models/digits/infer", json={"inputs": [tensor], "outputs": wanted})
+
+    refused = ask(20)
+    assert (refused.status_code, str(BODY_LIMIT_BYTES) in refused.json["detail"]) == (413, True)
+    assert ask(80, binary_data=True).status_code == 413
+    instances = [{"image": b64encode(bytes(784)).decode()}] * 80
+    assert client.post("/v1/models/digits:predict", json={"instances": instances}).status_code == 413
+    assert not passes
+    assert ask(20, binary_data=True).status_code == 200
+    assert ask(2).status_code == 200
 
 
 def test_a_time_that_is_none_and_one_that_is_over_are_refused(client: FlaskClient) -> None:
