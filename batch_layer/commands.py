@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from getpass import getuser
 from typing import Annotated, Any
@@ -31,8 +31,9 @@ batch = typer.Typer(no_args_is_help=True)
 _log = logging.getLogger(__name__)
 
 ApplicationNames = Annotated[
-    list[str], typer.Argument(metavar="APPLICATION...", help="applications, by name or the path of the folder")
+    list[str] | None, typer.Argument(metavar="APPLICATION...", help="applications, by name or the path of the folder")
 ]
+Served = Annotated[bool, typer.Option("--served", help="all applications that DEEPLAMBDA_APPLICATIONS names")]
 Hyperparameter = Annotated[
     list[str] | None,
     typer.Option("--set", help="a hyperparameter, as name=value; may be given again", metavar="NAME=VALUE"),
@@ -53,6 +54,13 @@ InitFrom = Annotated[
         "a last layer for other classes is made anew",
     ),
 ]
+
+
+def _wanted(applications: list[str] | None, *, served: bool) -> Sequence[str]:
+    """Raises: BadInput unless one of the two is given."""
+    if bool(applications) == served:
+        raise BadInput("either applications are named, or all that are served", "give their names, or --served")
+    return load_settings().applications if served else applications or ()
 
 
 def _one_after_the_other(applications: Iterable[PackedApplication], work: Callable[[PackedApplication], None]) -> None:
@@ -94,8 +102,8 @@ def batch_prepare(
     snapshot: Annotated[int | None, typer.Option(help="Iceberg snapshot of the examples; default: the newest")] = None,
 ) -> None:
     """Turn a snapshot of the examples into shards of features on S3, announced on Kafka one by one."""
+    from batch_layer.data_set import data_set
     from batch_layer.pipeline import prepare_shards
-    from batch_layer.prepare import data_set
 
     settings, packed = packed_application(application)
     spark = spark_of(settings, "prepare")
@@ -107,8 +115,8 @@ def batch_train(
     application: ApplicationName, set_: Hyperparameter = None, workers: Workers = 1, init_from: InitFrom = None
 ) -> None:
     """Train on the newest snapshot's data set and publish the model; goes on where a killed run was."""
+    from batch_layer.data_set import data_set
     from batch_layer.pipeline import train_and_publish
-    from batch_layer.prepare import data_set
 
     settings, packed = packed_application(application)
     overrides = _hyperparameters(set_, packed)
@@ -157,8 +165,8 @@ def batch_tune(
     trains with the best.
     """
     from batch_layer import gate
+    from batch_layer.data_set import data_set
     from batch_layer.pipeline import prepare_shards, train_and_publish
-    from batch_layer.prepare import data_set
     from batch_layer.tune import tune
 
     settings, packed = packed_application(application)
@@ -194,7 +202,8 @@ def batch_tune(
 
 @batch.command("run")
 def batch_run(
-    applications: ApplicationNames,
+    applications: ApplicationNames = None,
+    served: Served = False,
     set_: Hyperparameter = None,
     promote: Annotated[bool, typer.Option(help="make the new version the champion, if it may be")] = True,
     workers: Workers = 1,
@@ -203,7 +212,7 @@ def batch_run(
     """Ingest, prepare, train, publish and promote, in one go; training starts while shards are still prepared."""
     from batch_layer.pipeline import run_pipeline
 
-    settings, packed_ones = all_packed(applications)
+    settings, packed_ones = all_packed(_wanted(applications, served=served))
     overrides = _hyperparameters(set_, *packed_ones)
     spark = spark_of(settings, "run")
 
@@ -247,7 +256,8 @@ def batch_generations(
 
 @batch.command("recompute")
 def batch_recompute(
-    applications: ApplicationNames,
+    applications: ApplicationNames = None,
+    served: Served = False,
     accept_refused: Annotated[
         float,
         typer.Option(metavar="SHARE", help="of the events that have a prediction, how many may lose it", min=0, max=1),
@@ -264,7 +274,7 @@ def batch_recompute(
     """
     from batch_layer.recompute import recompute
 
-    settings, packed_ones = all_packed(applications)
+    settings, packed_ones = all_packed(_wanted(applications, served=served))
     spark = spark_of(settings, "recompute")
 
     def score(packed: PackedApplication) -> None:

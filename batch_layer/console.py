@@ -14,8 +14,8 @@ from rich.table import Table
 from deeplambda.records.lifecycle import EpochTrained, PartitionPrepared
 
 if TYPE_CHECKING:  # they bring Spark and PyTorch, which a help text need not wait for
+    from batch_layer.data_set import DataSet
     from batch_layer.ingest import Ingested
-    from batch_layer.prepare import DataSet
     from batch_layer.trials import Trial
     from deeplambda.state.card import Card
 

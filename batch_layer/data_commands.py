@@ -1,5 +1,6 @@
 """`deeplambda data`: raw objects, the quality of what comes of them, and human errors undone."""
 
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
+from deeplambda.errors import NoTopic, NotReady
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import DataChanged
+from deeplambda.service.lag import TopicEnds
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
 from deeplambda.state.data_changes import changes, operator
@@ -217,6 +220,7 @@ def data_withdraw(
         str | None, typer.Option(help="a condition in Spark SQL on the archive's columns and json")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say how many, and name some")] = False,
+    wait: Annotated[bool, typer.Option(help="wait until the archive has what Kafka has by now")] = True,
     recompute: Annotated[bool, typer.Option(help="take them out of the batch view at once")] = True,
     retrain: Retrain = False,
 ) -> None:
@@ -234,6 +238,8 @@ def data_withdraw(
     spark, engine = spark_of(settings, "withdraw"), mysql.engine(settings, "platform")
     create_tables(spark, packed.load())
     choice = withdrawals.Choice(topic=topic, since=_utc(since), until=_utc(until), producer=producer, where=where)
+    if wait:
+        _await_archive(settings, spark, packed.name, topic)
     if dry_run:
         rows = withdrawals.chosen(spark, packed.name, choice)
         names = [str(row.event_id) for row in rows.select("event_id").limit(5).collect()]
@@ -278,6 +284,21 @@ def data_restore(
         f"deeplambda batch recompute {packed.name} --whole",
         soft_wrap=True,
     )
+
+
+def _await_archive(settings: Settings, spark: Any, application: str, topic: str) -> None:
+    """Wait until the archive has what Kafka has at this moment: a withdrawal marks what is there, and nothing later."""
+    from batch_layer.archived import archived_to
+
+    name, wanted = f"{application}.{topic}", dict[int, int]()
+    with closing(TopicEnds(settings, [name])) as ends, suppress(NoTopic):
+        wanted = ends.ask()[name]
+    with console.status(f"waiting until the archive has the {topic} that Kafka has"):
+        try:
+            archived_to(spark, application, topic, wanted)
+        except NotReady as exc:
+            remedy = f"{exc.remedy}; 'deeplambda data withdraw … --no-wait' marks what it has"
+            raise NotReady(exc.message, remedy) from exc
 
 
 def _cards(settings: Settings, application: str) -> list[Card]:

@@ -47,14 +47,18 @@ Batches = Iterator[pa.RecordBatch]
 
 
 def measure_events(spark: SparkSession, settings: Settings, packed: PackedApplication) -> list[QualityMeasured]:
-    """Measure the days that have ended and are not measured yet, the oldest first; what was measured, by day."""
+    """Measure the days that have ended and are not measured yet, the oldest first; what was measured, by day.
+
+    A day has ended for the archive once it has events of a later one, or a whole day has passed: it may be behind.
+    """
     table = f"lake.{packed.name}.data_quality"
     whole = spark.table(table).where("subject = 'events' AND measured_at >= date_add(day, 1)")
     done = whole.agg(F.max("day")).collect()[0][0]
     today = now().date()
     since = max(today - timedelta(days=MOST_DAYS), done + timedelta(days=1) if done else date.min)
-    ended = _files(spark, packed.name).where((F.col("day") >= F.lit(since)) & (F.col("day") < F.lit(today)))
-    days = [row.day for row in ended.select("day").distinct().collect()]
+    archived = {row.day for row in _files(spark, packed.name).select("day").distinct().collect()}
+    yesterday = today - timedelta(days=1)
+    days = {day for day in archived if since <= day < yesterday or (day == yesterday and today in archived)}
     return [measure_day(spark, settings, packed, day) for day in sorted(days)]
 
 
@@ -67,7 +71,7 @@ def measure_day(spark: SparkSession, settings: Settings, packed: PackedApplicati
     if not measures[0].value:
         measures += [
             *measures_of(spark, settings, packed, events),
-            *_of_offsets(events),
+            *_of_offsets(spark.table(f"lake.{packed.name}.events").where(of_day)),
             *_of_view(settings, packed.name, begin, end),
         ]
     measured = QualityMeasured(

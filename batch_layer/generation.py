@@ -23,7 +23,6 @@ had been killed.
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -31,22 +30,22 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
 from sqlalchemy import Connection, Engine
 
+from batch_layer.archived import archived_to
+from batch_layer.data_set import DataSet, data_set, is_current
 from batch_layer.gate import conclude, judge, roll_back
 from batch_layer.label_quality import measure_generation
 from batch_layer.lake_rows import append_verdicts
 from batch_layer.news import News
 from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
-from batch_layer.prepare import DataSet, data_set, is_current
 from batch_layer.shadow_step import shadowed
 from batch_layer.taken_back import TakenBack
 from batch_layer.triggers import MAX_ATTEMPTS, Due
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.config import Settings
-from deeplambda.errors import Conflict, DeepLambdaError, NotReady, UnfitModel
+from deeplambda.errors import Conflict, DeepLambdaError, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.service.loops import in_one_line
 from deeplambda.state import generation_store as store
@@ -55,8 +54,6 @@ from deeplambda.state.card import Card
 from deeplambda.state.generation_store import Generation, generation_lock
 
 _BEAT_S = 5.0
-_ARCHIVE_WITHIN_S = 120.0  # its streams commit every 5 s; one that stands still is its own alert
-_ARCHIVE_ASKED_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -220,7 +217,7 @@ class _Work:
 
     def _pinned(self, generation: Generation) -> Generation:
         with self._listener.working("waiting for the archive to hold the labels that Kafka has"):
-            offsets = self._archived_labels(generation.label_offsets)
+            offsets = archived_to(self._spark, self._packed.name, "labels", generation.label_offsets)
         dataset = data_set(self._spark, self._packed)
         with mysql_errors(), self._platform.connect() as connection:
             cards = {card.version: card for card in registry.cards(connection, self._packed.name)}
@@ -246,25 +243,6 @@ class _Work:
             cards = registry.cards(connection, self._packed.name)
         same = {card.version for card in cards if card.dataset == dataset.id and card.created_at < before}
         return max(same.difference(self._taken_back().versions(cards)), default=None)
-
-    def _archived_labels(self, wanted: dict[int, int]) -> dict[int, int]:
-        """By partition, the first label that the archive lacks, once that is `wanted` or past it."""
-        table = f"lake.{self._packed.name}.labels"
-        until_s = time.monotonic() + _ARCHIVE_WITHIN_S
-        while True:
-            self._spark.catalog.refreshTable(table)
-            ends = self._spark.table(table).groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("end"))
-            archived = {row["kafka_partition"]: row["end"] for row in ends.collect()}
-            behind = {p: end for p, end in wanted.items() if archived.get(p, 0) < end}
-            if not behind:
-                return archived
-            if time.monotonic() > until_s:
-                raise NotReady(
-                    f"{table} is behind Kafka in partition {min(behind)}: {archived.get(min(behind), 0)} of "
-                    f"{behind[min(behind)]} labels",
-                    "see 'deeplambda status' and 'deeplambda logs archive'",
-                )
-            time.sleep(_ARCHIVE_ASKED_S)
 
     def _hyperparameters(self, data: _Data) -> dict[str, Any]:
         """Of the version whose weights, or else whose place, it is to take, where that is of the deployed code."""

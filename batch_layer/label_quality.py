@@ -15,9 +15,9 @@ from pyspark.sql import SparkSession
 
 from batch_layer import quality_rows
 from batch_layer.counted_events import counted_events
+from batch_layer.data_set import DataSet
 from batch_layer.event_quality import measures_of
 from batch_layer.labelled_events import LabelRefusal, known_labels, refused_labels
-from batch_layer.prepare import DataSet
 from batch_layer.quality import broken, share
 from deeplambda.clock import now
 from deeplambda.config import Settings

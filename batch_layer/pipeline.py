@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from pyspark.sql import SparkSession
 
 from batch_layer.checkpoint import newest_epoch, run_id
+from batch_layer.data_set import DataSet, data_set, fetch_data_set
 from batch_layer.gate import promote
 from batch_layer.ingest import Ingested, ingest
 from batch_layer.lake_rows import append_model_rows, append_verdicts
-from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
+from batch_layer.prepare import prepare
 from batch_layer.publish import metric_rows, model_row, publish_run
 from batch_layer.trainer import all_hyperparameters
 from batch_layer.training_run import TrainingListener, train

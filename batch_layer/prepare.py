@@ -13,7 +13,6 @@
    what has a manifest does nothing.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -24,7 +23,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 from pyspark import StorageLevel, TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -32,13 +30,13 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer import labelled_events
+from batch_layer.data_set import DataSet, data_set_id, fetch_data_set
 from batch_layer.fitting import featurizer_of, fetch_state, learned_state
 from batch_layer.labelled_events import LabelledEvents
 from batch_layer.newest import newest_examples
 from batch_layer.shard_format import (
     ANNOUNCEMENT,
     MANIFEST,
-    SHARD_FORMAT,
     announcement_key,
     data_set_key,
     manifest_key,
@@ -50,12 +48,12 @@ from batch_layer.shard_format import (
 from batch_layer.unchanged_shards import JUDGED, copied
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.lake import current_snapshot, held, snapshot_size
+from deeplambda.adapters.lake import tag_snapshot
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
-from deeplambda.features import Features, concatenated, declared, row_bytes, zero_features
+from deeplambda.features import Features, concatenated
 from deeplambda.learned import EncodedState
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import labels_of, statistics_of
@@ -65,88 +63,11 @@ from deeplambda.splits import TRAIN
 from deeplambda.state import registry
 from deeplambda.state.kept_rows import PayloadWriter
 
-SHARD_BYTES = 8 * 2**20
-"""What a shard's features take at most, and what of its payloads is numbers, or about what the lake keeps of them: a
-worker holds them at once, several times. No less than S3's guide would have one request fetch (performance guidelines:
-8 to 16 MB)."""
-UNDECLARED_ROWS = 8192
-"""Rows of a shard, at most, where the application does not declare its features and so not what a row of them takes."""
 REFUSED_SHARE = 0.05
 """Of the rows, how many the transform may refuse before the data set is refused."""
 _ASKED_AT_ONCE = 16
 _DEALT, _IS_EVENT = "deeplambda_task", "deeplambda_is_event"
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
-
-
-class DataSet(BaseModel):
-    """Rows of pinned snapshots, seen through one version of the transform: the newest of each example, and the labelled
-    events. Equal ids mean equal rows.
-
-    examples: labelled ones by split. unlabelled: examples that training passes over, for they have no label. Known once
-    the data set is prepared: left_out, labelled events by why they are in no split; copied, how many shards are those
-    of an earlier data set.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    application: str
-    id: str
-    snapshot: int
-    shard_rows: int
-    examples: dict[str, int]
-    unlabelled: int = 0
-    labelled_events: LabelledEvents | None = None
-    left_out: dict[str, int] = {}
-    copied: int = 0
-
-
-def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | None = None) -> DataSet:
-    """The data set of a snapshot of the examples (default: the newest) and of the events that are labelled now.
-
-    Raises: BadInput when there are no labelled examples.
-    """
-    table = f"lake.{packed.name}.examples"
-    pinned = snapshot or current_snapshot(spark, table)
-    if pinned is None:
-        raise BadInput(f"{table} is empty", f"run 'deeplambda batch ingest {packed.name}' first")
-    counted = F.count("label").alias("labelled"), F.count("*").alias("rows")
-    counts = newest_examples(spark, packed.name, pinned).groupBy("split").agg(*counted).collect()
-    if not any(row["labelled"] for row in counts):
-        raise BadInput(f"no row of {table} has a label", "name the label's column in the application's sources")
-    shard_rows = _shard_rows(spark, packed, pinned)
-    found = labelled_events.find(spark, packed, pinned)
-    return DataSet(
-        application=packed.name,
-        id=_id(packed, pinned, shard_rows, found),
-        snapshot=pinned,
-        shard_rows=shard_rows,
-        examples={row["split"]: row["labelled"] for row in counts if row["labelled"]},
-        unlabelled=sum(row["rows"] - row["labelled"] for row in counts),
-        labelled_events=found,
-    )
-
-
-def is_current(packed: PackedApplication, dataset: DataSet) -> bool:
-    """Whether this code would still make the same shards of the rows: a data set may have been pinned by another."""
-    return dataset.id == _id(packed, dataset.snapshot, dataset.shard_rows, dataset.labelled_events)
-
-
-def _id(packed: PackedApplication, snapshot: int, shard_rows: int, found: LabelledEvents | None) -> str:
-    identity = f"{packed.name}/{packed.code_version}/{snapshot}/{shard_rows}/{SHARD_FORMAT}"
-    if found is not None and found.events:
-        identity += f"/{found.fingerprint}"
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def _shard_rows(spark: SparkSession, packed: PackedApplication, snapshot: int) -> int:
-    features = declared(packed.load().features)
-    of_lake = snapshot_size(spark, f"lake.{packed.name}.examples", snapshot)
-    columns = (field.type for field in payload_schema(packed.load().event))
-    payload_bytes: int = sum(column.bit_width // 8 for column in columns if pa.types.is_primitive(column))
-    compressed_bytes = math.ceil(of_lake.bytes / max(1, of_lake.rows))
-    largest = max(1, compressed_bytes, payload_bytes, row_bytes(zero_features(features or {})))
-    rows = max(1, SHARD_BYTES // largest)
-    return rows if features else min(rows, UNDECLARED_ROWS)
 
 
 def prepare(
@@ -156,6 +77,7 @@ def prepare(
     store = ObjectStore(settings)
     manifest = manifest_key(dataset.application, dataset.id)
     if store.digest(manifest) is not None:
+        _renew(spark, settings, store, dataset)
         return MANIFEST.validate_json(store.get(manifest))
     spark.sparkContext.addPyFile(str(packed.zip_file))
     with _rows(spark, settings, packed, dataset) as rows:
@@ -190,10 +112,22 @@ def prepare(
     return made
 
 
-def fetch_data_set(store: ObjectStore, application: str, dataset: str) -> DataSet | None:
-    """What a prepared data set was made of; None of one that an earlier release prepared. Raises: NotReady."""
-    key = data_set_key(application, dataset)
-    return DataSet.model_validate_json(store.get(key)) if store.digest(key) is not None else None
+def _renew(spark: SparkSession, settings: Settings, store: ObjectStore, dataset: DataSet) -> None:
+    """Have a finished data set be of the newer snapshots: the rows are the same, and what was withdrawn between them
+    is none of it."""
+    kept, newer = fetch_data_set(store, dataset.application, dataset.id), dataset.labelled_events
+    if not (kept and kept.labelled_events and newer and newer.as_of > kept.labelled_events.as_of):
+        return
+    _keep_snapshots(spark, settings, dataset, newer)
+    renewed = kept.model_copy(update={"labelled_events": newer})
+    store.put(data_set_key(dataset.application, dataset.id), to_json(renewed))
+
+
+def _keep_snapshots(spark: SparkSession, settings: Settings, dataset: DataSet, found: LabelledEvents) -> None:
+    """Keep what the data set was made of until a version's card names it: a withdrawal meanwhile is told by them."""
+    for table, snapshot in (("events", found.events_snapshot), ("labels", found.labels_snapshot)):
+        tagged = f"lake.{dataset.application}.{table}"
+        tag_snapshot(spark, tagged, f"data-set-{dataset.id}", snapshot, settings.kept_days)
 
 
 @dataclass(frozen=True)
@@ -233,10 +167,8 @@ def _rows(spark: SparkSession, settings: Settings, packed: PackedApplication, da
     if found is None or not found.events:
         yield _Rows(labelled)
         return
-    archive = (("events", found.events_snapshot), ("labels", found.labels_snapshot))
+    _keep_snapshots(spark, settings, dataset, found)
     with ExitStack() as reading:
-        for table, snapshot in archive:
-            reading.enter_context(held(spark, f"lake.{packed.name}.{table}", snapshot, settings.kept_days))
         given = labelled_events.admitted(spark, settings, packed, found, dataset.snapshot)
         reading.callback(given.persist(StorageLevel.DISK_ONLY).unpersist)
         events = labelled_events.without_leaks(packed.load(), given, examples).persist(StorageLevel.DISK_ONLY)
@@ -318,7 +250,7 @@ def _earlier(settings: Settings, packed: PackedApplication, dataset: DataSet, st
         if found is None or store.digest(manifest_key(name, each)) is None:
             continue
         # Code, snapshot, size and format of the shards are all in its id.
-        if each != _id(packed, dataset.snapshot, dataset.shard_rows, found.labelled_events):
+        if each != data_set_id(packed, dataset.snapshot, dataset.shard_rows, found.labelled_events):
             continue
         if fetch_state(store, name, each) == state:
             return each

@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 from pydantic_core import to_json
 
+from batch_layer.data_set import fetch_data_set
 from batch_layer.fitting import featurizer_of, fetch_state
-from batch_layer.prepare import fetch_data_set
 from batch_layer.reference import reference_of
 from batch_layer.shard_format import MANIFEST, PAYLOAD, manifest_key, prepared_prefix
 from batch_layer.training_run import TrainedRun

@@ -10,8 +10,8 @@ from pyspark.sql import SparkSession
 from batch_layer import held_rows
 from batch_layer.counted_events import NONE_WITHDRAWN, POSITION, withdrawals_snapshot
 from batch_layer.data_history import has_rows_of
+from batch_layer.data_set import DataSet
 from batch_layer.lineage import that_learned
-from batch_layer.prepare import DataSet
 from batch_layer.withdrawals import has_marked
 from deeplambda.adapters.lake import read_snapshot
 from deeplambda.state.card import Card

@@ -1,6 +1,7 @@
 """Withdrawals: events or labels that were sent in error stay in the archive, marked, and count nowhere any more.
 
-1. The rows of the archive that a person means are chosen; of an event, all its copies.
+1. The rows of the archive that a person means are chosen; of an event, all its copies. What Kafka has and the archive
+   has not yet is waited for before (`archived`), by whoever calls.
 2. One append to `withdrawals` marks them, by their position, with who, when and why. From then on they are out of what
    is counted (`counted_events`): training, recomputation, MySQL's recent tables.
 3. MySQL's rows of the events are deleted; an answer whose label it was has none.
@@ -16,11 +17,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from itertools import islice
+from typing import Any
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from sqlalchemy import Engine, delete, tuple_, update
+from sqlalchemy import Connection, Engine, delete, tuple_, update
 
 from batch_layer.counted_events import POSITION, counted_events, counted_labels, withdrawn
 from batch_layer.lineage import that_learned
@@ -84,7 +86,21 @@ def chosen(spark: SparkSession, application: str, choice: Choice) -> DataFrame:
 def withdraw(
     spark: SparkSession, engine: Engine, application: str, choice: Choice, *, who: str, why: str
 ) -> DataChanged | None:
-    """Mark what is chosen; None where nothing is, nor was by one that was broken off. Raises: BadInput, NotReady."""
+    """Mark what is chosen; None where nothing is, nor was by one that was broken off.
+
+    Raises: BadInput, NotReady, Conflict when another run is at it.
+    """
+    with mysql.named_lock(engine, _lock(application)):
+        return _withdraw(spark, engine, application, choice, who, why)
+
+
+def _lock(application: str) -> str:
+    return f"deeplambda.{application}.withdrawals"
+
+
+def _withdraw(
+    spark: SparkSession, engine: Engine, application: str, choice: Choice, who: str, why: str
+) -> DataChanged | None:
     table, name = f"lake.{application}.withdrawals", secrets.token_hex(4)
     done = [_finish(spark, engine, application, each, None) for each in _unrecorded(spark, engine, application)]
     previous = current_snapshot(spark, table)
@@ -127,7 +143,7 @@ def _finish(
     saw = cache(partial(has_marked, spark, application, marked))
     versions = that_learned(cards, lambda card: saw(card.events_snapshot, card.labels_snapshot))
     if first.topic == "events":
-        hide(engine, application, (row.event_id for row in marked.select("event_id").distinct().toLocalIterator()))
+        hide(engine, application, marked.select("event_id", *POSITION).distinct().toLocalIterator())
     else:
         of_marks = spark.table(f"lake.{application}.labels").join(F.broadcast(marked), list(POSITION), "left_semi")
         _take_back(engine, application, of_marks.select("event_id", "kafka_timestamp").toLocalIterator())
@@ -149,7 +165,15 @@ def _finish(
 def restore(
     spark: SparkSession, engine: Engine, application: str, withdrawal: str, *, who: str, why: str
 ) -> DataChanged:
-    """Undo a withdrawal; the batch view has its events again once the whole archive is recomputed. Raises: BadInput."""
+    """Undo a withdrawal; the batch view has its events again once the whole archive is recomputed.
+
+    Raises: BadInput, NotReady, Conflict when another run is at it.
+    """
+    with mysql.named_lock(engine, _lock(application)):
+        return _restore(spark, engine, application, withdrawal, who, why)
+
+
+def _restore(spark: SparkSession, engine: Engine, application: str, withdrawal: str, who: str, why: str) -> DataChanged:
     table = f"lake.{application}.withdrawals"
     previous = current_snapshot(spark, table)
     if not (rows := spark.table(table).where(F.col("withdrawal") == withdrawal).count()):
@@ -171,29 +195,34 @@ def restore(
     return record_change(engine, change)
 
 
-def hide(engine: Engine, application: str, event_ids: Iterator[str]) -> None:
-    """Delete the events' rows from MySQL's views. Raises: NotReady."""
-    while some := list(islice(event_ids, _CHANGED_AT_ONCE)):
+def hide(engine: Engine, application: str, marks: Iterator[Row]) -> None:
+    """Delete the events' rows from MySQL's views. marks: event ids with their positions. An answer to a copy that was
+    sent later stays. Raises: NotReady."""
+    while some := [tuple(mark) for mark in islice(marks, _CHANGED_AT_ONCE)]:
         with mysql.mysql_errors(), engine.begin() as connection:
-            for view in (REALTIME_PREDICTIONS, RECENT_PREDICTIONS, LIVE_ANSWERS):
-                connection.execute(delete(view).where(view.c.application == application, view.c.event_id.in_(some)))
+            _delete_answers(connection, application, some)
+            ids = RECENT_PREDICTIONS.c.event_id.in_([event_id for event_id, *_ in some])
+            connection.execute(delete(RECENT_PREDICTIONS).where(RECENT_PREDICTIONS.c.application == application, ids))
 
 
 def hide_scored_late(spark: SparkSession, engine: Engine, application: str, absorbed: Horizon) -> None:
     """Delete the answers to events that were withdrawn before the stream scored them, but for events that the horizon
-    had absorbed; a copy that was sent later stays. Raises: NotReady."""
+    had absorbed. Raises: NotReady."""
     if withdrawn(spark, application, "events") is None:
         return
     marks = spark.table(f"lake.{application}.withdrawals").where(F.col("topic") == "events")
-    positions = ("event_id", *POSITION)
-    rows = marks.where(absorbed.past_spark()).select(*positions).distinct().toLocalIterator()
+    rows = marks.where(absorbed.past_spark()).select("event_id", *POSITION).distinct().toLocalIterator()
     engine = engine.execution_options(isolation_level="READ COMMITTED")  # the views write beside it
-    while some := list(map(tuple, islice(rows, _CHANGED_AT_ONCE))):
+    while some := [tuple(mark) for mark in islice(rows, _CHANGED_AT_ONCE)]:
         with mysql.mysql_errors(), engine.begin() as connection:
-            for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS):
-                by_key = table.c.application == application, table.c.event_id.in_([event_id for event_id, *_ in some])
-                theirs = tuple_(*(table.c[name] for name in positions)).in_(some)
-                connection.execute(delete(table).where(*by_key, theirs))
+            _delete_answers(connection, application, some)
+
+
+def _delete_answers(connection: Connection, application: str, marks: list[tuple[Any, ...]]) -> None:
+    for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS):
+        by_key = table.c.application == application, table.c.event_id.in_([event_id for event_id, *_ in marks])
+        theirs = tuple_(*(table.c[name] for name in ("event_id", *POSITION))).in_(marks)
+        connection.execute(delete(table).where(*by_key, theirs))
 
 
 def _take_back(engine: Engine, application: str, labels: Iterator[Row]) -> None:

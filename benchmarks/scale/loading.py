@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 from pyarrow.fs import S3FileSystem
 from pyspark.sql import DataFrame
 
-from batch_layer.prepare import data_set
+from batch_layer.data_set import data_set
 from batch_layer.shard_format import MANIFEST, manifest_key, read_shard
 from benchmarks.own_stack import COMMAND, STORES, fresh_stack
 from benchmarks.ratio import Ratio

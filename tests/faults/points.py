@@ -19,8 +19,8 @@ from rich.console import Console
 
 from batch_layer import pipeline
 from batch_layer.console import PipelineConsole
+from batch_layer.data_set import data_set
 from batch_layer.gate import promote
-from batch_layer.prepare import data_set
 from batch_layer.raw_objects import files_of, raw_key
 from batch_layer.recompute import recompute
 from batch_layer.shard_format import MANIFEST, manifest_key

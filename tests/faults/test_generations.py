@@ -39,6 +39,7 @@ from tests.faults.points import PATIENCE_S, Points, begun, end_all, kill
 from tests.faults.s3_gate import Moment
 from tests.traffic import eventually
 
+pytestmark = pytest.mark.long
 KILLS = {
     "collect": Moment("^GET .*/labels/metadata/"),
     "quality": Moment(r"^PUT .*/data_quality/data/", stored=True),
@@ -126,7 +127,6 @@ def undisturbed(spark: SparkSession, stack: Settings, tmp_path_factory: pytest.T
     return Undisturbed(points=points, told=by_status[1], ended=Ended.of(points, generation))
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "steps",

@@ -8,8 +8,9 @@ from pyspark.sql import SparkSession
 
 from batch_layer import ingest
 from batch_layer.data_history import roll_back
+from batch_layer.data_set import DataSet, data_set
 from batch_layer.newest import content_hash, newest_examples
-from batch_layer.prepare import DataSet, data_set, prepare
+from batch_layer.prepare import prepare
 from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import read_shard
 from deeplambda.adapters import mysql

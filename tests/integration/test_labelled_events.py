@@ -12,13 +12,15 @@ from rich.console import Console
 from sqlalchemy import select
 
 from batch_layer.console import PipelineConsole
+from batch_layer.data_set import DataSet, data_set, fetch_data_set
 from batch_layer.label_quality import measure_generation
 from batch_layer.lineage import lineage
 from batch_layer.live_answers import Label, LiveAnswers
 from batch_layer.pipeline import run_pipeline
-from batch_layer.prepare import DataSet, data_set, fetch_data_set, prepare
+from batch_layer.prepare import prepare
 from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_shard, shard_key
+from batch_layer.taken_back import TakenBack
 from batch_layer.withdrawals import Choice, withdraw
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
@@ -192,6 +194,30 @@ def test_what_is_withdrawn_after_a_data_set_was_pinned_counts_for_the_next_one(b
         assert {row.event_id: row.label for row in rows} == {"event-0": None, "event-1": "yes"}
 
 
+def test_a_withdrawal_of_what_never_counted_taints_no_version_that_is_trained_after_it(bench: Bench) -> None:
+    archive, engine = Archive(bench), mysql.engine(bench.settings, "platform")
+    archive.events({f"event-{n}": n for n in range(20)})
+    archive.labels({f"event-{n}": "no" for n in range(20)} | {"event-7": "no"})
+    archive.labels({"event-7": "yes"})
+    before, shards = prepared(bench)
+    assert before.labelled_events is not None
+    superseded = Choice(topic="labels", where="event_id = 'event-7' AND label = 'no'")
+    assert withdraw(bench.spark, engine, bench.name, superseded, who="ada", why="a broken labeller")
+    assert TakenBack(bench.spark, bench.name).of(before), "the version that was trained meanwhile is looked at"
+
+    after, same = prepared(bench)
+    assert (after.id, same) == (before.id, shards)
+    assert after.labelled_events is not None
+    assert after.labelled_events.as_of > before.labelled_events.as_of
+    assert TakenBack(bench.spark, bench.name).of(after) is None
+    prepare(bench.spark, bench.settings, bench.packed, before)
+    assert fetch_data_set(bench.store, bench.name, before.id) == after, "a run of before that goes on changes nothing"
+    for table, snapshot in (("events", after.labelled_events.events_snapshot),
+                            ("labels", after.labelled_events.labels_snapshot)):  # fmt: skip
+        (tag,) = bench.spark.sql(f"SELECT * FROM lake.{bench.name}.{table}.refs WHERE type = 'TAG'").collect()
+        assert (tag.name, tag.snapshot_id) == (f"data-set-{after.id}", snapshot), "upkeep leaves it until a card has it"
+
+
 def shards_of(bench: Bench, card: Card) -> set[tuple[str, int, str]]:
     """Split, partition and hash of each shard that a version was trained on or judged by."""
     listed = MANIFEST.validate_json(bench.store.get(manifest_key(bench.name, card.dataset)))
@@ -254,5 +280,7 @@ def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: 
     assert {each.sha256 for each in found.objects} == {
         bench.store.digest(raw_key(bench.name, name)) for name in ("train.csv", "test.csv")
     }
-    assert found.snapshots.keys() == {"examples", "events", "labels"}
+    assert found.snapshots.keys() == {"examples", "events", "labels", "withdrawals"}, (
+        "those of when it was trained last"
+    )
     assert found.rows == third.rows

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 from pydantic_core import to_json
+from pyspark.sql import Row
 from sqlalchemy import select
 
 from batch_layer.gate import promote
@@ -21,7 +22,7 @@ from deeplambda.loading import PackedApplication
 from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.loops import LoopStatus
-from deeplambda.state.tables import DRIFT_WINDOWS
+from deeplambda.state.tables import DRIFT_WINDOWS, LIVE_ANSWERS
 from serving_layer.query_service.statistics import statistics
 from serving_layer.views.realtime import store
 from serving_layer.views.rows import of_prediction
@@ -159,7 +160,15 @@ def test_live_accuracy_is_of_what_each_version_answered_then(watched: Settings) 
     assert 9 not in figures()
     assert figures()[7] == (10, 9, 0), "a newer label takes the place of the one before"
 
-    hide(mysql.engine(watched, "platform"), name, iter(["live-8"]))
+    table, platform = LIVE_ANSWERS.c, mysql.engine(watched, "platform")
+    copy = select(table.event_id, table.kafka_partition, table.kafka_offset).where(
+        table.application == name, table.event_id == "live-8"
+    )
+    with platform.connect() as connection:
+        ((event_id, partition, offset),) = connection.execute(copy).all()
+    hide(platform, name, iter([Row(event_id, partition, offset + 1)]))
+    assert figures()[7] == (10, 9, 0), "another copy was withdrawn, and is none of MySQL's"
+    hide(platform, name, iter([Row(event_id, partition, offset)]))
     assert figures()[7] == (9, 8, 0), "what is withdrawn counts no more"
 
 

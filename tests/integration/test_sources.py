@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
 
+from batch_layer.data_set import data_set
 from batch_layer.ingest import Ingested, ingest
-from batch_layer.prepare import data_set, prepare
+from batch_layer.prepare import prepare
 from batch_layer.raw_objects import files_of, raw_key
 from batch_layer.shard_format import announcement_key, manifest_key, shard_key
 from batch_layer.training_run import train
@@ -175,7 +176,7 @@ def test_preparing_again_after_a_crash_makes_only_the_shards_that_are_missing(
     )
     bench.put(points__csv="number,x,y,above\n" + points(0, 400))
     bench.ingest()
-    monkeypatch.setattr("batch_layer.prepare.SHARD_BYTES", 2_000)
+    monkeypatch.setattr("batch_layer.data_set.SHARD_BYTES", 2_000)
     dataset = data_set(bench.spark, bench.packed)
     whole = prepare(bench.spark, bench.settings, bench.packed, dataset)
     assert sum(shard.rows for shard in whole) == 400

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from batch_layer.commands import data, model
 from batch_layer.console import EpochBars, PipelineConsole
+from batch_layer.data_set import data_set
 from batch_layer.gate import promote
 from batch_layer.generation import run_generation
 from batch_layer.pipeline import train_and_publish
-from batch_layer.prepare import data_set, prepare
+from batch_layer.prepare import prepare
 from batch_layer.trials import Trial
 from batch_layer.triggers import Due
 from batch_layer.withdrawals import Choice, withdraw

@@ -15,9 +15,10 @@ import torch
 from pydantic_core import from_json, to_json
 from pyspark.sql import SparkSession
 
+from batch_layer.data_set import data_set
 from batch_layer.gate import promote
 from batch_layer.ingest import ingest, raw_key
-from batch_layer.prepare import data_set, prepare
+from batch_layer.prepare import prepare
 from batch_layer.publish import publish_run
 from batch_layer.recompute import recompute
 from batch_layer.same_rows import on_same_rows

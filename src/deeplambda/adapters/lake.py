@@ -367,11 +367,16 @@ def snapshot_size(spark: SparkSession, table: str, snapshot: int) -> SnapshotSiz
 def held(spark: SparkSession, table: str, snapshot: int, days: int) -> Iterator[None]:
     """Keep a snapshot's files while they are read, however long that takes: by a tag, which ages after a crash."""
     tag = f"read-{secrets.token_hex(4)}"
-    change_tag(spark, table, f"CREATE OR REPLACE TAG `{tag}` AS OF VERSION {snapshot} RETAIN {days} DAYS")
+    tag_snapshot(spark, table, tag, snapshot, days)
     try:
         yield
     finally:
         change_tag(spark, table, f"DROP TAG IF EXISTS `{tag}`")
+
+
+def tag_snapshot(spark: SparkSession, table: str, tag: str, snapshot: int, days: int) -> None:
+    """Name a snapshot, whose files are kept until it is `days` old; what had the name before has it no more."""
+    change_tag(spark, table, f"CREATE OR REPLACE TAG `{tag}` AS OF VERSION {snapshot} RETAIN {days} DAYS")
 
 
 @contextmanager

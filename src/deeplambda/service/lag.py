@@ -94,7 +94,7 @@ class TopicEnds:
         self._consumer: Consumer | None = None
 
     def ask(self) -> dict[str, dict[int, int]]:
-        """By topic; one that Kafka does not have has none. Raises: NotReady when Kafka is away."""
+        """By topic; one that Kafka does not have has none. Raises: NotReady; NoTopic where it has none at all."""
         with kafka_errors(self._settings):
             self._consumer = self._consumer or consumer(self._settings, *self._topics, some_do=True)
             self._consumer.follow_partitions()
