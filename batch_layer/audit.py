@@ -21,7 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.newest import content_hash
 from batch_layer.quality import distribution_shift, excess_error, measure, share
-from batch_layer.raw_objects import RawObject, raw_key
+from batch_layer.raw_objects import RawObjects, raw_key
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.clock import now
@@ -55,10 +55,10 @@ def audit(
     added: DataFrame,
     table: DataFrame,
     champion: Card | None,
-    objects: Mapping[str, RawObject],
+    objects: RawObjects,
 ) -> list[QualityMeasure]:
     """The measures of new rows. added: they; table: the rows that counted before them, each event id once; objects:
-    those that were read, by name."""
+    those that were read."""
     application = packed.load()
     found = _of_columns(application, added)
     found += _of_content(application, added, table)
@@ -189,18 +189,18 @@ def _error(label: str, value: str, number: float | None) -> float:
 
 
 def _of_objects(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, objects: Mapping[str, RawObject]
+    spark: SparkSession, settings: Settings, packed: PackedApplication, objects: RawObjects
 ) -> list[QualityMeasure]:
     application = packed.load()
-    ages_s = now().timestamp() - np.fromiter((found.stored_s for found in objects.values()), np.float64)
+    ages_s = now().timestamp() - objects.stored_s
     readers = (source for source in application.sources if isinstance(source, Reader))
-    uncompared = {name for source in readers for path in source.paths for name in matched(path, objects)}
+    uncompared = {name for source in readers for path in source.paths for name in matched(path, objects.tags)}
     bad = _unsound(spark, settings, [raw_key(application.name, name) for name in sorted(uncompared)])
     delays = [
         measure("delay_s", float(np.quantile(ages_s, of)), len(ages_s), f"object to lake, p{of * 100:.0f}")
         for of in (0.5, 1.0)
     ]
-    return [share("unreadable", bad, len(objects)), *delays]
+    return [share("unreadable", bad, len(ages_s)), *delays]
 
 
 def _unsound(spark: SparkSession, settings: Settings, keys: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ from batch_layer.audit import audit
 from batch_layer.newest import SENT_TO_ALL, content_hash, newest_examples
 from batch_layer.passed_over import keep_list, known_objects, may_hold_later
 from batch_layer.quality import broken, share
-from batch_layer.raw_objects import RawObject, objects_of, raw_key
+from batch_layer.raw_objects import RawObjects, objects_of, raw_key
 from batch_layer.readers import read_rows, unreadable_named
 from batch_layer.refused_ingests import (
     divided_group,
@@ -51,7 +51,7 @@ from batch_layer.whole_objects import (
     read_together,
 )
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, written_by
+from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, current_snapshot, snapshot_size, written_by
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_schema
 from deeplambda.clock import now
@@ -118,7 +118,7 @@ def ingest(spark: SparkSession, settings: Settings, packed: PackedApplication, *
         create_tables(spark, application)  # within the lock: what another run has added by now is seen
         objects = objects_of(application, store)
         known = frozenset() if whole else known_objects(spark, store, packed, objects)
-        if not objects.keys() - known:
+        if not objects.tags.keys() - known:
             held_rows.drop_waiting(spark, application.name)  # its objects are gone
             return Ingested(objects=0, passed_over=len(known))
         try:
@@ -134,13 +134,13 @@ def _ingest(
     settings: Settings,
     packed: PackedApplication,
     root: str,
-    objects: Mapping[str, RawObject],
+    objects: RawObjects,
     known: Set[str],
 ) -> Ingested:
     """Read the objects that are not known, and append what is new in them."""
     spark.sparkContext.addPyFile(str(packed.zip_file))
-    read = {name: found for name, found in objects.items() if name not in known} if known else objects
-    checked = _checked(spark, settings, packed, root, read.keys(), known).persist(StorageLevel.DISK_ONLY)
+    read = objects.without(known)
+    checked = _checked(spark, settings, packed, root, read.tags.keys(), known).persist(StorageLevel.DISK_ONLY)
     try:
         return _append(spark, settings, packed, checked, read, known)
     finally:
@@ -182,10 +182,10 @@ def _append(
     settings: Settings,
     packed: PackedApplication,
     checked: DataFrame,
-    read: Mapping[str, RawObject],
+    read: RawObjects,
     known: Set[str],
 ) -> Ingested:
-    """read: the objects, by name; known: names of those that were passed over. Raises: _Undecided."""
+    """read: the objects; known: names of those that were passed over. Raises: _Undecided."""
     application = packed.load()
     examples, quarantine = f"lake.{application.name}.examples", f"lake.{application.name}.quarantine"
     verdicts, columns = verdicts_of(checked), spark.table(examples).columns
@@ -195,7 +195,9 @@ def _append(
     if (taken_back := held_rows.taken_back(spark, application.name)) is not None:
         good = _without(good, taken_back.withColumn(_CONTENT, content))
     kept = spark.table(examples).withColumn(_CONTENT, content)
-    if sum(row["rows"] for row in verdicts if row["reason"] is None) <= SENT_TO_ALL:
+    before = current_snapshot(spark, examples)
+    there = 0 if before is None else snapshot_size(spark, examples, before).rows
+    if sum(row["rows"] for row in verdicts if row["reason"] is None) <= min(SENT_TO_ALL, there):
         kept = kept.join(F.broadcast(good.select("event_id")), "event_id", "left_semi")
     ids = _ids(good, kept).persist(StorageLevel.DISK_ONLY)
     unexpected, held = list[str](), None
@@ -240,7 +242,7 @@ def _append(
     finally:
         ids.unpersist()
     return Ingested(
-        objects=len(read),
+        objects=len(read.tags),
         passed_over=len(known),
         found={split: row["found"] for split, row in by_split.items()},
         added={split: row["added"] for split, row in by_split.items() if row["added"]},
@@ -260,7 +262,7 @@ def _publish_audited(
     facts: DataFrame,
     newest: DataFrame,
     of_run: list[QualityMeasure],
-    objects: Mapping[str, RawObject],
+    objects: RawObjects,
 ) -> tuple[list[str], HeldBack | None]:
     """Write, audit, publish; the expectations that do not hold, in words, and what to raise where one is hard."""
     name, application = packed.name, packed.load()

@@ -8,7 +8,7 @@ column to tell groups by, or writes their names otherwise than the files.
 """
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic_core import from_json, to_json
 from pyspark.sql import SparkSession
 
 import deeplambda
-from batch_layer.raw_objects import RawObject
+from batch_layer.raw_objects import RawObjects
 from deeplambda.adapters.lake import current_snapshot
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
@@ -31,10 +31,8 @@ _READING = ("pyspark", "pyarrow", "pydantic")
 """Libraries that decide what rows an object has."""
 
 
-def known_objects(
-    spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, RawObject]
-) -> Set[str]:
-    """Names of the objects that need not be read. objects: all that the sources mean, by name.
+def known_objects(spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: RawObjects) -> Set[str]:
+    """Names of the objects that need not be read. objects: all that the sources mean.
 
     Raises: NotReady, CorruptObject.
     """
@@ -43,16 +41,13 @@ def known_objects(
     if not same or list_["snapshot"] is None or not _groups_are_told(packed.load()):
         return frozenset()
     known: dict[str, str] = dict(list_["objects"])
-    unchanged = all(name in objects and objects[name].tag == tag for name, tag in known.items())
+    unchanged = all(objects.tags.get(name) == tag for name, tag in known.items())
     return known.keys() if unchanged else frozenset()
 
 
-def keep_list(
-    spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: Mapping[str, RawObject]
-) -> None:
-    """Have the next ingest pass over these objects, by name. Raises: NotReady."""
-    tags = ((name, found.tag) for name, found in objects.items())  # of millions: no second dict
-    list_ = {"snapshot": _snapshot(spark, packed.name), "code": _code(packed), "objects": tags}
+def keep_list(spark: SparkSession, store: ObjectStore, packed: PackedApplication, objects: RawObjects) -> None:
+    """Have the next ingest pass over these objects. Raises: NotReady."""
+    list_ = {"snapshot": _snapshot(spark, packed.name), "code": _code(packed), "objects": objects.tags}
     store.put(_key(packed.name), to_json(list_))
 
 

@@ -1,8 +1,12 @@
 """Raw objects: what lies under `<application>/raw/` on S3, and which of it an application's sources mean."""
 
-from collections.abc import Collection
+from array import array
+from collections.abc import Collection, Set
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
@@ -10,12 +14,19 @@ from deeplambda.errors import BadInput
 from deeplambda.sources import matched
 
 
-class RawObject(NamedTuple):
-    """What is held of each of millions. stored_s: by S3's clock, since 1970. tag: S3's, which is another for other
-    content."""
+class RawObjects(NamedTuple):
+    """Objects on S3, of which there may be millions. tags: S3's, by name; another for other content. stored_s: when, by
+    S3's clock, since 1970, in the same order."""
 
-    stored_s: float
-    tag: str
+    tags: dict[str, str]
+    stored_s: NDArray[np.float64]
+
+    def without(self, names: Set[str]) -> "RawObjects":
+        """The objects but these."""
+        if not names:
+            return self
+        left = [name not in names for name in self.tags]
+        return RawObjects({name: tag for name, tag in self.tags.items() if name not in names}, self.stored_s[left])
 
 
 class Files(NamedTuple):
@@ -38,26 +49,24 @@ def files_of(application: Application, folder: Path) -> Files:
     return Files(sorted(meant), sorted(names - meant))
 
 
-def objects_of(application: Application, store: ObjectStore) -> dict[str, RawObject]:
-    """The objects on S3 that the application's sources mean, by name.
+def objects_of(application: Application, store: ObjectStore) -> RawObjects:
+    """The objects on S3 that the application's sources mean.
 
     Raises: BadInput where a path means none.
     """
     root = raw_key(application.name, "")
-    stored = {
-        found.key.removeprefix(root): RawObject(found.modified.timestamp(), found.tag)
-        for found in store.each(root)
-        if not found.key.endswith("/")
-    }
+    tags, stored_s = dict[str, str](), array("d")
+    for found in store.each(root):
+        if not found.key.endswith("/"):
+            tags[found.key.removeprefix(root)] = found.tag
+            stored_s.append(found.modified.timestamp())
     named = _named(
         application,
-        stored,
+        tags,
         f"s3://{store.bucket}/{root} has no raw object",
         f"put it there: 'deeplambda data put {application.name} FOLDER'",
     )
-    for name in stored.keys() - named:
-        del stored[name]
-    return stored
+    return RawObjects(tags, np.asarray(stored_s)).without(tags.keys() - named)
 
 
 def _named(application: Application, names: Collection[str], lack: str, remedy: str) -> set[str]:
