@@ -28,11 +28,10 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from deeplambda.adapters import hive, mysql
 from deeplambda.adapters.kafka import Publisher, consumer, end_offsets
 from deeplambda.clock import now
-from deeplambda.config import Settings, find_data_dir, load_settings, port_of
+from deeplambda.config import Settings, find_data_dir, is_loopback, load_settings, port_of
 from deeplambda.errors import DeepLambdaError
 from deeplambda.idx import read_idx
 from deeplambda.records import topics
-from deeplambda.stack.local.ports import is_loopback
 from examples.mnist import mnist_folder
 
 APPLICATION = "digits"

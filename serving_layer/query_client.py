@@ -8,7 +8,7 @@ from typing import Any
 
 import urllib3
 
-from deeplambda.config import Settings
+from deeplambda.config import Settings, look_into
 from deeplambda.errors import BadInput, NotReady
 from deeplambda.service import tokens
 
@@ -45,7 +45,7 @@ def _headers(settings: Settings) -> dict[str, str]:
     """Our token, or one made for this call where the key is ours."""
     if settings.token is not None:
         return {"Authorization": f"Bearer {settings.token.get_secret_value()}"}
-    if not settings.require_tokens or not settings.token_key.get_secret_value():
+    if not settings.token_key.get_secret_value():
         return {}
     return {"Authorization": f"Bearer {tokens.issue(settings, 'operator', 'deeplambda sql', _TOKEN_LIFE)}"}
 
@@ -56,7 +56,8 @@ def _call(settings: Settings, method: str, path: str, body: Any = None) -> dict[
         reply: dict[str, Any] = response.json()
     except (urllib3.exceptions.HTTPError, ValueError) as exc:
         raise NotReady(
-            f"the query service at {settings.query_url} does not answer", "start it with 'deeplambda up'"
+            f"the query service at {settings.query_url} does not answer: {type(exc).__name__}",
+            look_into("query", settings.query_url, "query_url"),
         ) from exc
     if response.status < HTTPStatus.BAD_REQUEST:
         return reply

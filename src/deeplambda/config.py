@@ -48,6 +48,21 @@ def host_of(address: str) -> str:
     return urlsplit(address if "//" in address else f"//{address}").hostname or ""
 
 
+def is_loopback(address: str | None) -> bool:
+    """Whether `address` is on this machine alone, and so a part of the local stack serves it.
+
+    A list of addresses is a cluster's, which the local stack has none of.
+    """
+    return address is not None and "," not in address and host_of(address) in {"127.0.0.1", "localhost", "::1"}
+
+
+def look_into(part: str, address: str | None, *names: str) -> str:
+    """The remedy where `part` does not answer at its address. names: of the settings by which it is reached."""
+    if is_loopback(address):
+        return f"see 'deeplambda status' and 'deeplambda logs {part}'"
+    return f"check {', '.join(f'DEEPLAMBDA_{name.upper()}' for name in names)}, and the service there"
+
+
 class Settings(BaseSettings):
     """Frozen; made by `load_settings()`. Units are in the names."""
 

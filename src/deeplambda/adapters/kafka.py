@@ -20,7 +20,7 @@ from kafka.errors import KafkaError, LeaderNotAvailableError, TopicAlreadyExists
 from kafka.structs import OffsetAndMetadata
 from pydantic_core import to_json
 
-from deeplambda.config import Settings
+from deeplambda.config import Settings, look_into
 from deeplambda.errors import NoTopic, NotReady
 from deeplambda.records import topics
 
@@ -111,10 +111,16 @@ def kafka_errors(settings: Settings) -> Iterator[None]:
         raise _not_ready(settings, _in_words(exc.args[0])) from exc
 
 
+def kafka_remedy(settings: Settings) -> str:
+    """What to do when Kafka refuses, or does not answer."""
+    names = ("kafka_bootstrap", "kafka_security", "kafka_user", "kafka_password")
+    return look_into("kafka", settings.kafka_bootstrap, *names)
+
+
 def _not_ready(settings: Settings, why: str) -> NotReady:
     return NotReady(
         f"Kafka at {settings.kafka_bootstrap} did not answer: {why}",
-        "see 'deeplambda status' and 'deeplambda logs kafka'",
+        kafka_remedy(settings),
     )
 
 

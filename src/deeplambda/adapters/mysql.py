@@ -68,7 +68,9 @@ def engine(settings: Settings, account: Account) -> Engine:
 
 _CHUNK_ROWS = 2_000
 _REFUSED = {1044, 1045}
-_REFUSED_REMEDY = "the password given is not the account's: 'docker compose up' or 'deeplambda up' sets it again"
+_REFUSED_REMEDY = (
+    "the password given is not the account's: 'deeplambda up', 'docker compose up' or the job 'provision' sets it again"
+)
 _RETRYABLE = {0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013}
 """MySQL's errors that a retry may avoid: connections refused, too many, lost or killed; lock waits and deadlocks."""
 

@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deeplambda.adapters.machine import free_memory
-from deeplambda.config import Settings
+from deeplambda.config import Settings, look_into
 from deeplambda.errors import BadInput, CorruptObject, NotReady
 
 if TYPE_CHECKING:
@@ -89,6 +89,23 @@ def s3_client(settings: Settings, *, timeout_s: float = 60, attempts: int = 8) -
     )
 
 
+def has_bucket(client: "S3Client", bucket: str) -> bool:
+    """Whether the bucket is there. Raises: ClientError where it is somebody else's, or in another region."""
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] in {"404", "NoSuchBucket"}:
+            return False
+        raise
+    return True
+
+
+def s3_remedy(settings: Settings) -> str:
+    """What to do when S3 refuses, or does not answer."""
+    names = ("s3_endpoint", "s3_region", "s3_bucket", "s3_access_key", "s3_secret_key")
+    return look_into("s3", settings.s3_endpoint, *names)
+
+
 class ObjectStore:
     """The platform's bucket; keys are relative to it."""
 
@@ -110,10 +127,10 @@ class ObjectStore:
                 raise BadInput(
                     f"no object s3://{self.bucket}/{key}", "see what is there: 'deeplambda data list'"
                 ) from exc
-            raise NotReady(f"S3 refused s3://{self.bucket}/{key}: {exc}", "see 'deeplambda logs s3'") from exc
+            raise NotReady(f"S3 refused s3://{self.bucket}/{key}: {exc}", s3_remedy(self._settings)) from exc
         except BotoCoreError as exc:
             raise NotReady(
-                f"S3 at {self._settings.s3_endpoint} did not answer: {exc}", "see 'deeplambda status'"
+                f"S3 at {self._settings.s3_endpoint} did not answer: {exc}", s3_remedy(self._settings)
             ) from exc
 
     def put(self, key: str, content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import closing
 from http import HTTPStatus
 
 import pymysql
@@ -14,8 +15,8 @@ from thrift.Thrift import TMessageType, TType
 from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TBufferedTransport, TTransportException
 
-from deeplambda.adapters.kafka import client_options
-from deeplambda.adapters.s3 import s3_client
+from deeplambda.adapters.kafka import client_options, kafka_remedy
+from deeplambda.adapters.s3 import has_bucket, s3_client, s3_remedy
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import NotReady
 
@@ -34,19 +35,17 @@ def kafka(settings: Settings) -> str:
         ) as admin:
             return f"{len(admin.list_topics())} topics"
     except (KafkaError, OSError) as exc:
-        raise NotReady(f"no metadata from Kafka: {type(exc).__name__}") from exc
+        raise NotReady(f"no metadata from Kafka: {type(exc).__name__}: {exc}", kafka_remedy(settings)) from exc
 
 
 def s3(settings: Settings) -> str:
-    """List the buckets."""
-    client = s3_client(settings, timeout_s=TIMEOUT_S, attempts=1)
+    """Look for our bucket, of all that an account may have."""
     try:
-        buckets = client.list_buckets()["Buckets"]
+        with closing(s3_client(settings, timeout_s=TIMEOUT_S, attempts=1)) as client:
+            found = has_bucket(client, settings.s3_bucket)
     except (BotoCoreError, ClientError) as exc:
-        raise NotReady(f"S3 lists no buckets: {type(exc).__name__}") from exc
-    finally:
-        client.close()
-    return f"{len(buckets)} buckets"
+        raise NotReady(f"no answer about the bucket {settings.s3_bucket}: {exc}", s3_remedy(settings)) from exc
+    return f"bucket {settings.s3_bucket}" if found else f"no bucket {settings.s3_bucket} yet"
 
 
 def mysql(settings: Settings) -> str:

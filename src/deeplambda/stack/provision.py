@@ -4,6 +4,8 @@ Every function is idempotent. `deeplambda up` calls each as soon as its store an
 service `provision` calls all of them.
 """
 
+from typing import Any
+
 import pymysql
 from botocore.exceptions import ClientError
 from pymysql.cursors import Cursor
@@ -42,15 +44,22 @@ def kafka_topics(settings: Settings) -> None:
 
 
 def s3_bucket(settings: Settings) -> None:
-    """Create the bucket if it is missing."""
-    from deeplambda.adapters.s3 import s3_client
+    """Create the bucket if it is missing, in the region that the settings name.
 
-    client = s3_client(settings)
+    Raises: ConfigurationError where it may not be made, or is somebody else's.
+    """
+    from deeplambda.adapters.s3 import has_bucket, s3_client, s3_remedy
+
+    client, bucket = s3_client(settings), settings.s3_bucket
+    place: Any = {"CreateBucketConfiguration": {"LocationConstraint": settings.s3_region}}
+    if settings.s3_region == "us-east-1":  # S3's first region, and the only one that may not be named
+        place = {}
     try:
-        client.create_bucket(Bucket=settings.s3_bucket)
+        if not has_bucket(client, bucket):
+            client.create_bucket(Bucket=bucket, **place)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
-            raise
+        if exc.response["Error"]["Code"] != "BucketAlreadyOwnedByYou":  # another run was faster
+            raise ConfigurationError(f"S3 gives no bucket {bucket}: {exc}", s3_remedy(settings)) from exc
     finally:
         client.close()
 

@@ -8,11 +8,10 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deeplambda.config import Settings, port_of
+from deeplambda.config import Settings, is_loopback, port_of
 from deeplambda.service.heartbeat import BEHIND, FAILING
 from deeplambda.stack.local.bringup import Step, StepReport
 from deeplambda.stack.local.health import Health
-from deeplambda.stack.local.ports import is_loopback
 
 _COLOURS = {"well": "green", "elsewhere": "green", "unwell": "red", "stopped": "dim"}
 _NOTE_CHARACTERS = 24  # what the other columns leave of 80

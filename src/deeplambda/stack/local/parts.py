@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from deeplambda.config import Settings, port_of
+from deeplambda.config import Settings, is_loopback, port_of
 from deeplambda.errors import ConfigurationError
 from deeplambda.service import heartbeat
 from deeplambda.stack import cds_training, metastore, probes, provision
 from deeplambda.stack.local import kafka, mariadb, s3
-from deeplambda.stack.local.ports import is_loopback, kafka_controller_port
+from deeplambda.stack.local.ports import kafka_controller_port
 
 
 def _nothing(_: Settings) -> None:

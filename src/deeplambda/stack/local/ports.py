@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psutil
 from dotenv import dotenv_values
 
-from deeplambda.config import Settings, host_of, port_of
+from deeplambda.config import Settings, is_loopback, port_of
 
 ADDRESS_FIELDS = (
     "kafka_bootstrap",
@@ -25,7 +25,6 @@ ADDRESS_FIELDS = (
     "model_url",
     "query_url",
 )
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _FIRST, _LAST = 20000, 29999  # below the range from which Linux gives ports to outgoing connections
 
 
@@ -37,14 +36,6 @@ class Holder(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})" if self.pid else self.name
-
-
-def is_loopback(address: str | None) -> bool:
-    """Whether `address` is on this machine alone, and so a part of the local stack serves it.
-
-    A list of addresses is a cluster's, which the local stack has none of.
-    """
-    return address is not None and "," not in address and host_of(address) in _LOOPBACK
 
 
 def kafka_controller_port(settings: Settings) -> int:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from deeplambda.config import Settings, load_settings, port_of
+from deeplambda.config import Settings, is_loopback, load_settings, port_of
 from deeplambda.errors import ConfigurationError
 from deeplambda.stack.local.bringup import check_ports
 from deeplambda.stack.local.parts import PARTS, part_named
-from deeplambda.stack.local.ports import choose_free, holder_of, is_free, is_loopback, read_chosen, write_free_ports
+from deeplambda.stack.local.ports import choose_free, holder_of, is_free, read_chosen, write_free_ports
 
 
 @pytest.fixture
