@@ -12,14 +12,14 @@ from pydantic_core import to_json
 from werkzeug.exceptions import UnsupportedMediaType
 
 from deeplambda.adapters import mysql
-from deeplambda.config import Settings
-from deeplambda.errors import DeepLambdaError, UnknownApplication, kept
+from deeplambda.config import Settings, host_of
+from deeplambda.errors import DeepLambdaError, Forbidden, UnknownApplication, kept
 from deeplambda.service import problems, tokens
 from deeplambda.service.problems import problem
 from deeplambda.state.tables import HIDDEN_FROM_ANALYSTS, SCHEMA
 from serving_layer.query_service import catalogue, lag, mysql_queries, openapi
 from serving_layer.query_service.hive_queries import HiveQueries
-from serving_layer.query_service.messages import Health, QueryRequest, Statistics
+from serving_layer.query_service.messages import Alive, Health, QueryRequest, Statistics
 from serving_layer.query_service.mysql_queries import TimeLimitExceeded
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.statistics import statistics
@@ -54,9 +54,14 @@ def create_app(settings: Settings) -> Flask:
     hive_queries = HiveQueries(settings, QueriesTable(mysql.engine(settings, "platform")))
     app.extensions["hive_queries"] = hive_queries
 
+    own_names = {host_of(settings.query_url), "127.0.0.1", "localhost", "::1"}
+
     @app.before_request
     def let_in() -> None:
-        if settings.require_tokens and request.path.startswith("/v1/") and request.path != "/v1/health":
+        if not settings.require_tokens:
+            if host_of(request.host) not in own_names:  # a page of that name in our user's browser asks, not our user
+                raise Forbidden(f"this service is not {request.host[:64]!r}", f"ask for {settings.query_url}")
+        elif request.path.startswith("/v1/") and not request.path.startswith("/v1/health"):
             tokens.authorize(settings, request.headers.get("Authorization"), "analyst", "operator")
 
     def named_application() -> str:
@@ -105,6 +110,10 @@ def create_app(settings: Settings) -> Flask:
         hive_queries.sweep()
         queued, running = hive_queries.counts()
         return _json(Health(queued=queued, running=running))
+
+    @app.get("/v1/health/live")
+    def live() -> Response:
+        return _json(Alive())
 
     @app.get("/v1/applications")
     def list_applications() -> Response:

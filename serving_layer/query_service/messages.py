@@ -71,6 +71,12 @@ class Health(BaseModel):
     running: int
 
 
+class Alive(BaseModel):
+    """The process runs."""
+
+    live: Literal[True] = True
+
+
 class Model(BaseModel):
     """A published model version. metrics: of the test split."""
 

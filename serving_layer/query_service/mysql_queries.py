@@ -1,5 +1,6 @@
 """Statements that MySQL answers, at once: as the account `reader`, with limits on time and rows."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from serving_layer.query_service.rows import take
 from serving_layer.sql.guard import BadStatement, Checked, ForbiddenStatement
 
 TIME_LIMIT_S = 10
+AT_ONCE, _WAIT_S = 8, 1.0
+"""Statements, of the service's threads: health, statistics and Hive's queries have the others."""
 
+_turns = threading.BoundedSemaphore(AT_ONCE)
 _CUT_OFF = {1317, 1969, 3024}  # interrupted; the time limits of MariaDB and of MySQL
 _DENIED = {1044, 1045, 1142, 1143, 1227}
 _TYPES: dict[Any, str] = {
@@ -36,7 +40,7 @@ def answer(engine: Engine, checked: Checked) -> Answer:
     Raises: BadStatement, ForbiddenStatement, TimeLimitExceeded, NotReady.
     """
     started = time.perf_counter()
-    with analyst_errors(), engine.connect() as connection:
+    with _turn(), analyst_errors(), engine.connect() as connection:
         limit_time(connection)
         result: CursorResult[Any] = connection.execution_options(
             stream_results=True, no_parameters=True
@@ -53,6 +57,16 @@ def answer(engine: Engine, checked: Checked) -> Answer:
         elapsed_ms=(time.perf_counter() - started) * 1e3,
         store="mysql",
     )
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    if not _turns.acquire(timeout=_WAIT_S):
+        raise NotReady(f"{AT_ONCE} statements are at work on MySQL", "try again in a few seconds")
+    try:
+        yield
+    finally:
+        _turns.release()
 
 
 def limit_time(connection: Connection) -> None:

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving_layer.query_service.messages import (
+    Alive,
     Answer,
     Applications,
     Health,
@@ -17,7 +18,7 @@ from serving_layer.query_service.messages import (
 )
 
 _MESSAGES: tuple[type[BaseModel], ...] = (
-    *(Answer, Applications, Health, Models, Problem, Query, QueryRequest, Statistics),
+    *(Alive, Answer, Applications, Health, Models, Problem, Query, QueryRequest, Statistics),
 )
 _REF = "#/components/schemas/{model}"
 _RETRY_AFTER = {"Retry-After": {"description": "seconds until it is worth to look again", "schema": {"type": "string"}}}
@@ -73,6 +74,7 @@ def document(server_url: str) -> dict[str, Any]:
                 },
             },
             "/v1/health": _get("health", "Whether the service can answer", Health),
+            "/v1/health/live": _get("live", "Whether the process runs, whatever becomes of the stores", Alive),
             "/v1/applications": _get("list_applications", "The applications that are served", Applications),
             "/v1/models": _get("list_models", "Published model versions", Models, [application]),
             "/v1/statistics": _get("show_statistics", "How an application is doing now", Statistics, [application]),

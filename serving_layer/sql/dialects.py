@@ -26,7 +26,10 @@ class GuardedMySQL(MySQL):  # type: ignore[misc]
 
 
 class GuardedSpark(Spark):  # type: ignore[misc]
-    """Spark SQL."""
+    """Spark SQL, in which two quotes are one within a string, as everywhere else."""
+
+    class Tokenizer(Spark.Tokenizer):  # type: ignore[misc]
+        STRING_ESCAPES: ClassVar = ["\\", "'", '"']  # the first is what is written
 
     class Generator(Spark.Generator):  # type: ignore[misc]
         TRANSFORMS: ClassVar = Spark.Generator.TRANSFORMS | {exp.Log: _log}

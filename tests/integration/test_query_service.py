@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -15,13 +16,14 @@ from batch_layer import live_answers
 from batch_layer.live_answers import Label, LiveAnswers
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
-from deeplambda.config import Settings
+from deeplambda.config import Settings, port_of
 from deeplambda.objective import Classification, Objective, Regression
 from deeplambda.records.predictions import Prediction
 from deeplambda.state.tables import LIVE_ANSWERS, QUERIES
 from serving_layer.query_service import queries_table
 from serving_layer.query_service.app import STATISTICS_KEPT_S
 from serving_layer.query_service.messages import Answer, Applications, Health, Models, Problem, Query, Statistics
+from serving_layer.query_service.mysql_queries import AT_ONCE
 from serving_layer.query_service.openapi import document
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.statistics import statistics
@@ -45,11 +47,11 @@ class Service:
     """The query service, as a client sees it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.query_url
+        self.url = settings.query_url
         self._http = urllib3.PoolManager(retries=False, timeout=60)
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        return self._http.request(method, self._url + path, **arguments)
+        return self._http.request(method, self.url + path, **arguments)
 
     def ask(self, sql: str, **asked: Any) -> Any:
         return self.call("POST", "/v1/queries", json={"sql": sql} | asked)
@@ -148,6 +150,25 @@ def test_an_endless_query_is_ended_and_disturbs_nobody(service: Service) -> None
     assert "10 s" in problem.detail
     assert time.monotonic() - started < 15
     assert slowest_s < 5
+
+
+def test_many_slow_statements_leave_room_for_all_else(service: Service) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        asked = [threads.submit(service.ask, ENDLESS) for _ in range(16)]
+        while not all(each.done() for each in asked):
+            begun = time.monotonic()
+            assert service.call("GET", "/v1/health").status == 200
+            assert service.call("GET", "/v1/health/live").status == 200
+            assert time.monotonic() - begun < 5
+    found = Counter(each.result().status for each in asked)
+    assert found == {422: AT_ONCE, 503: 16 - AT_ONCE}
+
+
+def test_a_page_of_another_name_that_means_this_machine_reads_nothing(service: Service) -> None:
+    port = port_of(service.url)
+    for path in ("/", "/v1/models", "/v1/health"):
+        assert service.call("GET", path, headers={"Host": f"evil.example:{port}"}).status == 403
+        assert service.call("GET", path, headers={"Host": f"localhost:{port}"}).status == 200
 
 
 def test_a_query_of_hive_can_be_cancelled(service: Service) -> None:

@@ -37,9 +37,15 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
-from deeplambda.service.http_worker import LINGER_BYTES, LINGER_S, REQUEST_WITHIN_S, closing_unread, refusal
+from deeplambda.service.http_worker import (
+    LINGER_BYTES,
+    LINGER_S,
+    REPLY_WITHIN_S,
+    REQUEST_WITHIN_S,
+    closing_unread,
+    refusal,
+)
 
-REPLY_WITHIN_S = 10.0
 _IDLE_AT_STOP_S = 2.0
 _TURNS_WITHIN_S = 0.003  # after which connections, health checks on them, are looked at again
 _DRAINED_BYTES = 64 * 1024

@@ -1,6 +1,7 @@
 """gunicorn's threaded worker, made safe against clients that send slowly or wrongly, with no proxy in front.
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
+- A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - A connection is closed in the thread that served it: the lingering close would hold up every other client.
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
@@ -29,6 +30,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from deeplambda.service import problems
 
 REQUEST_WITHIN_S = 10.0
+REPLY_WITHIN_S = 10.0
 LINGER_S = 2.0
 LINGER_BYTES = 32 * 1024 * 1024
 
@@ -53,10 +55,25 @@ def closing_unread(app: Any) -> Any:
     return wrapped
 
 
+class Client(socket.socket):
+    """A client's socket, to which a write takes `REPLY_WITHIN_S` at most: gunicorn's own would hold its thread."""
+
+    def sendall(self, content: Any, flags: int = 0) -> None:
+        """Raises: BrokenPipeError, which gunicorn takes for a client that is gone."""
+        before = self.gettimeout()
+        self.settimeout(REPLY_WITHIN_S)
+        try:
+            super().sendall(content, flags)
+        except TimeoutError as exc:
+            raise BrokenPipeError(errno.EPIPE, "the client does not take its reply") from exc
+        finally:
+            self.settimeout(before)
+
+
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
     """A connection that can be closed twice, and lingers so that the client of a refused upload can read the reply."""
 
-    closed = False
+    closed = is_slow = False
 
     def close(self, graceful: bool = False) -> None:
         if self.closed:
@@ -90,8 +107,9 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
                 raise
             return
         self.nr_conns += 1
-        client_sock.setblocking(True)
-        self.enqueue_req(Connection(self.cfg, client_sock, client_addr, listener.getsockname()))
+        client = Client(fileno=client_sock.detach())
+        client.setblocking(True)
+        self.enqueue_req(Connection(self.cfg, client, client_addr, listener.getsockname()))
 
     def handle(self, conn: Connection) -> Any:
         """Serve one request; gunicorn calls this in a thread of its pool."""
@@ -112,7 +130,8 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         too_old = time.monotonic() - REQUEST_WITHIN_S
         with self._busy_lock:
             overdue = [conn for conn, since in self._busy_since.items() if since < too_old]
-        for conn in overdue:
+        for conn in (each for each in overdue if not each.is_slow):
+            conn.is_slow = True
             self.log.warning(
                 "%s sends too slowly: no more is read of a request after %.0f s", conn.client, REQUEST_WITHIN_S
             )

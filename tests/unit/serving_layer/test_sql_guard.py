@@ -259,6 +259,13 @@ def test_an_honest_query_keeps_its_meaning(store, sql):
     assert forwarded == meant
 
 
+def test_two_quotes_within_a_string_are_one_on_hive_as_on_mysql():
+    said = "SELECT 'women''s shoes', \"a\"\"b\", 'a\"b', \"a'b\", 'a\\\\b', '' FROM digits.all_predictions"
+    meant = "SELECT 'women\\'s shoes', 'a\"b', 'a\"b', 'a\\'b', 'a\\\\b', '' FROM digits.all_predictions"
+    assert check(said, POLICY).sql == check(meant, POLICY).sql
+    assert "'women\\'s shoes'" in check(said, POLICY).sql
+
+
 def test_rows_are_capped_and_a_smaller_limit_is_kept():
     assert check(f"SELECT * FROM {R}", POLICY).sql.endswith("LIMIT 10001")
     assert check(f"SELECT * FROM {R}", POLICY, row_cap=5).sql.endswith("LIMIT 6")
