@@ -22,6 +22,7 @@ from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state.tables import REALTIME_PREDICTIONS, RECENT_PREDICTIONS, create_schema
 from examples.digits.application import Digits
 from serving_layer.hive_gateway.recent import recent_predictions_sql
+from tests.integration.test_views import prediction, store
 
 ADDED = {"value", "scores", "slices"}
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -57,6 +58,24 @@ def test_mysql_tables_get_them_once(root: Engine) -> None:
         for table in tables:
             found = {column["name"]: column["nullable"] for column in inspect(connection).get_columns(table)}
             assert {name: found.get(name) for name in ADDED} == dict.fromkeys(ADDED, True)
+
+
+def test_texts_of_before_tell_case_and_accents_apart_from_then_on(root: Engine) -> None:
+    """By the servers' own collations all emojis are one, too."""
+    names = ["Cat", "cat", "año", "ano", "😀", "😡"]
+    with root.begin() as connection:
+        general = "VARCHAR(255) COLLATE utf8mb4_general_ci NOT NULL COMMENT 'of before'"
+        connection.execute(text(f"ALTER TABLE realtime_predictions MODIFY prediction {general}"))
+    for _ in range(2):
+        create_schema(root)
+    store(root, [prediction(f"event-{n}", n, prediction=name) for n, name in enumerate(names)])
+    with root.connect() as connection:
+        grouped = connection.execute(
+            text("SELECT prediction, count(*) AS n FROM realtime_predictions GROUP BY prediction")
+        )
+        assert {row.prediction: row.n for row in grouped} == dict.fromkeys(names, 1)
+        columns = {each["name"]: each for each in inspect(connection).get_columns("realtime_predictions")}
+        assert not columns["prediction"]["nullable"]
 
 
 def test_large_records_are_held_a_few_at_a_time_in_a_table_of_before_too(stack: Settings, spark: SparkSession) -> None:

@@ -20,8 +20,10 @@ from sqlalchemy import (
     Table,
     Text,
     inspect,
+    text,
 )
 from sqlalchemy.dialects.mysql import LONGTEXT, MEDIUMTEXT
+from sqlalchemy.schema import CreateColumn
 from sqlalchemy.types import TypeEngine
 
 from deeplambda.adapters.mysql import UtcDateTime, mysql_errors
@@ -30,7 +32,9 @@ from deeplambda.objective import PREDICTION_LIMIT
 from deeplambda.records.predictions import VIEW_SCHEMA
 
 SCHEMA = MetaData()
-_NAME = String(64, collation="utf8mb4_bin")
+_EXACT = "utf8mb4_bin"
+"""What is data tells case and accents apart, as Hive and Python do; the servers' own collations do not."""
+_NAME = String(64, collation=_EXACT)
 
 
 _LENGTHS = {"event_id": 128, "prediction": PREDICTION_LIMIT}
@@ -54,9 +58,9 @@ def _prediction_columns(keys: Collection[str] = ("event_id",)) -> list[Column[An
         if field.type != pa.string():
             kind = _TYPES[field.type]()
         elif field.name in _LENGTHS:
-            kind = String(_LENGTHS[field.name], collation="utf8mb4_bin" if is_key else None)
+            kind = String(_LENGTHS[field.name], collation=_EXACT)
         else:
-            kind = MEDIUMTEXT()
+            kind = MEDIUMTEXT(collation=_EXACT)
         columns.append(Column(field.name, kind, primary_key=is_key, nullable=field.nullable))
     return columns
 
@@ -86,14 +90,18 @@ RECENT_PREDICTIONS = Table(
     "recent_predictions",
     SCHEMA,
     *_prediction_columns(),
-    Column("label", String(LABEL_LIMIT), comment="ground truth, where it has arrived"),
+    Column("label", String(LABEL_LIMIT, collation=_EXACT), comment="ground truth, where it has arrived"),
     Index("recent_by_time", "application", "occurred_at"),
 )
 LIVE_ANSWERS = Table(
     "live_answers",
     SCHEMA,
     *(column for column in _prediction_columns(("event_id", "model_version")) if column.name != "scores"),
-    Column("label", String(LABEL_LIMIT), comment="ground truth that has passed, as the objective writes it"),
+    Column(
+        "label",
+        String(LABEL_LIMIT, collation=_EXACT),
+        comment="ground truth that has passed, as the objective writes it",
+    ),
     Column("labelled_at", UtcDateTime, comment="the broker's time stamp of the label"),
     Column("correct", Boolean, comment="whether the label says the same; of numbers there is an error"),
     Column("error", Double, comment="of numbers, how far the label is off"),
@@ -203,16 +211,16 @@ EXPERIMENT_ANSWERS = Table(
     Column("id", BigInteger, primary_key=True, autoincrement=True),
     Column("application", _NAME, nullable=False),
     Column("experiment", Integer, nullable=False),
-    Column("event_id", String(128, collation="utf8mb4_bin"), nullable=False),
+    Column("event_id", String(128, collation=_EXACT), nullable=False),
     Column(
         "candidate",
-        String(PREDICTION_LIMIT, collation="utf8mb4_bin"),
+        String(PREDICTION_LIMIT, collation=_EXACT),
         comment="its prediction; none where it failed or was not asked",
     ),
     Column("candidate_value", Double, comment="as a number, where it is one"),
     Column(
         "champion",
-        String(PREDICTION_LIMIT, collation="utf8mb4_bin"),
+        String(PREDICTION_LIMIT, collation=_EXACT),
         comment="its prediction; none where it was not asked",
     ),
     Column("champion_value", Double),
@@ -343,7 +351,8 @@ OUTBOX = Table(
 
 
 def create_schema(root: Engine) -> None:
-    """Create the tables that are missing, and add the columns that older tables lack; both only where they are.
+    """Create the tables that are missing, add the columns that older tables lack, and give texts the collation that
+    they have here; each only where it is so.
 
     Raises: ConfigurationError for a missing column that is not nullable: rows of before have no value for it.
     """
@@ -352,6 +361,7 @@ def create_schema(root: Engine) -> None:
         with root.begin() as connection:
             for table in SCHEMA.sorted_tables:
                 _add_missing_columns(connection, table)
+                _set_collations(connection, table)
 
 
 def _add_missing_columns(connection: Connection, table: Table) -> None:
@@ -367,3 +377,18 @@ def _add_missing_columns(connection: Connection, table: Table) -> None:
             )
         name, kind = prepare.format_column(column), column.type.compile(connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {prepare.format_table(table)} ADD COLUMN {name} {kind} NULL")
+
+
+def _set_collations(connection: Connection, table: Table) -> None:
+    """A column of another collation is written anew, which takes a while in a large table, once."""
+    of_columns = text(
+        "SELECT column_name AS name, collation_name AS collation FROM information_schema.columns "
+        "WHERE table_schema = DATABASE() AND table_name = :name"
+    )
+    there = {row.name: row.collation for row in connection.execute(of_columns, {"name": table.name})}
+    prepare = connection.dialect.identifier_preparer
+    for column in table.columns:
+        wanted = getattr(column.type, "collation", None)
+        if wanted is not None and there[column.name] != wanted:
+            written = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {prepare.format_table(table)} MODIFY {written}".replace("%", "%%"))
