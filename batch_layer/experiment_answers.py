@@ -9,7 +9,7 @@ from batch_layer.criterion import Criterion
 from batch_layer.live_verdicts import Labelled, Scores, compared
 from deeplambda.records.experiments import Said
 from deeplambda.state.experiment_store import Experiment
-from deeplambda.state.tables import EXPERIMENT_ANSWERS, LABEL_LIMIT
+from deeplambda.state.tables import EXPERIMENT_ANSWERS
 
 WAITING_ROWS = 200_000
 """Answers of an experiment that may wait for their label; the oldest give way."""
@@ -45,7 +45,7 @@ def scored(row: Any, label: str) -> dict[str, Any]:
     scores["champion_score"] = _score(row.champion, row.champion_value, label)
     if row.error is not None and row.champion is not None and row.champion_value is None:
         scores["candidate_score"] = 0.0
-    return {"label": label[:LABEL_LIMIT], **scores}
+    return {"label": label, **scores}
 
 
 def _score(prediction: str | None, value: float | None, label: str) -> float | None:

@@ -33,7 +33,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import Conflict, NoTopic, NotReady
-from deeplambda.objective import label_text
+from deeplambda.objective import label_text, shortened
 from deeplambda.records import topics
 from deeplambda.records.experiments import SHADOW_RECORD, Said, ShadowShed, point
 from deeplambda.records.lifecycle import ChallengerFailed
@@ -247,8 +247,7 @@ class _Followed:
         """A label as a prediction is written; None for one that neither version has, which tells nothing of them."""
         for objective in self._objectives:
             with suppress(Exception):  # whatever an objective of the user's own raises
-                truth: str = label_text(objective, label.label)
-                return truth
+                return shortened(label_text(objective, label.label))
         return None
 
     def _measure(self) -> None:

@@ -66,7 +66,9 @@ def _fitting(packed: PackedApplication) -> Callable[[Iterator[pa.RecordBatch]], 
     def fit(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         answer: dict[str, Any] = {"failure": None}
         try:
-            state = encode_state(packed.load().fit(batches))
+            application = packed.load()
+            state = encode_state(application.fit(batches))
+            decode_state(application.fit, state)  # JSON keeps no NaN, for one
             answer |= {"format": state.format, "content": state.content}
         except Exception as exc:  # a user's code: told to the driver in one line
             answer["failure"] = said(exc)

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, bindparam, exists, null, select, text
 
 from deeplambda.adapters import mysql
 from deeplambda.clock import now
-from deeplambda.objective import Objective, label_text
+from deeplambda.objective import Objective, label_text, shortened
 from deeplambda.state.tables import (
     LABEL_LIMIT,
     LIVE_ANSWERS,
@@ -149,13 +149,13 @@ def judged(answer: Answer, label: Label, objective: Objective) -> Answer | None:
     if answer["labelled_at"] is not None and label.at < answer["labelled_at"]:
         return None
     try:
-        truth = label_text(objective, label.label)
+        truth = shortened(label_text(objective, label.label))
         error = None if answer["value"] is None else abs(answer["value"] - float(truth))
     except Exception:  # whatever an objective of the user's own raises
         return None
     if error is not None and not error < _ERROR_LIMIT:  # nor is NaN
         return None
-    if (answer["label"], answer["labelled_at"]) == (truth[:LABEL_LIMIT], label.at):
+    if (answer["label"], answer["labelled_at"]) == (truth, label.at):
         return None
     correct = answer["prediction"] == truth if error is None else None
-    return answer | {"label": truth[:LABEL_LIMIT], "labelled_at": label.at, "correct": correct, "error": error}
+    return answer | {"label": truth, "labelled_at": label.at, "correct": correct, "error": error}

@@ -6,7 +6,8 @@
    first, of each split the examples before the events. What an earlier data set has of the examples, made by the same
    code with the same learned state, is copied (`unchanged_shards`). All other partitions are one Spark job.
 4. A worker takes a partition, sorts it, calls the application's transform and puts the shard on S3, beside it what the
-   rows were made of, where models will be judged by them. Rows that the transform refuses are left out and counted.
+   rows were made of, where models will be judged by them. Rows whose label the objective does not know, or that the
+   transform refuses, are left out and counted.
 5. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
    Last it puts the announcement beside the shard: what has one is not made again after a crash.
 6. What the data set was made of is kept beside the shards; at the end the manifest, which lists them. Preparing again
@@ -21,8 +22,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic_core import to_json
 from pyspark import StorageLevel, TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -56,8 +59,9 @@ from deeplambda.errors import BadInput
 from deeplambda.features import Features, concatenated
 from deeplambda.learned import EncodedState
 from deeplambda.loading import PackedApplication
-from deeplambda.objective import labels_of, statistics_of
+from deeplambda.objective import Objective, labels_of, statistics_of
 from deeplambda.records import topics
+from deeplambda.records.isolation import Halved, halved
 from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.splits import TRAIN
 from deeplambda.state import registry
@@ -271,8 +275,8 @@ def _check_refused(application: str, announcements: list[PartitionPrepared]) -> 
     if refused > REFUSED_SHARE * (refused + sum(each.rows for each in announcements)):
         reason = next(each.first_refusal for each in announcements if each.first_refusal)
         raise BadInput(
-            f"the transform of {application} refuses {refused:,} rows, the first because {reason}",
-            "fix the transform, or refuse such rows in the event's schema",
+            f"{refused:,} rows of {application} cannot be prepared, the first because {reason}",
+            "fix the transform, name the label in the objective, or refuse such rows in the event's schema",
         )
 
 
@@ -303,16 +307,20 @@ def _prepared(
     featurizer, store = featurizer_of(packed, state), ObjectStore(settings)
     payload = payload_schema(featurizer.application.event)
     pieces: list[Features] = []
-    labels: list[Any] = []
+    labels: list[NDArray[Any]] = []
     refusals: list[str] = []
     judged = PayloadWriter(payload) if split in JUDGED else None
     events = 0
-    for batch in batches:
+    objective = featurizer.application.objective
+    for given in batches:
+        known = _known_labels(objective, given["label"].to_pylist())
+        batch = given.take(pa.array(known.rows, pa.int64())) if known.refused else given
         found = featurizer.isolated(batch.select(payload.names))
         passed = pa.array(found.rows_N, pa.int64())
         pieces.append(found.features)
-        labels.extend(batch["label"].take(passed).to_pylist())
-        refusals += [str(refusal) for refusal in found.refused.values()]
+        if found.rows_N:
+            labels.append(np.concatenate([labels_N for _, labels_N in known.pieces])[found.rows_N])
+        refusals += [str(refusal) for refused in (known.refused, found.refused) for refusal in refused.values()]
         events += pc.sum(batch[_IS_EVENT].take(passed)).as_py() or 0
         if judged:
             judged.write(batch.select(payload.names).take(passed))
@@ -322,7 +330,7 @@ def _prepared(
         del judged  # before the shard takes as much
     features = concatenated([piece for piece in pieces if piece])
     del pieces  # before the shard is written, which takes as much twice
-    labels_N = labels_of(featurizer.application.objective, labels)
+    labels_N = np.concatenate(labels) if labels else labels_of(objective, [])
     shard = write_shard(features, labels_N)
     del features
     store.put(shard_key(*place), shard)
@@ -334,15 +342,27 @@ def _prepared(
         partitions=deal.shards[split],
         key=shard_key(*place),
         sha256=sha256_of(shard),
-        rows=len(labels),
+        rows=len(labels_N),
         events=events,
         refused=len(refusals),
         first_refusal=refusals[0] if refusals else None,
         size_bytes=len(shard),
-        label_statistics=statistics_of(featurizer.application.objective, labels_N),
+        label_statistics=statistics_of(objective, labels_N),
         duration_s=time.monotonic() - started,
     )
     with Publisher(settings) as publisher:
         publisher.send(topics.LIFECYCLE, dataset.application, announcement)
     store.put(announcement_key(*place), to_json(announcement))
     return announcement
+
+
+def _known_labels(objective: Objective, labels: list[Any]) -> Halved[NDArray[Any]]:
+    """The arrays of labels, and which the objective does not know: it may be another than when they were ingested."""
+
+    def attempt(piece: slice) -> NDArray[Any]:
+        try:
+            return labels_of(objective, labels[piece])
+        except ValueError as exc:
+            raise BadInput(str(exc)) from exc
+
+    return halved(attempt, len(labels), BadInput, within_s=math.inf)

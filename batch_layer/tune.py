@@ -59,7 +59,7 @@ from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
 from deeplambda.service.loops import in_one_line
 from deeplambda.service.metrics import MetricPublisher
-from deeplambda.splits import TRAIN, VALIDATION
+from deeplambda.splits import TRAIN, VALIDATION, ByTime
 
 VALIDATION_SHARE = 1 / 6
 REDUCTION_FACTOR = 3
@@ -275,6 +275,12 @@ def _rows_of_trials(settings: Settings, application: Application, dataset: str) 
     if len(training) * VALIDATION_SHARE < 1:
         raise BadInput(
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
+        )
+    if application.splits.grouped or isinstance(application.splits, ByTime):
+        _log.warning(
+            "trials of %s are compared on rows that are set aside by chance: rows of the same group, or of nearly the "
+            "same time, are on both sides, so what learns them by heart looks best; give its splits a validation part",
+            application.name,
         )
     return _set_aside(training)
 

@@ -187,19 +187,23 @@ class Standardization(BaseModel):
 
     @classmethod
     def of(cls, batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> "Standardization":
-        """In one pass. Source: Chan, Golub, LeVeque, Updating formulae for computing sample variances (1979)."""
-        count, mean, squares = 0, np.zeros(len(columns)), np.zeros(len(columns))
+        """Of the values that are there, in one pass.
+
+        Source: Chan, Golub, LeVeque, Updating formulae for computing sample variances (1979).
+        """
+        count_C, mean, squares = (np.zeros(len(columns)) for _ in range(3))
         for batch in batches:
             values_NC = _columns(batch, columns)
-            if not len(values_NC):
-                continue
-            difference = values_NC.mean(axis=0) - mean
-            total = count + len(values_NC)
-            squares += ((values_NC - values_NC.mean(axis=0)) ** 2).sum(axis=0)
-            squares += difference**2 * count * len(values_NC) / total
-            mean += difference * len(values_NC) / total
-            count = total
-        deviation = np.sqrt(squares / max(1, count))
+            there_NC = np.isfinite(values_NC)
+            added_C = there_NC.sum(axis=0)
+            total_C = np.maximum(1, count_C + added_C)
+            added_mean_C = np.where(there_NC, values_NC, 0).sum(axis=0) / np.maximum(1, added_C)
+            difference = np.where(added_C > 0, added_mean_C - mean, 0)
+            squares += (np.where(there_NC, values_NC - added_mean_C, 0) ** 2).sum(axis=0)
+            squares += difference**2 * count_C * added_C / total_C
+            mean += difference * added_C / total_C
+            count_C += added_C
+        deviation = np.sqrt(squares / np.maximum(1, count_C))
         return cls(
             columns=tuple(columns),
             mean=tuple(mean.tolist()),
@@ -207,8 +211,11 @@ class Standardization(BaseModel):
         )
 
     def of_batch(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
-        """The columns of N rows less their means, in standard deviations: float32 (N, columns)."""
+        """The columns of N rows less their means, in standard deviations: float32 (N, columns). A value that is missing
+        counts as the mean, and is 0; NaN stays what it is."""
         standardized = (_columns(batch, self.columns) - np.array(self.mean)) / np.array(self.deviation)
+        for i, name in enumerate(self.columns):
+            standardized[batch[name].is_null().to_numpy(zero_copy_only=False), i] = 0.0
         features: NDArray[np.float32] = standardized.astype(np.float32)
         return features
 
@@ -259,4 +266,5 @@ def _plain(values: Any) -> list[Any]:
 
 
 def _columns(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.float64]:
-    return np.column_stack([batch[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in columns])
+    """float64 (N, columns), NaN where a value is missing."""
+    return np.column_stack([batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in columns])

@@ -77,7 +77,11 @@ def _balanced_accuracy(judged: _Judged) -> float:
 def _f1_macro(judged: _Judged) -> float:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(judged.labels, judged.decided, average="macro", zero_division=0))
+    if judged.labels.ndim == 1:  # of the classes that are there: one that is only predicted has cost theirs already
+        there = np.unique(judged.labels)
+        return float(f1_score(judged.labels, judged.decided, labels=there, average="macro", zero_division=0))
+    each = zip(judged.labels.T, judged.decided.T, strict=True)
+    return float(np.mean([f1_score(truth_N, decided_N, zero_division=0) for truth_N, decided_N in each]))
 
 
 def _log_loss(judged: _Judged) -> float:

@@ -8,7 +8,7 @@ Legend: N rows, C classes, L labels.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -218,7 +218,7 @@ class MultiLabel:
         """outputs: (N, L) logits."""
         probabilities_NL = self.probabilities(outputs)
         return Predictions(
-            values=[self._text(holds_L) for holds_L in self.decided(probabilities_NL)],
+            values=[shortened(self._text(holds_L)) for holds_L in self.decided(probabilities_NL)],
             confidence_N=np.full(len(outputs), np.nan),
             scores=_scores(self.labels, probabilities_NL),
         )
@@ -231,7 +231,7 @@ class MultiLabel:
         return array_NL
 
     def label_text(self, label: Any) -> str:
-        """The names, in the order of `labels`, with commas between them: as a prediction is written."""
+        """All names, in the order of `labels`, with commas between them."""
         return self._text(self.label_array([label])[0])
 
     def _positions(self, label: Any) -> list[int]:
@@ -246,7 +246,7 @@ class MultiLabel:
         return [_position(name, self._index, self.labels) for name in label]
 
     def _text(self, holds_L: NDArray[Any]) -> str:
-        return shortened(name for name, holds in zip(self.labels, holds_L, strict=True) if holds)
+        return ",".join(name for name, holds in zip(self.labels, holds_L, strict=True) if holds)
 
 
 class Regression:
@@ -329,12 +329,12 @@ def statistics_of(objective: Objective, labels_N: NDArray[Any]) -> list[float]:
     return [float(each) for each in of(labels_N)] if of else []
 
 
-def shortened(names: Iterable[str]) -> str:
-    """Names with commas between them, as many as a prediction's text holds, and "…" for the others."""
-    text = ",".join(names)
+def shortened(text: str) -> str:
+    """A label as a prediction is written: of names with commas between them as many as fit, and "…" for the others."""
     if len(text) <= PREDICTION_LIMIT:
         return text
-    return text[: PREDICTION_LIMIT - 1].rpartition(",")[0] + ",…"
+    whole, comma, _ = text[: PREDICTION_LIMIT - 1].rpartition(",")
+    return f"{whole},…" if comma else f"{text[: PREDICTION_LIMIT - 1]}…"
 
 
 def accuracy(labels_N: NDArray[Any], outputs_NC: NDArray[np.float32]) -> float:

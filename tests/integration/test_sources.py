@@ -506,3 +506,21 @@ def test_of_copies_of_an_event_in_one_run_the_last_counts_however_often_it_is_in
         bench.spark.conf.unset("spark.sql.files.maxPartitionBytes")
     kept = sorted(row["y"] for row in bench.rows() if row["split"] == "train")
     assert kept == list(range(rows - 10, rows))
+
+
+def test_rows_whose_label_the_objective_does_not_know_any_more_are_left_out_and_counted(bench: Bench) -> None:
+    event = "x: float\n    y: float"
+    body = 'sources = (Csv("a.csv", label="label", split="train"), Csv("b.csv", label="label", split="test"))'
+    bench.write(event, body)
+    train, test = ("x,y,label\n" + "".join(f"{n},{y},no\n" for n in range(97)) for y in (1, 2))
+    bench.put(a__csv=train + "97,1,yes\n98,1,yes\n99,1,yes\n", b__csv=test)
+    bench.ingest()
+    bench.write(event, f'{body}\n    objective = Classification(("no", "maybe"))')
+    shards = prepare(bench.spark, bench.settings, bench.packed, data_set(bench.spark, bench.packed))
+    assert {each.split: (each.rows, each.refused) for each in shards} == {"train": (97, 3), "test": (97, 0)}
+    assert "label 'yes' is not one of" in str([each.first_refusal for each in shards])
+    bench.write(event, f'{body}\n    objective = Classification(("yes", "maybe"))')
+    with pytest.raises(
+        BadInput, match=r"194 rows of \w+ cannot be prepared, the first because label 'no' is not one of"
+    ):
+        prepare(bench.spark, bench.settings, bench.packed, data_set(bench.spark, bench.packed))

@@ -17,6 +17,9 @@ def fit_vocabulary(batches: Iterator[pa.RecordBatch]) -> Vocabulary: ...  # type
 def fit_naive_bayes(batches: Iterator[pa.RecordBatch]) -> NaiveBayes: ...  # type: ignore[empty-body]
 
 
+def fit_standardization(batches: Iterator[pa.RecordBatch]) -> Standardization: ...  # type: ignore[empty-body]
+
+
 def fit_anything(batches: Iterator[pa.RecordBatch]) -> Any: ...
 
 
@@ -108,6 +111,20 @@ def test_standardization_in_batches_is_that_of_all_rows() -> None:
     np.testing.assert_allclose(learned.mean, [*rows.mean(axis=0), 1])
     np.testing.assert_allclose(learned.deviation, [*rows.std(axis=0), 1])
     np.testing.assert_allclose(learned.of_batch(batches[0])[0, 2], 0)
+
+
+def test_a_missing_value_is_learned_from_in_no_column_and_counts_as_the_mean() -> None:
+    rows = {"a": [1.0, None, 3.0, None], "b": [None, 2, 4, 6], "c": [True, False, None, True], "d": [None] * 4}
+    whole = pa.RecordBatch.from_pydict(rows, schema=pa.schema(
+        {"a": pa.float64(), "b": pa.int64(), "c": pa.bool_(), "d": pa.float64()}
+    ))  # fmt: skip
+    learned = Standardization.of([whole.slice(0, 1), whole.slice(1, 1), whole.slice(2)], list(rows))
+    np.testing.assert_allclose(learned.mean, [2, 4, 2 / 3, 0])
+    np.testing.assert_allclose(learned.deviation, [1, np.std([2, 4, 6]), np.std([1, 0, 1]), 1])
+    again = decode_state(fit_standardization, encode_state(learned))
+    np.testing.assert_allclose(again.of_batch(whole)[:, 0], [-1, 0, 1, 0])
+    nan = pa.RecordBatch.from_pydict(rows | {"a": [float("nan")] * 4}, schema=whole.schema)
+    assert np.isnan(learned.of_batch(nan)[:, 0]).all(), "NaN is no missing value, and is refused"
 
 
 def test_a_value_that_training_has_not_seen_is_category_0() -> None:

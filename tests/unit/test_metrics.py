@@ -56,6 +56,22 @@ def test_metrics_of_more_classes_are_means_over_those_that_there_are() -> None:
     assert measure(THREE, "roc_auc", [0, 1, 0], outputs) == 1.0
 
 
+def test_a_class_that_is_only_predicted_does_not_count_again_in_f1() -> None:
+    labels, right = [0] * 500 + [1] * 500, np.eye(3)[[0] * 500 + [1] * 500]
+    one_wrong = np.vstack([np.eye(3)[2], right[1:]])
+    assert measure(THREE, "f1_macro", labels, right) == 1
+    assert measure(THREE, "f1_macro", labels, one_wrong) == pytest.approx(0.9995, abs=1e-4), "one row of a thousand"
+
+
+def test_f1_of_one_label_or_several_is_of_what_holds() -> None:
+    rare = np.zeros((1000, 2))
+    rare[:10] = 1
+    for count in (1, 2):
+        objective = MultiLabel(("spam", "art")[:count])
+        assert measure(objective, "f1_macro", rare[:, :count], np.full((1000, count), -3)) == 0, "none is ever found"
+        assert measure(objective, "f1_macro", rare[:, :count], rare[:, :count] * 6 - 3) == 1
+
+
 def test_metrics_of_labels() -> None:
     labels, outputs = [[1, 0], [1, 1], [0, 1]], [[2, -2], [1, 1], [-1, -3]]
     assert measure(TOPICS, "accuracy", labels, outputs) == pytest.approx(2 / 3), "all labels of a row have to be right"

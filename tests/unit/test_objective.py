@@ -20,6 +20,7 @@ from deeplambda.objective import (
     label_text,
     labels_of,
     negative_log_loss,
+    shortened,
 )
 
 DIGITS = Classification(classes="0123456789")
@@ -147,6 +148,16 @@ def test_a_text_of_very_many_labels_is_cut_at_a_name() -> None:
     assert len(text) <= PREDICTION_LIMIT
     assert text.endswith(",…")
     assert set(text.removesuffix(",…").split(",")) < set(many.labels)
+
+
+def test_the_lake_keeps_all_of_a_label_of_very_many_names() -> None:
+    many = MultiLabel(labels=[f"label number {i}" for i in range(100)])
+    kept = label_text(many, list(many.labels[:60]))
+    assert len(kept) > PREDICTION_LIMIT
+    np.testing.assert_array_equal(many.label_array([kept])[0], [1] * 60 + [0] * 40)
+    (said,) = many.decode(many.label_array([kept]) * 6 - 3).values
+    assert shortened(kept) == said, "a label is compared as a prediction is written"
+    assert shortened("x" * 300) == "x" * 254 + "…"
 
 
 def test_a_regression_predicts_numbers_within_its_bounds() -> None:
