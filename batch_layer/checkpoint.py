@@ -118,6 +118,11 @@ def _fetched(store: ObjectStore, application: str, key: str) -> "tuple[Checkpoin
     return checkpoint, decode(store.get(tensors_key, sha256=checkpoint.tensors_sha256), tensors_key)
 
 
+def refusal_key(application: str, run: str) -> str:
+    """Where one of several workers says why it has ended."""
+    return f"{run_prefix(application, run)}refusal.json"
+
+
 def _description_key(application: str, run: str, epoch: int) -> str:
     return f"{run_prefix(application, run)}checkpoint-{epoch:05}.json"
 

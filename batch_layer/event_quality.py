@@ -40,6 +40,8 @@ MOST_DAYS = 31
 """Days that one call measures; of a long archive that nobody has measured, the newest."""
 _QUANTILES = (0.5, 0.99)
 _VIEW_ROWS = 10_000
+_LABELS_BEFORE = timedelta(days=1)
+"""A label may come before its event, by so much."""
 _MOMENT = pa.timestamp("us", tz="UTC")
 _SEEN = [("taken", _MOMENT), ("archived", _MOMENT), ("occurred", _MOMENT), ("reason", pa.string())]
 
@@ -70,7 +72,7 @@ def measure_day(spark: SparkSession, settings: Settings, packed: PackedApplicati
     measures = [_of_files(settings, _files(spark, packed.name).where(F.col("day") == F.lit(day)))]
     if not measures[0].value:
         measures += [
-            *measures_of(spark, settings, packed, events),
+            *measures_of(spark, settings, packed, events, begin - _LABELS_BEFORE),
             *_of_offsets(spark.table(f"lake.{packed.name}.events").where(of_day)),
             *_of_view(settings, packed.name, begin, end),
         ]
@@ -87,16 +89,23 @@ def measure_day(spark: SparkSession, settings: Settings, packed: PackedApplicati
 
 
 def measures_of(
-    spark: SparkSession, settings: Settings, packed: PackedApplication, events: DataFrame
+    spark: SparkSession,
+    settings: Settings,
+    packed: PackedApplication,
+    events: DataFrame,
+    labels_since: datetime | None = None,
 ) -> list[QualityMeasure]:
-    """What can be said of any archived events: refusals, ranges, NULLs, delays, copies, their labels."""
+    """What can be said of any archived events: refusals, ranges, NULLs, delays, copies, their labels.
+
+    labels_since: labels of before are none of theirs, by the broker's time; None: all are looked through.
+    """
     optional = [field.name for field in payload_schema(packed.load().event) if field.nullable]
     spark.sparkContext.addPyFile(str(packed.zip_file))
     schema = pa.schema([*_SEEN, *((f"null_{name}", pa.bool_()) for name in optional)])
     # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
     records = events.select(F.col("event_id").cast("binary").alias("key"), "value", "kafka_timestamp", "archived_at")
     seen = records.mapInArrow(_decoding(settings, packed, optional, schema), from_arrow_schema(schema))
-    return [*_of_records(seen, optional), *_of_copies(events), *_of_labels(spark, packed.name, events)]
+    return [*_of_records(seen, optional), *_of_copies(events), *_of_labels(spark, packed.name, events, labels_since)]
 
 
 def newest_measures(spark: SparkSession, application: str, days: int) -> list[tuple[str, QualityMeasure]]:
@@ -193,10 +202,14 @@ def _of_offsets(events: DataFrame) -> list[QualityMeasure]:
     return [share("missing_offsets", (expected or 0) - (there or 0), expected or 0)]
 
 
-def _of_labels(spark: SparkSession, application: str, events: DataFrame) -> list[QualityMeasure]:
+def _of_labels(
+    spark: SparkSession, application: str, events: DataFrame, since: datetime | None
+) -> list[QualityMeasure]:
     """Of the labels that are known by now: an event's labels agree, and how late the newest came."""
     first = events.groupBy("event_id").agg(F.min("kafka_timestamp").alias("taken"))
     labels = counted_labels(spark, application).where("label IS NOT NULL")
+    if since is not None:  # else what is read grew with the years
+        labels = labels.where(F.col("kafka_timestamp") >= F.lit(since))
     by_event = labels.groupBy("event_id").agg(
         (F.min("label") != F.max("label")).alias("differ"), F.min("kafka_timestamp").alias("labelled")
     )

@@ -37,6 +37,7 @@ class News:
         self._labels = consumer(settings, *map(topics.labels, applications), some_do=True)
         self._lifecycle = consumer(settings, topics.LIFECYCLE)
         self._drifts: dict[str, list[datetime]] = defaultdict(list)
+        self._after: dict[str, tuple[datetime, dict[int, int]]] = {}
 
     def label_ends(self, application: str) -> dict[int, int]:
         """By partition, the offset that the application's next label will get."""
@@ -58,10 +59,11 @@ class News:
         )
 
     def labels_since(self, application: str, seen: Mapping[int, int]) -> int:
-        """How many labels Kafka has from the offsets `seen` on."""
+        """How many labels have come from the offsets `seen` on; of a partition without one, those that Kafka has."""
         firsts = self._offsets(application, self._labels.beginning_offsets)
         ends = self.label_ends(application)
-        return sum(end - max(firsts.get(p, 0), seen.get(p, 0)) for p, end in ends.items() if end > seen.get(p, 0))
+        # Those that have expired meanwhile count as well, for the archive has them.
+        return sum(end - seen.get(p, firsts.get(p, 0)) for p, end in ends.items() if end > seen.get(p, 0))
 
     def _drift_since(self, application: str, moment: datetime | None) -> datetime | None:
         """When the first drift after `moment` was noticed. Monitors repeat themselves, so a later one is no news."""
@@ -82,7 +84,13 @@ class News:
                             insort(self._drifts[drift.application], drift.at)
 
     def _offsets_at(self, application: str, moment: datetime) -> dict[int, int]:
-        """By partition, the offset of the first label that the broker took after `moment`."""
+        """By partition, the offset of the first label that the broker took after `moment`, as it was when it was asked
+        first: the labels after it expire."""
+        if self._after.get(application, (None, {}))[0] != moment:
+            self._after[application] = moment, self._asked_offsets_at(application, moment)
+        return self._after[application][1]
+
+    def _asked_offsets_at(self, application: str, moment: datetime) -> dict[int, int]:
         asked = {each: int(moment.timestamp() * 1000) for each in self._partitions(application)}
         with kafka_errors(self._settings):
             found = self._labels.offsets_for_times(asked)

@@ -12,7 +12,7 @@ from batch_layer.counted_events import NONE_WITHDRAWN, POSITION, withdrawals_sna
 from batch_layer.data_history import has_rows_of
 from batch_layer.data_set import DataSet
 from batch_layer.lineage import that_learned
-from batch_layer.withdrawals import has_marked
+from batch_layer.withdrawals import Marks
 from deeplambda.adapters.lake import read_snapshot
 from deeplambda.state.card import Card
 
@@ -30,7 +30,7 @@ class TakenBack:
         if rows is not None:
             times = {row.ingested_at for row in rows.select("ingested_at").distinct().collect()}
         self._rolled_back = cache(lambda snapshot: has_rows_of(spark, application, times, snapshot))
-        self._withdrawn = cache(self._has_withdrawn)
+        self._marks = cache(self._marks_since)
 
     def of(self, dataset: DataSet) -> str | None:
         """What of a data set is, in words; None: nothing."""
@@ -55,13 +55,17 @@ class TakenBack:
             ),
         )
 
-    def _has_withdrawn(self, events: int | None, labels: int | None, known: int | None) -> bool:
+    def _withdrawn(self, events: int | None, labels: int | None, known: int | None) -> bool:
         """known: the snapshot of the withdrawals that the data set was made without."""
+        marks = None if events is None else self._marks(known)
+        return marks is not None and marks.are_in(events, labels)
+
+    def _marks_since(self, known: int | None) -> Marks | None:
         newest = withdrawals_snapshot(self._spark, self._application)
-        if newest in (None, known) or events is None:
-            return False
+        if newest in (None, known):
+            return None
         table = f"lake.{self._application}.withdrawals"
         marks = read_snapshot(self._spark, table, newest)
         if known not in (None, NONE_WITHDRAWN):
             marks = marks.join(read_snapshot(self._spark, table, known), ["topic", *POSITION], "left_anti")
-        return has_marked(self._spark, self._application, marks, events, labels)
+        return Marks(self._spark, self._application, marks)

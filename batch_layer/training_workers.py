@@ -17,20 +17,22 @@ from typing import Any, TypeVar
 
 import torch
 from py4j.protocol import Py4JError
+from pydantic_core import from_json, to_json
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from rich.console import Console
 from torch import distributed
 
-from batch_layer.checkpoint import epochs_trained, run_id
+from batch_layer.checkpoint import epochs_trained, refusal_key, run_id
 from batch_layer.console import EpochBars
 from batch_layer.shard_format import MANIFEST, manifest_key
 from batch_layer.trainer import all_hyperparameters
 from batch_layer.training_run import Run, TrainedRun, TrainingListener, train
+from deeplambda import errors
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.config import Settings
-from deeplambda.errors import ConfigurationError, DeepLambdaError, NotReady
+from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError, NotReady
 from deeplambda.loading import PackedApplication, unpack_application
 from deeplambda.splits import TRAIN
 from deeplambda.state.card import Card, code_key
@@ -39,6 +41,7 @@ ATTEMPTS = 3
 _POLL_S = 1.0
 _JUDGED_WITHIN = timedelta(hours=6)
 """How long all workers wait for the one that judges an epoch by the test split; one that is dead is noticed at once."""
+_BROKEN_OFF = (RuntimeError, PySparkException, Py4JError)
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -76,9 +79,21 @@ def train_on_workers(
         local_mode=not settings.on_spark_cluster,
         use_gpu=spark.conf.get("spark.task.resource.gpu.amount", "0") != "0",
     )
+    key = refusal_key(packed.name, run)
+    work = partial(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides), parent, key)
+
+    def attempt() -> DeepLambdaError | None:
+        store.delete([key])
+        try:
+            return work()  # type: ignore[no-any-return]
+        except _BROKEN_OFF:
+            if store.digest(key) is None:
+                raise
+            return _refusal(store.get(key))  # of one worker, whose absence ended the others
+
     with _followed(store, packed.name, dataset, run, hyperparameters["epochs"], listener), _sharing(settings, workers):
         refused = while_it_gets_on(
-            partial(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides), parent),
+            attempt,
             lambda: len(epochs_trained(store, packed.name, run)),
             f"training {packed.name} on {workers} workers",
         )
@@ -97,7 +112,7 @@ def while_it_gets_on(attempt: Callable[[], T], done: Callable[[], int], what: st
     while True:
         try:
             return attempt()
-        except (RuntimeError, PySparkException, Py4JError) as exc:
+        except _BROKEN_OFF as exc:
             there, why = done(), str(exc).strip().rpartition("\n")[2]
             fruitless = fruitless + 1 if there == before else 1
             before = there
@@ -116,8 +131,10 @@ def _work(
     dataset: str,
     overrides: Mapping[str, Any],
     parent: Card | None,
+    key: str,
 ) -> DeepLambdaError | None:
-    """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again."""
+    """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again; and kept
+    under `key` on S3, for the others may not find it, and end by the want of this one."""
     store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL takes the current one, by default all the first
@@ -130,10 +147,18 @@ def _work(
             Run(settings, here, dataset, overrides, EpochBars(Console(quiet=True)), publisher, parent).to_the_end()
     except DeepLambdaError as exc:
         _log.error("worker %d: %s", distributed.get_rank(), exc)
+        if not exc.retryable:
+            store.put(key, to_json({"kind": type(exc).__name__, "message": exc.message, "remedy": exc.remedy}))
         return exc
     finally:
         distributed.destroy_process_group()
     return None
+
+
+def _refusal(kept: bytes) -> DeepLambdaError:
+    found = from_json(kept)
+    kind: type[DeepLambdaError] = getattr(errors, found["kind"], BadInput)
+    return kind(found["message"], found["remedy"])
 
 
 @contextmanager

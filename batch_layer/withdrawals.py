@@ -14,8 +14,8 @@ more. Whoever sends an event again under the same id sends a new one.
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cache, partial
+from datetime import datetime, timedelta
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any
 
@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Engine, delete, tuple_, update
 from batch_layer.counted_events import POSITION, counted_events, counted_labels, withdrawn
 from batch_layer.lineage import that_learned
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import current_snapshot, has_snapshot, read_snapshot
+from deeplambda.adapters.lake import committed_at, current_snapshot, read_snapshot
 from deeplambda.errors import BadInput
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import DataChanged
@@ -36,6 +36,7 @@ from deeplambda.state.data_changes import changes, record_change
 from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS, RECENT_PREDICTIONS
 
 _CHANGED_AT_ONCE = 1_000
+_CLOCKS_DIFFER = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +141,13 @@ def _finish(
         return None
     with mysql.mysql_errors(), engine.connect() as connection:
         cards = registry.cards(connection, application)
-    saw = cache(partial(has_marked, spark, application, marked))
-    versions = that_learned(cards, lambda card: saw(card.events_snapshot, card.labels_snapshot))
     if first.topic == "events":
         hide(engine, application, marked.select("event_id", *POSITION).distinct().toLocalIterator())
     else:
         of_marks = spark.table(f"lake.{application}.labels").join(F.broadcast(marked), list(POSITION), "left_semi")
         _take_back(engine, application, of_marks.select("event_id", "kafka_timestamp").toLocalIterator())
+    marks = Marks(spark, application, marked)
+    versions = that_learned(cards, lambda card: marks.are_in(card.events_snapshot, card.labels_snapshot))
     change = DataChanged(
         application=application,
         kind="withdrawn",
@@ -235,20 +236,40 @@ def _take_back(engine: Engine, application: str, labels: Iterator[Row]) -> None:
             connection.execute(update(LIVE_ANSWERS).where(table.application == application, theirs).values(none))
 
 
-def has_marked(
-    spark: SparkSession, application: str, marks: DataFrame, events_snapshot: int | None, labels_snapshot: int | None
-) -> bool:
-    """Whether some of the marked records are labels of a snapshot, or labelled events of one. None, and what the lake
-    no longer has, has none."""
-    found = []
-    for topic, snapshot in (("labels", labels_snapshot), ("events", events_snapshot)):
-        table = f"lake.{application}.{topic}"
-        if snapshot is None or not has_snapshot(spark, table, snapshot):
+class Marks:
+    """Marked records of an application; which snapshots of its archive have some. marks: rows of `withdrawals`."""
+
+    def __init__(self, spark: SparkSession, application: str, marks: DataFrame) -> None:
+        self._spark, self._application, self._marks = spark, application, marks
+        self.are_in = cache(self._are_in)
+
+    def _are_in(self, events_snapshot: int | None, labels_snapshot: int | None) -> bool:
+        """Whether some are labels of a snapshot, or labelled events of one. None, and what the lake no longer has, has
+        none; nor has what was committed before the first of them was archived, into which nobody looks."""
+        found, committed = [], list[datetime]()
+        for topic, snapshot in (("labels", labels_snapshot), ("events", events_snapshot)):
+            table = f"lake.{self._application}.{topic}"
+            if snapshot is None or (at := committed_at(self._spark, table, snapshot)) is None:
+                return False
+            found.append(read_snapshot(self._spark, table, snapshot))
+            committed.append(at)
+        if self._first_archived is None or max(committed) + _CLOCKS_DIFFER < self._first_archived:
             return False
-        found.append(read_snapshot(spark, table, snapshot))
-    labels, events = found
-    of = {topic: F.broadcast(marks.where(F.col("topic") == topic).select(*POSITION)) for topic in ("labels", "events")}
-    if not labels.join(of["labels"], list(POSITION), "left_semi").isEmpty():
-        return True
-    marked = events.join(of["events"], list(POSITION), "left_semi")
-    return not marked.join(labels.select("event_id"), "event_id", "left_semi").isEmpty()
+        labels, events = found
+        if not labels.join(self._of("labels"), list(POSITION), "left_semi").isEmpty():
+            return True
+        marked = events.join(self._of("events"), list(POSITION), "left_semi")
+        return not marked.join(labels.select("event_id"), "event_id", "left_semi").isEmpty()
+
+    def _of(self, topic: str) -> DataFrame:
+        return F.broadcast(self._marks.where(F.col("topic") == topic).select(*POSITION))
+
+    @cached_property
+    def _first_archived(self) -> datetime | None:
+        """When the first of them was; None where there are none."""
+        times = []
+        for topic in ("labels", "events"):
+            rows = self._spark.table(f"lake.{self._application}.{topic}")
+            of_topic = rows.join(self._of(topic), list(POSITION), "left_semi")
+            times += [row.at.astimezone() for row in of_topic.agg(F.min("archived_at").alias("at")).collect() if row.at]
+        return min(times, default=None)

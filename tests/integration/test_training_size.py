@@ -15,7 +15,7 @@ from batch_layer.training_run import TrainedRun
 from batch_layer.training_workers import train_on_workers
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
-from deeplambda.errors import NotReady, UnfitModel
+from deeplambda.errors import BadInput, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
 from tests.integration import blobs
 from tests.integration.blobs import PARTITIONS, ROWS, SeenBars, new_data_set, put_shards, train_blobs
@@ -141,6 +141,14 @@ def test_what_a_worker_refuses_is_said_as_if_it_were_alone(
 ) -> None:
     with pytest.raises(UnfitModel, match=r"loss became .* in epoch 1"):
         by_workers(spark, stack, application, whole_data_set(stack, application.name), learning_rate=1e30)
+
+
+def test_what_only_one_worker_finds_wrong_is_said_as_well(spark: SparkSession, stack: Settings, tmp_path: Path) -> None:
+    """The first one judges an epoch, while the others train the next and end for want of it."""
+    fails = '    metrics = {"accuracy": lambda labels, outputs: 1 / 0}'
+    packed = written(stack, tmp_path, build_model=fails)
+    with pytest.raises(BadInput, match=r"accuracy.*division by zero"):
+        by_workers(spark, stack, packed, whole_data_set(stack, packed.name), epochs=4)
 
 
 @pytest.mark.long

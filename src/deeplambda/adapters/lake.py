@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -404,7 +405,13 @@ def change_tag(spark: SparkSession, table: str, clause: str) -> None:
 
 def has_snapshot(spark: SparkSession, table: str, snapshot: int) -> bool:
     """Whether the table still has a snapshot: upkeep removes those that nothing names."""
-    return not spark.sql(f"SELECT 1 FROM {table}.snapshots WHERE snapshot_id = {snapshot}").isEmpty()
+    return committed_at(spark, table, snapshot) is not None
+
+
+def committed_at(spark: SparkSession, table: str, snapshot: int) -> datetime | None:
+    """When a snapshot was committed; None of one that the table no longer has."""
+    found = spark.sql(f"SELECT committed_at FROM {table}.snapshots WHERE snapshot_id = {snapshot}").first()
+    return found.committed_at.astimezone() if found else None
 
 
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:

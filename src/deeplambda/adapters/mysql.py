@@ -1,5 +1,6 @@
 """MySQL, by SQLAlchemy Core and PyMySQL: engines, moments in UTC, advisory locks, errors."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -66,7 +67,9 @@ def engine(settings: Settings, account: Account) -> Engine:
     )
 
 
+_log = logging.getLogger(__name__)
 _CHUNK_ROWS = 2_000
+_HELD_S = 31_536_000  # a year, the most that MySQL takes
 _REFUSED = {1044, 1045}
 _REFUSED_REMEDY = (
     "the password given is not the account's: 'deeplambda up', 'docker compose up' or the job 'provision' sets it again"
@@ -98,12 +101,16 @@ def named_lock(engine: Engine, name: str, timeout_s: int = 0) -> Iterator[Connec
     """
     with mysql_errors(), engine.connect() as connection:
         known = {"name": lock_name(connection, name)}
+        connection.execute(text(f"SET SESSION wait_timeout = {_HELD_S}"))  # it is idle for as long as the run takes
         if connection.scalar(text("SELECT GET_LOCK(:name, :timeout_s)"), known | {"timeout_s": timeout_s}) != 1:
             raise Conflict(f"another run holds {name!r}", "wait until it ends, then try again")
         try:
             yield connection
         finally:
-            connection.execute(text("SELECT RELEASE_LOCK(:name)"), known)
+            try:
+                connection.execute(text("SELECT RELEASE_LOCK(:name)"), known)
+            except DBAPIError:  # it went with the connection; what was done is done
+                _log.warning("the lock %s was lost meanwhile", name)
 
 
 def lock_name(connection: Connection, name: str) -> str:

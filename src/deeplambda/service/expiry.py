@@ -24,6 +24,8 @@ from deeplambda.state.tables import SKIPPED_RECORDS
 
 _TOLD_FOR_S = 2.0
 _TOLD: TypeAdapter[Told] = TypeAdapter(Told)
+_KINDS = [each.__name__.encode() for each in (RecordsExpired, RecordsSkipped, TopicTruncated)]
+"""One of these is in every record about a gap, and in few of the topic's others."""
 
 
 def resumed(
@@ -95,7 +97,7 @@ def told(settings: Settings) -> list[Told]:
         with kafka_errors(settings):
             while any(reader.position(each) < ends[each.partition] for each in reader.assignment()):
                 for records in reader.poll(timeout_ms=500).values():
-                    for record in records:
+                    for record in (each for each in records if any(kind in (each.value or b"") for kind in _KINDS)):
                         with suppress(ValidationError):  # all the other kinds
                             found.append(_TOLD.validate_json(record.value))
     finally:
