@@ -51,7 +51,7 @@ from batch_layer.whole_objects import (
     read_together,
 )
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, current_snapshot, snapshot_size, written_by
+from deeplambda.adapters.lake import SNAPSHOT_OPTION, create_tables, written_by
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_schema
 from deeplambda.clock import now
@@ -195,9 +195,7 @@ def _append(
     if (taken_back := held_rows.taken_back(spark, application.name)) is not None:
         good = _without(good, taken_back.withColumn(_CONTENT, content))
     kept = spark.table(examples).withColumn(_CONTENT, content)
-    before = current_snapshot(spark, examples)
-    there = 0 if before is None else snapshot_size(spark, examples, before).rows
-    if sum(row["rows"] for row in verdicts if row["reason"] is None) <= min(SENT_TO_ALL, there):
+    if sum(row["rows"] for row in verdicts if row["reason"] is None) <= SENT_TO_ALL:
         kept = kept.join(F.broadcast(good.select("event_id")), "event_id", "left_semi")
     ids = _ids(good, kept).persist(StorageLevel.DISK_ONLY)
     unexpected, held = list[str](), None

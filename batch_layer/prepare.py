@@ -11,7 +11,7 @@
 5. Then it announces `PartitionPrepared`; whoever trains may begin with that shard while others are still prepared.
    Last it puts the announcement beside the shard: what has one is not made again after a crash.
 6. What the data set was made of is kept beside the shards; at the end the manifest, which lists them. Preparing again
-   what has a manifest does nothing.
+   what has a manifest makes no shard, and has the data set be of the newer snapshots.
 """
 
 import math
@@ -51,7 +51,7 @@ from batch_layer.shard_format import (
 from batch_layer.unchanged_shards import JUDGED, copied
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
-from deeplambda.adapters.lake import tag_snapshot
+from deeplambda.adapters.lake import has_snapshot, tag_snapshot
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import payload_schema
 from deeplambda.config import Settings
@@ -68,7 +68,7 @@ from deeplambda.state import registry
 from deeplambda.state.kept_rows import PayloadWriter
 
 REFUSED_SHARE = 0.05
-"""Of the rows, how many the transform may refuse before the data set is refused."""
+"""Of the rows, how many may be left out, for an unknown label or by the transform, before the data set is refused."""
 _ASKED_AT_ONCE = 16
 _DEALT, _IS_EVENT = "deeplambda_task", "deeplambda_is_event"
 _ANNOUNCEMENTS = pa.schema([("announcement", pa.string())])
@@ -117,11 +117,14 @@ def prepare(
 
 
 def _renew(spark: SparkSession, settings: Settings, store: ObjectStore, dataset: DataSet) -> None:
-    """Have a finished data set be of the newer snapshots: the rows are the same, and what was withdrawn between them
-    is none of it."""
+    """Write the newer snapshots down for a finished data set of the same rows, so that what was withdrawn between the
+    two, none of which it has, is not held against it."""
     kept, newer = fetch_data_set(store, dataset.application, dataset.id), dataset.labelled_events
     if not (kept and kept.labelled_events and newer and newer.as_of > kept.labelled_events.as_of):
         return
+    tables = ((f"lake.{dataset.application}.{table}", snapshot) for table, snapshot in _snapshots(newer))
+    if not all(has_snapshot(spark, table, snapshot) for table, snapshot in tables):
+        return  # it was pinned long ago: the older ones stand
     _keep_snapshots(spark, settings, dataset, newer)
     renewed = kept.model_copy(update={"labelled_events": newer})
     store.put(data_set_key(dataset.application, dataset.id), to_json(renewed))
@@ -129,9 +132,14 @@ def _renew(spark: SparkSession, settings: Settings, store: ObjectStore, dataset:
 
 def _keep_snapshots(spark: SparkSession, settings: Settings, dataset: DataSet, found: LabelledEvents) -> None:
     """Keep what the data set was made of until a version's card names it: a withdrawal meanwhile is told by them."""
-    for table, snapshot in (("events", found.events_snapshot), ("labels", found.labels_snapshot)):
-        tagged = f"lake.{dataset.application}.{table}"
-        tag_snapshot(spark, tagged, f"data-set-{dataset.id}", snapshot, settings.kept_days)
+    for table, snapshot in _snapshots(found):
+        tag = f"data-set-{dataset.id}-{snapshot}"
+        tag_snapshot(spark, f"lake.{dataset.application}.{table}", tag, snapshot, settings.kept_days)
+
+
+def _snapshots(found: LabelledEvents) -> tuple[tuple[str, int], ...]:
+    """By table."""
+    return ("events", found.events_snapshot), ("labels", found.labels_snapshot)
 
 
 @dataclass(frozen=True)

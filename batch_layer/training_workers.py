@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from threading import Event, Thread
 from typing import Any, TypeVar
 
@@ -79,17 +78,17 @@ def train_on_workers(
         local_mode=not settings.on_spark_cluster,
         use_gpu=spark.conf.get("spark.task.resource.gpu.amount", "0") != "0",
     )
-    key = refusal_key(packed.name, run)
-    work = partial(distributor.run, _work, settings, packed, sha256_of(code), dataset, dict(overrides), parent, key)
+    refusal = refusal_key(packed.name, run)
+    given = (settings, packed, sha256_of(code), dataset, dict(overrides), parent, refusal)
 
     def attempt() -> DeepLambdaError | None:
-        store.delete([key])
+        store.delete([refusal])
         try:
-            return work()  # type: ignore[no-any-return]
+            return distributor.run(_work, *given)  # type: ignore[no-any-return]
         except _BROKEN_OFF:
-            if store.digest(key) is None:
+            if store.digest(refusal) is None:
                 raise
-            return _refusal(store.get(key))  # of one worker, whose absence ended the others
+            return _refused(store.get(refusal))  # by one worker, whose absence ended the others
 
     with _followed(store, packed.name, dataset, run, hyperparameters["epochs"], listener), _sharing(settings, workers):
         refused = while_it_gets_on(
@@ -99,8 +98,8 @@ def train_on_workers(
         )
     if refused is not None:
         raise refused
-    given: Any = {"dataset": dataset, "snapshot": snapshot, "overrides": overrides, "parent": parent}
-    return train(settings, packed, listener=listener, **given)
+    whole: Any = {"dataset": dataset, "snapshot": snapshot, "overrides": overrides, "parent": parent}
+    return train(settings, packed, listener=listener, **whole)
 
 
 def while_it_gets_on(attempt: Callable[[], T], done: Callable[[], int], what: str) -> T:
@@ -131,10 +130,10 @@ def _work(
     dataset: str,
     overrides: Mapping[str, Any],
     parent: Card | None,
-    key: str,
+    refusal: str,
 ) -> DeepLambdaError | None:
-    """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again; and kept
-    under `key` on S3, for the others may not find it, and end by the want of this one."""
+    """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again; and put on
+    S3 under the key `refusal`, for the others may not find it, and end by the want of this one."""
     store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL takes the current one, by default all the first
@@ -148,14 +147,14 @@ def _work(
     except DeepLambdaError as exc:
         _log.error("worker %d: %s", distributed.get_rank(), exc)
         if not exc.retryable:
-            store.put(key, to_json({"kind": type(exc).__name__, "message": exc.message, "remedy": exc.remedy}))
+            store.put(refusal, to_json({"kind": type(exc).__name__, "message": exc.message, "remedy": exc.remedy}))
         return exc
     finally:
         distributed.destroy_process_group()
     return None
 
 
-def _refusal(kept: bytes) -> DeepLambdaError:
+def _refused(kept: bytes) -> DeepLambdaError:
     found = from_json(kept)
     kind: type[DeepLambdaError] = getattr(errors, found["kind"], BadInput)
     return kind(found["message"], found["remedy"])

@@ -1,7 +1,7 @@
 """Withdrawals: events or labels that were sent in error stay in the archive, marked, and count nowhere any more.
 
-1. The rows of the archive that a person means are chosen; of an event, all its copies. What Kafka has and the archive
-   has not yet is waited for before (`archived`), by whoever calls.
+1. The rows of the archive that a person means are chosen; of an event, all its copies. Whoever calls waits before until
+   the archive has what Kafka has (`archived`).
 2. One append to `withdrawals` marks them, by their position, with who, when and why. From then on they are out of what
    is counted (`counted_events`): training, recomputation, MySQL's recent tables.
 3. MySQL's rows of the events are deleted; an answer whose label it was has none.
@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -198,7 +198,7 @@ def _restore(spark: SparkSession, engine: Engine, application: str, withdrawal: 
 
 def hide(engine: Engine, application: str, marks: Iterator[Row]) -> None:
     """Delete the events' rows from MySQL's views. marks: event ids with their positions. An answer to a copy that was
-    sent later stays. Raises: NotReady."""
+    sent later stays, but for the recent tables', which the next recomputation brings back. Raises: NotReady."""
     while some := [tuple(mark) for mark in islice(marks, _CHANGED_AT_ONCE)]:
         with mysql.mysql_errors(), engine.begin() as connection:
             _delete_answers(connection, application, some)
@@ -241,11 +241,17 @@ class Marks:
 
     def __init__(self, spark: SparkSession, application: str, marks: DataFrame) -> None:
         self._spark, self._application, self._marks = spark, application, marks
-        self.are_in = cache(self._are_in)
+        self._known: dict[tuple[int | None, int | None], bool] = {}
 
-    def _are_in(self, events_snapshot: int | None, labels_snapshot: int | None) -> bool:
+    def are_in(self, events_snapshot: int | None, labels_snapshot: int | None) -> bool:
         """Whether some are labels of a snapshot, or labelled events of one. None, and what the lake no longer has, has
         none; nor has what was committed before the first of them was archived, into which nobody looks."""
+        asked = events_snapshot, labels_snapshot
+        if asked not in self._known:
+            self._known[asked] = self._look_into(*asked)
+        return self._known[asked]
+
+    def _look_into(self, events_snapshot: int | None, labels_snapshot: int | None) -> bool:
         found, committed = [], list[datetime]()
         for topic, snapshot in (("labels", labels_snapshot), ("events", events_snapshot)):
             table = f"lake.{self._application}.{topic}"

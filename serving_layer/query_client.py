@@ -8,7 +8,7 @@ from typing import Any
 
 import urllib3
 
-from deeplambda.config import Settings, look_into
+from deeplambda.config import Settings, remedy_for
 from deeplambda.errors import BadInput, NotReady
 from deeplambda.service import tokens
 
@@ -57,7 +57,7 @@ def _call(settings: Settings, method: str, path: str, body: Any = None) -> dict[
     except (urllib3.exceptions.HTTPError, ValueError) as exc:
         raise NotReady(
             f"the query service at {settings.query_url} does not answer: {type(exc).__name__}",
-            look_into("query", settings.query_url, "query_url"),
+            remedy_for("query", settings.query_url, "query_url"),
         ) from exc
     if response.status < HTTPStatus.BAD_REQUEST:
         return reply

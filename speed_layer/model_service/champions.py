@@ -4,9 +4,9 @@ One thread for each application, so that a slow load of one holds up no other:
 1. read the topic from its beginning to its end; the newest record of the application is its champion
 2. fetch the card and the weights by hash, find the fast path, warm it up
 3. put the new model in place by one assignment; a request in progress keeps the model that it began with
-If step 2 fails, the previous model stays in place, the metadata gives the reason, and it is tried again: soon where
-that is of use by itself, else once a minute, for memory, disk and objects that are missing may be there by then. What
-the application's own code raises, and a model that fails its checks, is not.
+If step 2 fails, the previous model stays in place, the metadata gives the reason, and it is tried again,
+after waits that double: up to 5 s where a store is away, up to a minute where memory, disk or an object is missing.
+What the application's own code raises, and a model that fails its checks, is not.
 """
 
 import logging

@@ -151,8 +151,7 @@ def check_reply(size_bytes: int) -> None:
     """Raises: RequestEntityTooLarge where a reply, or what it is made of, would be larger than a request may be."""
     if size_bytes > BODY_LIMIT_BYTES:
         raise RequestEntityTooLarge(
-            f"the reply would take about {size_bytes} bytes, of at most {BODY_LIMIT_BYTES}; send fewer rows in one "
-            "request, or ask for its outputs as binary data"
+            f"the reply would take about {size_bytes} bytes, of at most {BODY_LIMIT_BYTES}; send fewer rows at a time"
         )
 
 

@@ -56,10 +56,10 @@ def is_loopback(address: str | None) -> bool:
     return address is not None and "," not in address and host_of(address) in {"127.0.0.1", "localhost", "::1"}
 
 
-def look_into(part: str, address: str | None, *names: str) -> str:
+def remedy_for(part: str, address: str | None, *names: str) -> str:
     """The remedy where `part` does not answer at its address. names: of the settings by which it is reached."""
     if is_loopback(address):
-        return f"see 'deeplambda status' and 'deeplambda logs {part}'"
+        return f"see 'deeplambda status' and 'deeplambda logs {part}'; 'deeplambda up' starts what is down"
     return f"check {', '.join(f'DEEPLAMBDA_{name.upper()}' for name in names)}, and the service there"
 
 

@@ -267,4 +267,5 @@ def _plain(values: Any) -> list[Any]:
 
 def _columns(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.float64]:
     """float64 (N, columns), NaN where a value is missing."""
-    return np.column_stack([batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in columns])
+    numbers = (batch[name].cast(pa.float64(), safe=False) for name in columns)
+    return np.column_stack([each.to_numpy(zero_copy_only=False) for each in numbers])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from subprocess import CompletedProcess
 
 import numpy as np
+import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from numpy.typing import NDArray
 from sqlalchemy import Engine, text
@@ -21,6 +22,7 @@ Command = Callable[..., "CompletedProcess[str]"]
 SENT = 100
 
 
+@pytest.mark.long
 def test_overtaken_readers_wait_until_the_gap_is_given_up_and_miss_nothing_past_it(
     stack: Settings, champion: int, test_images: NDArray[np.uint8], hive_engine: Engine, deeplambda: Command
 ) -> None:

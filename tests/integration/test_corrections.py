@@ -71,7 +71,7 @@ def test_the_newest_row_of_an_id_counts_and_the_earlier_ones_stay_readable(bench
     assert len(bench.rows()) == 6
 
 
-@pytest.mark.parametrize("sent_to_all", [1, 3, 100])
+@pytest.mark.parametrize("sent_to_all", [1, pytest.param(3, marks=pytest.mark.long), 100])
 def test_the_same_rows_come_however_many_ids_are_sent_to_all(
     sent_to_all: int, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +165,7 @@ def test_all_objects_are_read_once_one_is_gone_or_a_table_is_new(bench: Bench) -
     assert [row["event_id"] for row in bench.rows()] == [row["event_id"] for row in before if row["y"] != 3]
 
 
+@pytest.mark.long
 def test_what_a_person_did_to_the_table_has_all_objects_read_once(bench: Bench) -> None:
     declare(bench)
     table, engine = f"lake.{bench.name}.examples", mysql.engine(bench.settings, "platform")
@@ -182,6 +183,7 @@ def test_what_a_person_did_to_the_table_has_all_objects_read_once(bench: Bench) 
     assert bench.ingest().objects == 0
 
 
+@pytest.mark.long
 def test_what_was_taken_back_stays_so_in_every_state_of_a_file_that_grew(bench: Bench) -> None:
     declare(bench)
     engine = mysql.engine(bench.settings, "platform")

@@ -284,6 +284,9 @@ def test_a_days_events_are_measured_in_numbers_that_can_be_counted(
     assert measure_events(spark, service.settings, packed) == [], (
         "a day that has not ended is not taken for a whole one"
     )
+    for later, measured in ((1, []), (2, [at.date()])):  # the archive has nothing of the next day: it may be behind
+        with patch("batch_layer.event_quality.now", return_value=at + timedelta(days=later)):
+            assert [each.day for each in measure_events(spark, service.settings, packed)] == measured
 
 
 def test_a_lake_of_before_there_were_withdrawals_counts_every_event(

@@ -74,7 +74,7 @@ def test_once_a_day_stream_and_batch_are_compared_and_the_days_that_have_ended_a
                 scores=found.scores_N[n],
             )
             publisher.send(topics.predictions(service.name), prediction.event_id, prediction)
-    monkeypatch.setattr(event_quality, "now", lambda: moment + timedelta(days=1))  # so that the events' day has ended
+    monkeypatch.setattr(event_quality, "now", lambda: moment + timedelta(days=2))  # so that the events' day has ended
     own = service.settings.model_copy(update={"applications": (service.name,), "maintain_every_s": 1})
     keep_up(spark, own, status := OneRound(), status.stop)
     assert status.waits_for is None

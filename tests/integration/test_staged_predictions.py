@@ -95,6 +95,7 @@ def test_a_killed_run_is_taken_up_and_only_the_rest_is_scored(
     assert batch_view(spark, service).keys() == grown.keys()
 
 
+@pytest.mark.long
 def test_what_nobody_can_take_up_is_removed(
     stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ class Disturbed(PipelineConsole):
         self._at_publishing()
 
 
+@pytest.mark.long
 def test_a_rollback_names_the_heirs_of_what_it_takes_back_and_has_them_replaced_by_clean_weights(bench: Bench) -> None:
     before = current_snapshot(bench.spark, f"lake.{bench.name}.examples")
     assert before is not None

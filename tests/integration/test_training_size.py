@@ -17,6 +17,7 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.state.card import code_key
 from tests.integration import blobs
 from tests.integration.blobs import PARTITIONS, ROWS, SeenBars, new_data_set, put_shards, train_blobs
 
@@ -116,6 +117,7 @@ def test_two_workers_make_the_model_that_one_makes(
     assert alone.epochs[-1].metrics["accuracy"] == pytest.approx(together.epochs[-1].metrics["accuracy"], abs=0.01)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_its_epoch(spark: SparkSession, stack: Settings, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     dies = f"""
@@ -143,12 +145,17 @@ def test_what_a_worker_refuses_is_said_as_if_it_were_alone(
         by_workers(spark, stack, application, whole_data_set(stack, application.name), learning_rate=1e30)
 
 
-def test_what_only_one_worker_finds_wrong_is_said_as_well(spark: SparkSession, stack: Settings, tmp_path: Path) -> None:
+def test_what_only_one_worker_finds_wrong_is_said_as_well(
+    spark: SparkSession, stack: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The first one judges an epoch, while the others train the next and end for want of it."""
-    fails = '    metrics = {"accuracy": lambda labels, outputs: 1 / 0}'
+    fails = '    metrics = {"accuracy": lambda labels, outputs: 1 / int(__import__("os").environ["RANK"])}'
     packed = written(stack, tmp_path, build_model=fails)
     with pytest.raises(BadInput, match=r"accuracy.*division by zero"):
         by_workers(spark, stack, packed, whole_data_set(stack, packed.name), epochs=4)
+    assert "broke off" not in caplog.text, "it is not trained again and again"
+    kept = ObjectStore(stack).get(code_key(packed.name, packed.code_version))
+    assert kept == packed.zip_file.read_bytes()
 
 
 @pytest.mark.long

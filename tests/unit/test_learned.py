@@ -123,6 +123,8 @@ def test_a_missing_value_is_learned_from_in_no_column_and_counts_as_the_mean() -
     np.testing.assert_allclose(learned.deviation, [1, np.std([2, 4, 6]), np.std([1, 0, 1]), 1])
     again = decode_state(fit_standardization, encode_state(learned))
     np.testing.assert_allclose(again.of_batch(whole)[:, 0], [-1, 0, 1, 0])
+    large = pa.RecordBatch.from_pydict(rows | {"b": [2**62 + 1] * 4}, schema=whole.schema)
+    assert (learned.of_batch(large)[:, 1] > 1e17).all(), "of an integer that no float is, the nearest"
     nan = pa.RecordBatch.from_pydict(rows | {"a": [float("nan")] * 4}, schema=whole.schema)
     assert np.isnan(learned.of_batch(nan)[:, 0]).all(), "NaN is no missing value, and is refused"
 

@@ -20,7 +20,7 @@ from kafka.errors import KafkaError, LeaderNotAvailableError, TopicAlreadyExists
 from kafka.structs import OffsetAndMetadata
 from pydantic_core import to_json
 
-from deeplambda.config import Settings, look_into
+from deeplambda.config import Settings, remedy_for
 from deeplambda.errors import NoTopic, NotReady
 from deeplambda.records import topics
 
@@ -114,7 +114,7 @@ def kafka_errors(settings: Settings) -> Iterator[None]:
 def kafka_remedy(settings: Settings) -> str:
     """What to do when Kafka refuses, or does not answer."""
     names = ("kafka_bootstrap", "kafka_security", "kafka_user", "kafka_password")
-    return look_into("kafka", settings.kafka_bootstrap, *names)
+    return remedy_for("kafka", settings.kafka_bootstrap, *names)
 
 
 def _not_ready(settings: Settings, why: str) -> NotReady:

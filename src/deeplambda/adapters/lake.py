@@ -21,6 +21,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from deeplambda.application import Application, payload_schema
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.fields import compatible
@@ -376,8 +377,10 @@ def held(spark: SparkSession, table: str, snapshot: int, days: int) -> Iterator[
 
 
 def tag_snapshot(spark: SparkSession, table: str, tag: str, snapshot: int, days: int) -> None:
-    """Name a snapshot, whose files are kept until it is `days` old; what had the name before has it no more."""
-    change_tag(spark, table, f"CREATE OR REPLACE TAG `{tag}` AS OF VERSION {snapshot} RETAIN {days} DAYS")
+    """Name a snapshot, whose files are kept for so many days; what had the name before has it no more."""
+    age = now() - (committed_at(spark, table, snapshot) or now())  # from when Iceberg counts
+    kept = max(0, age.days) + days
+    change_tag(spark, table, f"CREATE OR REPLACE TAG `{tag}` AS OF VERSION {snapshot} RETAIN {kept} DAYS")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deeplambda.adapters.machine import free_memory
-from deeplambda.config import Settings, look_into
+from deeplambda.config import Settings, remedy_for
 from deeplambda.errors import BadInput, CorruptObject, NotReady
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def has_bucket(client: "S3Client", bucket: str) -> bool:
 def s3_remedy(settings: Settings) -> str:
     """What to do when S3 refuses, or does not answer."""
     names = ("s3_endpoint", "s3_region", "s3_bucket", "s3_access_key", "s3_secret_key")
-    return look_into("s3", settings.s3_endpoint, *names)
+    return remedy_for("s3", settings.s3_endpoint, *names)
 
 
 class ObjectStore:

@@ -21,7 +21,8 @@ class _LifecycleRecord(BaseModel):
 
 
 class PartitionPrepared(_LifecycleRecord):
-    """One partition of a prepared data set has been stored on S3. refused: rows left out, by the transform. events: of
+    """One partition of a prepared data set has been stored on S3. refused: rows left out, for a label that
+    the objective does not know or by the transform. events: of
     its rows, those that are labelled events. label_statistics: of its labels, what the application's objective asks
     for."""
 

@@ -1,7 +1,7 @@
 """gunicorn's threaded worker, made safe against clients that send slowly or wrongly, with no proxy in front.
 
 - A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
-- A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
+- A reply that its client does not take within `REPLY_WITHIN_S`, or at `READ_BYTES_S`, is dropped with its connection.
 - A reply sent before the whole request was read closes the connection, with "Connection: close".
 - A connection is closed in the thread that served it: the lingering close would hold up every other client.
 - What gunicorn itself refuses is answered with a problem document, as everything else is.
@@ -30,7 +30,8 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from deeplambda.service import problems
 
 REQUEST_WITHIN_S = 10.0
-REPLY_WITHIN_S = 10.0
+REPLY_WITHIN_S, READ_BYTES_S = 10.0, 64 * 1024
+"""For a reply, and for as much more as so many bytes a second take."""
 LINGER_S = 2.0
 LINGER_BYTES = 32 * 1024 * 1024
 
@@ -56,12 +57,12 @@ def closing_unread(app: Any) -> Any:
 
 
 class Client(socket.socket):
-    """A client's socket, to which a write takes `REPLY_WITHIN_S` at most: gunicorn's own would hold its thread."""
+    """A client's socket, a write to which comes to an end: gunicorn's own would hold its thread."""
 
     def sendall(self, content: Any, flags: int = 0) -> None:
         """Raises: BrokenPipeError, which gunicorn takes for a client that is gone."""
         before = self.gettimeout()
-        self.settimeout(REPLY_WITHIN_S)
+        self.settimeout(REPLY_WITHIN_S + len(content) / READ_BYTES_S)
         try:
             super().sendall(content, flags)
         except TimeoutError as exc:

@@ -39,7 +39,7 @@ def kafka(settings: Settings) -> str:
 
 
 def s3(settings: Settings) -> str:
-    """Look for our bucket, of all that an account may have."""
+    """Ask for our bucket alone: listing all takes a right of its own."""
     try:
         with closing(s3_client(settings, timeout_s=TIMEOUT_S, attempts=1)) as client:
             found = has_bucket(client, settings.s3_bucket)

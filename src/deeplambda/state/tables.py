@@ -226,7 +226,7 @@ EXPERIMENT_ANSWERS = Table(
     Column("champion_value", Double),
     Column("error", Text, comment="why the candidate failed"),
     Column("at", UtcDateTime, nullable=False),
-    Column("label", String(LABEL_LIMIT)),
+    Column("label", String(LABEL_LIMIT, collation=_EXACT)),
     Column("candidate_score", Double, comment="1 right, 0 wrong; of numbers, the error as a negative number"),
     Column("champion_score", Double),
     Index("one_answer_per_event", "application", "experiment", "event_id", unique=True),

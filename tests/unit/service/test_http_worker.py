@@ -24,6 +24,7 @@ def test_a_reply_that_nobody_reads_is_given_up(
     ends: tuple[Client, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_worker, "REPLY_WITHIN_S", 0.2)
+    monkeypatch.setattr(http_worker, "READ_BYTES_S", 2**40)
     client, theirs = ends
     with client, theirs, pytest.raises(BrokenPipeError, match="does not take its reply"):
         client.sendall(MUCH)
