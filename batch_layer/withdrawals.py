@@ -275,7 +275,8 @@ class Marks:
         """When the first of them was; None where there are none."""
         times = []
         for topic in ("labels", "events"):
-            rows = self._spark.table(f"lake.{self._application}.{topic}")
-            of_topic = rows.join(self._of(topic), list(POSITION), "left_semi")
+            table = f"lake.{self._application}.{topic}"
+            self._spark.catalog.refreshTable(table)  # the archive writes it
+            of_topic = self._spark.table(table).join(self._of(topic), list(POSITION), "left_semi")
             times += [row.at.astimezone() for row in of_topic.agg(F.min("archived_at").alias("at")).collect() if row.at]
         return min(times, default=None)
