@@ -32,6 +32,7 @@ from deeplambda.application import payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication
+from deeplambda.records import topics
 from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
 from deeplambda.records.lifecycle import QualityMeasure, QualityMeasured
 from deeplambda.state.tables import REALTIME_PREDICTIONS
@@ -40,8 +41,6 @@ MOST_DAYS = 31
 """Days that one call measures; of a long archive that nobody has measured, the newest."""
 _QUANTILES = (0.5, 0.99)
 _VIEW_ROWS = 10_000
-_LABELS_BEFORE = timedelta(days=1)
-"""A label may come before its event, by so much."""
 _MOMENT = pa.timestamp("us", tz="UTC")
 _SEEN = [("taken", _MOMENT), ("archived", _MOMENT), ("occurred", _MOMENT), ("reason", pa.string())]
 
@@ -72,7 +71,7 @@ def measure_day(spark: SparkSession, settings: Settings, packed: PackedApplicati
     measures = [_of_files(settings, _files(spark, packed.name).where(F.col("day") == F.lit(day)))]
     if not measures[0].value:
         measures += [
-            *measures_of(spark, settings, packed, events, begin - _LABELS_BEFORE),
+            *measures_of(spark, settings, packed, events, begin - topics.LABELS_BEFORE),
             *_of_offsets(spark.table(f"lake.{packed.name}.events").where(of_day)),
             *_of_view(settings, packed.name, begin, end),
         ]

@@ -76,7 +76,7 @@ class News:
     def _read_lifecycle(self) -> None:
         with kafka_errors(self._settings):
             ends = self._lifecycle.end_offsets(self._lifecycle.assignment())
-            while any(self._lifecycle.position(each) < end for each, end in ends.items()):
+            while not self._lifecycle.has_reached(ends):
                 for records in self._lifecycle.poll(timeout_ms=500).values():
                     for record in records:
                         with suppress(ValidationError):  # all the other kinds

@@ -15,13 +15,13 @@ from sqlalchemy.dialects.mysql import insert
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot, lacking_columns
+from deeplambda.records import topics
 from deeplambda.records.horizon import Horizon, batch_columns
 from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state.tables import LABEL_LIMIT, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 
 KEPT = timedelta(days=7)
 ROWS_LIMIT = 100_000
-_LABELS_BEFORE = timedelta(days=1)  # an event's time is its producer's, a label's is the broker's
 _CHUNK_ROWS = 2_000
 
 
@@ -72,7 +72,7 @@ def recent_predictions_sql(
     """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view.
 
     A label that is too long for its column stays in the archive alone: one would keep all rows from being made anew.
-    Nor is one looked for that came `_LABELS_BEFORE` all of these events: else what is read grew with the years.
+    Nor is one looked for that came `topics.LABELS_BEFORE` all of these events: else what is read grew with the years.
     lacking: columns that the horizon's snapshot does not have. withdrawals: whether some events or labels may be
     withdrawn.
     """
@@ -97,7 +97,7 @@ def recent_predictions_sql(
             SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_offset)) AS label
             FROM lake.{application}.labels {labels}
             WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT}
-                AND kafka_timestamp >= TIMESTAMP '{(since - _LABELS_BEFORE).isoformat()}' GROUP BY event_id
+                AND kafka_timestamp >= TIMESTAMP '{(since - topics.LABELS_BEFORE).isoformat()}' GROUP BY event_id
         ) USING (event_id)"""
 
 

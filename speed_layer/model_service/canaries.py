@@ -82,8 +82,7 @@ class CanaryWatch:
     def __init__(self, settings: Settings, on_pass: Callable[[PassTimes], None]) -> None:
         self.running: dict[str, RunningCanary] = {}
         self._settings, self._on_pass, self._store = settings, on_pass, ObjectStore(settings)
-        self._wanted: dict[str, ExperimentStarted] = {}
-        self._patient_until_s: dict[str, float] = {}
+        self._wanted: dict[str, tuple[ExperimentStarted, float]] = {}  # with the end of the patience
         self._passes: dict[str, Passes] = {}  # by application, for one canary after the other
         self._failures: deque[ChallengerFailed] = deque(maxlen=_FAILURES_KEPT)
         self._stopped = threading.Event()
@@ -112,7 +111,7 @@ class CanaryWatch:
                             self._read(record.value)
                         if not at_end:
                             with kafka_errors(self._settings):
-                                at_end = all(reader.position(each) >= end for each, end in ends.items())
+                                at_end = reader.has_reached(ends)
                         if at_end:  # before, the newest record may be one of long ago
                             self._load_wanted()
                         while self._failures:
@@ -136,20 +135,18 @@ class CanaryWatch:
             if before is not None and not before.is_asked:
                 self._passes.pop(record.application)  # its candidate may never give its thread back
             if isinstance(record, ExperimentStarted) and record.kind == "canary":
-                self._wanted[record.application] = record
-                self._patient_until_s[record.application] = time.monotonic() + _PATIENCE_S
+                self._wanted[record.application] = record, time.monotonic() + _PATIENCE_S
 
     def _load_wanted(self) -> None:
-        for name, started in list(self._wanted.items()):
+        for name, (started, patient_until_s) in list(self._wanted.items()):
             version = ModelPromoted.model_validate(
                 started.model_dump(exclude={"type"}) | {"previous": started.champion}
             )
             try:
                 candidate = load_champion(self._store, self._settings, version)
             except (NotReady, MemoryError, OSError) as exc:
-                waiting = isinstance(exc, NotReady) or time.monotonic() < self._patient_until_s[name]
                 _log.warning("canary %s/%d not loaded yet: %s: %s", name, started.version, type(exc).__name__, exc)
-                if waiting:
+                if isinstance(exc, NotReady) or time.monotonic() < patient_until_s:
                     continue
                 self._not_loaded(started, exc)
             except BaseException as exc:  # the candidate's own code may raise anything

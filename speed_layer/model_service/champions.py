@@ -168,7 +168,7 @@ class ChampionWatch:
                             self._read_promotion(record.key, record.value)
                         if not at_end:
                             with kafka_errors(self._settings):
-                                at_end = all(reader.position(each) >= end for each, end in ends.items())
+                                at_end = reader.has_reached(ends)
                             self._caught_up |= at_end
                         if self.silent_s > hear_every_s:  # where no broker is, a poll finds nothing as well
                             with kafka_errors(self._settings):  # so seldom it may wait for a fetch

@@ -215,7 +215,8 @@ class Standardization(BaseModel):
         counts as the mean, and is 0; NaN stays what it is."""
         standardized = (_columns(batch, self.columns) - np.array(self.mean)) / np.array(self.deviation)
         for i, name in enumerate(self.columns):
-            standardized[batch[name].is_null().to_numpy(zero_copy_only=False), i] = 0.0
+            if batch[name].null_count:
+                standardized[batch[name].is_null().to_numpy(zero_copy_only=False), i] = 0.0
         features: NDArray[np.float32] = standardized.astype(np.float32)
         return features
 

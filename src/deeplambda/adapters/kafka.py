@@ -6,7 +6,7 @@ takes a tenth of the processor's time for a record, and none of it under the int
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, Self
@@ -296,6 +296,10 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
         """As kafka-python's. Raises: LeaderNotAvailableError where a partition has no leader at the moment."""
         with _leaders():
             return super().end_offsets(*arguments, **options)
+
+    def has_reached(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Whether it has read up to these offsets."""
+        return all(self.position(each) >= end for each, end in ends.items())
 
     def commit_but(self, waiting: Iterable[tuple[TopicPartition, int]]) -> None:
         """Commit what was read, of each partition up to the first record that still waits: a restart reads it again.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 LIFECYCLE = "deeplambda.lifecycle"
 CHAMPIONS = "deeplambda.champions"
@@ -13,6 +14,9 @@ RECORD_LIMIT_BYTES = 16 * 1024 * 1024
 
 MQTT_IN_FLIGHT = 50
 """How many messages an MQTT client may hold without acknowledging them."""
+
+LABELS_BEFORE = timedelta(days=1)
+"""A label is looked for from so long before its event on: an event's time is its producer's, a label's the broker's."""
 
 _DAY_MS = 24 * 3600 * 1000
 

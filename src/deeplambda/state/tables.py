@@ -361,7 +361,7 @@ def create_schema(root: Engine) -> None:
         with root.begin() as connection:
             for table in SCHEMA.sorted_tables:
                 _add_missing_columns(connection, table)
-                _set_collations(connection, table)
+            _set_collations(connection)
 
 
 def _add_missing_columns(connection: Connection, table: Table) -> None:
@@ -379,16 +379,17 @@ def _add_missing_columns(connection: Connection, table: Table) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {prepare.format_table(table)} ADD COLUMN {name} {kind} NULL")
 
 
-def _set_collations(connection: Connection, table: Table) -> None:
+def _set_collations(connection: Connection) -> None:
     """A column of another collation is written anew, which takes a while in a large table, once."""
-    of_columns = text(
-        "SELECT column_name AS name, collation_name AS collation FROM information_schema.columns "
-        "WHERE table_schema = DATABASE() AND table_name = :name"
+    asked = text(
+        "SELECT table_name AS of_table, column_name AS name, collation_name AS collation "
+        "FROM information_schema.columns WHERE table_schema = DATABASE()"
     )
-    there = {row.name: row.collation for row in connection.execute(of_columns, {"name": table.name})}
+    there = {(row.of_table, row.name): row.collation for row in connection.execute(asked)}
     prepare = connection.dialect.identifier_preparer
-    for column in table.columns:
+    for column in (each for table in SCHEMA.sorted_tables for each in table.columns):
         wanted = getattr(column.type, "collation", None)
-        if wanted is not None and there[column.name] != wanted:
+        if wanted is not None and there[column.table.name, column.name] != wanted:
+            table = prepare.format_table(column.table)
             written = CreateColumn(column).compile(dialect=connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {prepare.format_table(table)} MODIFY {written}".replace("%", "%%"))
+            connection.exec_driver_sql(f"ALTER TABLE {table} MODIFY {written}".replace("%", "%%"))

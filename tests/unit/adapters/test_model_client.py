@@ -5,7 +5,7 @@ import pytest
 
 from deeplambda.adapters.model_service import ModelClient, Scored, TooLarge
 from deeplambda.config import load_settings
-from deeplambda.errors import DeadlinePassed
+from deeplambda.errors import DeadlinePassed, DeepLambdaError
 from deeplambda.features import Features, row_count
 
 MOST = 8
@@ -16,17 +16,24 @@ def rows(count: int) -> Features:
     return {"features": np.zeros((count, 16), np.float32)}
 
 
-def test_parts_grow_again_with_answers_to_parts_of_their_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def served(
+    monkeypatch: pytest.MonkeyPatch, refusal: DeepLambdaError, width: int, **options: float
+) -> tuple[ModelClient, list[int]]:
+    """A client of a service that answers up to `MOST` rows, with `width` outputs each; and how many each part had."""
+    client, asked = ModelClient(load_settings(), "digits", **options), list[int]()
 
     def score(features: Features, featurizer_id: str, deadline: float) -> Scored:
         asked.append(row_count(features))
         if asked[-1] > MOST:
-            raise DeadlinePassed("too many")
-        return Scored(versions_N=np.ones(asked[-1], np.int64), outputs=np.zeros((asked[-1], 1), np.float32))
+            raise refusal
+        return Scored(versions_N=np.ones(asked[-1], np.int64), outputs=np.zeros((asked[-1], width), np.float32))
 
-    client = ModelClient(load_settings(), "digits")
     monkeypatch.setattr(client, "_score", score)
+    return client, asked
+
+
+def test_parts_grow_again_with_answers_to_parts_of_their_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, asked = served(monkeypatch, DeadlinePassed("too many"), 1)
     assert len(client.predict(rows(64), "f").outputs) == 64
     for _ in range(50):
         client.predict(rows(1), "f")
@@ -37,16 +44,7 @@ def test_parts_grow_again_with_answers_to_parts_of_their_size_only(monkeypatch: 
 
 
 def test_parts_whose_reply_would_be_too_large_are_halved_once_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def score(features: Features, featurizer_id: str, deadline: float) -> Scored:
-        asked.append(row_count(features))
-        if asked[-1] > MOST:
-            raise TooLarge("too many outputs")
-        return Scored(versions_N=np.ones(asked[-1], np.int64), outputs=np.zeros((asked[-1], 9), np.float32))
-
-    client = ModelClient(load_settings(), "digits", patience_s=0)
-    monkeypatch.setattr(client, "_score", score)
+    client, asked = served(monkeypatch, TooLarge("too many outputs"), 9, patience_s=0)
     assert client.predict(rows(64), "f").outputs.shape == (64, 9)
     assert client.output_bytes == 36
     asked.clear()
