@@ -163,8 +163,9 @@ def _checked(
             images = image_names(spark, source, read)
             found.append(images.mapInArrow(image_check(settings, packed, number), schema))
         elif is_read[number] and isinstance(source, Reader):
-            rows = read_rows(spark, application, source, read, known, root)
-            found.append(rows.mapInArrow(reader_check(settings, packed, number, root), schema))
+            check = reader_check(settings, packed, number, root)
+            rows = read_rows(spark, ObjectStore(settings), application, source, read, known, root)
+            found += [each.mapInArrow(check, schema) for each in rows]
     return reduce(DataFrame.unionAll, found).withColumns(
         {"code_version": F.lit(packed.code_version), "ingested_at": _moment(spark, application.name)}
     )

@@ -41,7 +41,7 @@ RECENT_LIMIT = 10_000
 
 _POSITION = ("kafka_timestamp", "kafka_partition", "kafka_offset")
 _POSITION_TYPES = ("timestamp", "int", "bigint")
-_CONTENT = "__content"  # no field of an event is called so
+_CONTENT, _GROUP = "__content", "__group"  # no field of an event is called so
 
 
 class LabelRefusal(StrEnum):
@@ -247,7 +247,7 @@ def _text_or_refusal(application: Application, label: str | None) -> tuple[str |
 def admitted(
     spark: SparkSession, settings: Settings, packed: PackedApplication, found: LabelledEvents, examples: int
 ) -> DataFrame:
-    """The labelled events as rows: event id, payload, label, split, group; or why they are refused.
+    """The labelled events as rows: event id, payload, label, split; or why they are refused.
 
     examples: the snapshot of those that the events go with.
     """
@@ -278,7 +278,7 @@ def _is_past(position: Position) -> Column:
 
 
 def _checked_schema(application: Application) -> pa.Schema:
-    text = [pa.field(name, pa.string()) for name in ("label", "split", "group", "reason")]
+    text = [pa.field(name, pa.string()) for name in ("label", "split", "reason")]
     payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
     return pa.schema([pa.field("event_id", pa.string()), *payload, *text, pa.field("kafka_offset", pa.int64())])
 
@@ -299,9 +299,8 @@ def _checking_events(
             columns = dict(zip(checked.payload.schema.names, checked.payload.columns, strict=True)) | {
                 "event_id": [event.event_id for event in checked.events_N],
                 "label": [row["label"] for row in passed],
-                "split": [RECENT if row["is_recent"] else split for row, (split, _) in zip(passed, found, strict=True)],
-                "group": [group for _, group in found],
-                "reason": [EventRefusal.NO_SPLIT if split is None else None for split, _ in found],
+                "split": [RECENT if row["is_recent"] else split for row, split in zip(passed, found, strict=True)],
+                "reason": [EventRefusal.NO_SPLIT if split is None else None for split in found],
                 "kafka_offset": [row["kafka_offset"] for row in passed],
             }
             yield pa.RecordBatch.from_pydict(columns, schema=schema)
@@ -315,7 +314,7 @@ def _checking_events(
 
 
 class SplitOfEvents:
-    """Where an application's rule puts an event that is no example, and its group.
+    """Where an application's rule puts an event that is no example.
 
     The rule has no word on it where every source names its split, where it goes by a column that the events do not
     have, and outside the intervals of `ByTime`: such an event is learned from.
@@ -327,16 +326,15 @@ class SplitOfEvents:
         named = all(getattr(source, "split", None) is not None for source in application.sources)
         self._silent = named or (self._rule.column is not None and self._column is None)
 
-    def __call__(self, event: Event) -> tuple[str | None, str | None]:
-        """(split, group). No split: the event lacks what the rule goes by."""
-        value = None if self._column is None else getattr(event, self._column)
-        group = str(value) if self._rule.grouped and value is not None else None
+    def __call__(self, event: Event) -> str | None:
+        """The split; None where the event lacks what the rule goes by."""
         if self._silent:
-            return TRAIN, group
+            return TRAIN
+        value = None if self._column is None else getattr(event, self._column)
         try:
-            return self._rule.split_of(event.event_id, value) or TRAIN, group
+            return self._rule.split_of(event.event_id, value) or TRAIN
         except ValueError:
-            return None, group
+            return None
 
 
 def field_of(application: Application, column: str | None) -> str | None:
@@ -374,13 +372,13 @@ def without_leaks(application: Application, events: DataFrame, examples: DataFra
     )
     field = field_of(application, application.splits.column)
     if not application.splits.grouped or field not in payload:
-        return marked.drop("group")
+        return marked
     divided = F.when(
         (F.col("split") != RECENT) & (F.col("split") != F.col("__split")), F.lit(EventRefusal.GROUP_HELD_OUT)
     )
-    groups = examples.groupBy(F.col(field).cast("string").alias("group")).agg(F.first("split").alias("__split"))
+    groups = examples.groupBy(F.col(field).alias(_GROUP)).agg(F.first("split").alias("__split"))
     return (
-        marked.join(groups, "group", "left")
+        marked.join(groups, F.col(field) == F.col(_GROUP), "left")
         .withColumn("reason", F.coalesce("reason", divided))
-        .drop("group", "__split")
+        .drop(_GROUP, "__split")
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.errors import BadInput
-from deeplambda.sources import matched
+from deeplambda.sources import matched, names_below
 
 
 class RawObjects(NamedTuple):
@@ -43,7 +43,7 @@ def raw_key(application: str, name: str) -> str:
 
 def files_of(application: Application, folder: Path) -> Files:
     """The files in a folder. Raises: BadInput where a path of the sources means none."""
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = set(names_below(folder))
     remedy = "give the folder that holds all of them; a source whose path is a glob takes files that are put later"
     meant = _named(application, names, f"{folder} has no", remedy)
     return Files(sorted(meant), sorted(names - meant))

@@ -5,7 +5,7 @@ its original in the column `MALFORMED`. Beside the payload's columns, every row 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_layer.layouts import Layout, by_layout
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput, ConfigurationError, CorruptObject
 from deeplambda.sources import Csv, JsonLines, Lines, Parquet, Reader, Table, matched
@@ -23,43 +25,55 @@ from deeplambda.sources import Csv, JsonLines, Lines, Parquet, Reader, Table, ma
 LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY = "__label", "__event_id", "__occurred_at", "__split_by"
 FILE, BLOCK, MALFORMED = "__file", "__block", "__malformed"
 ROW = (LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY, FILE, BLOCK, MALFORMED)
-"""Label and id as text; time as the file has it; what splits are made by, where it is no field of the event; the file's
-address, percent-encoded; the first byte of the part that the row is in, of Parquet the row's number; the original of
-what could not be read."""
+"""Label as text or a number; id as text; time as the file has it; what splits are made by, where it is no field of the
+event; the file's address, percent-encoded; the first byte of the part that the row is in, of Parquet the row's number;
+the original of what could not be read."""
 
 _LISTING_TASKS = 16
-_NANOSECONDS = re.compile(r"int64 (\S+) \(TIMESTAMP\(NANOS")
+_FLOATS, _INTEGERS = (T.FloatType, T.DoubleType), (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+_NUMBERS, _TIMES = (*_FLOATS, *_INTEGERS, T.DecimalType), (T.TimestampType, T.TimestampNTZType)
+_MILLISECONDS_FROM = 2e10
+"""A larger number is a time in milliseconds, a smaller one in seconds, as the event's schema takes it."""
 
 
 class _Files(NamedTuple):
-    """What Spark is to read of a source. options: with which it finds it. alike: paths that are asked one after the
-    other for the columns of all, for a file may be empty."""
+    """What Spark is to read of a source. options: with which it finds it."""
 
     paths: list[str]
     options: Mapping[str, str]
-    alike: list[list[str]]
 
 
 def read_rows(
-    spark: SparkSession, application: Application, reader: Reader, read: Iterable[str], known: Iterable[str], root: str
-) -> DataFrame:
-    """The rows of those objects of a source that are among `read`, of which there is at least one.
+    spark: SparkSession,
+    store: ObjectStore,
+    application: Application,
+    reader: Reader,
+    read: Iterable[str],
+    known: Iterable[str],
+    root: str,
+) -> list[DataFrame]:
+    """The rows of those objects of a source that are among `read`, of which there is at least one; those of files with
+    other columns apart, for a column of one name need not be of one type.
 
-    known: objects that are passed over; where there are any, their columns are those that all have. root: where objects
-    lie. Raises: BadInput for a column that the files lack, ConfigurationError.
+    known: objects that are passed over. root: where objects lie. Raises: BadInput for a column that the files lack,
+    ConfigurationError, CorruptObject.
     """
-    paths, others = ([root + _escaped(name) for name in matched(reader.path, names)] for names in (read, known))
-    options = {}
-    if reader.path.endswith("/") and not others:  # one listing instead of a question for each file
-        paths, options = [root + _escaped(reader.path)], {"recursiveFileLookup": "true"}
-    files = _Files(paths, options, [[path] for path in others] or [paths])
+    names = matched(reader.path, read)
     tasks = max(_LISTING_TASKS, spark.sparkContext.defaultParallelism)
     spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(tasks))
+
+    def files(some: Sequence[str]) -> _Files:
+        if reader.path.endswith("/") and len(some) == len(names) and not matched(reader.path, known):
+            # One listing instead of a question for each file.
+            return _Files([root + _escaped(reader.path)], {"recursiveFileLookup": "true"})
+        return _Files([root + _escaped(name) for name in some], {})
+
     if isinstance(reader, Lines):
-        return _lines(spark, application, reader, files)
-    if isinstance(reader, Table):
-        return _table(spark, application, reader, files)
-    raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
+        return [_lines(spark, application, reader, files(names))]
+    if not isinstance(reader, Table):
+        raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
+    tables = _tables(spark, store, application, reader, names, files)
+    return [_rows_of(application, reader, table, file) for table, file in tables]
 
 
 @contextmanager
@@ -94,62 +108,102 @@ def _lines(spark: SparkSession, application: Application, reader: Lines, files: 
     return spark.read.options(**files.options).text(files.paths).select(text, *_row(label=F.lit(reader.label)))
 
 
-def _table(spark: SparkSession, application: Application, reader: Table, files: _Files) -> DataFrame:
-    fields = {field.name: field.dataType for field in from_arrow_schema(payload_schema(application.event))}
+def _tables(
+    spark: SparkSession,
+    store: ObjectStore,
+    application: Application,
+    reader: Table,
+    names: list[str],
+    files: Callable[[Sequence[str]], _Files],
+) -> Iterator[tuple[DataFrame, str]]:
+    """The columns that are read of the objects `names`, those of files with other columns apart; and one such file."""
+    wanted = _wanted(application, reader)
+    if isinstance(reader, JsonLines):
+        columns = [T.StructField(name, kind) for name, kind in wanted.items()]
+        schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
+        found = files(names)
+        yield _permissive(spark, found.options).schema(schema).json(found.paths), names[0]
+        return
+    layouts = by_layout(store, application.name, reader, names, wanted) or {Layout(): names}
+    for layout, some in layouts.items():
+        if isinstance(reader, Csv):
+            yield _csv(spark, reader, layout, files(some), wanted), some[0]
+        else:
+            yield _parquet(spark, layout, files(some), wanted), some[0]
+
+
+def _wanted(application: Application, reader: Table) -> dict[str, T.DataType]:
+    """The columns that are read, each as the field that it fills, as far as a reader can make it that."""
+    fields = _fields(application)
     if unknown := sorted(set(reader.columns) - set(fields)):
         raise ConfigurationError(
             f"the source {reader.path} fills {unknown[0]!r}, which the event of {application.name} has not",
             f"its fields are {', '.join(fields)}",
         )
-    column_of = {name: reader.columns.get(name, name) for name in fields}
     wanted = {
-        column: T.StringType() if isinstance(fields[name], T.BinaryType) else fields[name]
-        for name, column in column_of.items()
+        reader.columns.get(name, name): T.StringType() if isinstance(kind, T.BinaryType) else kind
+        for name, kind in fields.items()
     }
-    by = _split_column(application)
-    for column in (reader.label, reader.event_id, reader.occurred_at, by):
+    for column in (reader.label, reader.event_id, reader.occurred_at, _split_column(application)):
         if column is not None:
             wanted.setdefault(column, T.StringType())
     if isinstance(reader, Csv):
-        table = _csv(spark, application, reader, files, wanted)
-    elif isinstance(reader, JsonLines):
-        columns = [T.StructField(name, kind) for name, kind in wanted.items()]
-        schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
-        table = _permissive(spark, files.options).schema(schema).json(files.paths)
-    else:
-        table = _parquet(spark, files)
-    there = table.columns
+        for column, kind in wanted.items():
+            if isinstance(kind, T.ArrayType):
+                raise ConfigurationError(
+                    f"the source {reader.path} fills the list {column!r} of {application.name}, and a cell is no list",
+                    "use JsonLines or Parquet, or give the event a field for each column",
+                )
+    return wanted
+
+
+def _fields(application: Application) -> dict[str, T.DataType]:
+    return {field.name: field.dataType for field in from_arrow_schema(payload_schema(application.event))}
+
+
+def _rows_of(application: Application, reader: Table, table: DataFrame, file: str) -> DataFrame:
+    """A table as it was read, as rows. file: one that it is of."""
+    fields, there = _fields(application), table.columns
+    column_of = {name: reader.columns.get(name, name) for name in fields}
     optional = {name for name, field in application.event.model_fields.items() if not field.is_required()}
     for name, column in column_of.items():
         if column not in there and name not in optional:
-            raise _lacks(reader, column, there)
-    for column in (reader.label, reader.event_id, reader.occurred_at):
-        if column is not None and column not in there:
-            raise _lacks(reader, column, there)
-    check_split_column(application, reader, there)
+            raise _lacks(reader, column, there, file)
+    for named in (reader.label, reader.event_id, reader.occurred_at):
+        if named is not None and named not in there:
+            raise _lacks(reader, named, there, file)
+    check_split_column(application, reader, there, file)
+    if reader.event_id is not None and isinstance(table.schema[reader.event_id].dataType, _FLOATS):
+        raise BadInput(
+            f"the event ids of the source {reader.path}, in the column {reader.event_id!r}, are floating-point numbers",
+            "write them as integers or as text: a fraction has several texts, and an id only one",
+        )
 
     def of(column: str | None) -> Column:
         return F.lit(None).cast("string") if column is None else F.col(_quoted(column))
 
     payload, unread = [], F.lit(False)
     for name, column in column_of.items():
-        if column not in there:
-            continue
-        given, kind = table.schema[column].dataType, fields[name]
-        keeps = given == kind or (isinstance(kind, T.BinaryType) and isinstance(given, T.StringType))
-        value = of(column) if keeps else of(column).try_cast(kind)
-        payload.append(value.alias(name))
-        if not keeps:
-            unread = unread | (value.isNull() & of(column).isNotNull())
+        if column in there:
+            value, lost = _converted(of(column), table.schema[column].dataType, fields[name])
+            payload.append(value.alias(name))
+            unread = unread | lost
     if MALFORMED in there:
         malformed = of(MALFORMED)
     else:
         originals = [of(column) for column in dict.fromkeys(column_of.values()) if column in there]
         malformed = F.when(unread, F.to_json(F.struct(*originals)))
+    label = of(reader.label)
+    if reader.label is not None and isinstance(kind := table.schema[reader.label].dataType, (*_FLOATS, *_INTEGERS)):
+        # A number stays one, as the objective knows those; integers with gaps come as floats.
+        label = F.when(~F.isnan(label), label) if isinstance(kind, _FLOATS) else label
+    else:
+        label = label.cast("string")
+    by = _split_column(application)
     return table.select(
         *payload,
         *_row(
-            label=of(reader.label).cast("string"),
+            label=label,
             event_id=of(reader.event_id).cast("string"),
             occurred_at=of(reader.occurred_at),
             split_by=of(by if by in there else None),
@@ -160,53 +214,87 @@ def _table(spark: SparkSession, application: Application, reader: Table, files: 
     )
 
 
+def _converted(value: Column, given: T.DataType, kind: T.DataType) -> tuple[Column, Column]:
+    """A column as a field of `kind`, and whether it holds something that this cannot say: never a part of it, nor a
+    member of an object by its position."""
+    if _bare(given) == _bare(kind) or (isinstance(kind, T.BinaryType) and isinstance(given, T.StringType)):
+        return value, F.lit(False)
+    if isinstance(given, T.StructType) and isinstance(kind, T.StructType):
+        members, lost = [], F.lit(False)
+        for field in kind:
+            member = F.lit(None).cast(field.dataType)
+            if field.name in given.names:
+                named = value.getField(field.name)
+                member, lost_here = _converted(named, given[field.name].dataType, field.dataType)
+                lost = lost | lost_here
+            members.append(member.alias(field.name))
+        return F.when(value.isNotNull(), F.struct(*members)), F.coalesce(lost, F.lit(False))
+    if isinstance(given, T.ArrayType) and isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.StructType):
+        inside = given.elementType, kind.elementType
+        lost = F.exists(value, lambda item: _converted(item, *inside)[1])
+        return F.transform(value, lambda item: _converted(item, *inside)[0]), F.coalesce(lost, F.lit(False))
+    if isinstance(given, _FLOATS) and not isinstance(kind, _FLOATS):
+        value = F.when(~F.isnan(value), value)  # where integers have gaps, they are floats
+    if isinstance(given, _NUMBERS) and isinstance(kind, _TIMES):
+        number = value.cast("double")
+        value = F.when(F.abs(number) > _MILLISECONDS_FROM, number / 1000).otherwise(number)
+    found = value.try_cast(kind)
+    lost = found.isNull() & value.isNotNull()
+    if _narrows(given, kind):
+        lost = lost | (found.cast(given) != value)
+    return found, F.coalesce(lost, F.lit(False))
+
+
+def _narrows(given: T.DataType, kind: T.DataType) -> bool:
+    """Whether a cast leaves out what does not fit: a fraction, a time of day."""
+    if isinstance(given, T.ArrayType) and isinstance(kind, T.ArrayType):
+        return _narrows(given.elementType, kind.elementType)
+    if isinstance(given, _NUMBERS):
+        return isinstance(kind, (*_INTEGERS, T.BooleanType))
+    return isinstance(given, _TIMES) and isinstance(kind, T.DateType)
+
+
+def _bare(kind: T.DataType) -> T.DataType:
+    """The type, whatever may be null in it."""
+    if isinstance(kind, T.StructType):
+        return T.StructType([T.StructField(field.name, _bare(field.dataType)) for field in kind])
+    if isinstance(kind, T.ArrayType):
+        return T.ArrayType(_bare(kind.elementType))
+    if isinstance(kind, T.MapType):
+        return T.MapType(_bare(kind.keyType), _bare(kind.valueType))
+    return kind
+
+
 def _csv(
-    spark: SparkSession, application: Application, reader: Csv, files: _Files, wanted: Mapping[str, T.DataType]
+    spark: SparkSession, reader: Csv, layout: Layout, files: _Files, wanted: Mapping[str, T.DataType]
 ) -> DataFrame:
-    for column, kind in wanted.items():
-        if isinstance(kind, T.ArrayType):
-            raise ConfigurationError(
-                f"the source {reader.path} fills the list {column!r} of {application.name}, and a cell is no list",
-                "use JsonLines or Parquet, or give the event a field for each column",
-            )
+    spark.conf.set("spark.sql.legacy.javaCharsets", "true")  # else UTF and Latin-1 alone
     form = dict(files.options) | {
         "sep": reader.separator,
         "header": str(reader.header).lower(),
-        "escape": '"',
-    }  # RFC 4180
-    form["multiLine"] = str(reader.multiline).lower()
-    names: list[str] = next(filter(None, (spark.read.options(**form).csv(some).columns for some in files.alike)), [])
+        "escape": '"',  # RFC 4180
+        "encoding": reader.codec.removesuffix("-sig"),  # Spark passes over a byte-order mark by itself
+        "multiLine": str(reader.multiline).lower(),
+    }
+    names = [
+        name if name and name not in layout.columns[:n] else f"__column_{n}" for n, name in enumerate(layout.columns)
+    ]
     columns = [T.StructField(name, wanted.get(name, T.StringType())) for name in names]
-    # Spark gives a column without a name one of its own, which a comparison with the header would not find there.
-    named = reader.header and not any(re.fullmatch(r"_c\d+", name) for name in names)
     schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
+    # A file that came or changed since its header was read is refused, if each column has a name.
+    named = reader.header and tuple(names) == layout.columns
     return _permissive(spark, form).option("enforceSchema", str(not named).lower()).schema(schema).csv(files.paths)
 
 
-def _parquet(spark: SparkSession, files: _Files) -> DataFrame:
+def _parquet(spark: SparkSession, layout: Layout, files: _Files, wanted: Mapping[str, T.DataType]) -> DataFrame:
     # Spark has no times in nanoseconds, which pandas writes: they are read as numbers and divided.
     spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
-    found = spark.read.options(**files.options).parquet(*files.alike[0])
-    addresses = found.inputFiles()
-    table = spark.read.options(**files.options).schema(found.schema).parquet(*files.paths)
+    found = spark.read.options(**files.options).parquet(*files.paths).schema
+    schema = T.StructType([field for field in found if field.name in wanted])
+    table = spark.read.options(**files.options).schema(schema).parquet(*files.paths)
     return table.withColumns(
-        {
-            name: F.timestamp_micros(F.expr(f"{_quoted(name)} div 1000"))
-            for name in (_NANOSECONDS.findall(_parquet_schema(spark, addresses[0])) if addresses else ())
-        }
+        {name: F.timestamp_micros(F.expr(f"{_quoted(name)} div 1000")) for name in layout.nanoseconds}
     )
-
-
-def _parquet_schema(spark: SparkSession, file: str) -> str:
-    jvm = spark._jvm
-    path = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI(file))
-    conf = spark._jsparkSession.sessionState().newHadoopConf()
-    hadoop = jvm.org.apache.parquet.hadoop
-    opened = hadoop.ParquetFileReader.open(hadoop.util.HadoopInputFile.fromPath(path, conf))
-    try:
-        return str(opened.getFooter().getFileMetaData().getSchema().toString())
-    finally:
-        opened.close()
 
 
 def _permissive(spark: SparkSession, options: Mapping[str, str]) -> DataFrameReader:
@@ -236,17 +324,18 @@ def _split_column(application: Application) -> str | None:
     return None if column in application.event.model_fields else column
 
 
-def check_split_column(application: Application, reader: Reader, there: Sequence[str]) -> None:
+def check_split_column(application: Application, reader: Reader, there: Sequence[str], file: str = "") -> None:
     """Raises: BadInput where the splits are made by a column that is none of the event's fields nor of `there`."""
     by, pinned = _split_column(application), getattr(reader, "split", None) is not None
     if by is not None and by not in there and (application.splits.grouped or not pinned):
-        raise _lacks(reader, by, there or ["only the event's fields"])
+        raise _lacks(reader, by, there or ["only the event's fields"], file)
 
 
-def _lacks(reader: Reader, column: str, there: Sequence[str]) -> BadInput:
+def _lacks(reader: Reader, column: str, there: Sequence[str], file: str) -> BadInput:
     named = ", ".join(name for name in there if name != MALFORMED)
+    place = f" in {file}" if file not in ("", reader.path) else ""
     return BadInput(
-        f"the source {reader.path} has no column {column!r}; it has {named}",
+        f"the source {reader.path} has no column {column!r}{place}; it has {named}",
         "name the file's column in the source's `columns`, `label`, `event_id` or `occurred_at`, or in `splits`",
     )
 

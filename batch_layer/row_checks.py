@@ -23,7 +23,7 @@ from deeplambda.fields import stored
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import label_text
 from deeplambda.records.featurizer import said
-from deeplambda.sources import AnySource, Lines, content_id
+from deeplambda.sources import AnySource, Lines, check_decoded, content_id
 from deeplambda.splits import moment
 
 LEFT_OUT = "left_out"
@@ -31,6 +31,7 @@ LEFT_OUT = "left_out"
 
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _DETAIL_CHARACTERS = 2000
+_UNREADABLE = "__unreadable"  # no field of an event is called so
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -55,7 +56,7 @@ def reader_check(settings: Settings, packed: PackedApplication, number: int, roo
         fingerprint = lru_cache(maxsize=1)(lambda name: store.fingerprint(raw_key(application.name, name)))
         for batch in batches:
             rows = []
-            for given in batch.to_pylist():
+            for given in _each(batch):
                 if isinstance(source, Lines) and not given[source.column].strip():
                     continue
                 name, row = place.of(given.pop(FILE), given.pop(BLOCK))
@@ -64,6 +65,24 @@ def reader_check(settings: Settings, packed: PackedApplication, number: int, roo
             yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
     return check
+
+
+def _each(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The rows of a batch. What Python cannot hold, such as a time after the year 9999 or a text that is no UTF-8,
+    comes as its error, under _UNREADABLE."""
+    try:
+        yield from batch.to_pylist()
+    except Exception:  # of one value; to_pylist does not say which
+        for n in range(batch.num_rows):
+            row: dict[str, Any] = {}
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    row[name] = column[n].as_py()
+                except Exception as exc:
+                    row |= {name: None, _UNREADABLE: exc}
+                    if name == MALFORMED:
+                        row[name] = column.cast(pa.binary())[n].as_py().decode(errors="backslashreplace")
+            yield row
 
 
 class RowChecks:
@@ -103,11 +122,16 @@ class RowChecks:
         try:
             if isinstance(self._source, Lines):
                 record = values[self._source.column]
-                values[self._source.column] = record.decode("utf-8-sig")
+                values[self._source.column] = text = record.decode("utf-8-sig")
+                if "\0" in text:
+                    raise ValueError("it has zero bytes: the file is no text in UTF-8")
+            if _UNREADABLE in given:
+                raise given[_UNREADABLE]
             if given[MALFORMED] is not None:
                 raise ValueError(self._unread(values))
             extra = {"event_id": given[EVENT_ID], "occurred_at": given[OCCURRED_AT]}
             values |= {key: value for key, value in extra.items() if value is not None}
+            check_decoded(self._source, (*values.values(), given[LABEL]))
             return self._checked(values, given[LABEL], {self._splits.column: given[SPLIT_BY]})
         except Exception as exc:
             return _refused(exc, _record(values | {"label": given[LABEL]}) if record is None else record)

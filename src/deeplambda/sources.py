@@ -40,13 +40,16 @@ correction: both are kept, and the newest counts. Of several rows of one id the 
 the place in it, whichever ingest read them.
 """
 
+import codecs
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from deeplambda.errors import ConfigurationError
 from deeplambda.splits import SPLITS, TEST, TRAIN, Splits
@@ -54,6 +57,9 @@ from deeplambda.splits import ByGroup as ByGroup  # applications import sources 
 from deeplambda.splits import ByHash as ByHash
 from deeplambda.splits import BySource as BySource
 from deeplambda.splits import ByTime as ByTime
+
+_REPLACED = "\ufffd"
+"""What a decoder puts in the place of bytes that are no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +143,39 @@ class Table(Reader):
 class Csv(Table):
     """Comma-separated values: `Csv("train.csv", label="class")`.
 
-    separator: between cells. header: whether the first line names the columns; else they are `_c0`, `_c1`, …
-    multiline: whether a quoted cell may go on in the next line; each file is then read whole, by one task. All files of
-    one source have the same columns in the same order.
+    separator: between cells. header: whether the first line of each file names its columns; else they are `_c0`, `_c1`,
+    … multiline: whether a quoted cell may go on in the next line; each file is then read whole, by one task. encoding:
+    of the text, as Python calls it, such as "cp1252"; of those that take more than a byte for a letter but UTF-8, with
+    `multiline` alone. errors: "replace" keeps a row that has signs in place of what was not in that encoding; "strict"
+    refuses it.
     """
 
     _: KW_ONLY
     separator: str = ","
     header: bool = True
     multiline: bool = False
+    encoding: str = "utf-8"
+    errors: Literal["strict", "replace"] = "strict"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            codec = self.codec
+        except LookupError as exc:
+            raise ConfigurationError(
+                f"Csv({self.path!r}) has the unknown encoding {self.encoding!r}", "name it as Python does: 'cp1252'"
+            ) from exc
+        if codec.startswith(("utf-16", "utf-32")) and not self.multiline:
+            raise ConfigurationError(
+                f"Csv({self.path!r}) is in {self.encoding}, whose lines cannot be told in a part of a file",
+                "give it multiline=True",
+            )
+
+    @property
+    def codec(self) -> str:
+        """The encoding in Python's registry: for UTF-8 the one that passes over a byte-order mark."""
+        name = codecs.lookup(self.encoding).name
+        return "utf-8-sig" if name == "utf-8" else name
 
 
 @dataclass(frozen=True)
@@ -155,7 +185,7 @@ class JsonLines(Table):
 
 @dataclass(frozen=True)
 class Parquet(Table):
-    """Parquet files of one schema: `Parquet("2018-*.parquet", columns={"amount": "TX_AMOUNT"}, label="TX_FRAUD")`."""
+    """Parquet files, each with columns of its own: `Parquet("2018-*.parquet", columns={"amount": "TX_AMOUNT"})`."""
 
 
 @dataclass(frozen=True)
@@ -181,23 +211,40 @@ class Images(Reader):
 AnySource = Source | Reader
 
 
+def check_decoded(source: AnySource, values: Iterable[Any]) -> None:
+    """Raises: ValueError for a text of a CSV that was not in the source's encoding."""
+    if isinstance(source, Csv) and source.errors == "strict":
+        for value in values:
+            if isinstance(value, str) and _REPLACED in value:
+                raise ValueError(f"it is no {source.encoding}: give Csv its encoding, or errors='replace'")
+
+
 def matches(path: str, name: str) -> bool:
     """Whether a source's path means the object `name`; both are relative to `<application>/raw/`."""
     if path.endswith("/"):
-        return name.startswith(path) and not _hidden(name.removeprefix(path))
+        return name.startswith(path) and not is_hidden(name.removeprefix(path))
     if not _is_glob(path):
         return name == path
     patterns, steps = path.split("/"), name.split("/")
     return (
         len(patterns) == len(steps)
         and all(fnmatchcase(step, pattern) for pattern, step in zip(patterns, steps, strict=True))
-        and not any(_hidden(step) for pattern, step in zip(patterns, steps, strict=True) if _is_glob(pattern))
+        and not any(is_hidden(step) for pattern, step in zip(patterns, steps, strict=True) if _is_glob(pattern))
     )
 
 
 def matched(path: str, names: Iterable[str]) -> list[str]:
     """Which of the names a source's path means, sorted."""
     return sorted(name for name in names if matches(path, name))
+
+
+def names_below(folder: Path) -> list[str]:
+    """Paths of the files in a folder, relative to it, sorted; what lies in folders like `.git` is left out."""
+    names: list[str] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        names += [Path(place, each).relative_to(folder).as_posix() for each in files]
+    return sorted(names)
 
 
 def _is_glob(path: str) -> bool:
@@ -208,7 +255,8 @@ def _is_many(path: str) -> bool:
     return path.endswith("/") or _is_glob(path)
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a step of the path begins with a dot or an underscore, as what tools leave beside data does."""
     return any(step.startswith((".", "_")) for step in name.split("/"))
 
 

@@ -22,7 +22,20 @@ from pydantic import ValidationError
 
 from deeplambda.application import Application, Event, payload_fields, payload_row, payload_schema
 from deeplambda.errors import BadInput
-from deeplambda.sources import Csv, Images, JsonLines, Lines, Parquet, Source, Table, content_id, matched, split_names
+from deeplambda.sources import (
+    Csv,
+    Images,
+    JsonLines,
+    Lines,
+    Parquet,
+    Source,
+    Table,
+    check_decoded,
+    content_id,
+    matched,
+    names_below,
+    split_names,
+)
 from deeplambda.splits import BySource, moment
 
 LIMIT_ROWS = 2000
@@ -69,7 +82,7 @@ def read_sample(application: Application, folder: Path, limit_rows: int = LIMIT_
     """
     rule = getattr(application, "splits", None) or BySource()
     sample = Sample(expected_splits=split_names(application.sources, rule))
-    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = names_below(folder)
     share = max(1, limit_rows // max(1, len(application.sources)))
     for source in application.sources:
         objects = [name for path in source.paths for name in matched(path, names)]
@@ -99,6 +112,7 @@ def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str,
             "it has more or fewer cells than the header"
             + ("" if source.multiline else "; where a cell has line breaks, give Csv multiline=True")
         )
+    check_decoded(source, raw.values())
     columns = getattr(source, "columns", {})
     given: dict[str, Any] = {
         name: raw[columns.get(name, name)] for name in payload_fields(schema) if columns.get(name, name) in raw
@@ -187,16 +201,16 @@ def _label(value: Any) -> str | None:
 
 def _text_rows(source: Table, path: Path) -> Iterator[dict[str, Any]]:
     if isinstance(source, Csv):
-        return csv_rows(path, source.separator, header=source.header, multiline=source.multiline)
+        return csv_rows(path, source.separator, header=source.header, multiline=source.multiline, encoding=source.codec)
     return map(json.loads, (line for line in lines(path) if line.strip()))
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[str]:
     """Lines of a text, inflated where its name ends in `.gz`; at most READ_BYTES of it."""
     read = 0
     with (
         gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened,
-        TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="") as text,
+        TextIOWrapper(opened, encoding=encoding, errors="replace", newline="") as text,
     ):
         for line in text:
             yield line.replace("\r\n", "\n")
@@ -206,24 +220,24 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def csv_rows(
-    path: Path, separator: str = ",", *, header: bool = True, multiline: bool = False
+    path: Path, separator: str = ",", *, header: bool = True, multiline: bool = False, encoding: str = "utf-8-sig"
 ) -> Iterator[dict[str, Any]]:
     """Rows of a table as text, with the columns `_c0`, `_c1`, … where no header names them.
 
     A row of more or fewer cells than the first has the key UNREAD alone. Raises: BadInput.
     """
     try:
-        yield from _csv_rows(path, separator, header=header, multiline=multiline)
+        yield from _csv_rows(lines(path, encoding), separator, header=header, multiline=multiline)
     except csv.Error as exc:
         raise BadInput(f"{path.name} cannot be read as a table: {exc}", "see whether a quote is left open") from exc
 
 
-def _csv_rows(path: Path, separator: str, *, header: bool, multiline: bool) -> Iterator[dict[str, Any]]:
+def _csv_rows(text: Iterable[str], separator: str, *, header: bool, multiline: bool) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(READ_BYTES)
     if multiline:
-        rows: Iterator[list[str]] = csv.reader(lines(path), delimiter=separator)
+        rows: Iterator[list[str]] = csv.reader(text, delimiter=separator)
     else:
-        rows = (row for line in lines(path) for row in csv.reader([line.rstrip("\n")], delimiter=separator))
+        rows = (row for line in text for row in csv.reader([line.rstrip("\n")], delimiter=separator))
     names: list[str] | None = None
     for row in rows:
         if not row:
