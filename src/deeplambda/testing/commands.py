@@ -1,6 +1,7 @@
 """`deeplambda check` and `deeplambda new`: what an author of an application runs before there is a stack."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -83,16 +84,20 @@ def new_command(
 
     settings = load_settings()
     draft = write_draft(name, sample, settings.applications_dir, label)
-    folder = sample if sample.is_dir() else sample.parent
-    served = [each for each in settings.applications if each != name]
+    place = shlex.quote(str(sample if sample.is_dir() else sample.parent))
+    served = [*(each for each in settings.applications if each != name), name]
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    stack_env = settings.data_dir / "stack.env"
+    if stack_env.is_relative_to(Path.cwd()):
+        stack_env = stack_env.relative_to(Path.cwd())
     console.print(f"wrote {draft.file}: {draft.summary}", highlight=False, soft_wrap=True)
     console.print("Next:", highlight=False)
     for step in (
         f"read it; its comments that begin with DECIDE are for you ({draft.decisions} of them)",
-        f"deeplambda check {name} --data {folder}",
-        f"export DEEPLAMBDA_APPLICATIONS='{json.dumps([*served, name])}'",
+        f"deeplambda check {name} --data {place}",
+        f"echo {shlex.quote(f'DEEPLAMBDA_APPLICATIONS={json.dumps(served)}')} >> {shlex.quote(str(stack_env))}",
         "deeplambda up",
-        f"deeplambda data put {name} {folder}",
+        f"deeplambda data put {name} {place}",
         f"deeplambda batch run {name}",
     ):
         console.print(f"  {step}", markup=False, highlight=False, soft_wrap=True)

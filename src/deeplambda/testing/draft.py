@@ -14,11 +14,11 @@ from statistics import fmean, pstdev
 
 from deeplambda.errors import BadInput, ConfigurationError
 from deeplambda.loading import APPLICATION_NAME
-from deeplambda.testing.draft_table import Column, Table, is_number, read_table
+from deeplambda.sources import is_hidden, names_below
+from deeplambda.testing.draft_table import MOST_CLASSES, Column, Table, folders_of_labels, is_number, read_table
 from deeplambda.testing.draft_templates import BLOCKS, IMAGES, TABLE, quoted
 
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg"}
-_MOST_CLASSES = 50
 _SPLIT_DECISION = "DECIDE: ByGroup where rows belong together, ByTime where they age"
 _OPTIONAL = " | None = None"
 
@@ -58,10 +58,16 @@ def write_draft(name: str, sample: Path, applications_dir: Path, label: str | No
 
 def _drafted(name: str, sample: Path, label: str | None) -> tuple[str, str]:
     root = sample if sample.is_dir() else sample.parent
-    files = [path for path in sorted(sample.rglob("*")) if _is_data(path)] if sample.is_dir() else [sample]
+    files = [sample]
+    if sample.is_dir():
+        files = [sample / name for name in names_below(sample) if not is_hidden(name)]
     if not files:
         raise BadInput(f"{sample} has no files", "give a file, or a folder of files or images")
-    if all(path.suffix.lower() in _IMAGE_ENDINGS for path in files):
+    others = [path for path in files if path.suffix.lower() not in _IMAGE_ENDINGS]
+    if 0 < len(others) < len(files):
+        shown = ", ".join(str(path.relative_to(root)) for path in others[:3])
+        raise BadInput(f"{sample} has images and other files: {shown}", "give a folder with one kind")
+    if not others:
         if label is not None:
             raise BadInput(
                 f"images have no column {label!r}", "leave out --label: an image's label is its folder's name"
@@ -70,18 +76,13 @@ def _drafted(name: str, sample: Path, label: str | None) -> tuple[str, str]:
     return _of_table(name, read_table(root, files, label))
 
 
-def _is_data(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith((".", "_"))
-
-
 def _of_images(name: str, root: Path, files: Sequence[Path]) -> tuple[str, str]:
-    parts = [path.relative_to(root).parts for path in files]
-    if any(len(each) < 2 for each in parts):
+    found = folders_of_labels(root, files)
+    if found is None:
         raise BadInput(f"{root} has images outside folders", "put the images of each label in a folder of its name")
-    splits = {each[0] for each in parts} & {"train", "validation", "test"}
-    by_source = {"train", "test"} <= splits and all(len(each) == 3 for each in parts)
-    labels = sorted({each[1 if by_source else 0] for each in parts})
-    sources = [f'Images("{split}/", split="{split}")' for split in sorted(splits)] if by_source else ['Images("*/*")']
+    splits, labels = found
+    by_source = bool(splits)
+    sources = [f'Images("{split}/", split="{split}")' for split in splits] if by_source else ['Images("*/*")']
     text = IMAGES.format(
         title=_title(name),
         name=name,
@@ -153,7 +154,7 @@ def _objective(table: Table) -> tuple[str, int, str, str]:
     distinct = sorted(set(table.labels))
     if len(distinct) > 20 and all(is_number(value) for value in distinct):
         return "Regression()", 1, '("rmse", "mae")', "lower is better"
-    if not 2 <= len(distinct) <= _MOST_CLASSES:
+    if not 2 <= len(distinct) <= MOST_CLASSES:
         raise BadInput(
             f"the label is taken to be {table.label!r}, which has {len(distinct)} values in the sample",
             "name the label's column as --label, and give a sample with 2 to 50 classes, or numbers",

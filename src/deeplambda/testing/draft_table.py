@@ -31,8 +31,10 @@ _LABEL_NAMES = (
     "churn",
 )
 _TIME_NAME = re.compile(r"(?i).*(time|timestamp|date|datetime)|(.*[_ ])?(at|when|ts)")
+MOST_CLASSES = 50
 _FEW_VALUES = 50
 _TEXT_WORDS = 3.0
+_WINDOWS = "cp1252"
 
 Role = Literal["number", "flag", "category", "text", "unused"]
 
@@ -102,6 +104,8 @@ def read_table(root: Path, files: Sequence[Path], label: str | None = None) -> T
     ]
     if kind == "Csv" and (separator := _separator(files[0])) != ",":
         arguments.append(f"separator={json.dumps(separator)}")
+    if kind == "Csv" and any(_encoding(path) == _WINDOWS for path in files):
+        arguments.append(f"encoding={json.dumps(_WINDOWS)}")
     if kind == "Csv" and any("\n" in value for row in rows for value in row.values()):
         arguments.append("multiline=True")
     splits = {path.name.partition(".")[0]: path for path in files}
@@ -134,7 +138,8 @@ def _rows(kind: str, path: Path) -> Any:
     if kind == "Parquet":
         return parquet_rows(path, _ROWS)
     if kind == "Csv":
-        return evenly((row for row in csv_rows(path, _separator(path), multiline=True) if UNREAD not in row), _ROWS)
+        rows = csv_rows(path, _separator(path), multiline=True, encoding=_encoding(path))
+        return evenly((row for row in rows if UNREAD not in row), _ROWS)
     return evenly((_object(line, path) for line in lines(path) if line.strip()), _ROWS)
 
 
@@ -148,25 +153,59 @@ def _object(line: str, path: Path) -> dict[str, Any]:
     return found
 
 
+def _encoding(path: Path) -> str:
+    """UTF-8, or where the text is none, what programs for Windows write in Europe and America."""
+    return _WINDOWS if any("\ufffd" in line for line in islice(lines(path), _ROWS)) else "utf-8-sig"
+
+
 def _separator(path: Path) -> str:
     first = next(lines(path), "")
     return max((",", ";", "\t", "|"), key=first.count)
 
 
+def folders_of_labels(root: Path, files: Sequence[Path]) -> tuple[list[str], list[str]] | None:
+    """Splits and labels, where all files are in folders: LABEL/, or SPLIT/LABEL/; no splits in the first case."""
+    parts = [path.relative_to(root).parts for path in files]
+    if any(len(each) < 2 for each in parts):
+        return None
+    splits = {each[0] for each in parts} & {"train", "validation", "test"}
+    by_source = {"train", "test"} <= splits and all(len(each) == 3 for each in parts)
+    return sorted(splits) if by_source else [], sorted({each[1 if by_source else 0] for each in parts})
+
+
 def _lines(root: Path, files: Sequence[Path]) -> Table:
-    if len(files) < 2:
+    for path in files:
+        if "\0" in next(lines(path), ""):
+            raise BadInput(
+                f"{path} is no table, no text, and no PNG or JPEG image",
+                "give CSV, JSON lines, Parquet, lines of text, PNG or JPEG",
+            )
+    if folders := folders_of_labels(root, files):
+        splits, labels = folders
+        places = [f"{split}/{label}" for split in splits for label in labels] if splits else labels
+        named = [(f"{place}/", place.rpartition("/")[2]) for place in places]
+    else:
+        splits, stems = [], [path.name.removesuffix(".gz").partition(".")[0] for path in files]
+        endings = [path.name.removesuffix(".gz").rpartition(".")[2] for path in files]
+        by_file = stems if len(set(stems)) == len(files) else endings
+        named = [(path.relative_to(root).as_posix(), label) for path, label in zip(files, by_file, strict=True)]
+        labels = sorted(set(by_file))
+    if not 2 <= len(labels) <= MOST_CLASSES:
         raise BadInput(
-            f"{files[0]} is text without labels", "give a folder with a file for each label, or a table with both"
+            f"{root} has texts of {len(labels)} labels, by the names of folders or files",
+            f"put the texts of each label in a folder, or a file, of its name, 2 to {MOST_CLASSES} in all; or give a "
+            "table of texts and labels",
         )
-    stems = [path.name.removesuffix(".gz").partition(".")[0] for path in files]
-    endings = [path.name.removesuffix(".gz").rpartition(".")[2] for path in files]
-    labels = stems if len(set(stems)) == len(files) else endings
-    sources = [
-        f'Lines({quoted(path.relative_to(root).as_posix())}, column="text", label={quoted(label)})'
-        for path, label in zip(files, labels, strict=True)
-    ]
+    sources = []
+    for place, label in named:
+        split = f', split="{place.partition("/")[0]}"' if splits else ""
+        sources.append(f'Lines({quoted(place)}, column="text", label={quoted(label)}{split})')
     text = Column(name="text", field="text", role="text", optional=False)
-    return Table(sources=sources, readers=["Lines"], columns=[text], label="the file", labels=sorted(set(labels)))
+    table = Table(sources=sources, readers=["Lines"], columns=[text], label=f"the name: {', '.join(labels)}")
+    table.labels = labels
+    if splits:
+        table.splits = ""
+    return table
 
 
 def _label(columns: dict[str, list[Any]]) -> str:

@@ -102,7 +102,29 @@ def _images(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("sample_of", [_csv, _wild_csv, _json_lines, _parquet, _text, _images])
+def _windows_csv(folder: Path) -> Path:
+    rows = [f"{n};{'süß' if n % 2 else 'groß'} {n % 7};{'ja' if n % 2 else 'nein'}" for n in range(ROWS)]
+    (folder / "wörter.csv").write_bytes("\n".join(["Länge;Wort;label", *rows]).encode("cp1252"))
+    return folder / "wörter.csv"
+
+
+def _text_in_folders(folder: Path) -> Path:
+    draw = random.Random(4)
+    for split, rows in (("train", 60), ("test", 20)):
+        for label, words in (("pos", "fine happy lovely film"), ("neg", "dull sad boring film")):
+            (folder / split / label).mkdir(parents=True)
+            for n in range(rows):
+                said = " ".join([*draw.choices(words.split(), k=7), split, str(n)])
+                (folder / split / label / f"{n}.txt").write_text(said)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "index.bin").write_bytes(bytes(9))
+    return folder
+
+
+_SAMPLES = [_csv, _wild_csv, _windows_csv, _json_lines, _parquet, _text, _text_in_folders, _images]
+
+
+@pytest.mark.parametrize("sample_of", _SAMPLES)
 def test_what_is_drafted_after_a_sample_keeps_the_contract(sample_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "rows").mkdir()
     draft = write_draft("engines", sample_of(tmp_path / "rows"), tmp_path / "applications")
@@ -165,6 +187,30 @@ def test_the_label_is_the_column_that_is_named(tmp_path: Path) -> None:
 def test_files_that_are_labelled_by_their_names_have_no_column_for_it(sample_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(BadInput, match="leave out --label"):
         write_draft("mine", sample_of(tmp_path), tmp_path / "applications", label="kind")
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"a/1.png": b"", "labels.txt": b"a"}, "images and other files: labels.txt"),
+        ({"a/1.webp": b"RIFF\0\0", "b/2.webp": b"RIFF\0\0"}, "no table, no text, and no PNG or JPEG"),
+        ({"1.txt": b"one", "2.log": b"two", "1.log": b"three"}, None),
+        ({f"{n}.txt": b"a text" for n in range(60)}, "texts of 60 labels, by the names"),
+        ({"notes.txt": b"a text"}, "texts of 1 labels, by the names"),
+    ],
+)
+def test_files_that_say_no_label_are_refused_with_the_layout_that_does(
+    files: dict[str, bytes], problem: str | None, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "files" / name).write_bytes(content)
+    if problem is None:
+        draft = write_draft("mine", tmp_path / "files", tmp_path / "applications")
+        assert 'the label is taken to be "the name: log, txt"' in draft.summary
+        return
+    with pytest.raises(BadInput, match=problem):
+        write_draft("mine", tmp_path / "files", tmp_path / "applications")
 
 
 def test_several_files_of_one_kind_are_one_source_that_takes_later_ones(tmp_path: Path) -> None:
