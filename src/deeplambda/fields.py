@@ -14,10 +14,14 @@ from decimal import Decimal
 from enum import Enum
 from io import BytesIO
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, StringConstraints, WithJsonSchema
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _PNG_SIGNATURE, _JPEG_SIGNATURE, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 
@@ -47,7 +51,7 @@ def grey_image(height: int, width: int) -> tuple[BeforeValidator, WithJsonSchema
     """Annotations for a field of type `bytes` that holds a grey image: `image: Annotated[bytes, *grey_image(28, 28)]`.
 
     In JSON it is base64 of a PNG, of a JPEG, or of height × width raw bytes, row by row, 0 black to 255 white. Checked,
-    it is the raw bytes; colours become grey.
+    it is the raw bytes: colours become grey, transparency white, 16 bits 8, and a photo is turned as its EXIF says.
     """
 
     def check(value: Any) -> Any:
@@ -86,11 +90,26 @@ def _pixels(content: bytes, height: int, width: int) -> bytes:
     kind = "PNG" if content.startswith(_PNG_SIGNATURE) else "JPEG"
     try:
         with Image.open(BytesIO(content), formats=[kind]) as image:
-            if image.size != (width, height):  # from the header, before a byte is inflated
+            if sorted(image.size) != sorted((width, height)):  # from the header, before a byte is inflated
                 raise ValueError(f"the {kind} is {image.size[1]}×{image.size[0]}, not {height}×{width}")
-            return image.convert("L").tobytes()
+            return _grey(image, height, width)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as exc:
         raise ValueError(f"broken {kind}: {exc}") from exc
+
+
+def _grey(opened: "Image", height: int, width: int) -> bytes:
+    """An image as it is looked at: turned as its EXIF says, on white where it is transparent, in 8 bits."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(opened)
+    if image.size != (width, height):
+        raise ValueError(f"the image is {image.size[1]}×{image.size[0]}, not {height}×{width}")
+    if image.mode.startswith("I"):  # 16 bits, of which `convert` would take all above 255 for white
+        return bytes((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("L").tobytes()
 
 
 _SCALARS: Mapping[Any, pa.DataType] = {

@@ -3,19 +3,23 @@
 import pickle
 from base64 import b64encode
 from io import BytesIO
+from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from PIL import Image
-from pydantic import field_validator
+from pydantic import TypeAdapter, ValidationError, field_validator
 from pydantic_core import to_json
 
 from deeplambda.application import Event
+from deeplambda.fields import grey_image
 from deeplambda.records.decoding import Reason, RefusedEvent, check_key, decode_event
 from examples.digits.application import DigitDrawn
 
 PIXELS = bytes(range(196)) * 4
 GOOD = {"event_id": "a", "occurred_at": "2026-01-01T00:00:00Z", "image": b64encode(PIXELS).decode()}
 LIMIT_BYTES = 10_000
+_SMALL = TypeAdapter[bytes](Annotated[bytes, *grey_image(2, 3)])
 
 
 def png(width: int, height: int) -> str:
@@ -33,6 +37,27 @@ def test_raw_bytes_and_png_give_the_same_pixels() -> None:
     Image.frombytes("L", (28, 28), PIXELS).save(buffer, "PNG")
     from_png = decode(to_json(GOOD | {"image": b64encode(buffer.getvalue()).decode()}))
     assert decode(to_json(GOOD)).image == PIXELS == from_png.image
+
+
+def pixels_of(image: Image.Image, **options: Any) -> list[int]:
+    """Of the image as a PNG, as a field of 2 rows and 3 columns takes it."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", **options)
+    return list(_SMALL.validate_python(buffer.getvalue()))
+
+
+def test_an_image_is_taken_as_it_is_looked_at() -> None:
+    grey = Image.frombytes("L", (3, 2), bytes([0, 50, 100, 150, 200, 250]))
+    assert pixels_of(grey) == [0, 50, 100, 150, 200, 250]
+    assert pixels_of(Image.fromarray(257 * np.asarray(grey).astype(np.uint16))) == [0, 50, 100, 150, 200, 250]
+    inked = Image.new("RGBA", (3, 2))
+    inked.putpixel((0, 0), (0, 0, 0, 255))
+    assert pixels_of(inked) == [0, 255, 255, 255, 255, 255], "black ink on glass is on white"
+    turned = Image.Exif()
+    turned[0x112] = 8  # to be turned left by a quarter
+    assert pixels_of(grey.transpose(Image.Transpose.ROTATE_270), exif=turned) == pixels_of(grey)
+    with pytest.raises(ValidationError, match="the image is 3×2, not 2×3"):
+        pixels_of(grey, exif=turned)
 
 
 def test_cloud_event_takes_id_and_time_from_its_envelope() -> None:
