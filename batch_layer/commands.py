@@ -4,7 +4,6 @@ import logging
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from getpass import getuser
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError
 from deeplambda.loading import PackedApplication, find_folder, pack_application
 from deeplambda.service.full_disk import full_disk
 from deeplambda.service.loops import in_one_line
+from deeplambda.state.data_changes import operator
 from deeplambda.state.generation_store import Cause
 
 __all__ = ["batch", "data", "model"]
@@ -192,7 +192,7 @@ def batch_tune(
         card = train_and_publish(spark_of(settings, "tune"), settings, packed, dataset, chosen, shown)
         if promote:
             why = f"trained with the best of {len(found)} trials"
-            gate.promote(settings, packed, card.version, who=getuser(), why=why)
+            gate.promote(settings, packed, card.version, who=operator(), why=why)
             console.print(f"[green]champion[/]: {packed.name}/{card.version}")
     values = {name: value if isinstance(value, str) else to_json(value).decode() for name, value in chosen.items()}
     arguments = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]

@@ -1,7 +1,6 @@
 """`deeplambda model shadow`, `canary` and `experiment`: a candidate on live traffic beside the champion."""
 
 from datetime import timedelta
-from getpass import getuser
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records.verdict import Verdict
 from deeplambda.state import experiment_store, outbox, registry
+from deeplambda.state.data_changes import operator
 from deeplambda.state.experiment_store import Experiment, Kind
 
 console = Console()
@@ -81,7 +81,7 @@ def experiment(
             if running is None:
                 raise BadInput(f"{name} has no experiment that runs", f"see 'deeplambda model history {name}'")
             experiment_store.still_runs(connection, running)
-            experiment_store.end(connection, running, "stopped", why, getuser())
+            experiment_store.end(connection, running, "stopped", why, operator())
         _tell(settings)
     with mysql_errors(), platform.connect() as connection:
         found = experiment_store.newest(connection, name)
@@ -141,7 +141,7 @@ def _start(
         "share": share_of(share),
         "until_decided": until_decided,
         "labels_limit": labels,
-        "who": getuser(),
+        "who": operator(),
         "why": why,
     }
     started = begin(settings, packed, version, kind, force=force, **asked)

@@ -1,7 +1,6 @@
 """`deeplambda model`: what was published, and which of it serves."""
 
 from collections.abc import Mapping, Sequence
-from getpass import getuser
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ from deeplambda.metrics import lower_is_better
 from deeplambda.records.verdict import Comparison, Verdict
 from deeplambda.state import experiment_store, registry
 from deeplambda.state.card import Card
+from deeplambda.state.data_changes import operator
 from deeplambda.state.tables import DRIFT_WINDOWS, MODEL_VERSIONS
 
 app = typer.Typer(no_args_is_help=True)
@@ -118,7 +118,7 @@ def promote(
     settings = load_settings()
     packed = pack_application(application, settings)
     chosen = version or _newest(settings, packed.name)
-    change = promote_version(settings, packed, chosen, force=force, who=getuser(), why=why)
+    change = promote_version(settings, packed, chosen, force=force, who=operator(), why=why)
     if change is None:
         console.print(f"{packed.name}/{chosen} is the champion already")
     else:
@@ -135,7 +135,7 @@ def rollback(
     from batch_layer.gate import roll_back
 
     settings = load_settings()
-    back = roll_back(settings, pack_application(application, settings).name, to, who=getuser(), why=why)
+    back = roll_back(settings, pack_application(application, settings).name, to, who=operator(), why=why)
     console.print(f"[yellow]rolled back[/]: {back.application}/{back.version} serves again{_after(back.previous)}")
 
 

@@ -7,7 +7,6 @@ passes a listener that is told how far it has come. Running the loop again redoe
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from getpass import getuser
 from typing import Any, Protocol
 
 from pyspark.sql import SparkSession
@@ -29,6 +28,7 @@ from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.state import registry
 from deeplambda.state.card import Card, fetch_card
+from deeplambda.state.data_changes import operator
 
 
 class PipelineListener(Protocol):
@@ -75,7 +75,7 @@ def run_pipeline(
         card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing, workers, init_from)
     if promotes:
         try:
-            promote(settings, packed, card.version, who=getuser(), why="trained by the pipeline")
+            promote(settings, packed, card.version, who=operator(), why="trained by the pipeline")
         finally:
             append_verdicts(spark, mysql.engine(settings, "platform"), packed.name)
     return card

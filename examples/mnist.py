@@ -9,6 +9,8 @@ import gzip
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
+from urllib.request import getproxies
 
 import numpy as np
 import urllib3
@@ -52,7 +54,9 @@ def _download(name: str, sha256: str, folder: Path) -> None:
     if (folder / name).is_file():
         return
     retries = urllib3.Retry(2, backoff_factor=0.5)
-    with urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=30), retries=retries) as pool:
+    form: dict[str, Any] = {"timeout": urllib3.Timeout(connect=5, read=30), "retries": retries}
+    proxy = getproxies().get("https")
+    with urllib3.ProxyManager(proxy, **form) if proxy else urllib3.PoolManager(**form) as pool:
         response = pool.request("GET", _MIRROR + name)
     if response.status != 200:
         raise urllib3.exceptions.HTTPError(f"{name}: status {response.status}")

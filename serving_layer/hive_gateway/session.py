@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from deeplambda.adapters.lake import BUCKETED_JOINS, spark_session
 from deeplambda.config import Settings
-from deeplambda.jvm.cds import java_options
+from deeplambda.jvm.cds import as_setting, java_options
 from serving_layer.hive_gateway.jar import gateway_jar
 
 QUERY_TIMEOUT_S = 110
@@ -79,7 +79,7 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "spark.driver.maxResultSize": "64m",
         "spark.memory.fraction": "0.4",  # what sorts and joins may hold stays below what HeapGuard takes for full
         "spark.executor.killOnFatalError.depth": "0",  # a query out of memory must not end the gateway
-        "spark.driver.extraJavaOptions": " ".join(java),
+        "spark.driver.extraJavaOptions": as_setting(java),
         "spark.local.dir": str(folder),
         "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions,"
         "deeplambda.gateway.ReadOnlyExtension",

@@ -63,6 +63,15 @@ def remedy_for(part: str, address: str | None, *names: str) -> str:
     return f"check {', '.join(f'DEEPLAMBDA_{name.upper()}' for name in names)}, and the service there"
 
 
+def _own_cache() -> Path:
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "deeplambda"
+    try:
+        return Path.home() / ".cache" / "deeplambda"
+    except RuntimeError as exc:
+        raise ConfigurationError("this account has no home folder", "set DEEPLAMBDA_CACHE_DIR to a folder") from exc
+
+
 class Settings(BaseSettings):
     """Frozen; made by `load_settings()`. Units are in the names."""
 
@@ -73,7 +82,7 @@ class Settings(BaseSettings):
         "DEEPLAMBDA_DATA_DIR or found by `find_data_dir`."
     )
     cache_dir: Path = Field(
-        default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deeplambda",
+        default_factory=_own_cache,
         description="Folder of Java components, downloaded and compiled, which every clone on this machine shares.",
     )
     applications_dir: Path = Field(

@@ -25,7 +25,7 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.fields import compatible
-from deeplambda.jvm.cds import java_options
+from deeplambda.jvm.cds import as_setting, java_options
 from deeplambda.jvm.files import write_private
 from deeplambda.jvm.jars import spark_jars
 from deeplambda.records.horizon import Horizon
@@ -156,9 +156,7 @@ def spark_session(settings: Settings, name: str, conf: Mapping[str, str] | None 
         "spark.driver.memory": "1g",
         "spark.driver.extraClassPath": classpath,
         "spark.executor.extraClassPath": classpath,
-        "spark.driver.extraJavaOptions": " ".join(
-            f'"{option}"' for option in (*java_options(settings), f"-Djava.io.tmpdir={scratch}")
-        ),
+        "spark.driver.extraJavaOptions": as_setting((*java_options(settings), f"-Djava.io.tmpdir={scratch}")),
         "spark.local.dir": str(scratch),
         "spark.hadoop.hadoop.tmp.dir": str(scratch),
         "spark.hadoop.fs.s3a.buffer.dir": str(scratch / "s3a"),  # the default's expression stumbles over a space
@@ -223,7 +221,7 @@ def cluster_options(settings: Settings, scratch: Path) -> dict[str, str]:
         "spark.authenticate": authenticate,
         "spark.network.crypto.enabled": authenticate,
         "spark.executor.memory": "1g",
-        "spark.executor.extraJavaOptions": " ".join(java_options(settings)),
+        "spark.executor.extraJavaOptions": as_setting(java_options(settings)),
         "spark.executorEnv.AWS_ACCESS_KEY_ID": settings.s3_access_key,
         "spark.executorEnv.PET_LOG_DIR": os.devnull,  # torchrun's: else each run leaves a folder of its own
     }

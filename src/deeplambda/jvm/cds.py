@@ -6,6 +6,7 @@ fit its class path, starts without. Source: JEP 350, Dynamic CDS Archives.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from deeplambda.config import Settings
@@ -36,6 +37,11 @@ def java_options(settings: Settings) -> tuple[str, ...]:
         "-XX:-UsePerfData",
         *mapped,
     )
+
+
+def as_setting(options: Iterable[str]) -> str:
+    """Options as Spark's settings take them: it divides the text at spaces, which a path may have."""
+    return " ".join(f'"{option}"' for option in options)
 
 
 def cds_file(settings: Settings) -> Path:

@@ -102,8 +102,8 @@ def retrieve(
         problems = [line.strip() for line in lines if "not found" in line or "WARN" in line or "ERROR" in line]
         raise NotReady(
             f"fetching Java components failed: {' '.join(problems[-3:]) or lines[-1:]}",
-            "check the network (and https_proxy in JAVA_TOOL_OPTIONS behind a proxy), then run the command again: "
-            "what has arrived is kept",
+            "check the network (behind a proxy: JAVA_TOOL_OPTIONS='-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT'), "
+            "then run the command again: what has arrived is kept",
         )
     return {Coordinate(*path.stem.split("=")): path for path in arrived.glob("*.jar")}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplambda.config import Settings, load_settings
-from deeplambda.jvm.cds import cds_file, java_options
+from deeplambda.jvm.cds import as_setting, cds_file, java_options
 from deeplambda.jvm.files import only_one
 
 _TRAINING_TIMEOUT_S = 300
@@ -51,9 +51,7 @@ def main() -> None:
     unfinished = file.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
     options = (*java_options(settings), f"-XX:ArchiveClassesAtExit={unfinished}")
-    spark = spark_session(
-        settings, "CDS training", {"spark.driver.extraJavaOptions": " ".join(f'"{option}"' for option in options)}
-    )
+    spark = spark_session(settings, "CDS training", {"spark.driver.extraJavaOptions": as_setting(options)})
     with tempfile.TemporaryDirectory(dir=settings.data_dir) as scratch:
         _use_what_sessions_use(spark, settings, Path(scratch))
     spark.stop()

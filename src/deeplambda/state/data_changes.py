@@ -1,6 +1,7 @@
 """What people have changed of the data: who, when and why. The lake keeps the rows; Kafka hears by the outbox."""
 
 import getpass
+import os
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, insert, select
@@ -13,8 +14,11 @@ from deeplambda.state.tables import DATA_CHANGES
 
 
 def operator() -> str:
-    """Who runs this process: the name of the account on this machine."""
-    return getpass.getuser()[:64]
+    """Who runs this process: the name of the account on this machine, or its number where it has none."""
+    try:
+        return getpass.getuser()[:64]
+    except (ImportError, KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def record_change(engine: Engine, change: DataChanged) -> DataChanged:
