@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
@@ -34,7 +34,7 @@ class Figures:
         self._lock = threading.Lock()
         self._positions: dict[str, dict[int, int]] = {}
         self._store_s: deque[float] = deque(maxlen=_KEPT)
-        self._event_s: deque[float] = deque(maxlen=_KEPT)
+        self._event_s: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
         self._rows = 0
         self.rows_ever = 0
         self.behind: dict[str, str] = {}
@@ -43,12 +43,16 @@ class Figures:
     def stored(self, taken: int, rows: Sequence[Row], took_s: float) -> None:
         """Count a transaction that a writer has committed, and how many of the rows it took."""
         moment = now()
-        event_s = [(moment - row.occurred_at).total_seconds() for row in rows if not row.replayed]
+        event_s = defaultdict[str, list[float]](list)
+        for row in rows:
+            if not row.replayed:
+                event_s[row.application].append((moment - row.occurred_at).total_seconds())
         with self._lock:
             self._rows += taken
             self.rows_ever += taken
             self._store_s.append(took_s)
-            self._event_s += event_s
+            for application, seconds in event_s.items():
+                self._event_s[application] += seconds
 
     def at(self, positions: Mapping[Place, int]) -> None:
         """Take in how far a writer has come."""
@@ -61,11 +65,11 @@ class Figures:
         with self._lock:
             return dict(self._positions.get(topic, {}))
 
-    def drain(self) -> tuple[int, list[float], list[float]]:
-        """Since it was last called: rows, seconds of each transaction, seconds from each event to its row; of the last
-        of these where there were very many, for nobody may have called it while a topic was absent."""
+    def drain(self) -> tuple[int, list[float], dict[str, list[float]]]:
+        """Since it was last called: rows, seconds of each transaction, by application seconds from each event to its
+        row; of the last of these where there were very many, for nobody may have called it while a topic was absent."""
         with self._lock:
-            drained = self._rows, list(self._store_s), list(self._event_s)
+            drained = self._rows, list(self._store_s), {name: list(each) for name, each in self._event_s.items()}
             self._rows = 0
             self._store_s.clear()
             self._event_s.clear()
@@ -101,22 +105,22 @@ def run(settings: Settings, figures: Figures, status: LoopStatus, stop: threadin
                 for name, lag in lags.items():
                     publish_lag(metrics[name], [lag])
                 letters_now = _total(found, letters)
-                _publish(of_all, figures, letters_now - letters_before)
+                _publish(of_all, metrics, figures, letters_now - letters_before)
                 publisher.flush()
                 letters_before, since_s = letters_now, at_s
             stop.wait(_LOOK_S)
 
 
-def _publish(metrics: MetricPublisher, figures: Figures, letters: int) -> None:
+def _publish(of_all: MetricPublisher, metrics: Mapping[str, MetricPublisher], figures: Figures, letters: int) -> None:
     rows, store_s, event_s = figures.drain()
     if letters:
-        metrics.publish("dead_letters", letters, "rows")
+        of_all.publish("dead_letters", letters, "rows")
     if store_s:
-        metrics.publish("stored", rows, "rows")
-        metrics.publish("store_p50", float(np.median(store_s)) * 1e3, "ms")
-    if event_s:
+        of_all.publish("stored", rows, "rows")
+        of_all.publish("store_p50", float(np.median(store_s)) * 1e3, "ms")
+    for application, seconds in event_s.items():
         for percent in (50, 99):
-            metrics.publish(f"event_to_row_p{percent}", float(np.percentile(event_s, percent)) * 1e3, "ms")
+            metrics[application].publish(f"event_to_row_p{percent}", float(np.percentile(seconds, percent)) * 1e3, "ms")
 
 
 def _total(ends: Mapping[str, Mapping[int, int]], names: Sequence[str]) -> int:

@@ -29,6 +29,7 @@ SENT_BY = {
     ("speed", "stream"): STREAMS,
 }
 """By layer and part, the modules that measure."""
+OF_ALL_APPLICATIONS = {"dead_letters", "stored", "store_p50"}
 
 
 def dashboard() -> dict[str, Any]:
@@ -53,6 +54,12 @@ def statements() -> list[str]:
     return [
         re.sub(r"\$__timeGroup\((\w+), '\w+'\)", r"\1", each).replace("$application", "digits") for each in replaced
     ]
+
+
+def names_in(statement: str) -> set[str]:
+    """The metrics that a statement names."""
+    listed = " ".join(re.findall(r"\bname IN \(([^)]*)\)", statement))
+    return {*re.findall(r"\bname = '(\w+)'", statement), *re.findall(r"'(\w+)'", listed)}
 
 
 def expressions() -> str:
@@ -119,15 +126,31 @@ def test_every_statement_reads_tables_and_columns_that_an_analyst_may(statement:
 @pytest.mark.parametrize("statement", [each for each in statements() if "FROM metrics" in each])
 def test_every_metric_asked_for_is_measured(statement: str) -> None:
     parts = re.findall(r"layer = '(\w+)' AND part = '(\w+)'", statement)
-    names = re.findall(r"\bname = '(\w+)'", statement)
-    names += [
-        name for listed in re.findall(r"\bname IN \(([^)]*)\)", statement) for name in re.findall(r"'(\w+)'", listed)
-    ]
+    names = names_in(statement)
     assert parts, "it says of which parts"
     assert names, "it says which metrics"
     for part in parts:
         for name in names:
             assert any(measured(module).fullmatch(name) for module in SENT_BY[part]), (part, name)
+
+
+@pytest.mark.parametrize(
+    "statement", [each["rawSql"] for each in targets() if "FROM metrics" in each.get("rawSql", "")]
+)
+def test_a_panel_shows_of_what_is_measured_by_application_the_chosen_one_alone(statement: str) -> None:
+    if not names_in(statement) <= OF_ALL_APPLICATIONS:
+        assert "application = '$application'" in statement
+
+
+def test_a_prediction_alone_counts_where_requests_that_fail_or_are_refused_raise_an_alarm() -> None:
+    posts = re.findall(r'@app\.post\("([^"]+)"', (ROOT / "speed_layer/model_service/web.py").read_text())
+    gets = re.findall(r'@app\.get\("([^"]+)"', (ROOT / "speed_layer/model_service/web.py").read_text())
+    asked = re.findall(r"deeplambda_model_service_requests_total\{([^}]*)\}", (MONITORING / "alerts.yml").read_text())
+    assert len(asked) == 4
+    for selected in asked:
+        (route,) = re.findall(r'route=~"([^"]+)"', selected)
+        assert all(re.fullmatch(route, each) for each in posts)
+        assert not any(re.fullmatch(route, each) for each in (*gets, "none"))
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:

@@ -33,8 +33,23 @@ def fires(connection: Connection, uid: str) -> bool:
     query, compare = (each["model"] for each in rule["data"])
     (condition,) = compare["conditions"]
     assert condition["evaluator"]["type"] == "gt"
-    value = connection.exec_driver_sql(query["rawSql"]).scalar()
-    return value is not None and value > condition["evaluator"]["params"][0]
+    values = [row["value"] for row in connection.exec_driver_sql(query["rawSql"]).mappings()]
+    return any(value is not None and value > condition["evaluator"]["params"][0] for value in values)
+
+
+def test_a_stream_that_tells_its_lag_no_more_is_silent_however_lively_the_others_are(connection: Connection) -> None:
+    def told(first: int, application: str, layer: str, part: str, ago_s: int) -> None:
+        row = {"layer": layer, "part": part, "name": "lag", "unit": "rows", "value": 0, "application": application}
+        connection.execute(insert(METRICS), row | {"kafka_offset": first, "at": now() - timedelta(seconds=ago_s)})
+
+    told(0, "digits", "speed", "stream", 10)
+    told(1, "digits", "batch", "archive", 100)
+    told(2, "fraud", "speed", "stream", 10)
+    told(3, "fraud", "batch", "archive", 300)
+    told(4, "fraud", "batch", "archive", 100)
+    assert not fires(connection, "streams-silent")
+    told(5, "sentiment", "batch", "archive", 130)
+    assert fires(connection, "streams-silent")
 
 
 def letters(connection: Connection, first: int, ago: timedelta, value: float, **others: str) -> None:

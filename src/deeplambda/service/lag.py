@@ -37,6 +37,11 @@ class Lag:
         self._looks: deque[_Look] = deque()
 
     @property
+    def known(self) -> bool:
+        """Whether the last look saw where the stream is: not before a new process has finished its first batch."""
+        return bool(self.by_partition)
+
+    @property
     def rows(self) -> int:
         """What waited at the last look."""
         return sum(self.by_partition.values())
@@ -75,7 +80,9 @@ class Lag:
 
 def publish_lag(metrics: MetricPublisher, lags: Collection[Lag]) -> None:
     """Publish how far a part is behind with an application, of whose topics `lags` are: rows of one partition's number
-    are added up. Raises: NotReady."""
+    are added up. Nothing while one of them is not known: it would look as if that kept up. Raises: NotReady."""
+    if not all(lag.known for lag in lags):
+        return
     waiting = Counter[int]()
     for lag in lags:
         waiting.update(lag.by_partition)

@@ -80,6 +80,16 @@ def test_what_waits_of_several_topics_is_one_lag() -> None:
     assert found == [("lag", 2_030, None), ("behind", 1, None), ("partition_lag", 2_030, 0)]
 
 
+def test_of_a_stream_that_has_not_begun_no_lag_is_published_nor_of_another_beside_it() -> None:
+    found, begins = Published(), Lag()
+    begins.looked(0, ends={0: 7_000}, done={})
+    publish_lag(found, [begins, looks(lag=0, rate=100)])  # type: ignore[arg-type]
+    assert found == []
+    begins.looked(5, ends={0: 7_000}, done={0: 7_000})
+    publish_lag(found, [begins])  # type: ignore[arg-type]
+    assert found.values() == {"lag": 0, "behind": 0}
+
+
 def test_only_partitions_that_lag_are_named_and_the_worst_of_many() -> None:
     found, lag = Published(), Lag()
     lag.looked(0, ends={partition: partition for partition in range(100)}, done=dict.fromkeys(range(100), 0))
