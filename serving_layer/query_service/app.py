@@ -67,10 +67,10 @@ def create_app(settings: Settings) -> Flask:
             tokens.authorize(settings, request.headers.get("Authorization"), "analyst", "operator")
 
     def named_application() -> str:
-        name = request.args.get("application", settings.applications[0])
+        name = request.args.get("application", next(iter(settings.applications), ""))
         if name not in settings.applications:
             raise UnknownApplication(
-                f"there is no application {name[:64]!r}", f"there are {', '.join(settings.applications)}"
+                f"there is no application {name[:64]!r}", f"there are {', '.join(settings.applications) or 'none'}"
             )
         return name
 

@@ -18,12 +18,14 @@ from serving_layer.query_service.intervals import mean_95, wilson_95
 from serving_layer.query_service.messages import LabelledClass, LabelledHour, LabelledSlice, LabelledVersion
 from serving_layer.query_service.slices import Counts, by_slice
 
-_GROUPS_LIMIT = 200
+GROUPS_LIMIT = 200
+"""Versions, hours and classes that are told of, each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveAccuracy:
-    """An application's, the newest version first. classes: of that one alone."""
+    """An application's, the newest version first. hours: the newest first, of all versions. classes: of the newest
+    version alone, the one with the most rows first."""
 
     versions: list[LabelledVersion]
     hours: list[LabelledHour]
@@ -38,15 +40,16 @@ def live_accuracy(connection: Connection, application: str) -> LiveAccuracy:
     of_newest = [row for row in answers if row.model_version == newest and row.truth is not None]
     return LiveAccuracy(
         versions=[
-            LabelledVersion(**_figures(version, counts)) for (version,), counts in _summed(answers, "model_version")
+            LabelledVersion(**_figures(version, counts))
+            for (version,), counts in newest_first(answers, "model_version")
         ],
         hours=[
             LabelledHour(hour=hour, **_figures(version, counts))
-            for (version, hour), counts in _summed(answers, "model_version", "hour")
+            for (hour, version), counts in newest_first(answers, "hour", "model_version")
         ],
         classes=[
             LabelledClass(label=label, **_figures(version, counts))
-            for (version, label), counts in _summed(of_newest, "model_version", "truth")
+            for (version, label), counts in largest_first(of_newest, "model_version", "truth")
         ],
         slices=[
             LabelledSlice(slice=name, **_figures(version, counts))
@@ -80,13 +83,22 @@ def _counted(connection: Connection, application: str) -> Sequence[Row[Any]]:
     return connection.execute(query.group_by("model_version", "hour", "truth")).all()
 
 
-def _summed(groups: Iterable[Row[Any]], *names: str) -> list[tuple[tuple[Any, ...], Counts]]:
-    """Counts by some columns, the highest first; without groups that have no label."""
+def newest_first(groups: Iterable[Any], *names: str) -> list[tuple[tuple[Any, ...], Counts]]:
+    """Counts by some columns, those of the highest values; groups: rows as `_counted` finds them."""
+    return sorted(_summed(groups, names), key=itemgetter(0), reverse=True)[:GROUPS_LIMIT]
+
+
+def largest_first(groups: Iterable[Any], *names: str) -> list[tuple[tuple[Any, ...], Counts]]:
+    """The same, those with the most labelled rows."""
+    return sorted(_summed(groups, names), key=lambda group: (-group[1].labelled, group[0]))[:GROUPS_LIMIT]
+
+
+def _summed(groups: Iterable[Any], names: Sequence[str]) -> list[tuple[tuple[Any, ...], Counts]]:
+    """Without groups that have no label."""
     found: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
     for row in groups:
         found[tuple(getattr(row, name) for name in names)] += _read(row)
-    known = [(key, counts) for key, counts in found.items() if counts.labelled]
-    return sorted(known, key=itemgetter(0), reverse=True)[:_GROUPS_LIMIT]
+    return [(key, counts) for key, counts in found.items() if counts.labelled]
 
 
 def _sliced(connection: Connection, application: str) -> Iterable[Row[Any]]:
@@ -110,7 +122,7 @@ def _counts(answers: FromClause) -> list[ColumnElement[Any]]:
     ]
 
 
-def _read(row: Row[Any]) -> Counts:
+def _read(row: Any) -> Counts:
     counts = {name: int(getattr(row, name)) for name in ("labelled", "unlabelled", "correct", "numbers")}
     return Counts(**counts, error=row.error, squares=row.squares)
 

@@ -176,8 +176,9 @@ class Statistics(BaseModel):
     waiting: by part, the records that it has not taken up, at its last report; null where it reported none of late.
     waiting_by_partition: of the part `stream`, where any do. behind: the parts that do not keep up.
     labelled: of each version; labelled_hours: of each version and hour, the newest first; labelled_classes: of the
-    newest version, by what is true; labelled_slices: of each version and slice. All of what the stream answered in 30
-    days: of the newest 100,000 answers with a label and as many without.
+    newest version, by what is true, the most frequent first; labelled_slices: of each version and slice. Of versions,
+    hours and classes there are 200 at most, the first. All of what the stream answered in 30 days: of the newest
+    100,000 answers with a label and as many without.
     """
 
     application: str
