@@ -30,6 +30,7 @@ class Column(BaseModel):
 
 class Answer(BaseModel):
     """Rows. Moments are ISO 8601 in UTC, decimals are text (they are exact), bytes are base64, NaN is "NaN".
+    Whole numbers are numbers to their last digit: a parser that knows only doubles rounds those past 2^53.
 
     truncated: there are more rows, or they were too many bytes.
     """
