@@ -291,6 +291,13 @@ def test_statistics_are_counted_once_for_all_who_ask_meanwhile_and_then_anew(ser
     assert eventually(lambda: counted_at() > first)
 
 
+def test_parts_that_have_nothing_to_do_tell_that_nothing_waits(service: Service, champion: int) -> None:
+    def waiting() -> dict[str, int | None]:
+        return Statistics.model_validate_json(service.call("GET", "/v1/statistics").data).waiting
+
+    assert eventually(lambda: set(waiting().values()) == {0}), (champion, waiting())
+
+
 def test_the_page_loads_nothing_from_elsewhere(service: Service) -> None:
     reply = service.call("GET", "/")
     page = reply.data.decode()
