@@ -2,6 +2,7 @@ import configparser
 import shlex
 import stat
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,21 @@ def test_replacing_a_private_file_keeps_it_private(tmp_path: Path) -> None:
     write_private(place, "two")
     assert place.read_text() == "two"
     assert stat.S_IMODE(place.stat().st_mode) == 0o600
+
+
+def test_a_private_file_that_several_write_at_once_is_one_of_theirs(tmp_path: Path) -> None:
+    texts = {str(n) * 100_000 for n in range(10)}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_private(tmp_path / "secret", text), [*texts] * 20))
+    assert (tmp_path / "secret").read_text() in texts
+    assert [file.name for file in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_private_file_that_cannot_be_written_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_private(tmp_path / "secret", "one")
+    assert [file.name for file in tmp_path.iterdir()] == ["secret"]
 
 
 @pytest.mark.parametrize(

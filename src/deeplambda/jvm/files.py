@@ -1,6 +1,8 @@
 """Private configuration files, and lock files."""
 
 import fcntl
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +11,17 @@ from pathlib import Path
 def write_private(path: Path, text: str) -> Path:
     """Write `text` to `path`, readable by the owner alone from the first byte on; replaces in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(path.suffix + ".new")
-    written.unlink(missing_ok=True)
-    written.touch(mode=0o600)
-    written.write_text(text)
-    return written.replace(path)
+    # A name of its own: two processes may write the same file.
+    handle, written = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)  # else a crash of the machine may leave the new name with an empty file
+        return Path(written).replace(path)
+    except BaseException:
+        Path(written).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

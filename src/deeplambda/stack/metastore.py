@@ -8,7 +8,7 @@ from deeplambda.jvm.commands import java_command
 from deeplambda.jvm.files import write_private
 from deeplambda.jvm.ivy import pyspark_jars
 from deeplambda.jvm.jars import component_jars, spark_jars
-from deeplambda.jvm.java_sources import compiled_classes
+from deeplambda.jvm.java_sources import compiled_jar
 from deeplambda.jvm.log4j import console_logging
 
 _LOG_LEVELS = {"org.apache.hadoop.hive.metastore.HiveMetaStore": "info", "DataNucleus": "error"}
@@ -24,7 +24,7 @@ def prepare(settings: Settings) -> None:
 
 def command(settings: Settings) -> list[str]:
     folder = _folder(settings)
-    classes = compiled_classes(Path(__file__).with_name("java"), settings)
+    classes = compiled_jar(Path(__file__).with_name("java"), settings)
     return java_command(
         "org.apache.hadoop.hive.metastore.HiveMetaStore",
         [

@@ -9,7 +9,7 @@ from deeplambda.stack.local.doctor import java_major_version
         ('openjdk version "17.0.15" 2025-04-15', 17),
         ('java version "1.8.0_392"', 8),
         ('openjdk version "21" 2023-09-19', 21),
-        ('Picked up JDK_JAVA_OPTIONS: -Xmx1g\nopenjdk version "25-ea"', 25),
+        ('NOTE: Picked up JDK_JAVA_OPTIONS: -Xmx1g\nopenjdk version "25-ea"', 25),
         ("command not found", None),
     ],
 )
