@@ -23,7 +23,7 @@ from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
 from deeplambda.service.checkpoints import Finished, starting_offsets
 from deeplambda.service.logs import log_to_stderr
-from deeplambda.service.stream_session import EVENT_SOURCE, stream_session
+from deeplambda.service.stream_session import EVENT_SOURCE, slots, stream_session
 from deeplambda.service.streams import Stream, run_streams
 
 TRIGGER_S = 5
@@ -82,9 +82,8 @@ def _append(
         F.col("timestamp").alias("kafka_timestamp"),
         F.current_timestamp().alias("archived_at"),
     ).select(spark.table(table).columns)
-    slots = spark.sparkContext.defaultParallelism
     return (
-        rows.coalesce(slots)  # each of Kafka's partitions would be a task, and a file of labels
+        rows.coalesce(slots(spark))  # each of Kafka's partitions would be a task, and a file of labels
         .writeStream.format("iceberg")
         .queryName(f"archive {reader.topic}")
         .outputMode("append")

@@ -17,7 +17,7 @@ from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
 from deeplambda.service.checkpoints import starting_offsets
 from deeplambda.service.logs import log_to_stderr
-from deeplambda.service.stream_session import EVENT_SOURCE, stream_session
+from deeplambda.service.stream_session import EVENT_SOURCE, slots, stream_session
 from deeplambda.service.streams import Stream, run_streams
 from speed_layer.stream.costs import FIRST_ROWS
 from speed_layer.stream.routing import Router
@@ -56,7 +56,7 @@ def events(spark: SparkSession, settings: Settings, topic: str, starts: str) -> 
         .option("startingOffsets", starts)
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", FIRST_ROWS)  # the router says how many from its first batch on
-        .option("minPartitions", spark.sparkContext.defaultParallelism)
+        .option("minPartitions", slots(spark))
         .load()
         .select("key", "value", "topic", "partition", "offset", "timestamp")
     )
@@ -74,8 +74,8 @@ def session(settings: Settings) -> SparkSession:
 
 def warm_up(spark: SparkSession) -> None:
     """Start every worker's Python process now, so that the first batches do not wait seconds for it."""
-    slots = spark.sparkContext.defaultParallelism
-    spark.range(0, slots, numPartitions=slots).mapInArrow(lambda batches: batches, "id long").collect()
+    cores = spark.sparkContext.defaultParallelism
+    spark.range(0, cores, numPartitions=cores).mapInArrow(lambda batches: batches, "id long").collect()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from deeplambda.adapters.kafka import spark_options
 from deeplambda.config import Settings
 from deeplambda.records import topics
+from deeplambda.service.stream_session import slots
 from speed_layer.stream.scoring import Scorer, timed
 
 _RECORDS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
@@ -31,9 +32,8 @@ class Workers:
         tasks at once added up. Raises: NotReady, wrapped by Spark, when the model service does not answer."""
         for sum_ms in self._hops_ms.values():
             sum_ms.value = 0.0
-        slots = batch.sparkSession.sparkContext.defaultParallelism
         (
-            batch.coalesce(slots)  # a task for each partition of many would pay for as many hand-overs
+            batch.coalesce(slots(batch.sparkSession))  # each of many partitions would pay for a hand-over of its own
             .mapInArrow(_scoring(self._settings, self._name, self._hops_ms), from_arrow_schema(_RECORDS))
             .write.format("kafka")
             .options(**spark_options(self._settings))

@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 
 from deeplambda.adapters.kafka import Publisher, create_topics, end_offsets, spark_options
 from deeplambda.records import topics
+from deeplambda.service.stream_session import slots
 from speed_layer.stream.workers import Workers
 from tests.integration.own_model_service import OwnService
 from tests.traffic import digit_event, new_topic
@@ -54,7 +55,7 @@ def test_every_event_has_its_prediction(scored: Scored) -> None:
 
 
 def test_partitions_that_are_many_share_tasks(spark: SparkSession, scored: Scored) -> None:
-    assert 0 < scored.tasks <= spark.sparkContext.defaultParallelism
+    assert 0 < scored.tasks <= slots(spark)
 
 
 def test_workers_tell_where_their_time_went(scored: Scored) -> None:

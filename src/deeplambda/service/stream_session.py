@@ -1,7 +1,7 @@
 """The Spark session of a part that runs streams, with the platform's own Java in its JVM."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -27,3 +27,20 @@ def stream_session(settings: Settings, name: str, conf: Mapping[str, str]) -> Sp
     if settings.checkpoints.startswith("file:"):
         own["spark.sql.streaming.checkpointFileManagerClass"] = "deeplambda.spark.LocalCheckpoints"
     return spark_session(settings, name, own | dict(conf))
+
+
+def slots(spark: SparkSession) -> int:
+    """How many tasks a micro-batch is divided into: one for each core that the session has, or may get."""
+    return cores_to_get(spark.sparkContext.defaultParallelism, spark.conf.get)
+
+
+def cores_to_get(now: int, option: Callable[[str, str], str | None]) -> int:
+    """The cores that a session has now; with dynamic allocation up to a bound, those that waiting tasks may bring it.
+
+    option: the session's options, by name and what counts where one is not set. With no more tasks than cores none
+    would wait, and no executor would ever be added.
+    """
+    if option("spark.dynamicAllocation.enabled", "false") != "true":
+        return now
+    executors, cores = option("spark.dynamicAllocation.maxExecutors", "0"), option("spark.executor.cores", "1")
+    return max(now, int(executors or 0) * int(cores or 1))
