@@ -109,6 +109,25 @@ def test_what_is_read_ahead_of_a_range_is_bounded_by_bytes_too(stack: Settings) 
     assert held < 10 * 1024 * 1024, "of 30 MB"
 
 
+def test_what_is_read_ahead_of_many_partitions_is_bounded_together(stack: Settings) -> None:
+    partitions, value = 40, bytes(250_000)
+    name = new_topic(stack, partitions)
+    producer = Producer(librdkafka_options(stack))
+    for partition in range(partitions):
+        for _ in range(120 if partition == 0 else 6):
+            producer.produce(name, value, partition=partition)
+    producer.flush()
+    with closing(RangeReader(stack, name)) as reader:
+        for _ in reader.chunks({partition: (0, 120 if partition == 0 else 1) for partition in range(partitions)}):
+            pass
+        held = [len(record.value or b"") for ahead in reader._ahead.values() for record in ahead]
+        assert sum(held) < 25 * 1024 * 1024, "of 48 MB"
+        rest = dict.fromkeys(range(1, partitions), (1, 6))
+        found = [(row["partition"], row["offset"]) for chunk in reader.chunks(rest) for row in chunk]
+        assert sum(len(ahead) for ahead in reader._ahead.values()) == reader._ahead_bytes == 0
+    assert sorted(found) == [(partition, offset) for partition in rest for offset in range(1, 6)]
+
+
 def test_marks_of_transactions_hold_no_range_up(stack: Settings) -> None:
     name = new_topic(stack, 1)
     producer = Producer(librdkafka_options(stack) | {"transactional.id": name})

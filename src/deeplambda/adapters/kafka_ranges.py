@@ -14,7 +14,7 @@ from deeplambda.errors import NotReady
 
 CHUNK_ROWS = 500
 _CHUNK_BYTES = _PARTITION_BYTES = 1024 * 1024
-_AHEAD_KIB = 8 * 1024
+_AHEAD_BYTES = 8 * 1024 * 1024
 _POLL_S = 0.5
 _FETCH_WAIT_MS = 200
 _FULL_MS = 10
@@ -27,8 +27,9 @@ Row = dict[str, Any]
 class RangeReader:
     """Reads ranges of one topic's offsets; what came beyond one is kept for the next, which usually follows it.
 
-    For one thread. It reads on while a range is made use of: 8 MiB and one answer of the broker's wait beside the
-    CHUNK_ROWS records that it gives at once, which are of 9 MiB together or of one record that is larger.
+    For one thread. It reads on while a range is made use of: 8 MiB and one answer of the broker's wait in the client,
+    and as much is kept, beside the CHUNK_ROWS records that it gives at once, which are of 9 MiB together or of one
+    record that is larger.
     """
 
     def __init__(self, settings: Settings, topic: str) -> None:
@@ -38,13 +39,14 @@ class RangeReader:
             | {
                 "enable.partition.eof": True,
                 "fetch.message.max.bytes": _PARTITION_BYTES,
-                "fetch.max.bytes": _AHEAD_KIB * 1024,
+                "fetch.max.bytes": _AHEAD_BYTES,
                 "fetch.wait.max.ms": _FETCH_WAIT_MS,
                 "fetch.queue.backoff.ms": _FULL_MS,
-                "queued.max.messages.kbytes": _AHEAD_KIB,
+                "queued.max.messages.kbytes": _AHEAD_BYTES // 1024,
             }
         )
         self._ahead: dict[int, deque[Record]] = {}
+        self._ahead_bytes = 0
         self._reached: dict[int, int] = {}
         self._next: dict[int, int] = {}
         self._paused: set[int] = set()
@@ -87,9 +89,14 @@ class RangeReader:
         self._consumer.incremental_unassign(self._places(number for number in anew if number in self._ahead))
         self._consumer.incremental_assign([TopicPartition(self._topic, number, wanted[number][0]) for number in anew])
         for number in anew:
-            self._ahead[number], self._reached[number] = deque(), wanted[number][0]
+            self._forget(number)
+            self._reached[number] = wanted[number][0]
         self._consumer.resume(self._places(wanted.keys() & self._paused))
         self._paused -= wanted.keys()
+
+    def _forget(self, number: int) -> None:
+        self._ahead_bytes -= sum(map(_size_bytes, self._ahead.get(number, ())))
+        self._ahead[number] = deque()
 
     def _places(self, numbers: Iterable[int]) -> list[TopicPartition]:
         return [TopicPartition(self._topic, number) for number in numbers]
@@ -100,6 +107,7 @@ class RangeReader:
             error, record = message.error(), Record.of(message)
             if error is None:
                 self._ahead[record.partition].append(record)
+                self._ahead_bytes += _size_bytes(record)
                 self._reached[record.partition] = record.offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:  # the last offsets may be of a transaction's marks
                 self._reached[record.partition] = record.offset
@@ -108,10 +116,19 @@ class RangeReader:
                 failed = error
         if failed is not None:
             raise KafkaException(failed)
+        full = self._ahead_bytes > _AHEAD_BYTES
         for number, ahead in self._ahead.items():
-            if number not in left and number not in self._paused and _is_chunk(len(ahead), (r.value for r in ahead)):
+            if number in left or number in self._paused:
+                continue
+            if full or _is_chunk(len(ahead), (record.value for record in ahead)):
                 self._consumer.pause(self._places([number]))
                 self._paused.add(number)
+        # Each of many partitions brings some beyond its range: what is too much is read again when it is wanted.
+        for number in [number for number, ahead in self._ahead.items() if ahead and number not in left]:
+            if self._ahead_bytes <= _AHEAD_BYTES:
+                break
+            self._forget(number)
+            self._next.pop(number, None)
 
     def _taken(self, left: dict[int, tuple[int, int]], most: int) -> list[Row]:
         """What is here of the partitions left; those that are read to their end go from `left`."""
@@ -119,7 +136,9 @@ class RangeReader:
         for number, (_, end) in list(left.items()):
             ahead = self._ahead[number]
             while ahead and ahead[0].offset < end and len(rows) < most:
-                rows.append(_row(ahead.popleft()))
+                record = ahead.popleft()
+                self._ahead_bytes -= _size_bytes(record)
+                rows.append(_row(record))
             if (ahead[0].offset if ahead else self._reached[number]) >= end:
                 self._next[number] = end
                 del left[number]
@@ -128,6 +147,10 @@ class RangeReader:
 
 def _is_chunk(rows: int, values: Iterable[bytes | None]) -> bool:
     return rows >= CHUNK_ROWS or sum(len(value or b"") for value in values) >= _CHUNK_BYTES
+
+
+def _size_bytes(record: Record) -> int:
+    return len(record.key or b"") + len(record.value or b"")
 
 
 def _row(record: Record) -> Row:
