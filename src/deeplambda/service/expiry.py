@@ -29,12 +29,18 @@ _KINDS = [each.__name__.encode() for each in (RecordsExpired, RecordsSkipped, To
 
 
 def resumed(
-    settings: Settings, reader: Reader, positions: Mapping[int, int], added: int | None = None
+    settings: Settings,
+    reader: Reader,
+    positions: Mapping[int, int],
+    added: int | None = None,
+    planned: Mapping[int, int] = {},
 ) -> dict[int, int]:
     """By partition of the topic, where `reader` goes on from; called whenever it starts.
 
     positions: by partition, the offset of the record that it would read next; a partition without one is new to it.
     added: the position in such a partition; None: the first record that it has.
+    planned: by partition, the offset up to which it had begun to read, and may have written: the topic must not have
+    ended before that either, but once what is lost is given up, it is no position to wait for.
     Raises: Overtaken when Kafka no longer has that record, Truncated when the topic ends before it, or once did, and
     nobody has given up what is lost; the first time, the lifecycle topic is told. NotReady when Kafka is away, NoTopic.
     """
@@ -42,16 +48,17 @@ def resumed(
     if added is not None:
         positions = {**dict.fromkeys(ranges, added), **positions}
     skipped, cut = told_gaps(records, reader, RecordsSkipped), told_gaps(records, reader, TopicTruncated)
-    found = cuts(positions, {partition: end for partition, (_, end) in ranges.items()})
+    ends = {partition: end for partition, (_, end) in ranges.items()}
+    begun = {p: max(positions.get(p, 0), planned.get(p, 0)) for p in positions.keys() | planned.keys()}
     # At once, for the topic grows. A new leader answers when it knows all that the one before it had told (KIP-207).
-    _tell(settings, reader, TopicTruncated, new := [gap for gap in found if left(gap, [*cut, *skipped])])
+    _tell(settings, reader, TopicTruncated, new := [gap for gap in cuts(begun, ends) if left(gap, [*cut, *skipped])])
     if lost := [gap for gap in (*cut, *new) if left(gap, skipped)]:
         raise Truncated(
             f"{reader.topic} ended before what '{reader.part}' of {reader.application} had read of it: it was made "
             f"anew, or Kafka lost its last records, and offsets {lost[0]}{_others(lost)} are of other records than "
             "before; see 'A topic that ends too early' in docs/architecture.md"
         )
-    if found:
+    if found := cuts(positions, ends):
         raise Truncated(
             f"'{reader.part}' of {reader.application} goes on with offset {found[0].to_offset} of partition "
             f"{found[0].partition} of {reader.topic}, which Kafka has not given yet"

@@ -43,8 +43,8 @@ import scala.jdk.javaapi.CollectionConverters$;
  *       ten milliseconds, each time by two requests: a few idle streams take most of a core.
  *   <li>{@link #batch} tells what the micro-batch holds that is being worked on.
  *   <li>{@link #limit} says how large the next ones may be, in the place of `maxOffsetsPerTrigger`.
- *   <li>A topic that ends before its last batch did fails the stream. Spark's own plans a batch back to there, which
- *       can never be worked on, and is the first that the checkpoint has it try again.
+ *   <li>A topic that ends before its last batch did, or lacks one of its partitions, fails the stream. Spark's own plans
+ *       a batch all the same, which can never be worked on, and is the first that the checkpoint has it try again.
  * </ol>
  */
 public class EventSource implements TableProvider {
@@ -133,6 +133,7 @@ public class EventSource implements TableProvider {
         private final String topic;
         private KafkaConsumer waiting;
         private boolean untilEmpty;
+        private boolean latestKnown;
 
         EventStream(MicroBatchStream kafka, CaseInsensitiveStringMap options) {
             this.kafka = kafka;
@@ -147,12 +148,19 @@ public class EventSource implements TableProvider {
         public Offset latestOffset(Offset start, ReadLimit limit) {
             BATCHES.remove(topic);
             ReadLimit limited = LIMITS.containsKey(topic) ? (ReadLimit) LIMITS.get(topic) : limit;
-            Offset latest = admission().latestOffset(start, limited);
-            requireEndPast((KafkaSourceOffset) start, (KafkaSourceOffset) latest);
+            Offset latest = latestPast(start, limited);
             if (untilEmpty || !start.equals(latest) || !isWoken((KafkaSourceOffset) start)) {
                 return latest;
             }
-            return admission().latestOffset(start, limited);
+            return latestPast(start, limited);
+        }
+
+        /** The latest offset that there is. Throws where a partition ends before `start`, or is gone. */
+        private Offset latestPast(Offset start, ReadLimit limit) {
+            Offset latest = admission().latestOffset(start, limit);
+            latestKnown = true;
+            requireEndPast((KafkaSourceOffset) start, (KafkaSourceOffset) latest);
+            return latest;
         }
 
         private void requireEndPast(KafkaSourceOffset start, KafkaSourceOffset latest) {
@@ -160,9 +168,10 @@ public class EventSource implements TableProvider {
             for (Iterator each = byPartition(start).entrySet().iterator(); each.hasNext(); ) {
                 Map.Entry begin = (Map.Entry) each.next();
                 Long end = (Long) ends.get(begin.getKey());
-                if (end != null && end.longValue() < ((Long) begin.getValue()).longValue()) { // Spark names a lost one
+                if (end == null || end.longValue() < ((Long) begin.getValue()).longValue()) {
+                    String now = end == null ? " is gone" : " ends at offset " + end;
                     throw new IllegalStateException(
-                            begin.getKey() + " ends at offset " + end + ", and was read up to " + begin.getValue());
+                            begin.getKey() + now + ", and was read up to " + begin.getValue());
                 }
             }
         }
@@ -249,7 +258,8 @@ public class EventSource implements TableProvider {
         }
 
         public Map metrics(Optional latestConsumedOffset) {
-            return ((ReportsSourceMetrics) kafka).metrics(latestConsumedOffset);
+            // Of a batch that was planned before the stream began, Spark's own throws: it has not asked yet.
+            return latestKnown ? ((ReportsSourceMetrics) kafka).metrics(latestConsumedOffset) : new HashMap();
         }
 
         public void commit(Offset end) {
@@ -258,14 +268,15 @@ public class EventSource implements TableProvider {
 
         public void stop() {
             BATCHES.remove(topic);
-            if (waiting != null) {
-                try {
+            try {
+                if (waiting != null) {
                     waiting.close(Duration.ZERO);
-                } catch (InterruptException e) {
-                    Thread.currentThread().interrupt();
                 }
+            } catch (InterruptException e) {
+                Thread.currentThread().interrupt();
+            } finally {
+                kafka.stop();
             }
-            kafka.stop();
         }
 
         private SupportsTriggerAvailableNow admission() {
