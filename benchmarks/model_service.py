@@ -15,9 +15,9 @@ every layer until the other is scheduled; one thread for each request uses both 
 
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -141,11 +141,9 @@ def _rate(callers: list[Callable[[Features], object]], batches: list[Features]) 
             at += 1
 
     begun = time.perf_counter()
-    threads = [threading.Thread(target=repeat, args=(call, begun + ROUND_S)) for call in callers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(callers)) as pool:
+        for repeating in [pool.submit(repeat, call, begun + ROUND_S) for call in callers]:
+            repeating.result()
     return len(latencies_s) * BATCH_ROWS / (time.perf_counter() - begun), latencies_s
 
 

@@ -12,12 +12,11 @@ next. Longer micro-batches, or three chunks at once, change nothing: 50 ms lie b
 """
 
 import statistics
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from pyspark.sql import SparkSession
 
 from benchmarks.ratio import Ratio
 from benchmarks.streams import new_topic, send
@@ -79,11 +78,11 @@ def measure() -> list[Ratio]:
 
 def _drained_rows_per_s(settings: Settings, backlog: str, slots: int) -> float:
     """From the first batch, Python's workers being there, to the last."""
-    spark: SparkSession = session(settings.model_copy(update={"spark_master": f"local[{slots},4]"}))
-    warm_up(spark)
     results = topics.predictions("digits")
     before = sum(end_offsets(settings, results).values())
-    with TemporaryDirectory() as checkpoint:
+    settings_of_slots = settings.model_copy(update={"spark_master": f"local[{slots},4]"})
+    with session(settings_of_slots) as spark, TemporaryDirectory() as checkpoint:
+        warm_up(spark)
         router = Router(spark, settings, "digits", backlog)
         started_s = time.perf_counter()
         query = (
@@ -97,7 +96,6 @@ def _drained_rows_per_s(settings: Settings, backlog: str, slots: int) -> float:
         took_s = time.perf_counter() - started_s
         if failure := query.exception():
             raise failure
-    spark.stop()
     made = sum(end_offsets(settings, results).values()) - before
     if made < ROWS:
         raise RuntimeError(f"{made:,} predictions of {ROWS:,} events")
@@ -124,11 +122,9 @@ def _service_rows_per_s(settings: Settings, clients: int) -> float:
 
     client.predict(batch, featurizer.id)
     started_s = time.perf_counter()
-    threads = [threading.Thread(target=post) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        for posting in [pool.submit(post) for _ in range(clients)]:
+            posting.result()
     return clients * SERVICE_ROUNDS * SERVICE_BATCH_ROWS / (time.perf_counter() - started_s)
 
 

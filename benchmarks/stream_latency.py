@@ -85,8 +85,7 @@ def _ratio(rounds: list[dict[str, np.ndarray]], rate: int, baseline: str, percen
 
 @contextmanager
 def _spark_copies(settings: Settings, events: str, results: str) -> Iterator[None]:
-    spark = session(settings)
-    with TemporaryDirectory() as checkpoint:
+    with session(settings) as spark, TemporaryDirectory() as checkpoint:
         copying = (
             source(spark, settings, events)
             .select("key", "value")
@@ -96,19 +95,23 @@ def _spark_copies(settings: Settings, events: str, results: str) -> Iterator[Non
             .option("checkpointLocation", f"file:{checkpoint}")
             .start()
         )
-        yield
-        copying.stop()
-    spark.stop()
+        try:
+            yield
+        finally:
+            copying.stop()
 
 
 @contextmanager
 def _bare_loop(events: str, results: str) -> Iterator[None]:
     command = [sys.executable, "-m", "benchmarks.bare_loop", events, results]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        process.stdout.readline()
-        yield
-        process.kill()
+        try:
+            assert process.stdout
+            if not process.stdout.readline():
+                raise RuntimeError("the bare loop ended before it read; what it said is above")
+            yield
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":

@@ -81,14 +81,20 @@ def source(spark: SparkSession, settings: Settings, topic: str, batch_rows: int 
     )
 
 
-def drained_rows_per_s(start: Callable[[], StreamingQuery]) -> float:
-    """Rows a second while a stream works off its backlog; the first batch warms up and does not count."""
+def drained_rows_per_s(settings: Settings, start: Callable[[], StreamingQuery], *, results: str, rows: int) -> float:
+    """Rows a second while a stream works off its backlog; the first batch warms up and does not count.
+
+    Raises: RuntimeError when fewer than `rows` results have come to the topic `results`.
+    """
+    before = sum(end_offsets(settings, results).values())
     query = start()
     query.awaitTermination()
     if failure := query.exception():
         raise failure
-    batches = [(rows, progress) for progress in query.recentProgress if (rows := _rows(progress))][1:]
-    return sum(rows for rows, _ in batches) / sum(b.durationMs["triggerExecution"] / 1e3 for _, b in batches)
+    if (made := sum(end_offsets(settings, results).values()) - before) < rows:
+        raise RuntimeError(f"{made:,} results of {rows:,} events")
+    batches = [(taken, progress) for progress in query.recentProgress if (taken := _rows(progress))][1:]
+    return sum(taken for taken, _ in batches) / sum(b.durationMs["triggerExecution"] / 1e3 for _, b in batches)
 
 
 def _rows(progress: Any) -> int:
