@@ -20,6 +20,7 @@ wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
 wrk.body = [=====[%s]=====]
 """
+_RISES_S = 1
 _POISSON = """
 local ffi = require("ffi")
 ffi.cdef("typedef struct {long s; long us;} at; int gettimeofday(at *now, void *zone);")
@@ -39,7 +40,7 @@ function request()
 end
 
 function response(status, headers, body)
-  if now_ms() < begun_ms + 1000 then return end
+  if now_ms() < begun_ms + 1000 * %d then return end
   local sent = status == 200 and body:match('"event_id":"([%%d.]+)"')
   if sent then took_ms[#took_ms + 1] = now_ms() - sent
   elseif status == 429 then refused = refused + 1
@@ -68,8 +69,10 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Flood:
-    """What one run found. took_ms: of the accepted requests. refused: how many 429s. failed: whatever else."""
+    """What one run found. requests_s: answered or refused. took_ms: of the accepted requests. refused: how many 429s.
+    failed: whatever else."""
 
+    requests_s: float
     took_ms: list[float]
     refused: int
     failed: int
@@ -100,10 +103,16 @@ def flood(url: str, event: Any, *, rate: float, connections: int, seconds: float
     Raises: LookupError.
     """
     body = json.dumps({"instances": [event | {"event_id": "SENT"}]})
-    said = _wrk(url, _SCRIPT % body + _POISSON % rate, connections, seconds)
-    refused, failed, took_ms = re.search(r"FLOOD\t(\d+)\t(\d+)\t(.*)", said).groups()  # type: ignore[union-attr]
+    said = _wrk(url, _SCRIPT % body + _POISSON % (rate, _RISES_S), connections, seconds)
+    refused, failed, found = re.search(r"FLOOD\t(\d+)\t(\d+)\t(.*)", said).groups()  # type: ignore[union-attr]
     broken = sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", said)))
-    return Flood(took_ms=[float(each) for each in took_ms.split()], refused=int(refused), failed=int(failed) + broken)
+    took_ms = [float(each) for each in found.split()]
+    return Flood(
+        requests_s=(len(took_ms) + int(refused)) / (seconds - _RISES_S),
+        took_ms=took_ms,
+        refused=int(refused),
+        failed=int(failed) + broken,
+    )
 
 
 def _wrk(url: str, script: str, connections: int, seconds: float) -> str:

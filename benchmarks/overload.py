@@ -22,6 +22,8 @@ ROUNDS, ROUND_S, CONNECTIONS = 3, 5, 512
 BELOW, BEYOND, CAPACITY_CLIENTS = 0.8, 3.0, 64
 AIM, BESIDE_MS = 1.5, 50.0
 BESIDE = ("/v2/health/live", "/metrics")
+REACHED = 0.9
+"""Of the rate that was asked for: a flood that is smaller is another one."""
 PAUSE_S = 2.0
 """After which a service that has refused takes as many as before."""
 
@@ -34,15 +36,16 @@ def measure() -> list[Ratio]:
     accepted: dict[float, list[Flood]] = {BELOW: [], BEYOND: []}
     beside_ms: dict[str, list[float]] = {path: [] for path in BESIDE}
     for _ in range(ROUNDS):
-        fits = load(url, body, clients=CAPACITY_CLIENTS, seconds=ROUND_S).requests_s
+        fits = load(url, body, clients=CAPACITY_CLIENTS, seconds=ROUND_S)
+        if fits.refused:
+            raise ValueError(f"{fits.refused} requests of {CAPACITY_CLIENTS} clients that wait were refused")
         for share, floods in accepted.items():
-            floods.append(_beside(base, url, event, share * fits, beside_ms if share == BEYOND else {}))
+            rate = share * fits.requests_s
+            found = _beside(base, url, event, rate, beside_ms if share == BEYOND else {})
+            _check(share, rate, found)
+            floods.append(found)
             time.sleep(PAUSE_S)
-    if any(each.failed for floods in accepted.values() for each in floods):
-        raise ValueError("some requests were neither answered nor refused")
     below, beyond = accepted[BELOW], accepted[BEYOND]
-    answered, refused = sum(len(each.took_ms) for each in beyond), sum(each.refused for each in beyond)
-    print(f"at {BEYOND:g} times the capacity {refused / (answered + refused):.0%} are refused", file=sys.stderr)
     return [_times(percent, below, beyond) for percent in (50, 99)] + [
         Ratio(
             name=f"{path} in a flood, p99",
@@ -56,6 +59,18 @@ def measure() -> list[Ratio]:
         )
         for path, took_ms in beside_ms.items()
     ]
+
+
+def _check(share: float, rate: float, found: Flood) -> None:
+    """Say what a flood met. Raises: ValueError when it was not the one that was asked for."""
+    reached = found.requests_s / rate
+    refused = found.refused / (len(found.took_ms) + found.refused)
+    said = f"at {share:g} times the capacity {reached:.0%} of {rate:,.0f} requests a second, {refused:.1%} refused"
+    print(said, file=sys.stderr)
+    if found.failed:
+        raise ValueError("some requests were neither answered nor refused")
+    if reached < REACHED:
+        raise ValueError(said)
 
 
 def _times(percent: int, below: list[Flood], beyond: list[Flood]) -> Ratio:
@@ -80,7 +95,8 @@ def _beside(base: str, url: str, event: dict[str, Any], rate: float, took_ms: di
         with urllib3.PoolManager(retries=False) as http:
             while not over.wait(0.05):
                 begun = time.perf_counter()
-                http.request("GET", base + path)
+                if (status := http.request("GET", base + path).status) != 200:
+                    raise RuntimeError(f"{path} was answered {status}")
                 took_ms[path].append(1000 * (time.perf_counter() - begun))
 
     with ThreadPoolExecutor(len(BESIDE)) as pool:

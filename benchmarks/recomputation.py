@@ -3,6 +3,8 @@
 Events are made of the examples that the stack has, and put where the archive stream puts its own.
 """
 
+import secrets
+
 from batch_layer.recompute import recompute
 from benchmarks.ratio import Ratio
 from benchmarks.scale.generated import archive_events
@@ -21,14 +23,16 @@ def measure() -> Ratio:
     """One recomputation of all, one of what is new."""
     settings = load_settings()
     packed = pack_application("digits", settings)
-    spark = spark_session(settings, "benchmark")
-    create_tables(spark, packed.load())
-    archive_events(spark, "digits", "all")
-    whole = recompute(spark, settings, packed, whole=True)
-    share = _MORE * whole.scored / spark.table("lake.digits.examples").count()
-    archive_events(spark, "digits", "more", min(1.0, share))
-    grown = recompute(spark, settings, packed)
-    spark.stop()
+    run = secrets.token_hex(4)  # events of an earlier one on the same stack would count no more
+    with spark_session(settings, "benchmark") as spark:
+        create_tables(spark, packed.load())
+        archive_events(spark, "digits", f"all-{run}")
+        whole = recompute(spark, settings, packed, whole=True)
+        share = _MORE * whole.scored / spark.table("lake.digits.examples").count()
+        added = archive_events(spark, "digits", f"more-{run}", min(1.0, share))
+        grown = recompute(spark, settings, packed)
+    if not 0.9 * added <= grown.scored <= 1.1 * added:
+        raise RuntimeError(f"{grown.scored:,} events were scored, {added:,} were added")
     bound_s = SHARE * whole.duration_s + START_S
     return Ratio(
         name=NAME,

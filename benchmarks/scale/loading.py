@@ -52,14 +52,14 @@ def loading(rows: int) -> list[Ratio]:
         paths = spark.sql("SELECT file_path FROM lake.rows.examples.files").collect()
         files = [row.file_path.removeprefix("s3a://") for row in paths]
         numbers = payload_schema(packed.load().event).names
-        bare = _quickest(lambda: _read_by_pyarrow(settings, files, numbers))
+        bare = _quickest(rows, lambda: _read_by_pyarrow(settings, files, numbers))
         featurizer = Featurizer(packed.load(), code_version=packed.code_version)
         spark.sparkContext.addPyFile(str(packed.zip_file))
-        lake = _quickest(lambda: _through_spark(examples.select(numbers), featurizer))
+        lake = _quickest(rows, lambda: _through_spark(examples.select(numbers), featurizer))
         # This process's next session would look for another stack's S3 at the address of this one's.
         spark._jvm.org.apache.hadoop.fs.FileSystem.closeAll()
         spark.stop()
-        shards = _quickest(lambda: _read_shards(settings, dataset.id))
+        shards = _quickest(rows, lambda: _read_shards(settings, dataset.id))
     return [
         Ratio(
             name=f"{rows:,} rows to tensors: {way}",
@@ -75,11 +75,13 @@ def loading(rows: int) -> list[Ratio]:
     ]
 
 
-def _quickest(work: Callable[[], int]) -> float:
+def _quickest(rows: int, work: Callable[[], int]) -> float:
+    """Seconds of `work`, which says how many rows it has read. Raises: RuntimeError when those are not `rows`."""
     seconds = []
     for _ in range(_ROUNDS):
         begun = time.monotonic()
-        work()
+        if (found := work()) != rows:
+            raise RuntimeError(f"{found:,} rows were read, there are {rows:,}")
         seconds.append(time.monotonic() - begun)
     return min(seconds)
 
