@@ -31,7 +31,7 @@ from deeplambda.state import registry
 NAME = "metadata of the archive"
 AIM = 1.5
 EARLY, LATE = 100, 1_000
-_UPKEEP_EVERY, _KEPT = 100, timedelta(seconds=20)
+UPKEEP_EVERY, _KEPT = 100, timedelta(seconds=20)
 _TABLE = "lake.digits.labels"  # nothing is sent to it while this runs
 
 
@@ -47,38 +47,38 @@ class Cost(NamedTuple):
 
 
 def measure(early: int = EARLY, late: int = LATE) -> Ratio:
-    """After `late` commits, against after `early`. Says on stderr how far it is."""
+    """After `late` commits, against after `early`; upkeep has to have run at both. Says on stderr how far it is."""
     settings = load_settings()
-    spark, store = spark_session(settings, "benchmark"), ObjectStore(settings)
-    create_tables(spark, pack_application("digits", settings).load())
-    columns, there = spark.table(_TABLE).columns, spark.table(_TABLE).count()
-    pins = {early: partial(_tag, spark), early // 2: partial(_publish, mysql.engine(settings, "platform"))}
-    pinned: dict[int, int] = {}
-    costs, begun = {}, time.perf_counter()
-    for commit in range(1, late + 1):
-        at = F.current_timestamp()
-        row = spark.range(1).select(
-            F.lit(f"event-{commit}").alias("event_id"),
-            F.lit("7").alias("label"),
-            F.lit(0).alias("kafka_partition"),
-            F.lit(commit).cast("bigint").alias("kafka_offset"),
-            at.alias("kafka_timestamp"),
-            at.alias("archived_at"),
-        )
-        row.select(columns).writeTo(_TABLE).append()
-        if commit % _UPKEEP_EVERY == 0:
-            maintain(spark, settings, "digits", orphans=False, kept_snapshots=_KEPT)
-            rate = commit / (time.perf_counter() - begun)
-            print(f"{commit:,} of {late:,} commits, {rate:.1f} a second", file=sys.stderr, flush=True)
-        if commit in (early, late):
-            costs[commit] = _cost(spark, store)
-        if commit in pins:
-            pinned[commit] = current_snapshot(spark, _TABLE) or 0
-            pins[commit](pinned[commit])
-    for commit, snapshot in pinned.items():
-        rows = read_snapshot(spark, _TABLE, snapshot).count()
-        assert rows == there + commit, f"the snapshot of commit {commit} has {rows} rows"
-    spark.stop()
+    store = ObjectStore(settings)
+    with spark_session(settings, "benchmark") as spark:
+        create_tables(spark, pack_application("digits", settings).load())
+        columns, there = spark.table(_TABLE).columns, spark.table(_TABLE).count()
+        pins = {early: partial(_tag, spark), early // 2: partial(_publish, mysql.engine(settings, "platform"))}
+        pinned: dict[int, int] = {}
+        costs, begun = {}, time.perf_counter()
+        for commit in range(1, late + 1):
+            at = F.current_timestamp()
+            row = spark.range(1).select(
+                F.lit(f"event-{commit}").alias("event_id"),
+                F.lit("7").alias("label"),
+                F.lit(0).alias("kafka_partition"),
+                F.lit(commit).cast("bigint").alias("kafka_offset"),
+                at.alias("kafka_timestamp"),
+                at.alias("archived_at"),
+            )
+            row.select(columns).writeTo(_TABLE).append()
+            if commit % UPKEEP_EVERY == 0:
+                maintain(spark, settings, "digits", orphans=False, kept_snapshots=_KEPT)
+                rate = commit / (time.perf_counter() - begun)
+                print(f"{commit:,} of {late:,} commits, {rate:.1f} a second", file=sys.stderr, flush=True)
+            if commit in (early, late):
+                costs[commit] = _cost(spark, store)
+            if commit in pins:
+                pinned[commit] = current_snapshot(spark, _TABLE) or 0
+                pins[commit](pinned[commit])
+        for commit, snapshot in pinned.items():
+            rows = read_snapshot(spark, _TABLE, snapshot).count()
+            assert rows == there + commit, f"the snapshot of commit {commit} has {rows} rows"
     first, last = costs[early], costs[late]
     worst = max(Cost._fields, key=lambda name: getattr(last, name) / getattr(first, name))
     return Ratio(

@@ -71,4 +71,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.sections if name not in SECTIONS]:
         parser.error(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    least = 10 * upkeep.UPKEEP_EVERY
+    if chosen.commits < least or chosen.commits % least:
+        parser.error(f"--commits takes multiples of {least:,}, so that upkeep has run at a tenth of them")
     return chosen
