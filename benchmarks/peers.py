@@ -1,7 +1,7 @@
 """`python -m benchmarks.peers litserve|ray PORT`: the champion of digits behind another model server, as one writes it.
 
-The same model in fp32, the same transform, the same JSON, one PyTorch thread, requests in flight batched by the
-server's own means. `benchmarks.serving_peers` starts these.
+The same model in fp32, the same transform, the same JSON, one worker with one PyTorch thread, requests in flight
+batched by the server's own means. `benchmarks.serving_peers` starts these.
 """
 
 import sys

@@ -1,9 +1,10 @@
 """Single events as JSON against LitServe and Ray Serve: requests a second and p99, from 1 to 256 clients.
 
-All three serve the champion of digits on this machine (`benchmarks.peers`), with one PyTorch thread and batching on.
-Ours and one peer run at a time, and wrk (`benchmarks.load`) asks them in turn, so that what else the machine does slows
-both of them. Of the platform's stack only the stores run beside. Where any of them refuses a request nothing has been
-measured.
+All three serve the champion of digits on this machine (`benchmarks.peers`), with batching on and one PyTorch thread for
+a pass. A peer has one worker, as by default, and so one pass at a time; ours has as many passes as there are cores. A
+peer with as many workers is not measured. Ours and one peer run at a time, and wrk (`benchmarks.load`) asks them in
+turn, so that what else the machine does slows both of them. Of the platform's stack only the stores run beside. Where
+any of them refuses a request nothing has been measured.
 """
 
 import contextlib
@@ -54,7 +55,7 @@ def _ratios(clients: int, peer: str, rounds: list[tuple[Load, ...]]) -> Iterator
         yield Ratio(
             name=f"single events, {clients} clients",
             value=statistics.median(one / other for one, other in zip(ours, theirs, strict=True)),
-            baseline_name=PEERS[peer],
+            baseline_name=f"{PEERS[peer]}, one worker",
             baseline=statistics.median(theirs),
             measured=statistics.median(ours),
             unit=unit,
