@@ -27,16 +27,13 @@ from tests.traffic import eventually
 
 ROWS, CLIENTS, DEADLINE_S = 32, 64, 2.0
 LONG_S, BESIDE_MS = 60, 50
-SLACK_S = 1.0
-"""By which a client may see an answer later than it was sent: the clients of these tests share the service's cores."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request got, and how long after it was sent."""
+    """What one request got."""
 
     status: int
-    took_s: float
     version: str | None
     body: bytes
 
@@ -50,11 +47,10 @@ class Client:
 
     def ask(self) -> Reply:
         path, body, headers = self._asked
-        begun = time.monotonic()
         self._connection.request("POST" if body else "GET", path, body, headers)
         response = self._connection.getresponse()
         content = response.read()
-        return Reply(response.status, time.monotonic() - begun, response.headers["X-Model-Version"], content)
+        return Reply(response.status, response.headers["X-Model-Version"], content)
 
 
 def asked(clients: list[Client], seconds: float, rate: float | None = None) -> list[Reply]:
@@ -154,9 +150,7 @@ def test_three_times_what_fits_is_answered_or_refused_in_time_in_level_memory_be
         watched = pool.submit(asked_beside, service.address, seconds)
         replies = asked(clients, seconds, rate=3 * fits)
     statuses = Counter(reply.status for reply in replies)
-    assert set(statuses) <= {200, 429}, statuses
-    assert statuses[200]
-    assert max(reply.took_s for reply in replies) < DEADLINE_S + SLACK_S
+    assert set(statuses) == {200, 429}, f"what is late is answered 504: {statuses}"
     p99_ms = {path: float(np.percentile(took_ms, 99)) for path, took_ms in watched.result().items()}
     if seconds >= LONG_S:
         assert max(p99_ms.values()) < BESIDE_MS, p99_ms
@@ -170,14 +164,26 @@ def test_a_batch_that_meets_an_overloaded_service_waits_and_is_scored_whole(serv
     with ThreadPoolExecutor(1) as pool:
         crowd = pool.submit(asked, batches(service, CLIENTS), 4)
         scored = client.predict(features, service.featurizer_id)
-        assert {reply.status for reply in crowd.result()} <= {200, 429}
+        assert {reply.status for reply in crowd.result()} == {200, 429}
     assert len(scored.outputs) == len(scored.versions_N) == row_count(features)
+
+
+def answered(service: OwnService) -> int:
+    """How many requests for scores the service has answered."""
+    (stats,) = service.request("GET", f"/v2/models/{service.name}/stats").json()["model_stats"]
+    count: int = stats["inference_stats"]["success"]["count"]
+    return count
 
 
 def test_a_part_that_takes_longer_than_the_client_waits_is_sent_in_smaller_ones(service: OwnService) -> None:
     features = images(4000)
-    client = ModelClient(service.settings, service.name, read_timeout_s=0.25, part_bytes=2**30)
-    assert len(client.predict(features, service.featurizer_id).outputs) == row_count(features)
+    begun = time.monotonic()
+    whole = ModelClient(service.settings, service.name, part_bytes=2**30).predict(features, service.featurizer_id)
+    took_s, before = time.monotonic() - begun, answered(service)
+    client = ModelClient(service.settings, service.name, read_timeout_s=took_s / 4, part_bytes=2**30)
+    scored = client.predict(features, service.featurizer_id)
+    assert answered(service) - before > 1
+    np.testing.assert_array_equal(scored.outputs.argmax(axis=1), whole.outputs.argmax(axis=1))
 
 
 def test_each_row_of_a_large_batch_says_which_version_answered_it(service: OwnService) -> None:

@@ -72,15 +72,17 @@ def service(stack: Settings) -> Service:
 
 
 def test_mysql_answers_at_once(service: Service) -> None:
+    asked = time.monotonic()
     reply = service.ask(
         "SELECT 1 AS a, 1.50 AS b, 'ü' AS c, x'ff' AS d, NULL AS e, TIMESTAMP '2026-01-02 03:04:05' AS f"
     )
+    took_ms = (time.monotonic() - asked) * 1e3
     assert reply.status == 200
     answer = Answer.model_validate_json(reply.data)
     assert answer.rows == [[1, "1.50", "ü", "/w==", None, "2026-01-02T03:04:05Z"]]
     assert [column.name for column in answer.columns] == list("abcdef")
     assert (answer.store, answer.row_count, answer.truncated) == ("mysql", 1, False)
-    assert answer.elapsed_ms < 5_000
+    assert 0 < answer.elapsed_ms < took_ms
 
 
 def test_hive_answers_with_a_place_to_look(service: Service) -> None:
@@ -138,28 +140,24 @@ def test_more_rows_than_asked_for_are_cut_and_said_to_be(service: Service) -> No
 
 def test_an_endless_query_is_ended_and_disturbs_nobody(service: Service) -> None:
     with ThreadPoolExecutor(1) as thread:
-        started = time.monotonic()
-        endless = thread.submit(service.ask, ENDLESS)
-        slowest_s = 0.0
+        endless, beside = thread.submit(service.ask, ENDLESS), 0
         while not endless.done():
-            asked = time.monotonic()
             assert service.ask("SELECT COUNT(*) FROM horizons").status == 200
-            slowest_s = max(slowest_s, time.monotonic() - asked)
+            beside += not endless.done()
     problem = Problem.model_validate_json(endless.result().data)
     assert problem.status == 422
     assert "10 s" in problem.detail
-    assert time.monotonic() - started < 15
-    assert slowest_s < 5
+    assert beside > 2, "the first may have come before it"
 
 
 def test_many_slow_statements_leave_room_for_all_else(service: Service) -> None:
     with ThreadPoolExecutor(16) as threads:
-        asked = [threads.submit(service.ask, ENDLESS) for _ in range(16)]
+        asked, beside = [threads.submit(service.ask, ENDLESS) for _ in range(16)], 0
         while not all(each.done() for each in asked):
-            begun = time.monotonic()
             assert service.call("GET", "/v1/health").status == 200
             assert service.call("GET", "/v1/health/live").status == 200
-            assert time.monotonic() - begun < 5
+            beside += not any(each.done() and each.result().status == 422 for each in asked)
+    assert beside > 2, "the first may have come before them"
     found = Counter(each.result().status for each in asked)
     assert found == {422: AT_ONCE, 503: 16 - AT_ONCE}
 

@@ -1,8 +1,10 @@
 """A WSGI application for the tests of the worker.
 
-It answers, echoes, sends much, keeps the loop busy, waits, or says since when a request has come.
+It answers, echoes, sends much, keeps the loop busy, waits for a time or until it is let go on, or says since when a
+request has come.
 """
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +17,8 @@ MUCH_BYTES = 64 * 1024 * 1024
 cooperative_worker.REPLY_WITHIN_S = 2.0  # for tests that wait for it
 cooperative_worker.REQUEST_WITHIN_S = 2.0
 _threads = ThreadPoolExecutor(8)
+_held = list[str]()
+_let_go = threading.Event()
 
 
 class SheddingWorker(CooperativeWorker):
@@ -31,6 +35,11 @@ class SheddingWorker(CooperativeWorker):
         return b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 
 
+def _hold(path: str) -> None:
+    _held.append(path)
+    _let_go.wait(60)
+
+
 def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     path = environ["PATH_INFO"]
     begun = environ["gunicorn.socket"].begun
@@ -38,6 +47,7 @@ def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         "/since": lambda: str(time.monotonic() - begun).encode(),
         "/echo": lambda: environ["wsgi.input"].read(),
         "/much": lambda: bytes(MUCH_BYTES),
+        "/how-many-held": lambda: str(len(_held)).encode(),
     }.get(path, lambda: path.encode())()
     if path == "/busy":
         ends = time.thread_time() + 0.01
@@ -45,5 +55,9 @@ def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
             pass
     if path == "/slow":
         result_of(_threads.submit(time.sleep, 0.5))
+    if path == "/held":
+        result_of(_threads.submit(_hold, path))
+    if path == "/let-go":
+        _let_go.set()
     start_response("200 OK", [("Content-Length", str(len(content)))])
     return [content]

@@ -255,10 +255,16 @@ def test_refusing_many_requests_of_some_connections_holds_up_no_other(shedding: 
 
 def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:
     with ThreadPoolExecutor(8) as clients:
-        slow = [clients.submit(served.get, "/slow") for _ in range(8)]
-        assert served.get("/") is not None
-        assert not any(each.done() for each in slow)
-        assert all(reply is not None and reply.status == 200 for reply in (each.result() for each in slow))
+        held = [clients.submit(served.get, "/held") for _ in range(8)]
+
+        def all_are() -> bool:
+            reply = served.get("/how-many-held")
+            return reply is not None and reply.data == b"8"
+
+        assert eventually(all_are, timeout_s=30, every_s=0.05)
+        assert not any(each.done() for each in held)
+        assert served.get("/let-go") is not None
+        assert all(reply is not None and reply.status == 200 for reply in (each.result() for each in held))
 
 
 def test_what_has_begun_is_answered_at_sigterm_and_the_port_is_free(alone: Served) -> None:
