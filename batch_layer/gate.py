@@ -3,7 +3,8 @@
 1. Every artefact of the version is checked, as a service would before it serves it.
 2. Candidate and champion are measured now on the same rows, those of the candidate's test split and of its newest
    labelled events, each with its own code and learned state; so is the version that did best so far, where that is
-   another. Where the champion cannot take the rows, what their cards say is compared, and a refusal says so.
+   another. Where the champion cannot take the rows, what their cards say is compared, and a refusal says so; an
+   application that asks for proof or for a minimum effect refuses then.
 3. The rules of `verdicts` decide. Verdict, who asked and why go to the registry and to Kafka.
 """
 

@@ -4,9 +4,11 @@
 2. Nor may it be worse by more than that than the version that did best on the split so far: else ten versions, each
    a little worse than the one before, would add up.
 3. One that is better on the newest labelled events, beyond chance, may lose somewhat more on the test split: the world
-   has changed, and the test split is of before.
+   has changed, and the test split is of before. A slice's loss there is excused by that slice's gain alone.
 4. In no declared slice may it be worse by more than the margin, beyond chance; nor may its confidence say less than the
    champion's. A minimum effect and a latency budget count where the application has them.
+5. Where it was not compared with the champion on the test split's rows, their cards are. Cards are of different rows
+   and prove nothing: an application that asks for proof, or for a minimum effect, refuses then.
 """
 
 import math
@@ -184,17 +186,18 @@ def verdict(
 ) -> Verdict:
     """Whether `candidate` may serve.
 
-    code_version: of the application as it is deployed. comparisons: with the champion, on the same rows; without any of
-    the test split, what their cards say is compared, each of the test split of its own data set. On each split, those
-    with the version that did best so far follow. figures: of the candidate, by name. best: by split, that version.
+    code_version: of the application as it is deployed. comparisons: with the champion, on the same rows; without one of
+    the test split, what their cards say is compared too, each of the test split of its own data set. On each split
+    those with the version that did best so far follow. figures: of the candidate, by name. best: by split, that one.
     """
     reasons = [_unfit(candidate, code_version, criterion)]
-    if champion is not None and reasons == [None]:
-        if any(each.split == TEST for each in comparisons):
-            reasons += [_said(each, champion.version) for each in _refusing(comparisons, criterion)]
-            reasons.append(_without_effect(comparisons, criterion))
-        else:
-            reasons.append(_worse_card(candidate, champion, criterion))
+    if champion is not None and champion.version != candidate.version and reasons == [None]:
+        with_champion = {each.split: each for each in comparisons if _of_all_rows(each, criterion)}
+        reasons += [_said(each, champion.version) for each in _refusing(comparisons, criterion)]
+        if TEST not in with_champion:
+            reasons += [_worse_card(candidate, champion, criterion), _without_proof(champion, criterion)]
+        asked = with_champion.get(RECENT, with_champion.get(TEST))
+        reasons.append(_without_effect(asked, champion, criterion))
     latency_ms = (figures or {}).get(LATENCY, 0.0)
     if criterion.latency_budget_ms is not None and latency_ms > criterion.latency_budget_ms:
         reasons.append(
@@ -224,6 +227,11 @@ def _unfit(candidate: Card, code_version: str, criterion: Criterion) -> str | No
     return None if criterion.metric in candidate.metrics else f"its card has no {criterion.metric}"
 
 
+def _of_all_rows(comparison: Comparison, criterion: Criterion) -> bool:
+    """Whether it is that of all rows of a split, with the champion, by the application's metric."""
+    return (comparison.role, comparison.metric, comparison.slice) == ("champion", criterion.metric, None)
+
+
 def _worse_card(candidate: Card, champion: Card, criterion: Criterion) -> str | None:
     name = criterion.metric
     if name not in champion.metrics:
@@ -237,30 +245,41 @@ def _worse_card(candidate: Card, champion: Card, criterion: Criterion) -> str | 
     )
 
 
+def _without_proof(champion: Card, criterion: Criterion) -> str | None:
+    if not criterion.proof:
+        return None
+    return (
+        f"the application asks for proof, and it was not compared on the same test rows with the champion, version "
+        f"{champion.version}: only a person may promote it, by --force"
+    )
+
+
 def _refusing(comparisons: Sequence[Comparison], criterion: Criterion) -> list[Comparison]:
     """Those that speak against the candidate, with rule 3."""
-    proven = any(
-        (each.split, each.role, each.metric, each.slice) == (RECENT, "champion", criterion.metric, None)
+    gained = {
+        each.slice
+        for each in comparisons
+        if (each.split, each.role, each.metric) == (RECENT, "champion", criterion.metric)
         and each.difference > 0
         and each.p < _LEVEL
-        for each in comparisons
-    )
-    return [
-        each
-        for each in comparisons
-        if each.refused and not (proven and each.split == TEST and each.difference >= -criterion.forgetting_margin)
-    ]
+    }
+
+    def excused(each: Comparison) -> bool:
+        of_before = each.split == TEST and each.metric == criterion.metric and each.slice in gained
+        return of_before and each.difference >= -criterion.forgetting_margin
+
+    return [each for each in comparisons if each.refused and not excused(each)]
 
 
-def _without_effect(comparisons: Sequence[Comparison], criterion: Criterion) -> str | None:
+def _without_effect(asked: Comparison | None, champion: Card, criterion: Criterion) -> str | None:
+    """asked: the comparison with the champion that has to show the effect; None where there is none."""
     if criterion.minimum_effect is None:
         return None
-    whole = [
-        each
-        for each in comparisons
-        if each.role == "champion" and each.metric == criterion.metric and each.slice is None
-    ]
-    asked = next((each for each in whole if each.split == RECENT), whole[0])
+    if asked is None:
+        return (
+            f"the application asks for a minimum effect, and it was not compared on the same rows with the champion, "
+            f"version {champion.version}: only a person may promote it, by --force"
+        )
     if asked.difference >= criterion.minimum_effect and asked.p < _LEVEL:
         return None
     return (

@@ -133,6 +133,64 @@ def test_one_that_is_proven_better_on_recent_events_may_forget_a_little() -> Non
     assert judged(measured(right(900), right(990)), measured(right(700), right(500), RECENT)).reasons, "too much"
 
 
+def test_a_gain_on_recent_events_excuses_no_loss_of_another_metric() -> None:
+    right_N = right(800)
+    boasts = compared(same_rows(answers(right_N, sure=9), answers(right_N, sure=1.4)), TEST, 1, "champion", ACCURACY)
+    assert next(each for each in boasts if each.refused).difference > -0.3
+    lenient = Criterion(metric="accuracy", forgetting=0.3)
+    (reason,) = judged(boasts, measured(right(700), right(500), RECENT), criterion=lenient).reasons
+    assert "its confidence is" in reason
+
+
+def test_a_slice_s_loss_is_excused_by_that_slice_s_own_gain_alone() -> None:
+    country = ["CH"] * 900 + ["LI"] * 100
+    lenient = Criterion(metric="accuracy", forgetting=0.2)
+    before = measured(right(985), right(990, 10), criterion=lenient, country=country)
+    assert [each.slice for each in before if each.refused] == [None, "country=LI"]
+    of_all, of_others = right(600, 50), right(600)
+    recent = measured(of_all, right(500), RECENT, criterion=lenient, country=country)
+    assert not judged(before, recent, criterion=lenient).reasons
+    recent = measured(of_others, right(500), RECENT, criterion=lenient, country=country)
+    (reason,) = judged(before, recent, criterion=lenient).reasons
+    assert "where country=LI" in reason
+
+
+def test_a_version_that_was_compared_with_the_best_alone_is_held_against_the_champion_s_card() -> None:
+    even_with_best = measured(right(950), right(950), against=7, role="best")
+    worse, champion = gate.card(3, 0.5), gate.card(2, 0.9)
+    (reason,) = verdict(worse, champion, "c0de", ACCURACY, even_with_best).reasons
+    assert "0.5000 is worse than 0.9000 of the champion" in reason
+    assert not verdict(gate.card(3, 0.9), champion, "c0de", ACCURACY, even_with_best).reasons
+
+
+def test_what_else_speaks_against_a_version_counts_beside_cards() -> None:
+    (reason,) = judged(measured(right(900), right(950), against=7, role="best")).reasons
+    assert "of the best so far, version 7" in reason
+    (reason,) = judged(measured(right(480), right(500), RECENT)).reasons
+    assert "1,000 recent rows" in reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"), [({"proof": True}, "asks for proof"), ({"minimum_effect": 0.01}, "asks for a minimum effect")]
+)
+@pytest.mark.parametrize("metric", ["accuracy", "recall"])
+def test_cards_prove_nothing(asked: dict[str, Any], why: str, metric: str) -> None:
+    demanding = Criterion(metric=metric, **asked)
+    candidate, champion = gate.card(2, 0.99, recall=0.99), gate.card(1, 0.9)  # whose card has no recall
+    with_best = [] if metric == "recall" else measured(right(950), right(950), against=7, role="best")
+    for comparisons in ([], with_best):
+        (reason,) = verdict(candidate, champion, "c0de", demanding, comparisons).reasons
+        assert why in reason
+        assert "--force" in reason
+    assert not verdict(candidate, None, "c0de", demanding).reasons, "the first version has none to be compared with"
+    assert not verdict(candidate, candidate, "c0de", demanding).reasons, "it serves already"
+
+
+def test_recent_events_alone_may_show_a_minimum_effect() -> None:
+    demanding = Criterion(metric="accuracy", minimum_effect=0.01)
+    assert not judged(measured(right(965), right(950), RECENT), criterion=demanding).reasons
+
+
 def test_one_that_is_worse_on_recent_events_may_not_serve() -> None:
     (reason,) = judged(measured(right(995), right(990)), measured(right(480), right(500), RECENT)).reasons
     assert "1,000 recent rows" in reason
