@@ -204,7 +204,7 @@ def _of_offsets(events: DataFrame) -> list[QualityMeasure]:
 def _of_labels(
     spark: SparkSession, application: str, events: DataFrame, since: datetime | None
 ) -> list[QualityMeasure]:
-    """Of the labels that are known by now: an event's labels agree, and how late the newest came."""
+    """Of the labels that are known by now: an event's labels agree, and how late the first came."""
     first = events.groupBy("event_id").agg(F.min("kafka_timestamp").alias("taken"))
     labels = counted_labels(spark, application).where("label IS NOT NULL")
     if since is not None:  # else what is read grew with the years

@@ -17,6 +17,9 @@ _MOST_RESAMPLES, _FEWEST_RESAMPLES = 500, 200
 _ROWS_AT_ONCE = 1_000_000
 _ROWS_RESAMPLED = 20_000_000
 """About as many rows are drawn in all, so that a metric of a large split is not resampled for hours."""
+_FEWEST_ROWS = 20
+"""Draws from fewer spread less than samples do: of two rows, a test at 5 % would be wrong in one case of four. Of 20 it
+is in 6 % of the cases, and in 10 % where the differences are very skewed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ def mcnemar(ours_right_N: NDArray[np.bool_], theirs_right_N: NDArray[np.bool_]) 
 
 def resampled(difference_of: Callable[[NDArray[np.intp]], float], rows: int, seed: int = 0) -> Difference:
     """Of any metric. difference_of: how much better the first model is on some of the rows; NaN where these do not
-    determine it, as those of one class may. The same seed draws the same rows.
+    determine it, as those of one class may. The same seed draws the same rows. Fewer than 20 rows bound nothing.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13: percentile intervals.
     """
@@ -71,7 +74,7 @@ def resampled(difference_of: Callable[[NDArray[np.intp]], float], rows: int, see
     unbounded = Difference(
         value=difference_of(everything), low=None, high=None, p_better=1.0, p_worse=1.0, test="bootstrap"
     )
-    if rows < 2:
+    if rows < _FEWEST_ROWS:
         return unbounded
     with warnings.catch_warnings(action="ignore"):  # of equal models, between which no draw tells a difference
         drawn: Any = bootstrap(

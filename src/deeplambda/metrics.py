@@ -162,6 +162,11 @@ def _r2(judged: _Judged) -> float:
 
     if len(judged.labels) < 2:
         raise BadInput("r2 cannot be measured on one row", "give the split that it is measured on more rows")
+    if np.ptp(judged.labels) == 0:  # there is nothing to explain: scikit-learn gives 0 whatever the model says
+        raise BadInput(
+            f"r2 cannot be measured: all of the {len(judged.labels)} rows have the label {judged.labels[0]:g}",
+            "give the split that it is measured on rows with other labels, or name another metric",
+        )
     return float(r2_score(judged.labels, judged.decided))
 
 

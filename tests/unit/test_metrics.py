@@ -87,6 +87,12 @@ def test_metrics_of_numbers() -> None:
     assert measure(objective, "r2", labels, outputs) == pytest.approx(1 - 17 / (14 / 3))
 
 
+@pytest.mark.parametrize("labels", [[2.0], [2.0, 2.0, 2.0]])
+def test_r2_of_labels_that_are_all_alike_is_refused(labels: list[float]) -> None:
+    with pytest.raises(BadInput, match="r2 cannot be measured"):
+        measure(Regression(), "r2", labels, [[1.0]] * len(labels))
+
+
 @pytest.mark.parametrize(
     ("objective", "lower"),
     [

@@ -48,9 +48,22 @@ def test_resampling_finds_what_mcnemar_finds() -> None:
 
 
 def test_rows_that_do_not_determine_a_metric_bound_nothing() -> None:
-    for rows in (1, 10):
-        found = resampled(lambda chosen: float("nan") if len(set(chosen)) < 20 else 1.0, rows)
-        assert (found.low, found.high, found.p_better, found.p_worse) == (None, None, 1, 1)
+    found = resampled(lambda chosen: float("nan") if len(set(chosen)) < 30 else 1.0, 30)
+    assert (found.low, found.high, found.p_better, found.p_worse) == (None, None, 1, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 10, 19])
+def test_fewer_than_twenty_rows_bound_nothing_though_all_agree(rows: int) -> None:
+    found = resampled(lambda chosen: float(chosen.mean() * 0 - 1), rows)
+    assert (found.value, found.low, found.high, found.p_better, found.p_worse) == (-1, None, None, 1, 1)
+
+
+def test_of_twenty_rows_about_one_good_sample_in_twenty_looks_bad() -> None:
+    random, wrong = np.random.default_rng(11), 0
+    for sample in range(300):
+        gain_N = random.normal(0, 1, 20)
+        wrong += resampled(lambda chosen, of=gain_N: float(of[chosen].mean()), 20, seed=sample).p_worse < 0.05  # type: ignore[misc]
+    assert 0.02 <= wrong / 300 <= 0.1
 
 
 def test_a_difference_in_every_draw_is_surer_than_one_in_as_many() -> None:
