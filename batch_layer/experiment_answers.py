@@ -61,16 +61,20 @@ def _score(prediction: str | None, value: float | None, label: str) -> float | N
 
 
 def figures(connection: Connection, experiment: Experiment, criterion: Criterion) -> dict[str, Any]:
-    """An experiment's figures, by its rows of `experiment_answers`."""
+    """An experiment's figures, by its rows of `experiment_answers`; of a canary, since its first answer."""
     ours, theirs = _ANSWERS.candidate_score, _ANSWERS.champion_score
     sums = [column for score in (ours, theirs, ours - theirs) for column in _sums(score)]
+    counted = of_experiment(experiment)
+    if experiment.kind == "canary":  # what the champion answered before anybody asked the candidate is of another time
+        first = select(func.min(_ANSWERS.at)).where(counted, _ANSWERS.candidate.is_not(None)).correlate(None)
+        counted &= _ANSWERS.champion.is_(None) | (_ANSWERS.at >= first.scalar_subquery())
     query = select(
         func.count(_ANSWERS.candidate),
         _many(_ANSWERS.candidate == _ANSWERS.champion),
         func.count(_ANSWERS.error),
         func.count(func.coalesce(_ANSWERS.candidate_value, _ANSWERS.champion_value)),
         *sums,
-    ).where(of_experiment(experiment))
+    ).where(counted)
     answered, agreed, failed, numbers, *rest = connection.execute(query).one()
     candidate, champion, paired = (
         Scores(rows=rows, total=total or 0.0, squares=squares or 0.0, above=above, below=below)

@@ -26,14 +26,17 @@ from sqlalchemy import delete, insert
 from batch_layer.recompute import _scored
 from deeplambda.adapters import kafka, mysql
 from deeplambda.adapters.kafka import Publisher
+from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
+from deeplambda.objective import Classification, MultiLabel, Objective
 from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.state import registry
 from deeplambda.state.tables import SKEW
+from deeplambda.state.versions import load_code
 
 FIELDS = ("prediction", "confidence", "value", "scores")
 REFUSED = "refused"
@@ -81,26 +84,46 @@ def measure(spark: SparkSession, settings: Settings, application: str) -> list[S
     return found
 
 
-def differing(said: Prediction, found: Mapping[str, Any], usual: float = 1.0) -> set[str]:
-    """Fields in which stream and batch differ. found: a row of the batch view. usual: how large predicted numbers are.
+def differing(said: Prediction, found: Mapping[str, Any], objective: Objective, usual: float = 1.0) -> set[str]:
+    """Fields in which stream and batch differ. found: a row of the batch view. objective: of the version that said
+    both. usual: how large predicted numbers are.
 
-    Of two classes that are as likely as one another, to within the tolerance, either may be the answer.
+    Of two classes that are as likely as one another, to within the tolerance, either may be the answer. So may those on
+    the two sides of a threshold that both are as near to.
     """
-    scores = {} if found["scores"] is None else from_json(found["scores"])
+    of_stream, scores = said.scores or {}, {} if found["scores"] is None else from_json(found["scores"])
+    confidence = said.confidence
     differs = set()
     if said.prediction != found["prediction"]:
-        tie = scores.get(said.prediction, -1.0) >= scores.get(found["prediction"], 1.0) - TOLERANCE
+        either = _either(objective, (said.prediction, of_stream), (found["prediction"], scores))
         same_number = said.value is not None and _near(said.value, found["value"], usual)
-        if not (tie or same_number):
+        if not (either or same_number):
             differs.add("prediction")
-    if not _near(said.confidence, found["confidence"]):
+        if isinstance(objective, Classification) and objective.threshold is not None and confidence is not None:
+            confidence = 1 - confidence  # in the class that batch predicts
+    if not _near(confidence, found["confidence"]):
         differs.add("confidence")
     if not _near(said.value, found["value"], usual):
         differs.add("value")
-    of_stream = said.scores or {}
     if any(abs(of_stream[name] - scores[name]) > TOLERANCE for name in of_stream.keys() & scores.keys()):
         differs.add("scores")
     return differs
+
+
+_Answer = tuple[str, Mapping[str, float]]
+"""A prediction and the scores that it was made of."""
+
+
+def _either(objective: Objective, stream: _Answer, batch: _Answer) -> bool:
+    """Whether two unlike predictions are so near to one another that rounding decides between them."""
+    (one, _), (other, scores) = stream, batch
+    if isinstance(objective, MultiLabel):
+        names, threshold = (set(one.split(",")) ^ set(other.split(","))) - {""}, objective.threshold
+    elif isinstance(objective, Classification) and objective.threshold is not None:
+        names, threshold = {one, other} - {objective.classes[0]}, objective.threshold
+    else:
+        return scores.get(one, -1.0) >= scores.get(other, 1.0) - TOLERANCE
+    return all(_near(of.get(name), threshold) for name in names for _, of in (stream, batch))
 
 
 def _near(one: float | None, other: float | None, usual: float | None = None) -> bool:
@@ -157,6 +180,7 @@ def _of_version(
     try:
         with mysql.mysql_errors(), mysql.engine(settings, "platform").connect() as connection:
             card = registry.published_card(connection, application, version)
+        objective = load_code(ObjectStore(settings), settings, card).application.objective
         rows = _scored(settings, card, _archived(spark, application, said)).collect()
     except BadInput as exc:
         _log.warning("what the stream said by %s/%d is compared with nothing: %s", application, version, exc)
@@ -166,7 +190,7 @@ def _of_version(
     usual = statistics.median([abs(row["value"]) for _, row in compared if row["value"] is not None] or [0.0])
     differs: dict[str, list[str]] = defaultdict(list)
     for each, row in compared:
-        for field in {REFUSED} if row["reason"] is not None else differing(each, row, usual):
+        for field in {REFUSED} if row["reason"] is not None else differing(each, row, objective, usual):
             differs[field].append(each.event_id)
     for field in (*FIELDS, REFUSED) if compared else ():
         ids = differs[field]

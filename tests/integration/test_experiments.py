@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,11 @@ import psutil
 import pytest
 from pydantic_core import from_json
 
+from batch_layer.experiment_answers import figures
 from batch_layer.experiment_commands import begin
 from batch_layer.experiments import CANARY_FAILURES, _Followed, follow
 from batch_layer.gate import promote
+from batch_layer.live_answers import Label
 from batch_layer.publish import publish_run
 from batch_layer.shadow_step import shadowed
 from deeplambda.adapters import mysql
@@ -27,6 +30,7 @@ from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.records.experiments import CANARY_HEADER, Canary, ShadowShed
 from deeplambda.records.lifecycle import ChallengerFailed
+from deeplambda.records.predictions import Prediction
 from deeplambda.records.verdict import Verdict
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state import experiment_store, generation_store, registry
@@ -335,6 +339,44 @@ def test_what_a_shadow_has_shed_counts_once_however_often_its_record_is_taken(li
         with closing(_Followed(live.settings, live.experiment())) as followed:
             followed._answers([record])
     assert live.experiment().shed == 7
+
+
+def test_a_canary_is_compared_with_answers_since_its_own_first_one(live: Live) -> None:
+    begun = live.begin(GOOD, "canary", share=0.1)
+    canary, wider = (Canary(experiment=begun.number, version=GOOD, share=share) for share in (0.1, 0.5))
+    ids = [each for each in map("made-{}".format, range(200)) if wider.takes(each)]
+    controls = [each for each in ids if not canary.takes(each)]
+    candidate = next(each for each in ids if canary.takes(each))
+
+    def record(event_id: str, version: int, second: int) -> SimpleNamespace:
+        at = begun.started_at + timedelta(seconds=second)
+        made = Prediction(
+            application=live.name,
+            event_id=event_id,
+            kafka_partition=0,
+            kafka_offset=BEYOND,
+            occurred_at=at,
+            received_at=at,
+            predicted_at=at,
+            inference_ms=1.0,
+            model_version=version,
+            code_version="c0de",
+            prediction="a",
+            confidence=0.9,
+        )
+        return SimpleNamespace(value=made.model_dump_json().encode())
+
+    with closing(_Followed(live.settings, begun)) as followed:
+        followed._answers([record(each, BAD, 1) for each in controls[:10]])
+        followed._label([Label(each, "b", begun.started_at) for each in controls[:10]])
+        with mysql.engine(live.settings, "platform").connect() as connection:
+            assert figures(connection, begun, followed._criterion)["labelled"] == 0
+        followed._answers([record(controls[10], BAD, 4), record(candidate, GOOD, 3)])
+        followed._label([Label(each, "a", begun.started_at) for each in (controls[10], candidate)])
+        with mysql.engine(live.settings, "platform").connect() as connection:
+            found = figures(connection, begun, followed._criterion)
+    assert (found["answered"], found["labelled"]) == (1, 2)
+    assert (found["comparison"].candidate, found["comparison"].other) == (1, 1)
 
 
 def test_an_experiment_goes_on_when_what_works_on_it_is_killed(live: Live) -> None:
