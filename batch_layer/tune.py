@@ -4,8 +4,8 @@
    of the training rows that is set aside. None sees the test split, so what is measured there later is no luckier for
    having been tuned.
 2. The first trial has the application's own hyperparameters, or those of a generation's champion. The next draws are
-   made by a tree-structured Parzen estimator from what the trials before have reached. Source: Bergstra et al.,
-   Algorithms for Hyper-Parameter Optimization (2011), by Optuna.
+   made by a tree-structured Parzen estimator from what the trials before have reached, none twice. Source: Bergstra et
+   al., Algorithms for Hyper-Parameter Optimization (2011), by Optuna.
 3. ASHA ends the trials that are behind after 1, 3, 9, … epochs. Source: Li et al., A System for Massively Parallel
    Hyperparameter Tuning (2020).
 4. After each epoch a trial's metrics and tensors are stored on S3 (`batch_layer.trials`), before ASHA hears of it.
@@ -16,12 +16,14 @@ need neither files nor an account on S3, but this platform's packages, in the sa
 """
 
 import logging
+import math
 import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, product
 from threading import Thread
 from typing import Any
 
@@ -40,23 +42,25 @@ import torch
 from ray import tune as ray_tune
 from ray.exceptions import AuthenticationError
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.queue import Queue
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from batch_layer.checkpoint import run_id
-from batch_layer.feed import ShardFeed
+from batch_layer.feed import ShardFeed, fetch_shard
 from batch_layer.rows import Rows
 from batch_layer.trainer import all_hyperparameters
 from batch_layer.trial_worker import METRIC, Known, Told, arrays_of, run_trial
 from batch_layer.trials import Trial, TrialStore, key_of
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application, Choice, LogUniform, deciding_metric
+from deeplambda.application import Application, Choice, LogUniform, deciding_metric, learns
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, NotReady, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.metrics import lower_is_better
+from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.service.loops import in_one_line
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.splits import TRAIN, VALIDATION, ByTime
@@ -70,6 +74,8 @@ WORKER_BYTES = 512 << 20
 """What a worker with PyTorch and a small model takes beyond the shared rows; Ray runs no more than the memory holds."""
 _TOLD_AT_ONCE = 8
 """Epochs that wait to be stored; trials wait until S3 has caught up."""
+_DRAWN_AGAIN = 20
+"""So often a draw that was made before is made again, before one that was not is taken whatever the estimator says."""
 _log = logging.getLogger(__name__)
 
 
@@ -85,8 +91,8 @@ def tune(
     gpus: float | None = None,
     told: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """The trials, best first; running it again goes on, or adds to them when `trials` is more than there are. Ray is
-    started only where there is something left to train.
+    """The trials, best first; running it again goes on, or adds to them when `trials` is more than there are. There are
+    no more than the search space has draws. Ray is started only where there is something left to train.
 
     dataset: one that is wholly prepared. overrides: of the application's hyperparameters that are not in its search
     space. first: what the first trial has of the search space, in place of the application's own. cpus, gpus: that a
@@ -98,6 +104,10 @@ def tune(
     application = packed.load()
     fixed = all_hyperparameters(application, overrides)
     space = search_space(application, overrides)
+    choices = _choices(application, space)
+    if choices is not None and (draws := math.prod(map(len, choices.values()))) < trials:
+        _log.warning("the search space of %s has %d draws: there are no more trials", application.name, draws)
+        trials = draws
     lower = lower_is_better(application, deciding_metric(application))
     study = run_id(dataset, packed.code_version, fixed | {"search_space": sorted(space)})
     kept = _Kept(TrialStore(ObjectStore(settings), packed.name, study), told)
@@ -198,6 +208,49 @@ def _rank(trial: Trial, lower: bool) -> tuple[bool, float, int, str]:
     return failed, metric if lower else -metric, -trial.epochs, trial.key
 
 
+class _EachOnce(OptunaSearch):  # type: ignore[misc]
+    """Makes no draw twice: a trial is known by its draw, and another one would train the same once more.
+
+    choices: by name, where the search space has no other values.
+    """
+
+    def __init__(self, space: dict[str, Any], choices: Mapping[str, Sequence[Any]] | None, **others: Any) -> None:
+        super().__init__(space, **others)
+        self._choices, self._drawn = choices, set[str]()
+
+    def suggest(self, trial_id: str) -> Any:
+        for _ in range(_DRAWN_AGAIN):
+            drawn = super().suggest(trial_id)
+            if self._take(drawn):
+                return drawn
+            self._ot_study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)  # tells it nothing
+        names, values = (self._choices or {}).keys(), (self._choices or {}).values()
+        left = (dict(zip(names, each, strict=True)) for each in product(*values))
+        if self._choices is None or (drawn := next(filter(self._take, left), None)) is None:
+            return Searcher.FINISHED
+        self._ot_study.enqueue_trial(drawn)
+        return super().suggest(trial_id)
+
+    def _take(self, drawn: Mapping[str, Any]) -> bool:
+        """Whether it is new; it is not, from now on."""
+        key = key_of(drawn)
+        new = key not in self._drawn
+        self._drawn.add(key)
+        return new
+
+
+def _choices(application: Application, space: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+    """Of each name in the search space, its values, each once; None where one of them is drawn from numbers."""
+    found = {}
+    for name in space:
+        there = application.search_space[name]
+        if isinstance(there, LogUniform) and there.low < there.high:
+            return None
+        values = there.values if isinstance(there, Choice) else (there.low,)
+        found[name] = list({to_json(value): value for value in values}.values())
+    return found
+
+
 def _searcher(
     application: Application, space: dict[str, Any], lower: bool, fixed: Mapping[str, Any], known: list[Trial]
 ) -> OptunaSearch:
@@ -207,8 +260,9 @@ def _searcher(
     points = [_as_declared(application, trial.drawn) for trial in known]
     if not points and _draws(application, own):
         points = [own]
-    return OptunaSearch(
+    return _EachOnce(
         OptunaSearch.convert_search_space(space),
+        _choices(application, space),
         metric=METRIC,
         mode=_mode(lower),
         points_to_evaluate=points,
@@ -258,20 +312,19 @@ def _some(values: Choice | LogUniform) -> Any:
 
 def _rows_of_trials(settings: Settings, application: Application, dataset: str) -> tuple[Rows, Rows]:
     """What trials train on, and what they are compared on: as many shards of each split as fit the trainer's memory."""
-    shards: dict[str, dict[int, Rows]] = {TRAIN: {}, VALIDATION: {}}
-    room_bytes, left_out = settings.trainer_memory_mb * 2**20, 0
-    for shard in ShardFeed(settings, application, dataset):
-        announcement = shard.announcement
-        if announcement.split in shards and announcement.size_bytes <= room_bytes:
-            room_bytes -= announcement.size_bytes
-            shards[announcement.split][announcement.partition] = Rows.of(shard.features, shard.labels_N)
-        elif announcement.split in shards:
-            left_out += 1
-    if left_out:
+    store, listed = ObjectStore(settings), list(ShardFeed(settings, application, dataset).listed())
+    chosen = _with_room(listed, settings.trainer_memory_mb * 2**20)
+    if left_out := sum(each.split in chosen for each in listed) - sum(map(len, chosen.values())):
         _log.warning("trials do without %d shards, which DEEPLAMBDA_TRAINER_MEMORY_MB has no room for", left_out)
-    training, validation = (_joined([of[partition] for partition in sorted(of)]) for of in shards.values())
-    if len(training) and len(validation):
-        return training, validation
+    fetched = ((fetch_shard(store, each) for each in of_split) for of_split in chosen.values())
+    training, validation = (_joined([Rows.of(each.features, each.labels_N) for each in of]) for of in fetched)
+    if any(each.split == VALIDATION and each.rows for each in listed):
+        if len(training) and len(validation):
+            return training, validation
+        raise BadInput(
+            f"trials have no room for a shard of each split of data set {dataset} of {application.name}",
+            "give more DEEPLAMBDA_TRAINER_MEMORY_MB",
+        )
     if len(training) * VALIDATION_SHARE < 1:
         raise BadInput(
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
@@ -282,7 +335,33 @@ def _rows_of_trials(settings: Settings, application: Application, dataset: str) 
             "same time, are on both sides, so what learns them by heart looks best; give its splits a validation part",
             application.name,
         )
+    if learns(application):
+        _log.warning(
+            "trials of %s are compared on rows that are set aside from those that its fit has seen with their labels: "
+            "what trusts the learned state too much may look best; give its splits a validation part",
+            application.name,
+        )
     return _set_aside(training)
+
+
+def _with_room(listed: Sequence[PartitionPrepared], room_bytes: int) -> dict[str, list[PartitionPrepared]]:
+    """By split, the shards that fit, by partition.
+
+    The validation split has the first share of the room, as large as what would be set aside without one; the training
+    rows have the next, and the rest of the validation split what they leave.
+    """
+    training, validation = (
+        sorted((each for each in listed if each.split == split), key=lambda each: each.partition)
+        for split in (TRAIN, VALIDATION)
+    )
+    until = accumulate(each.size_bytes for each in validation)
+    first = max(1, sum(end_bytes <= room_bytes * VALIDATION_SHARE for end_bytes in until))
+    chosen: dict[str, list[PartitionPrepared]] = {TRAIN: [], VALIDATION: []}
+    for shard in (*validation[:first], *training, *validation[first:]):
+        if shard.size_bytes <= room_bytes:
+            room_bytes -= shard.size_bytes
+            chosen[shard.split].append(shard)
+    return chosen
 
 
 def _joined(shards: list[Rows]) -> Rows:

@@ -186,6 +186,12 @@ def test_preparing_again_after_a_crash_makes_only_the_shards_that_are_missing(
     splits = [shard.split for shard in whole]
     assert splits.count("train") > 2, "shards are of a size in bytes, and the rows do not fit one"
     assert splits.index("test") == splits.count("train"), "the train split comes first"
+    held = {split: sum(each.rows for each in whole if each.split == split) for split in splits}
+    half_mb = sum(each.size_bytes for each in whole) / 2 / 2**20
+    little = bench.settings.model_copy(update={"trainer_memory_mb": half_mb})
+    training, compared = _rows_of_trials(little, bench.packed.load(), dataset.id)
+    assert 0 < len(training) < held["train"]
+    assert 0 < len(compared) <= held["validation"], "it keeps its place though not all rows have room"
 
     s3, bucket = bench.store.client, bench.store.bucket
     place = (dataset.application, dataset.id, "train", 1)

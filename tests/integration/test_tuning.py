@@ -188,6 +188,19 @@ def test_nothing_to_search_is_refused(stack: Settings, application: PackedApplic
 
 
 @pytest.mark.long
+def test_a_search_space_of_few_draws_has_as_many_trials_and_then_ends(
+    stack: Settings, application: PackedApplication, dataset: str
+) -> None:
+    given: dict[str, Any] = {"dataset": dataset, "overrides": {"learning_rate": 0.02, "epochs": 2}, "trials": 5}
+    found = tune(stack, application, **given)
+    assert sorted(trial.drawn["hidden"] for trial in found) == [8, 16]
+    assert all(trial.ended and 1 <= trial.epochs <= 2 for trial in found)
+    states: list[Trial] = []
+    assert tune(stack, application, **given, told=states.append) == found
+    assert len(states) == 2, "what is known is told, and nothing is trained"
+
+
+@pytest.mark.long
 def test_trials_run_on_the_cluster_whose_address_is_given(
     cluster: Settings, application: PackedApplication, dataset: str
 ) -> None:
