@@ -119,7 +119,8 @@ class Application(ABC):
     what the accuracy of equal runs differs by with other seeds."""
     proof: ClassVar[bool] = False
     """Whether the rows must show beyond chance that a version is within the margin; else it has to be so as measured,
-    since the rows of a small test split show little."""
+    since the rows of a small test split show little. Where the champion cannot answer the same rows,
+    nothing is shown and the version is refused; so it is with a minimum effect."""
     minimum_effect: ClassVar[float | None] = None
     """In the first metric's unit, how much better than the champion a version must be, beyond chance; None: not at all.
     It is asked of the newest labelled events where there are any, else of the test split."""
