@@ -52,7 +52,10 @@ def test_a_backup_brings_back_what_was_destroyed(
     compose: Compose, client: Settings, demo: str, test_images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     before = settled(client)
+    compose("up", "--detach", "--no-deps", "--wait", "--scale", "model=2", "model")
+    ran = {each["ID"] for each in compose.containers() if each["State"] == "running"}
     compose.script("scripts/backup", str(tmp_path / "copy"))
+    assert {each["ID"] for each in compose.containers() if each["State"] == "running"} == ran
     compose("down", "--volumes")
     compose.script("scripts/restore", str(tmp_path / "copy"))
     assert contents(client) == before
