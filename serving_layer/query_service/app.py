@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(TimeLimitExceeded, _too_long)
 
     reader, rules = mysql.engine(settings, "reader"), policy(settings)
-    hive_queries = HiveQueries(settings, QueriesTable(mysql.engine(settings, "platform")))
+    hive_queries = HiveQueries(settings, QueriesTable(mysql.engine(settings, "queries")))
     app.extensions["hive_queries"] = hive_queries
 
     own_names = {host_of(settings.query_url), "127.0.0.1", "localhost", "::1"}

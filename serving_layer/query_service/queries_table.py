@@ -16,7 +16,7 @@ _UNFINISHED = ("queued", "running")
 
 
 class QueriesTable:
-    """engine: of the account `platform`. Every method raises NotReady when MySQL does not answer."""
+    """engine: of the account `queries`. Every method raises NotReady when MySQL does not answer."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

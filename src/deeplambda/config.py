@@ -118,7 +118,8 @@ class Settings(BaseSettings):
     )
     kafka_host_address: str = Field(
         default="127.0.0.1:9094",
-        description="HOST:PORT at which clients outside the containers reach the broker inside; used in compose only.",
+        description="HOST:PORT that the broker in a container sends clients outside to; compose makes it of "
+        "DEEPLAMBDA_KAFKA_HOST and DEEPLAMBDA_KAFKA_PORT.",
     )
     kafka_partitions: int = Field(
         default=2, ge=1, le=4096, description="Number of partitions that an application's topics are created with."
@@ -169,7 +170,11 @@ class Settings(BaseSettings):
     )
     mysql_platform_password: SecretStr = Field(
         default=SecretStr(""),
-        description="Password of the MySQL account `platform`, which writes the registry and queries.",
+        description="Password of the MySQL account `platform`, which writes the registry.",
+    )
+    mysql_queries_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the MySQL account `queries`, with which the query service keeps what Hive is asked.",
     )
     mysql_views_password: SecretStr = Field(
         default=SecretStr(""), description="Password of the MySQL account `views`, which writes the real-time views."

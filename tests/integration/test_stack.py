@@ -193,7 +193,7 @@ def test_the_platform_writes_rows_but_changes_no_table(stores: Settings) -> None
 
 
 def test_a_login_without_password_is_refused(stores: Settings) -> None:
-    for account in ("root", "metastore", "platform", "views", "reader", "analyst", ""):
+    for account in ("root", "metastore", "platform", "views", "queries", "reader", "analyst", ""):
         with pytest.raises(pymysql.MySQLError, match="Access denied"):
             log_in(stores, account, "")
 

@@ -432,7 +432,7 @@ def test_dead_letters_are_counted_whichever_part_wrote_them(stack: Settings, pub
     assert letters() < 2 * LETTERS, "none is counted twice"
 
 
-@pytest.mark.parametrize("account", ["analyst", "reader", "views"])
+@pytest.mark.parametrize("account", ["analyst", "queries", "reader", "views"])
 def test_accounts_can_do_no_more_than_their_part_needs(stack: Settings, account: mysql.Account) -> None:
     for statement in (
         insert(HORIZONS).values(
@@ -440,7 +440,12 @@ def test_accounts_can_do_no_more_than_their_part_needs(stack: Settings, account:
         ),
         delete(OUTBOX),
         text("DROP TABLE realtime_predictions"),
-        text("SELECT * FROM queries") if account != "views" else text("DELETE FROM queries"),
+        text("SELECT * FROM queries" if account in ("analyst", "reader") else "DELETE FROM queries"),
+        *(
+            [text("SELECT * FROM promotions"), insert(OUTBOX).values(topic="digits.events")]
+            if account == "queries"
+            else []
+        ),
     ):
         with mysql.engine(stack, account).connect() as connection, pytest.raises(OperationalError, match="denied"):
             connection.execute(statement)

@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from deeplambda.config import Settings, port_of
 from deeplambda.errors import ConfigurationError, Conflict, NotReady
 
-Account = Literal["root", "platform", "views", "reader", "analyst"]
+Account = Literal["root", "platform", "views", "queries", "reader", "analyst"]
 
 
 class UtcDateTime(TypeDecorator[datetime]):

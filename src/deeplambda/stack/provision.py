@@ -13,9 +13,9 @@ from pymysql.cursors import Cursor
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.errors import ConfigurationError
 
-CONNECTIONS = {"analyst": 60, "reader": 80}
-"""At once, of people and dashboards, and of the services that ask for analysts: of the server's 200 the others are left
-to what writes."""
+CONNECTIONS = {"analyst": 60, "queries": 20, "reader": 80}
+"""At once, of people and dashboards, of what the query service keeps, and of the services that ask for analysts: of the
+server's 200 the others are left to what writes."""
 _VIEWS_WRITE = {"realtime_predictions", "shown_horizons", "metrics"}
 
 # The metastore makes its own tables but for these of its transactions, of which it clears a database that is dropped.
@@ -73,6 +73,7 @@ def mysql_accounts(settings: Settings) -> None:
         "metastore": settings.mysql_metastore_password,
         "platform": settings.mysql_platform_password,
         "views": settings.mysql_views_password,
+        "queries": settings.mysql_queries_password,
         "reader": settings.mysql_reader_password,
         "analyst": settings.analyst_password,
         "superset": settings.mysql_superset_password,
@@ -106,6 +107,7 @@ def mysql_accounts(settings: Settings) -> None:
         for table, columns in _METASTORE_TABLES.items():
             cursor.execute(f"CREATE TABLE IF NOT EXISTS metastore.{table} ({columns})")
         cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{settings.mysql_database}`.* TO platform@'%'")
+        cursor.execute(f"GRANT SELECT, INSERT, UPDATE ON `{settings.mysql_database}`.queries TO queries@'%'")
         for table in _tables(cursor, settings.mysql_database):
             cursor.execute(f"GRANT {views_rights(table)} ON `{settings.mysql_database}`.`{table}` TO views@'%'")
             if table not in HIDDEN_FROM_ANALYSTS:

@@ -11,6 +11,7 @@ FIELDS = {
     "mysql_metastore_password",
     "mysql_platform_password",
     "mysql_views_password",
+    "mysql_queries_password",
     "mysql_reader_password",
     "mysql_superset_password",
     "analyst_password",

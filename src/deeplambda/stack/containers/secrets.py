@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deeplambda.adapters.kafka import plain_login
 from deeplambda.config import Settings, secret_fields
+from deeplambda.errors import ConfigurationError
 from deeplambda.jvm.files import write_private
 from deeplambda.stack.broker import durable_defaults
 from deeplambda.stack.containers import mosquitto
@@ -28,7 +29,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "model": ("kafka_password", "s3_secret_key", "token_key"),
     "mqtt-bridge": ("kafka_producer_password", "mqtt_bridge_password"),
     "mysql": ("mysql_root_password",),
-    "query": ("analyst_password", "mysql_platform_password", "mysql_reader_password", "token_key"),
+    "query": ("analyst_password", "mysql_queries_password", "mysql_reader_password", "token_key"),
     "spark": ("spark_secret",),
     "stream": ("kafka_password", "s3_secret_key", "spark_secret"),
     "superset": ("analyst_password", "mysql_superset_password", "superset_admin_password", "superset_secret_key"),
@@ -45,6 +46,9 @@ def hand_out(settings: Settings, root: Path) -> list[str]:
     made = make_missing_secrets(settings, root / OPERATOR)
     values = {field: (root / OPERATOR / f"deeplambda_{field}").read_text() for field in secret_fields()}
     for reader, fields in READERS.items():
+        for file in (root / reader).glob("deeplambda_*"):
+            if file.name.removeprefix("deeplambda_") not in fields:  # another version's
+                file.unlink()
         for field in fields:
             write_private(root / reader / f"deeplambda_{field}", values[field])
     write_private(root / "kafka" / "server.properties", kafka_properties(settings, values))
@@ -61,8 +65,9 @@ def kafka_properties(settings: Settings, values: Mapping[str, str]) -> str:
     """The broker's configuration, as the image `apache/kafka` takes it up from `/mnt/shared/config`.
 
     Every client logs in; the account `platform` may do all, the others what the access lists give them. The listener
-    HOST is for clients outside the containers' networks.
+    HOST is for clients outside the containers' networks. Raises: ConfigurationError, as `check_kafka_host` does.
     """
+    check_kafka_host(settings.kafka_host_address.rpartition(":")[0])
     accounts = (("platform", values["kafka_password"]), ("producer", values["kafka_producer_password"]))
     login = plain_login(*accounts[0], *accounts)
     properties = durable_defaults(settings) | {
@@ -83,6 +88,15 @@ def kafka_properties(settings: Settings, values: Mapping[str, str]) -> str:
         "log.dirs": "/var/lib/kafka/data",
     }
     return "".join(f"{name}={value}\n" for name, value in properties.items())
+
+
+def check_kafka_host(host: str) -> None:
+    """Raises: ConfigurationError where Kafka would tell its clients to come to `host`, and nobody can."""
+    if host.strip("[] ") in ("", "0.0.0.0", "::"):  # noqa: S104  # refused
+        raise ConfigurationError(
+            f"Kafka would send its clients to {host!r}, which is every address of a machine and so none to come to",
+            "set DEEPLAMBDA_KAFKA_HOST to this machine's name or address as clients know it, in .env",
+        )
 
 
 def client_properties(settings: Settings, values: Mapping[str, str]) -> str:

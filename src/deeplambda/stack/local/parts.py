@@ -84,8 +84,8 @@ _PYTHON = {
 _KAFKA = ("kafka_bootstrap", "kafka_security", "kafka_user", "kafka_password", "kafka_partitions")
 _S3 = ("s3_endpoint", "s3_region", "s3_bucket", "s3_access_key", "s3_secret_key")
 _MYSQL = (
-    *("mysql_address", "mysql_database", "mysql_platform_password", "mysql_views_password", "mysql_reader_password"),
-    "analyst_password",
+    *("mysql_address", "mysql_database", "mysql_platform_password", "mysql_views_password", "mysql_queries_password"),
+    *("mysql_reader_password", "analyst_password"),
 )
 _SPARK = ("metastore_uri", "spark_master", "spark_driver_host", "spark_options", "spark_secret", "checkpoint_location")
 _GENERATIONS = (
