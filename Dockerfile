@@ -11,10 +11,11 @@ FROM ${BASE} AS system
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates openjdk-17-jre-headless procps python3 \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    && ln --symbolic "java-17-openjdk-$(dpkg --print-architecture)" /usr/lib/jvm/java-17
 # The system's certificates, to which a company may have added its own.
 ENV UV_SYSTEM_CERTS=1 \
-    JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 \
+    JAVA_HOME=/usr/lib/jvm/java-17 \
     PATH=/opt/deeplambda/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
@@ -54,7 +55,7 @@ LABEL org.opencontainers.image.title="DeepLambda" \
 # its owner from the folder that it is mounted on.
 RUN groupadd --gid 1000 deeplambda \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /data --shell /usr/sbin/nologin deeplambda \
-    && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist} \
+    && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist,/spark} \
     /secrets{,/operator,/archive,/gateway,/generations,/grafana,/kafka,/metastore,/model,/mqtt,/mqtt-bridge,/mysql} \
     /secrets/{query,s3,spark,stream,superset,views} \
     /volumes/{kafka-data,s3-data,mysql-data,stream-checkpoints,archive-checkpoints,grafana-data,mqtt,secrets-operator}

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
-COMPOSE_ONLY = {"BIND", "IMAGE", "MNIST_DIR"}
+COMPOSE_ONLY = {"BIND", "IMAGE", "KAFKA_HOST", "MNIST_DIR"}
 """Settings that compose itself reads, without `DEEPLAMBDA_`; and those that end in one of `ENDINGS`."""
 ENDINGS = ("_PORT", "_SPARK_OPTIONS", "CLUSTER_ID", "WORKER_CORES", "WORKER_MEMORY", "WORKER_LIMIT", "_THREADS")
 
@@ -40,6 +40,28 @@ def folders_of_the_image() -> set[str]:
 @pytest.mark.parametrize("service", ["secrets", "volumes"])
 def test_a_new_volume_belongs_to_the_images_user(service: str) -> None:
     assert set(mounted(service).values()) <= folders_of_the_image()
+
+
+def test_what_executors_cannot_hold_lies_on_disk() -> None:
+    assert "/data/spark" in SERVICES["spark-worker"]["volumes"]
+    assert "/data/spark" in folders_of_the_image()
+
+
+LONG_RUNNING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]
+
+
+@pytest.mark.parametrize("service", LONG_RUNNING)
+def test_a_service_that_stays_up_is_bounded_and_has_time_to_end(service: str) -> None:
+    assert {"mem_limit", "stop_grace_period"} <= set(SERVICES[service])
+
+
+def test_what_is_unset_is_what_the_example_says() -> None:
+    """The doctor counts with the example's numbers."""
+    example = dict(re.findall(r"^#(DEEPLAMBDA_\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    text = (ROOT / "docker-compose.yml").read_text()
+    used = re.findall(r"\$\{(DEEPLAMBDA_WORKER_\w+):-([^}]*)\}", text)
+    assert len(used) == 3
+    assert {name: example[name] for name, _ in used} == dict(used)
 
 
 def test_every_reader_of_secrets_has_a_volume_that_the_first_step_fills() -> None:

@@ -1,6 +1,7 @@
 """What is wrong with the settings of docker compose, in `.env`, and with what they name."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ from dotenv import dotenv_values
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, NotReady
 from deeplambda.stack import probes
+from deeplambda.stack.containers.secrets import check_kafka_host
+from deeplambda.stack.containers.spark_daemons import EXECUTOR_OVERHEAD_MB, HEAP_MB
 from deeplambda.stack.findings import GIB, NOMINAL, Finding
 
 PROJECT = Path("/project")
 """Where the operator's container sees the folder of docker-compose.yml."""
 _PREFIX = "DEEPLAMBDA_"
 _MEMORY = re.compile(r"[1-9]\d*[bkmg]", re.IGNORECASE)
+_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _PORTS = range(1, 1 << 16)
 
 
@@ -50,12 +54,18 @@ def examine_env_file(folder: Path) -> list[Finding]:
         given = dotenv_values(folder / ".env") if (folder / ".env").exists() else {}
     except OSError as exc:
         return [Finding("Settings", f"cannot read {exc.filename}", f"let user 1000 read it: chmod o+r {exc.filename}")]
-    known = re.findall(rf"^#?({_PREFIX}\w+)=", example, re.MULTILINE)
+    defaults = dict(re.findall(rf"^#?({_PREFIX}\w+)=(.*)$", example, re.MULTILINE))
+    known = list(defaults)
     wrong = [
         Finding(f"Setting {name}", *problem)
         for name, value in given.items()
         if name.startswith(_PREFIX) and (problem := _problem(name, value or "", known))
     ]
+    if not wrong:
+        wrong = [
+            *_kafka_host(given),
+            *_worker_limit(defaults | {name: value for name, value in given.items() if value}),
+        ]
     return wrong or [Finding("Settings", f"{len(given)} in .env, each one known")]
 
 
@@ -79,12 +89,44 @@ def check_machine(settings: Settings) -> None:
         raise ConfigurationError(f"this machine has {finding.found}", finding.remedy)
 
 
+def _kafka_host(given: Mapping[str, str | None]) -> list[Finding]:
+    """What is wrong with where compose has Kafka send its clients."""
+    host = given.get("DEEPLAMBDA_KAFKA_HOST") or given.get("DEEPLAMBDA_BIND") or "127.0.0.1"
+    try:
+        check_kafka_host(host)
+    except ConfigurationError as exc:
+        return [Finding("Setting DEEPLAMBDA_KAFKA_HOST", exc.message, exc.remedy or "")]
+    return []
+
+
+def _worker_limit(values: Mapping[str, str | None]) -> list[Finding]:
+    """Whether a Spark worker's container holds what its executors may take."""
+    size = {name: _bytes(str(values[f"DEEPLAMBDA_WORKER_{name}"])) for name in ("MEMORY", "LIMIT")}
+    beyond_mb = HEAP_MB + int(str(values["DEEPLAMBDA_WORKER_CORES"])) * EXECUTOR_OVERHEAD_MB
+    needed_mb = size["MEMORY"] / _UNITS["m"] + beyond_mb
+    if size["LIMIT"] >= needed_mb * _UNITS["m"]:
+        return []
+    return [
+        Finding(
+            "Setting DEEPLAMBDA_WORKER_LIMIT",
+            f"{values['DEEPLAMBDA_WORKER_LIMIT']} is less than a worker may take: its memory and {beyond_mb} MiB",
+            f"give {math.ceil(needed_mb)}m, or lower DEEPLAMBDA_WORKER_MEMORY or DEEPLAMBDA_WORKER_CORES",
+        )
+    ]
+
+
+def _bytes(amount: str) -> int:
+    return int(amount[:-1]) * _UNITS[amount[-1].lower()]
+
+
 def _problem(name: str, value: str, known: list[str]) -> tuple[str, str] | None:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         return "nothing reads it", f"write {near[0]}" if near else "remove it; .env.example names what there is"
     if name.endswith("_PORT") and not (value.isdecimal() and int(value) in _PORTS):
         return f"{value!r} is no port", "give a number from 1 to 65535"
+    if name == "DEEPLAMBDA_WORKER_CORES" and value and not (value.isdecimal() and int(value)):
+        return f"{value!r} is no number of task slots", "give one such as 4"
     if name in ("DEEPLAMBDA_WORKER_MEMORY", "DEEPLAMBDA_WORKER_LIMIT") and not _MEMORY.fullmatch(value):
         return f"{value!r} is no amount of memory", "give one such as 2g or 2560m"
     return None

@@ -3,15 +3,21 @@
 Source: Spark's guides on its standalone mode and on security.
 """
 
+import fcntl
 import os
+import shutil
 import socket
+from pathlib import Path
+from tempfile import mkdtemp
 
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.jvm.commands import java_command
-from deeplambda.jvm.files import write_private
+from deeplambda.jvm.files import only_one, write_private
 from deeplambda.jvm.ivy import pyspark_jars
 
 HEAP_MB = 256
+EXECUTOR_OVERHEAD_MB = 384
+"""What an executor may take beyond its heap: what Spark asks a cluster for where it asks for memory in one number."""
 _WEB_PORT = 8080
 
 
@@ -25,11 +31,36 @@ def master_command(settings: Settings) -> list[str]:
 def worker_command(settings: Settings, cores: int, memory: str) -> list[str]:
     """A worker that offers `cores` task slots and `memory` (such as `3g`) to the executors it starts."""
     scratch = settings.data_dir / "spark"
-    arguments = ["--cores", str(cores), "--memory", memory, "--host", socket.gethostname(), "--work-dir", str(scratch)]
+    arguments = ["--cores", str(cores), "--memory", memory, "--host", socket.gethostname()]
+    # Apart from what executors keep: of its work folder the worker clears whatever has not changed for an hour.
+    arguments += ["--work-dir", str(scratch / "work")]
     command = _daemon(settings, "org.apache.spark.deploy.worker.Worker", [*arguments, settings.spark_master])
     os.environ["SPARK_SCALA_VERSION"] = "2.13"  # Spark's start scripts name it to what builds the executors' commands
-    os.environ["SPARK_LOCAL_DIRS"] = str(scratch)  # where its executors keep what does not fit into memory
+    os.environ["SPARK_LOCAL_DIRS"] = str(_own_folder(scratch / "local"))
     return command
+
+
+def _own_folder(parent: Path) -> Path:
+    """Where this worker's executors keep what does not fit into memory; those of workers that have ended are removed.
+
+    The program that this process becomes holds the folder's lock.
+    """
+    with only_one(parent.with_suffix(".lock")):
+        parent.mkdir(parents=True, exist_ok=True)
+        for folder in parent.iterdir():
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            except BlockingIOError:
+                pass  # a worker's that lives
+            finally:
+                os.close(descriptor)
+        own = Path(mkdtemp(dir=parent))
+        descriptor = os.open(own, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.set_inheritable(descriptor, True)
+    return own
 
 
 def _daemon(settings: Settings, main_class: str, arguments: list[str]) -> list[str]:
@@ -54,7 +85,7 @@ def _properties(settings: Settings) -> str:
         "spark.master.rest.enabled": "false",  # it would take jobs from anybody
         "spark.worker.cleanup.enabled": "true",
         "spark.worker.cleanup.appDataTtl": "3600",
-        # Executors tell of each task, in files that lie in memory here and count as the container's.
+        # Executors tell of each task.
         "spark.executor.logs.rolling.strategy": "size",
         "spark.executor.logs.rolling.maxSize": str(10 * 1024 * 1024),
         "spark.executor.logs.rolling.maxRetainedFiles": "2",

@@ -33,6 +33,12 @@ def test_no_env_file_is_fine(project: Path) -> None:
             "'2 gigabytes' is no amount of memory",
             "give one such as 2g or 2560m",
         ),
+        ("DEEPLAMBDA_WORKER_CORES=many", "'many' is no number of task slots", "give one such as 4"),
+        (
+            "DEEPLAMBDA_WORKER_LIMIT=2560m",
+            "2560m is less than a worker may take: its memory and 1792 MiB",
+            "give 3840m, or lower DEEPLAMBDA_WORKER_MEMORY or DEEPLAMBDA_WORKER_CORES",
+        ),
     ],
 )
 def test_a_wrong_line_is_named(project: Path, line: str, found: str, remedy: str) -> None:
@@ -40,6 +46,22 @@ def test_a_wrong_line_is_named(project: Path, line: str, found: str, remedy: str
     (finding,) = examine_env_file(project)
     assert finding.subject == f"Setting {line.partition('=')[0]}"
     assert (finding.found, finding.remedy) == (found, remedy)
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_fine"),
+    [
+        ("DEEPLAMBDA_BIND=0.0.0.0", False),
+        ("DEEPLAMBDA_BIND=0.0.0.0\nDEEPLAMBDA_KAFKA_HOST=0.0.0.0", False),
+        ("DEEPLAMBDA_BIND=0.0.0.0\nDEEPLAMBDA_KAFKA_HOST=data.example.com", True),
+        ("DEEPLAMBDA_BIND=192.0.2.7", True),
+    ],
+)
+def test_kafka_has_to_know_where_its_clients_find_it(project: Path, lines: str, is_fine: bool) -> None:
+    (project / ".env").write_text(lines)
+    (finding,) = examine_env_file(project)
+    assert finding.is_fine is is_fine
+    assert is_fine or finding.subject == "Setting DEEPLAMBDA_KAFKA_HOST"
 
 
 def test_every_example_is_right(project: Path) -> None:
