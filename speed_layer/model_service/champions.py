@@ -90,7 +90,9 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
 
 
 class ChampionWatch:
-    """One application's champion. `current` and `error` may be read from any thread.
+    """One application's champion. `current`, `error` and `was_tried` may be read from any thread.
+
+    was_tried: whether the champion of the start was loaded, or could not be, or there was none.
 
     on_swap, on_failure: callbacks that the watching thread calls with the application's name: the one with the version
     that it has put in place as well, or 0, the other after each failed load. `start_service` passes those that count.
@@ -107,6 +109,7 @@ class ChampionWatch:
         self.name = name
         self.current: Champion | None = None
         self.error: str | None = "Kafka has not answered yet"
+        self.was_tried = False
         self._settings, self._store = settings, ObjectStore(settings)
         self._on_swap, self._on_failure = on_swap, on_failure
         self._pending: ModelPromoted | None = None
@@ -177,6 +180,7 @@ class ChampionWatch:
                         self._busy_at = time.monotonic()
                         if at_end:  # before, the newest promotion may be one of long ago
                             self._load_pending()
+                            self.was_tried = True
                             self._follow_orders()
                         self._heard_at += time.monotonic() - self._busy_at
                         self._busy_at = None

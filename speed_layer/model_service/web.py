@@ -138,6 +138,14 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             check_fresh(settings, watch)
         return _json({"ready": True})
 
+    @app.get("/v1/health")
+    def health() -> Answer:
+        watches = champions.watches.values()
+        waiting = [watch for watch in watches if not watch.was_tried]
+        if waiting or not any(watch.is_ready for watch in watches):
+            raise no_champion(*(waiting or watches))
+        return _json({"serving": [watch.name for watch in watches if watch.current]})
+
     @app.get("/v2/models/<name>")
     @app.get("/v2/models/<name>/versions/<version>")
     def model(name: str, version: str | None = None) -> Answer:

@@ -151,6 +151,28 @@ def test_every_service_is_probed_and_bounded(deployment: dict[str, Any]) -> None
         assert deployment["spec"]["strategy"] == {"type": "Recreate"}, "two drivers would share one checkpoint"
 
 
+@pytest.mark.parametrize("service", ["gateway", "model", "query"])
+def test_who_is_still_sent_requests_answers_them(service: str) -> None:
+    deployment = resource("Deployment", service)
+    (_, waits_s) = container_of(deployment)["lifecycle"]["preStop"]["exec"]["command"]
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service]
+    stops_within_s = int(compose["stop_grace_period"].removesuffix("s"))
+    assert pod_of(deployment)["spec"]["terminationGracePeriodSeconds"] >= int(waits_s) + stops_within_s
+
+
+@pytest.mark.parametrize(("kind", "name"), [("Deployment", "generations"), ("CronJob", "tune")])
+def test_trials_share_more_memory_than_a_container_has_by_default(kind: str, name: str) -> None:
+    found = resource(kind, name)
+    (shared,) = [each["name"] for each in container_of(found)["volumeMounts"] if each["mountPath"] == "/dev/shm"]
+    (volume,) = [each for each in pod_of(found)["spec"]["volumes"] if each["name"] == shared]
+    assert volume["emptyDir"]["medium"] == "Memory"
+
+
+def test_a_model_that_fails_or_is_stale_takes_no_replica_from_the_others() -> None:
+    probe = container_of(resource("Deployment", "model"))["readinessProbe"]
+    assert probe["httpGet"]["path"] == "/v1/health"
+
+
 def test_every_port_is_that_of_its_setting() -> None:
     values = dotenv_values(BASE / "settings.env")
     for part, setting in (("model", "MODEL_URL"), ("query", "QUERY_URL"), ("gateway", "HIVE_ADDRESS")):

@@ -49,6 +49,7 @@ def client_of(settings: Settings, forward: Forward = forward, card: Card = CARD,
     featurizer = Featurizer(Digits(), code_version="c1")
     watch = ChampionWatch(settings, "digits", on_swap=lambda *_: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
+    watch.was_tried = True
     watch.current = Champion(featurizer=featurizer, card=card, path=path, output_shape=(outputs,))
     return create_app(settings, Champions({"digits": watch}), ServiceMetrics(("digits",))).test_client()
 
@@ -253,5 +254,26 @@ def test_what_is_stale_is_not_ready_and_says_why_and_is_alive_and_answers(
     for path in ("/v2/health/ready", "/v2/models/digits/ready"):
         reply = client.get(path)
         assert (reply.status_code, named in reply.json["detail"]) == (503, True), reply.json
+    assert client.get("/v1/health").status_code == 200, "or all replicas would be taken away at once"
     assert client.get("/v2/health/live").status_code == 200
     assert infer(client, [0]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("was_tried", "serving", "status"),
+    [(False, ["digits"], 503), (True, ["digits"], 200), (True, ["digits", "fraud"], 200), (True, [], 503)],
+)
+def test_a_process_is_sent_requests_once_it_has_tried_every_champion_and_one_serves(
+    tmp_path: Path, was_tried: bool, serving: list[str], status: int
+) -> None:
+    settings, watches = Settings(data_dir=tmp_path), {}
+    for name in ("digits", "fraud"):
+        watch = watches[name] = ChampionWatch(settings, name, on_swap=lambda *_: None, on_failure=lambda _: None)
+        watch._promoted, watch.was_tried = True, was_tried or name == "digits"
+        if name in serving:
+            path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
+            featurizer = Featurizer(Digits(), code_version="c1")
+            watch.current = Champion(featurizer=featurizer, card=CARD, path=path, output_shape=(10,))
+    reply = create_app(settings, Champions(watches), ServiceMetrics(tuple(watches))).test_client().get("/v1/health")
+    assert reply.status_code == status, reply.json
+    assert status == 503 or reply.json == {"serving": serving}
