@@ -161,11 +161,17 @@ def test_who_is_still_sent_requests_answers_them(service: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("Deployment", "generations"), ("CronJob", "tune")])
-def test_trials_share_more_memory_than_a_container_has_by_default(kind: str, name: str) -> None:
+def test_what_trials_share_is_in_memory_where_ray_takes_its_default_share_of_it(kind: str, name: str) -> None:
     found = resource(kind, name)
     (shared,) = [each["name"] for each in container_of(found)["volumeMounts"] if each["mountPath"] == "/dev/shm"]
     (volume,) = [each for each in pod_of(found)["spec"]["volumes"] if each["name"] == shared]
     assert volume["emptyDir"]["medium"] == "Memory"
+    all_mib = 1024 * int(container_of(found)["resources"]["limits"]["memory"].removesuffix("Gi"))
+    share_mib = int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi"))
+    assert share_mib >= 0.3 * all_mib, "else Ray uses /tmp"
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for service in ("generations", "operator"):
+        assert (services[service]["mem_limit"], services[service]["shm_size"]) == ("4g", f"{share_mib}m")
 
 
 def test_a_model_that_fails_or_is_stale_takes_no_replica_from_the_others() -> None:
