@@ -25,23 +25,24 @@ def master_command(settings: Settings) -> list[str]:
     """The master at the address of `settings.spark_master`."""
     address = settings.spark_master.removeprefix("spark://")
     arguments = ["--host", host_of(address), "--port", str(port_of(address)), "--webui-port", str(_WEB_PORT)]
-    return _daemon(settings, "org.apache.spark.deploy.master.Master", arguments)
+    return _daemon(settings, "org.apache.spark.deploy.master.Master", arguments, settings.data_dir / "spark")
 
 
 def worker_command(settings: Settings, cores: int, memory: str) -> list[str]:
     """A worker that offers `cores` task slots and `memory` (such as `3g`) to the executors it starts."""
     scratch = settings.data_dir / "spark"
+    own = _own_folder(scratch / "local")
     arguments = ["--cores", str(cores), "--memory", memory, "--host", socket.gethostname()]
     # Apart from what executors keep: of its work folder the worker clears whatever has not changed for an hour.
     arguments += ["--work-dir", str(scratch / "work")]
-    command = _daemon(settings, "org.apache.spark.deploy.worker.Worker", [*arguments, settings.spark_master])
+    command = _daemon(settings, "org.apache.spark.deploy.worker.Worker", [*arguments, settings.spark_master], own)
     os.environ["SPARK_SCALA_VERSION"] = "2.13"  # Spark's start scripts name it to what builds the executors' commands
-    os.environ["SPARK_LOCAL_DIRS"] = str(_own_folder(scratch / "local"))
+    os.environ["SPARK_LOCAL_DIRS"] = str(own)  # where its executors keep what does not fit into memory
     return command
 
 
 def _own_folder(parent: Path) -> Path:
-    """Where this worker's executors keep what does not fit into memory; those of workers that have ended are removed.
+    """For the temporary files of this worker and its executors; those of workers that have ended are removed.
 
     The program that this process becomes holds the folder's lock.
     """
@@ -63,8 +64,7 @@ def _own_folder(parent: Path) -> Path:
     return own
 
 
-def _daemon(settings: Settings, main_class: str, arguments: list[str]) -> list[str]:
-    scratch = settings.data_dir / "spark"
+def _daemon(settings: Settings, main_class: str, arguments: list[str], scratch: Path) -> list[str]:
     os.environ["SPARK_HOME"] = str(pyspark_jars().parent)
     properties = write_private(scratch / "daemon.properties", _properties(settings))
     return java_command(
