@@ -20,8 +20,8 @@ from deeplambda.errors import ConfigurationError
 
 DATA_DIR_NAME = ".deeplambda"
 _SETTINGS_REMEDY = (
-    "correct it in the environment, in stack.env or, with docker compose, in .env, whose settings .env.example explains; "
-    "src/deeplambda/config.py explains all"
+    "correct it in the environment, in stack.env or, with docker compose, in .env: src/deeplambda/config.py explains "
+    "all settings, .env.example those of compose"
 )
 
 
