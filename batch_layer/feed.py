@@ -136,7 +136,7 @@ class ShardFeed:
 
     def _fetch_all(self, fetched: "SimpleQueue[Shard | Exception | None]") -> None:
         try:
-            for announcement in self._announced():
+            for announcement in self.announced():
                 self._room.acquire()
                 if self._stopped.is_set():
                     return
@@ -145,7 +145,8 @@ class ShardFeed:
         except Exception as exc:  # raised again where the feed is read
             fetched.put(exc)
 
-    def _announced(self) -> Iterator[PartitionPrepared]:
+    def announced(self) -> Iterator[PartitionPrepared]:
+        """What is announced, each once, until all is. Raises: as iterating does."""
         if not self.prepared():
             yield from self._followed()
         if not (self.announcements.complete or self._stopped.is_set()):

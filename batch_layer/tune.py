@@ -312,7 +312,7 @@ def _some(values: Choice | LogUniform) -> Any:
 
 def _rows_of_trials(settings: Settings, application: Application, dataset: str) -> tuple[Rows, Rows]:
     """What trials train on, and what they are compared on: as many shards of each split as fit the trainer's memory."""
-    store, listed = ObjectStore(settings), list(ShardFeed(settings, application, dataset).listed())
+    store, listed = ObjectStore(settings), list(ShardFeed(settings, application, dataset).announced())
     chosen = _with_room(listed, settings.trainer_memory_mb * 2**20)
     if left_out := sum(each.split in chosen for each in listed) - sum(map(len, chosen.values())):
         _log.warning("trials do without %d shards, which DEEPLAMBDA_TRAINER_MEMORY_MB has no room for", left_out)
