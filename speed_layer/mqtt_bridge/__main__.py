@@ -2,8 +2,8 @@
 
 1. Take the messages that have arrived.
 2. Send each to Kafka, keyed by its event id, and wait until the broker has stored them.
-3. Only then acknowledge them to the MQTT broker. After a crash in between they are sent again; every reader recognises
-   an event by its id.
+3. Only then acknowledge those to the MQTT broker that are. The others are sent to Kafka again. After a crash in between
+   messages come again; every reader recognises an event by its id.
 """
 
 import logging
@@ -17,8 +17,8 @@ from deeplambda.config import Settings, load_settings
 from deeplambda.errors import DeepLambdaError, NotReady
 from deeplambda.service.heartbeat import write_heartbeat
 from deeplambda.service.logs import log_to_stderr
-from speed_layer.mqtt_bridge.records import record_of
-from speed_layer.mqtt_bridge.session import Arrived, Session
+from speed_layer.mqtt_bridge.forwarding import Forwarder
+from speed_layer.mqtt_bridge.session import Session
 
 _TURN_S = 1.0
 _BEAT_S = 5.0
@@ -32,29 +32,33 @@ def as_producer(settings: Settings) -> Settings:
 
 def run(settings: Settings, session: Session, stop: threading.Event) -> None:
     """Forward until `stop` is set."""
-    publisher: Publisher | None = None
-    batch: list[Arrived] = []
-    forwarded, last_beat_s, waits = 0, 0.0, False
+    publisher, last_beat_s = _publisher(settings, stop), 0.0
+    if publisher is None:
+        return
+    forwarder = Forwarder(publisher, session)
+    while not stop.is_set():
+        if forwarder.room:
+            forwarder.forward(session.take(_TURN_S, forwarder.room))
+        else:
+            stop.wait(_TURN_S)
+            forwarder.forward([])
+        if session.subscribed and not forwarder.held and time.monotonic() - last_beat_s > _BEAT_S:
+            last_beat_s = time.monotonic()
+            write_heartbeat(settings, "mqtt-bridge", events=forwarder.forwarded)
+
+
+def _publisher(settings: Settings, stop: threading.Event) -> Publisher | None:
+    """Connected to Kafka; None when told to stop before it answers."""
+    waits = False
     while not stop.is_set():
         try:
-            publisher = publisher or Publisher(as_producer(settings))
-            for record in (record_of(each.message.topic, bytes(each.message.payload)) for each in batch):
-                publisher.send_bytes(*record)
-            publisher.flush()
+            return Publisher(as_producer(settings), reports=True)
         except NotReady as exc:
             if not waits:
                 _LOG.warning("events stay with the MQTT broker until Kafka answers: %s", exc)
             waits = True
             stop.wait(_TURN_S)
-            continue
-        if waits:
-            _LOG.info("events are forwarded again")
-        session.acknowledge(batch)
-        forwarded, waits = forwarded + len(batch), False
-        if session.subscribed and time.monotonic() - last_beat_s > _BEAT_S:
-            last_beat_s = time.monotonic()
-            write_heartbeat(settings, "mqtt-bridge", events=forwarded)
-        batch = session.take(_TURN_S)
+    return None
 
 
 def main() -> None:

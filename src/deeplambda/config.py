@@ -283,6 +283,8 @@ class Settings(BaseSettings):
     )
     event_limit_bytes: int = Field(
         default=1_000_000,
+        ge=1,
+        le=16_000_000,  # and its key, and what Kafka adds, in a record of 16 MiB
         description="Largest event, in bytes: a larger one becomes a dead letter in the stream and a 413 over HTTP.",
     )
 

@@ -6,9 +6,10 @@ takes a tenth of the processor's time for a record, and none of it under the int
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from confluent_kafka import Consumer as LibrdkafkaConsumer
@@ -177,15 +178,25 @@ def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -
         raise NotReady(f"Kafka refused an access list: {done['failed'][0]}", "see the broker's log")
 
 
+class Sent(NamedTuple):
+    """What became of a record. partition, offset: where the broker has stored it, unless `error` says why not."""
+
+    partition: int | None
+    offset: int | None
+    error: str | None
+
+
 class Publisher:
     """Sends JSON records; `flush()` returns once the broker has stored all of them. One per process is enough.
 
     Records whose order matters are flushed one by one. The producer is not idempotent, though that would cost nothing:
     when the broker refuses the first batch of a new one and takes the second, it then drops the first, sent again, as
     a duplicate.
+
+    reports: whether it hears of each record that was stored, as `send_each` needs; else only of the others.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, reports: bool = False) -> None:
         self._settings = settings
         self._failures: list[LibrdkafkaError] = []
         self._producer = Producer(
@@ -198,7 +209,7 @@ class Publisher:
                 "message.max.bytes": topics.RECORD_LIMIT_BYTES,
                 "queue.buffering.max.kbytes": _QUEUE_KIB,
                 "topic.metadata.propagation.max.ms": _NO_TOPIC_MS,
-                "delivery.report.only.error": True,
+                "delivery.report.only.error": not reports,
             }
         )
         with kafka_errors(settings):
@@ -221,16 +232,37 @@ class Publisher:
                 self.flush()
                 self._producer.produce(topic, value, key, on_delivery=self._failed)
 
+    def send_each(self, records: Sequence[tuple[str, bytes | None, bytes | None]], timeout_s: float = 30) -> list[Sent]:
+        """Send records, each a topic, key and value, and wait; what became of each, in their order."""
+        became: dict[int, Sent] = {}
+        for n, (topic, key, value) in enumerate(records):
+            told = partial(_note, became, n)
+            try:
+                try:
+                    self._producer.produce(topic, value, key, on_delivery=told)
+                except BufferError:  # as much is queued as may be
+                    self._all_told(timeout_s)
+                    self._producer.produce(topic, value, key, on_delivery=told)
+            except KafkaException as exc:
+                became[n] = Sent(None, None, _in_words(exc.args[0]))
+        self._all_told(timeout_s)
+        return [became[n] for n in range(len(records))]
+
     def flush(self, timeout_s: float = 30) -> None:
         """Wait until every queued record is stored. Raises: NotReady when one is not; queue it again."""
-        left = self._producer.flush(timeout_s)
-        if left:
-            self._producer.purge()
-            self._producer.flush()
+        left = self._all_told(timeout_s)
         failures, self._failures = self._failures, []
         if failures:
             why = f"{left} records were not stored within {timeout_s:g} s" if left else _in_words(failures[0])
             raise _not_ready(self._settings, why)
+
+    def _all_told(self, timeout_s: float) -> int:
+        """Have every queued record stored or given up; how many were given up for the time it took."""
+        left = self._producer.flush(timeout_s)
+        if left:
+            self._producer.purge()
+            self._producer.flush()
+        return left
 
     def _failed(self, error: LibrdkafkaError | None, _: Message) -> None:
         if error is not None:
@@ -245,6 +277,13 @@ class Publisher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _note(became: dict[int, Sent], n: int, error: LibrdkafkaError | None, message: Message) -> None:
+    if error is None:
+        became[n] = Sent(message.partition(), message.offset(), None)
+    else:
+        became[n] = Sent(None, None, _in_words(error))
 
 
 class Record(NamedTuple):

@@ -14,6 +14,7 @@ from deeplambda.records import topics
 PORT = 1883
 FOLDER = "/mosquitto/data"
 
+_SESSION_KEPT = "7d"  # as long as Kafka keeps an event
 _QUEUE_LIMIT_BYTES = 256 * 1024 * 1024
 _HASH_ROUNDS = 100_000
 _SALT_BYTES = 12  # mosquitto 2.0 takes no other length
@@ -29,6 +30,7 @@ acl_file {FOLDER}/access
 persistence true
 persistence_location {FOLDER}/
 autosave_interval 10
+persistent_client_expiration {_SESSION_KEPT}
 max_inflight_messages {topics.MQTT_IN_FLIGHT}
 max_packet_size {2 * settings.event_limit_bytes}
 max_queued_messages 0

@@ -34,3 +34,7 @@ def test_an_event_above_the_limit_still_arrives_to_become_a_dead_letter(settings
 
 def test_nobody_comes_in_without_a_password(settings: Settings) -> None:
     assert "allow_anonymous false\n" in mosquitto.configuration(settings)
+
+
+def test_a_session_that_nobody_takes_up_ends_when_kafka_would_have_forgotten_its_events(settings: Settings) -> None:
+    assert "persistent_client_expiration 7d\n" in mosquitto.configuration(settings)
