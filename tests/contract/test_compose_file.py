@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from deeplambda.config import Settings
+from deeplambda.stack.containers import mosquitto
 from deeplambda.stack.containers.secrets import READERS
 
 ROOT = Path(__file__).parents[2]
@@ -137,3 +138,10 @@ def test_only_loopback_is_published() -> None:
     assert published
     for name, port in published:
         assert port.startswith("${DEEPLAMBDA_BIND:-127.0.0.1}:"), name
+
+
+def test_the_mqtt_broker_is_made_anew_where_a_setting_of_its_configuration_changes() -> None:
+    source = Path(mosquitto.__file__).read_text()
+    read = {f"DEEPLAMBDA_{name.upper()}" for name in re.findall(r"\bsettings\.(\w+)", source)}
+    given = SERVICES["mqtt"]["environment"]
+    assert given == {name: FILE["x-settings"][name] for name in read}
