@@ -105,10 +105,11 @@ def _span(settings: Settings, application: str, since: datetime, until: datetime
     with kafka_errors(settings), closing(consumer(settings, topic)) as reader:
 
         def at(moment: datetime) -> dict[int, int]:
-            asked = {partition: int(moment.timestamp() * 1000) for partition in reader.assignment()}
+            known = [each for each in reader.assignment() if each.partition in ends]  # others were added just now
+            at_ms = max(0, int(moment.timestamp() * 1000))
             return {
                 each.partition: found.offset if found else ends[each.partition]
-                for each, found in reader.offsets_for_times(asked).items()
+                for each, found in reader.offsets_for_times(dict.fromkeys(known, at_ms)).items()
             }
 
         firsts, lasts = at(since), ends if until is None else at(until)

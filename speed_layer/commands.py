@@ -41,13 +41,12 @@ def watch(
     settings = load_settings()
     topic = topics.predictions(application)
     try:
-        for value in islice(_records(settings, topic), count):
-            made = Prediction.model_validate_json(value)
+        for made in islice(_predictions(settings, topic), count):
             took_ms = (made.predicted_at - made.received_at).total_seconds() * 1e3
             sure = "" if made.confidence is None else f" ({made.confidence:.1%})"
             console.print(
-                f"{made.event_id}  [bold]{made.prediction}[/]{sure}  by {application}/{made.model_version}, "
-                f"{took_ms:,.0f} ms after Kafka had it"
+                f"{escape(made.event_id)}  [bold]{escape(made.prediction)}[/]{sure}  "
+                f"by {application}/{made.model_version}, {took_ms:,.0f} ms after Kafka had it"
             )
     except KeyboardInterrupt:
         console.print("stopped")
@@ -77,16 +76,22 @@ def replay(
     if not send:
         console.print("the same command with --send scores them" if found.events else "nothing is left to score")
         return
-    scored = 0
+    scored = refused = looked_at = 0
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("scored again", total=found.events)
-        for looked_at, made in score_again(settings, platform, found, share):
-            progress.advance(task, looked_at)
-            scored += made
-    refused = found.events - scored
-    console.print(
-        f"scored again: {scored:,} events" + (f"; refused, and left as they were: {refused:,}" if refused else "")
-    )
+        for these, made in score_again(settings, platform, found, share):
+            progress.advance(task, these)
+            looked_at, scored, refused = looked_at + these, scored + made, refused + these - made
+    console.print(_scored(found.events, looked_at, scored, refused))
+
+
+def _scored(planned_events: int, looked_at: int, scored: int, refused: int) -> str:
+    said = f"scored again: {scored:,} events"
+    if refused:
+        said += f"; refused, and left as they were: {refused:,}"
+    if looked_at < planned_events:
+        said += f"; no longer there: {planned_events - looked_at:,}"
+    return said
 
 
 def _planned(found: Backfill) -> str:
@@ -141,16 +146,21 @@ def skip_expired(
         console.print("given up, and recorded in the table skipped_records; the readers go on within a minute")
 
 
-def _records(settings: Settings, topic: str) -> Iterator[bytes]:
-    """Values from now on, for ever."""
+def _predictions(settings: Settings, topic: str) -> Iterator[Prediction]:
+    """Those that come from now on, for ever; a record that is none is the views' to tell of."""
     starts = end_offsets(settings, topic)
     reader = consumer(settings, topic)
     try:
         with kafka_errors(settings):
             for partition in reader.assignment():
-                reader.seek(partition, starts[partition.partition])
+                reader.seek(partition, starts.get(partition.partition, 0))
             while True:
                 for records in reader.poll(timeout_ms=500).values():
-                    yield from (record.value for record in records)
+                    for record in records:
+                        try:
+                            made = Prediction.model_validate_json(record.value or b"")
+                        except ValueError:
+                            continue
+                        yield made
     finally:
         reader.close()

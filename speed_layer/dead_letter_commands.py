@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -52,13 +53,14 @@ def list_letters(
     chosen = _filter(reason, since, until, version)
     enough = count if chosen == Filter() else None
     newest = nlargest(count, letters(settings, application, chosen, enough), key=lambda letter: letter.dead_at)
-    marked = already(engine(settings, "platform"), newest) if newest else set()
+    marked = already(engine(settings, "platform"), newest) if newest else {}
     table = Table("", "received", "position", "reason", "version", "detail", title=f"dead letters of {application}")
     for letter in reversed(newest):
-        again = "↻" if (letter.topic, letter.partition, letter.offset) in marked else ""
+        again = "↻" if marked.get((letter.topic, letter.partition, letter.offset)) is False else ""
         served = "" if letter.model_version is None else str(letter.model_version)
         received = f"{letter.received_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(again, received, letter.record_key, letter.reason, served, letter.detail)
+        texts = (escape(each) for each in (letter.record_key, letter.reason, served, letter.detail))
+        table.add_row(again, received, *texts)
     console.print(table if newest else f"{application} has no dead letters")
 
 
@@ -82,6 +84,9 @@ def show(
 def replay_letters(
     application: ApplicationName,
     send: Annotated[bool, typer.Option("--send", help="do it; without it, only say what would be sent")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="also those that were refused again after they had been sent")
+    ] = False,
     reason: ReasonOption = None,
     since: Since = None,
     until: Until = None,
@@ -89,8 +94,9 @@ def replay_letters(
 ) -> None:
     """Send refused events again, once what refused them is mended; a second time sends nothing."""
     settings, chosen = load_settings(), _filter(reason, since, until, version)
-    done = replay(settings, engine(settings, "platform"), application, chosen, who=operator(), dry_run=not send)
-    console.print(_told(done, application, sent=send))
+    platform = engine(settings, "platform")
+    done = replay(settings, platform, application, chosen, who=operator(), dry_run=not send, again=again)
+    console.print(escape(_told(done, application, sent=send)))
 
 
 def _told(done: Replayed, application: str, *, sent: bool) -> str:

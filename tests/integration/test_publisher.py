@@ -40,6 +40,21 @@ def test_a_record_for_no_topic_is_said_and_the_next_ones_are_stored(stack: Setti
         assert stored(stack, topic) > before
 
 
+def test_of_records_that_are_sent_together_each_is_told_what_became_of_it(stack: Settings, topic: str) -> None:
+    before = end_offsets(stack, topic)
+    with Publisher(stack, reports=True) as publisher:
+        record, nowhere = (topic, b"key", b"{}"), (f"no-{uuid.uuid4().hex}", None, b"")
+        too_large = (topic, None, bytes(2 * topics.RECORD_LIMIT_BYTES))
+        first, missing, large, last = publisher.send_each(
+            [record, (f"no-{uuid.uuid4().hex}", None, b""), too_large, record]
+        )
+    assert [each.error for each in (first, last)] == [None, None]
+    assert "UNKNOWN_TOPIC" in (missing.error or "")
+    assert "MSG_SIZE_TOO_LARGE" in (large.error or "")
+    assert first.partition == last.partition
+    assert (first.offset, last.offset) == (before[first.partition], before[first.partition] + 1)
+
+
 def test_a_record_that_is_too_large_is_refused_at_once(stack: Settings, topic: str) -> None:
     with Publisher(stack) as publisher, pytest.raises(NotReady, match="MSG_SIZE_TOO_LARGE"):
         publisher.send_record(topic, None, bytes(2 * topics.RECORD_LIMIT_BYTES))

@@ -1,6 +1,7 @@
 """Refused events are sent again once what refused them is mended, and each of them once."""
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,18 @@ def refused(stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for key, value in records:
             publisher.send_record(topics.events(service.name), key, value)
         publisher.flush()
-        for partition, offset, key, value in received(service):
+    refuse(service, received(service))
+    return service
+
+
+def refuse(service: OwnService, records: list[tuple[int, int, bytes | None, bytes]]) -> None:
+    """Write a dead letter about each record, as `received` gives it."""
+    with Publisher(service.settings) as publisher:
+        for partition, offset, key, value in records:
             letter = DeadLetter.of_record(
                 application=service.name,
-                reason="missing_key" if key is None else "not_json",
-                detail="as it is",
+                reason="missing_key" if key is None else "bad_value",
+                detail="as [/it] is",
                 topic=topics.events(service.name),
                 partition=partition,
                 offset=offset,
@@ -44,7 +52,6 @@ def refused(stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 model_version=2 if key is None else 1,
             )
             publisher.send(topics.dead_letters(service.name), letter.record_key, letter)
-    return service
 
 
 def received(service: OwnService) -> list[tuple[int, int, bytes | None, bytes]]:
@@ -61,21 +68,51 @@ def received(service: OwnService) -> list[tuple[int, int, bytes | None, bytes]]:
 def test_what_was_refused_is_sent_again_whole_and_once(refused: OwnService) -> None:
     engine = mysql.engine(refused.settings, "platform")
 
-    def send(chosen: Filter, *, dry_run: bool = False) -> tuple[dict[str, int], dict[str, int]]:
-        done = replay(refused.settings, engine, refused.name, chosen, who="ada", dry_run=dry_run)
-        return dict(done.sent), dict(done.left_out)
+    def send(chosen: Filter, *, dry_run: bool = False, again: bool = False) -> tuple[dict[str, int], dict[str, int]]:
+        done = replay(refused.settings, engine, refused.name, chosen, who="ada", dry_run=dry_run, again=again)
+        return dict(done.sent), {why.partition(":")[0]: letters for why, letters in done.left_out.items()}
 
-    assert send(Filter(), dry_run=True) == ({"not_json": 4, "missing_key": 1}, {})
+    in_vain = "missing_key, which sending again does not mend"
+    assert send(Filter(), dry_run=True) == ({"bad_value": 4}, {in_vain: 1})
     assert len(received(refused)) == 5, "a dry run sends nothing"
-    assert send(Filter(version=2, reason="not_json")) == ({}, {})
+    assert send(Filter(version=2, reason="bad_value")) == ({}, {})
     assert send(Filter(since=now())) == ({}, {})
-    assert send(Filter(version=2)) == ({"missing_key": 1}, {})
-    assert send(Filter()) == ({"not_json": 4}, {"sent again before": 1})
+    assert send(Filter(version=2)) == ({}, {in_vain: 1})
+    assert send(Filter(version=2, reason="missing_key")) == ({"missing_key": 1}, {})
+    assert send(Filter(since=datetime(1, 1, 1, tzinfo=UTC))) == ({"bad_value": 4}, {"sent again before": 1})
     assert send(Filter()) == ({}, {"sent again before": 5})
 
     found = Counter((key, value) for _, _, key, value in received(refused))
     assert set(found.values()) == {2}, "each as it was, byte for byte"
     assert found[b"long", LONG] == 2
+
+    refuse(refused, [each for each in received(refused) if each[2] == b"long"][-1:])
+    assert send(Filter(), again=True, dry_run=True) == ({"bad_value": 1}, {"sent again before": 5})
+    assert send(Filter()) == ({}, {"sent again before": 5, "refused again": 1})
+    assert send(Filter(), again=True) == ({"bad_value": 1}, {"sent again before": 5})
+    assert send(Filter(), again=True) == ({}, {"sent again before": 6})
+
+
+def test_a_cut_letter_whose_topic_was_made_anew_is_left_out(refused: OwnService) -> None:
+    (cut,) = (each for each in letters(refused.settings, refused.name, Filter()) if each.value_size_bytes == len(LONG))
+    moved = [(cut.partition, offset, cut.key, LONG) for offset in (cut.offset + 1_000, 0)]
+    refuse(refused, moved)  # no such record yet; and another one
+    done = replay(
+        refused.settings,
+        mysql.engine(refused.settings, "platform"),
+        refused.name,
+        Filter(reason="bad_value"),
+        who="ada",
+        dry_run=True,
+    )
+    assert done.left_out["its bytes are gone"] == 2 - (cut.offset == 0)
+
+
+def test_letters_that_come_while_they_are_read_are_not_read(refused: OwnService) -> None:
+    found = letters(refused.settings, refused.name, Filter())
+    first = next(found)
+    refuse(refused, [(first.partition, first.offset, b"later", b"{}")] * 3)
+    assert len([first, *found]) == 5
 
 
 def test_dead_letters_are_listed_by_the_form_of_before_and_shown_whole(refused: OwnService) -> None:
@@ -83,6 +120,7 @@ def test_dead_letters_are_listed_by_the_form_of_before_and_shown_whole(refused: 
     listed = runner.invoke(speed, ["dead-letters", refused.name, "-n", "2"])
     assert listed.exit_code == 0, listed.output
     assert "dead letters of" in listed.output
+    assert "[/it]" in "".join(listed.output.split())
     (letter,) = letters(refused.settings, refused.name, Filter(reason="missing_key"))
     shown = runner.invoke(speed, ["dead-letters", "show", refused.name, letter.record_key])
     assert '"model_version": 2' in shown.output

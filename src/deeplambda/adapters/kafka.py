@@ -179,10 +179,10 @@ def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -
 
 
 class Sent(NamedTuple):
-    """What became of a record. partition, offset: where the broker has stored it, unless `error` says why not."""
+    """What became of a record. partition, offset: where the broker has stored it, -1 where `error` says why not."""
 
-    partition: int | None
-    offset: int | None
+    partition: int
+    offset: int
     error: str | None
 
 
@@ -244,7 +244,7 @@ class Publisher:
                     self._all_told(timeout_s)
                     self._producer.produce(topic, value, key, on_delivery=told)
             except KafkaException as exc:
-                became[n] = Sent(None, None, _in_words(exc.args[0]))
+                became[n] = Sent(-1, -1, _in_words(exc.args[0]))
         self._all_told(timeout_s)
         return [became[n] for n in range(len(records))]
 
@@ -281,9 +281,9 @@ class Publisher:
 
 def _note(became: dict[int, Sent], n: int, error: LibrdkafkaError | None, message: Message) -> None:
     if error is None:
-        became[n] = Sent(message.partition(), message.offset(), None)
+        became[n] = Sent(message.partition() or 0, message.offset() or 0, None)
     else:
-        became[n] = Sent(None, None, _in_words(error))
+        became[n] = Sent(-1, -1, _in_words(error))
 
 
 class Record(NamedTuple):

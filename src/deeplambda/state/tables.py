@@ -165,6 +165,7 @@ REPLAYED_LETTERS = Table(
     Column("offset", BigInteger, primary_key=True, autoincrement=False),
     Column("who", _NAME, nullable=False),
     Column("at", UtcDateTime, nullable=False),
+    Column("is_copy", Boolean, comment="whether a replay sent the record that stands there"),
     Index("replayed_by_time", "at"),
 )
 REJECTIONS = Table(

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from deeplambda.records.dead_letters import DeadLetter
+from speed_layer.commands import _scored
 from speed_layer.dead_letter_commands import _told
-from speed_layer.replay import Filter, Replayed
+from speed_layer.replay import CHUNK, CHUNK_BYTES, Filter, Replayed, _chunks
 
 AT = datetime(2026, 1, 2, 3, tzinfo=UTC)
 LETTER = DeadLetter(
@@ -55,3 +56,30 @@ def test_a_dry_run_says_what_would_be_sent_and_how() -> None:
         "the same command with --send sends them",
     ]
     assert _told(done, "digits", sent=True).startswith("sent again: 4 events")
+
+
+def test_few_large_letters_or_many_small_ones_are_held_at_once() -> None:
+    sizes = [1] * (CHUNK + 1) + [CHUNK_BYTES - 1, 1, 1, 2 * CHUNK_BYTES, 1]
+    chunks = list(_chunks(LETTER.model_copy(update={"value_size_bytes": size}) for size in sizes))
+    assert [[each.value_size_bytes for each in chunk] for chunk in chunks] == [
+        [1] * CHUNK,
+        [1, CHUNK_BYTES - 1],
+        [1, 1],
+        [2 * CHUNK_BYTES],
+        [1],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ((68, 68, 68, 0), "scored again: 68 events"),
+        ((68, 68, 60, 8), "scored again: 60 events; refused, and left as they were: 8"),
+        ((68, 60, 60, 0), "scored again: 60 events; no longer there: 8"),
+        ((68, 71, 70, 1), "scored again: 70 events; refused, and left as they were: 1"),
+    ],
+)
+def test_a_backfill_tells_what_was_refused_from_what_went_or_came_meanwhile(
+    figures: tuple[int, int, int, int], said: str
+) -> None:
+    assert _scored(*figures) == said
