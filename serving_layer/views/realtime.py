@@ -10,12 +10,12 @@ Several writers do so side by side, each for its share of the partitions: while 
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, insert, select
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
@@ -32,7 +32,7 @@ from deeplambda.records.expiry import Reader
 from deeplambda.service.expiry import resumed
 from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state.horizon_store import shown_horizon
-from deeplambda.state.tables import REALTIME_PREDICTIONS
+from deeplambda.state.tables import LIVE_ANSWERS, REALTIME_PREDICTIONS
 from serving_layer.views.reporting import Figures
 from serving_layer.views.rows import COLUMNS, Row, literal, row_of
 
@@ -61,18 +61,19 @@ def store(engine: Engine, rows: Sequence[Row]) -> int:
 
     Left out are those that the union view shows from the batch view; one that only a newer horizon has absorbed is not
     there to be seen until the gateway shows that horizon. What was scored again only replaces a row: without one, its
-    event was withdrawn meanwhile.
+    event was withdrawn meanwhile. The answer that it replaces waits in `live_answers` for its label.
     """
     with mysql.mysql_errors(), engine.begin() as connection:
         horizons = {name: shown_horizon(connection, name) for name in {row.application for row in rows}}
         there, stored_at = _replaceable(connection, rows), literal(now())
         taken = [
-            row.values
+            row
             for row in rows
             if not horizons[row.application].absorbed(row.kafka_partition, row.kafka_offset)
             and not (row.replayed and (row.application, row.event_id) not in there)
         ]
-        for values in _by_size(taken):
+        _keep_answers(connection, [row for row in taken if row.replayed])
+        for values in _by_size([row.values for row in taken]):
             statement = _INSERT + f",{stored_at}),(".join(values) + f",{stored_at}" + _ON_DUPLICATE
             # not by SQLAlchemy, whose errors repeat a statement: the log would get a megabyte of predictions
             connection.connection.cursor().execute(statement)
@@ -82,17 +83,32 @@ def store(engine: Engine, rows: Sequence[Row]) -> int:
 def _replaceable(connection: Connection, rows: Sequence[Row]) -> set[tuple[str, str]]:
     """Of the rows that were scored again, those whose event has one, by application and event id; it stays until the
     transaction ends."""
-    table, replayed = REALTIME_PREDICTIONS.c, defaultdict[str, list[str]](list)
-    for row in rows:
-        if row.replayed:
-            replayed[row.application].append(row.event_id)
+    table = REALTIME_PREDICTIONS.c
     return {
         (name, event_id)
-        for name, ids in replayed.items()
+        for name, ids in _ids(row for row in rows if row.replayed).items()
         for event_id in connection.scalars(
             select(table.event_id).where(table.application == name, table.event_id.in_(ids)).with_for_update()
         )
     }
+
+
+def _keep_answers(connection: Connection, replaced: Iterable[Row]) -> None:
+    live = REALTIME_PREDICTIONS.c
+    kept = [column.name for column in LIVE_ANSWERS.columns if column.name in live]
+    for name, ids in _ids(replaced).items():
+        answers = select(*(live[column] for column in kept)).where(
+            live.application == name, live.event_id.in_(ids), live.replayed.is_not(True)
+        )
+        connection.execute(insert(LIVE_ANSWERS).prefix_with("IGNORE").from_select(kept, answers))
+
+
+def _ids(rows: Iterable[Row]) -> Mapping[str, list[str]]:
+    """Event ids by application."""
+    found = defaultdict[str, list[str]](list)
+    for row in rows:
+        found[row.application].append(row.event_id)
+    return found
 
 
 def _by_size(texts: Sequence[str]) -> Iterator[Sequence[str]]:

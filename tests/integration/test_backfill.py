@@ -11,13 +11,16 @@ from pydantic_core import from_json
 from sqlalchemy import delete, select
 from typer.testing import CliRunner
 
+from batch_layer.live_answers import Label, LiveAnswers
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, consumer, create_topics, end_offsets
 from deeplambda.clock import now
 from deeplambda.config import Settings
+from deeplambda.objective import Classification
 from deeplambda.records import topics
 from deeplambda.records.predictions import Prediction
-from deeplambda.state.tables import HORIZONS, REALTIME_PREDICTIONS
+from deeplambda.state.tables import HORIZONS, LIVE_ANSWERS, REALTIME_PREDICTIONS
+from serving_layer.query_service.live_accuracy import live_accuracy
 from speed_layer import commands
 from speed_layer.backfill import planned, score_again
 from tests.integration.own_model_service import OwnService, drawn, model_of
@@ -69,7 +72,7 @@ def service(stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert service.serves(second)
         yield service
     with mysql.engine(stack, "platform").begin() as connection:
-        for table in (REALTIME_PREDICTIONS, HORIZONS):
+        for table in (REALTIME_PREDICTIONS, LIVE_ANSWERS, HORIZONS):
             connection.execute(delete(table).where(table.c.application == service.name))
 
 
@@ -108,7 +111,7 @@ def test_a_span_is_scored_again_by_the_version_that_serves_and_a_second_time_doe
     hour_ago, next_hour = text(now() - timedelta(hours=1)), text(now() + timedelta(hours=1))
     assert "events" in (nothing := said(service.name, "--from", next_hour))
     assert ": 0 events" in nothing
-    assert ": 0 events" in said(service.name, "--from", "2020-01-01", "--to", hour_ago)
+    assert ": 0 events" in said(service.name, "--from", "0001-01-01", "--to", hour_ago)
     dry = said(service.name, "--from", hour_ago)
     assert f"to be scored again by {service.name}/2: 68 events" in dry
     assert "68 of version 1" in dry
@@ -134,6 +137,14 @@ def test_a_span_is_scored_again_by_the_version_that_serves_and_a_second_time_doe
     assert after.keys() == before.keys(), "no row more: not of what was refused or withdrawn"
     assert {row.model_version for row in after.values()} == {2}
     assert [name for name, row in after.items() if row.prediction == "none"] == [DONE]
+
+    platform, labelled = mysql.engine(service.settings, "platform"), again[0].event_id
+    label = Label(labelled, "7", now())
+    (written,) = LiveAnswers(platform, service.name).take([label], Classification(tuple("0123456789")))
+    assert (written["model_version"], written["prediction"]) == (1, "none"), "what was answered before it was replaced"
+    with platform.connect() as connection:
+        (version,) = live_accuracy(connection, service.name).versions
+    assert (version.model_version, version.rows, version.unlabelled) == (1, 1, 67), "each once"
 
     assert "nothing is left to score" in said(service.name, "--from", hour_ago, "--send") + said(
         service.name, "--from", hour_ago
