@@ -2,8 +2,8 @@
 
 1. A label is checked as for training; one that does not pass takes no other's place.
 2. The answer to its event is looked up: in `live_answers`, where rows of the real-time view that were trimmed or
-   replaced wait for their labels (`serving_layer/views`), or else in that view. A label that is there before its answer, or is from the
-   future, waits a while.
+   replaced wait for their labels (`serving_layer/views`), or else in that view. A label that is there before its
+   answer, or is from the future, waits a while.
 3. Answers with their labels, and whether they were right, are written to `live_answers` all at once. An event that is
    labelled again keeps the label which is the newest by the broker's time, so records that are taken twice change
    nothing: after a restart those that waited are read again.

@@ -45,9 +45,7 @@ def test_of_records_that_are_sent_together_each_is_told_what_became_of_it(stack:
     with Publisher(stack, reports=True) as publisher:
         record, nowhere = (topic, b"key", b"{}"), (f"no-{uuid.uuid4().hex}", None, b"")
         too_large = (topic, None, bytes(2 * topics.RECORD_LIMIT_BYTES))
-        first, missing, large, last = publisher.send_each(
-            [record, (f"no-{uuid.uuid4().hex}", None, b""), too_large, record]
-        )
+        first, missing, large, last = publisher.send_each([record, nowhere, too_large, record])
     assert [each.error for each in (first, last)] == [None, None]
     assert "UNKNOWN_TOPIC" in (missing.error or "")
     assert "MSG_SIZE_TOO_LARGE" in (large.error or "")
