@@ -38,9 +38,9 @@ def eventually(probe: Callable[[], T], timeout_s: float = 60, every_s: float = 0
     return result
 
 
-def new_topic(settings: Settings, partitions: int) -> str:
-    """The name of a topic that nobody else uses."""
-    name = f"test-{uuid4().hex[:8]}"
+def new_topic(settings: Settings, partitions: int, name: str | None = None) -> str:
+    """The name of a topic that nobody else uses. name: unless it has one already."""
+    name = name or f"test-{uuid4().hex[:8]}"
     with KafkaAdminClient(**client_options(settings)) as admin:
         admin.create_topics({name: {"num_partitions": partitions, "replication_factor": 1}})
     return name

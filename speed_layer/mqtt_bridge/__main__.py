@@ -42,9 +42,10 @@ def run(settings: Settings, session: Session, stop: threading.Event) -> None:
         else:
             stop.wait(_TURN_S)
             forwarder.forward([])
-        if session.subscribed and not forwarder.held and time.monotonic() - last_beat_s > _BEAT_S:
+        if session.subscribed and time.monotonic() - last_beat_s > _BEAT_S:
             last_beat_s = time.monotonic()
-            write_heartbeat(settings, "mqtt-bridge", events=forwarder.forwarded)
+            states = {name: forwarder.state(name) for name in settings.applications}
+            write_heartbeat(settings, "mqtt-bridge", states, events=forwarder.forwarded)
 
 
 def _publisher(settings: Settings, stop: threading.Event) -> Publisher | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.records import topics
+from deeplambda.service.heartbeat import FAILING
 from speed_layer.mqtt_bridge.records import events_topic, record_of
 from speed_layer.mqtt_bridge.session import Arrived, Session
 
@@ -22,7 +23,7 @@ class Forwarder:
 
     def __init__(self, publisher: Publisher, session: Session) -> None:
         self._publisher, self._session = publisher, session
-        self._failing: set[str] = set()
+        self._failing: dict[str, str] = {}
         self._again_at_s, self._lost = 0.0, 0
         self.forwarded = 0
         self.held: list[Arrived] = []
@@ -31,6 +32,11 @@ class Forwarder:
     def room(self) -> int:
         """How many messages it can take."""
         return topics.MQTT_IN_FLIGHT - len(self.held)
+
+    def state(self, application: str) -> str:
+        """As a heartbeat has it."""
+        why = self._failing.get(topics.events(application))
+        return "running" if why is None else f"{FAILING}: {why}"
 
     def forward(self, arrived: Sequence[Arrived]) -> None:
         """Send what has arrived, and what is held when it is time; what is for a topic that fails is held till then."""
@@ -58,11 +64,11 @@ class Forwarder:
         self._tell({record.topic for record in records}, failed)
 
     def _tell(self, sent: set[str], failed: dict[str, str]) -> None:
-        for topic in sorted(failed.keys() - self._failing):
+        for topic in sorted(failed.keys() - self._failing.keys()):
             _LOG.warning("events for %s stay with the MQTT broker: %s", topic, failed[topic])
-        for topic in sorted(self._failing & sent - failed.keys()):
+        for topic in sorted(self._failing.keys() & sent - failed.keys()):
             _LOG.info("events for %s are forwarded again", topic)
-        self._failing = self._failing - sent | failed.keys()
+        self._failing = {topic: why for topic, why in self._failing.items() if topic not in sent} | failed
         if failed:
             self._again_at_s = time.monotonic() + _AGAIN_S
         if failed and self._lost:

@@ -8,6 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from pydantic_core import to_json
 
 from deeplambda.config import Settings
@@ -41,8 +43,11 @@ class Device:
         self._client.loop_start()
         assert eventually(lambda: self.login, timeout_s=20)
 
-    def publish(self, topic: str, payload: bytes) -> int:
-        return self._client.publish(topic, payload, qos=1).mid
+    def publish(self, topic: str, payload: bytes, content_type: str | None = None) -> int:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        if content_type is not None:
+            properties.ContentType = content_type
+        return self._client.publish(topic, payload, qos=1, properties=properties).mid
 
     def close(self) -> None:
         self._client.disconnect()
@@ -122,6 +127,13 @@ def test_what_has_no_readable_id_becomes_a_dead_letter(compose: Compose, device:
     device.publish(TOPIC, b"\xff\xfe no JSON")
     device.publish(TOPIC, b'{"occurred_at": "2026-01-02T03:04:05Z"}')
     assert eventually(lambda: dead_letters(compose) == before + 2, timeout_s=120, every_s=5)
+
+
+def test_a_text_that_paho_does_not_read_holds_up_no_event(
+    device: Device, client: Settings, test_images: NDArray[np.uint8]
+) -> None:
+    device.publish(TOPIC, b"{}", content_type="\ufeffapplication/json")
+    assert predicted(client, publish_digits(device, test_images[:50]))
 
 
 def test_a_wrong_password_is_refused(compose: Compose, devices: str) -> None:

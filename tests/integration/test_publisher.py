@@ -8,7 +8,7 @@ from deeplambda.adapters.kafka import Publisher, end_offsets
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records import topics
-from tests.traffic import new_topic
+from tests.traffic import eventually, new_topic
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,15 @@ def test_of_records_that_are_sent_together_each_is_told_what_became_of_it(stack:
     assert "MSG_SIZE_TOO_LARGE" in (large.error or "")
     assert first.partition == last.partition
     assert (first.offset, last.offset) == (before[first.partition], before[first.partition] + 1)
+
+
+def test_a_publisher_finds_a_topic_that_was_missing(stack: Settings) -> None:
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    with Publisher(stack, reports=True) as publisher:
+        (missing,) = publisher.send_each([(name, b"key", b"{}")])
+        assert missing.error is not None
+        new_topic(stack, 2, name)
+        assert eventually(lambda: publisher.send_each([(name, b"key", b"{}")])[0].error is None, timeout_s=60)
 
 
 def test_a_record_that_is_too_large_is_refused_at_once(stack: Settings, topic: str) -> None:

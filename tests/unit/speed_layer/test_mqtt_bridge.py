@@ -1,6 +1,7 @@
 """The bridge between a broker of the test's own and librdkafka's own mock of Kafka, over sockets."""
 
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,9 @@ from confluent_kafka import Producer
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.records import topics
+from deeplambda.service.heartbeat import last_states
 from speed_layer.mqtt_bridge import session as session_module
+from speed_layer.mqtt_bridge.__main__ import run
 from speed_layer.mqtt_bridge.forwarding import Forwarder
 from speed_layer.mqtt_bridge.session import Arrived, Session
 from tests.traffic import eventually
@@ -33,13 +36,18 @@ def session(broker: Broker, settings: Settings) -> Iterator[Session]:
 
 
 @pytest.fixture
-def publisher(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
-    """Of a Kafka that takes records of 2,000 bytes."""
+def with_kafka(settings: Settings) -> Iterator[Settings]:
     kafka = Producer({"test.mock.num.brokers": 1, "log_level": 0})
     (node,) = kafka.list_topics(timeout=20).brokers.values()
-    monkeypatch.setattr(topics, "RECORD_LIMIT_BYTES", 2000)
-    yield Publisher(settings.model_copy(update={"kafka_bootstrap": f"{node.host}:{node.port}"}), reports=True)
+    yield settings.model_copy(update={"kafka_bootstrap": f"{node.host}:{node.port}"})
     kafka.flush()
+
+
+@pytest.fixture
+def publisher(with_kafka: Settings, monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    """One that takes no records of more than 2,000 bytes."""
+    monkeypatch.setattr(topics, "RECORD_LIMIT_BYTES", 2000)
+    return Publisher(with_kafka, reports=True)
 
 
 def payloads(arrived: list[Arrived]) -> list[bytes]:
@@ -90,6 +98,22 @@ def test_messages_with_qos_0_that_nobody_takes_are_bounded_and_the_others_pass_t
     assert "QoS 0" in caplog.text
 
 
+def test_what_devices_publish_is_acknowledged_once_kafka_has_it(
+    session: Session, broker: Broker, with_kafka: Settings
+) -> None:
+    stop = threading.Event()
+    bridge = threading.Thread(target=run, args=(with_kafka, session, stop))
+    bridge.start()
+    try:
+        for number in range(1, 101):
+            broker.publish(TOPIC, b"{}", number)
+        assert eventually(lambda: sorted(broker.acknowledged) == list(range(1, 101)))
+        assert eventually(lambda: last_states(with_kafka, "mqtt-bridge")) == {"digits": "running"}
+    finally:
+        stop.set()
+        bridge.join()
+
+
 def test_what_kafka_refuses_is_held_and_the_rest_is_acknowledged(
     session: Session, broker: Broker, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,6 +125,8 @@ def test_what_kafka_refuses_is_held_and_the_rest_is_acknowledged(
         forwarder.forward(session.take(20))
     assert payloads(forwarder.held) == [bytes(3000)]
     assert "digits.events stay with the MQTT broker: MSG_SIZE_TOO_LARGE" in caplog.text
+    assert forwarder.state("digits").startswith("failing: MSG_SIZE_TOO_LARGE")
+    assert forwarder.state("fraud") == "running"
 
     broker.publish(TOPIC, b"after it", 4)
     broker.publish("fraud/events/a", b"of another", 5)
