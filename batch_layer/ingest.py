@@ -166,6 +166,8 @@ def _checked(
             check = reader_check(settings, packed, number, root)
             rows = read_rows(spark, ObjectStore(settings), application, source, read, known, root)
             found += [each.mapInArrow(check, schema) for each in rows]
+    if not found:  # of what is read, all is empty
+        found.append(spark.createDataFrame([], schema))
     return reduce(DataFrame.unionAll, found).withColumns(
         {"code_version": F.lit(packed.code_version), "ingested_at": _moment(spark, application.name)}
     )

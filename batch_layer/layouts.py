@@ -2,15 +2,17 @@
 
 Files of one source come over the years, and from several programs: a column is added, two change places, times turn
 from nanoseconds to microseconds. Spark reads files as one schema says, and takes a number of another unit for what it
-is told. So files of one layout are read together, and those of another apart.
+is told. So files of one layout are read together, and those of another apart. What a header or a footer means is for
+Spark to say; here it is only told which files have the same.
 """
 
 import bz2
 import csv
-import io
+import re
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,16 +24,18 @@ from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.sources import Csv, Table
 
 _ASKED_AT_ONCE = 8
-_HEAD_BYTES = 256 << 10
+_HEAD_BYTES, _LONGEST_HEAD_BYTES = 16 << 10, 16 << 20
 _FOOTER_BYTES = 64 << 10
 _MAGIC = b"PAR1"
+_BLANK = " \t\r\n"
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Layout:
-    """columns: of a CSV its names, in their order; of Parquet what is written in each that is wanted.
-
-    nanoseconds: columns of times in that unit, which Spark reads as numbers.
+    """columns: of a CSV the names of its columns in their order, those that are not read without one, or its header as
+    it stands; of Parquet what is written in each column that is read. nanoseconds: columns of times in that unit, which
+    Spark reads as numbers.
     """
 
     columns: tuple[str, ...] = ()
@@ -48,9 +52,16 @@ def by_layout(
     columns = frozenset(wanted)
 
     def of(name: str) -> Layout | None:
-        if isinstance(reader, Csv):
-            return _of_csv(store, application, reader, columns, name)
-        return _of_parquet(store, application, columns, name)
+        key = raw_key(application, name)
+        try:
+            return _of_csv(store, key, reader, columns) if isinstance(reader, Csv) else _of_parquet(store, key, columns)
+        except (pa.ArrowException, zlib.error, OSError, EOFError) as exc:
+            raise CorruptObject(
+                f"raw object {name} of {application} cannot be read: {exc}",
+                "upload the original again with 'deeplambda data put', then ingest",
+            ) from exc
+        except ValueError as exc:
+            raise BadInput(f"raw object {name} of {application}: {exc}", "correct the source, or the file") from exc
 
     found: dict[Layout, list[str]] = {}
     names = list(names)
@@ -61,64 +72,69 @@ def by_layout(
     return found
 
 
-def _of_csv(store: ObjectStore, application: str, reader: Csv, wanted: frozenset[str], name: str) -> Layout | None:
-    size, is_whole, rows = _HEAD_BYTES, False, list[list[str]]()
-    while not is_whole and len(rows) < 2:  # the last may go on behind the part that was read
-        content = store.part(raw_key(application, name), first=size)
+def _of_csv(store: ObjectStore, key: str, reader: Csv, wanted: frozenset[str]) -> Layout | None:
+    """Raises: ValueError."""
+    lines, is_whole, size = list[str](), False, _HEAD_BYTES
+    while not is_whole and len(lines) < 2 and size <= _LONGEST_HEAD_BYTES:  # the last line may be broken off
+        content = store.part(key, first=size)
         is_whole, size = len(content) < size, 4 * size
-        text = _decoded(reader, name, _inflated(name, content))
-        rows = _rows(reader, application, name, text)
-    if not rows:
+        text = _inflated(key, content).decode(reader.codec, errors="replace")
+        lines = [line for line in _LINE_END.split(text) if line.strip(_BLANK)]
+    if not lines:
         return None
     if not reader.header:
-        return Layout(tuple(f"_c{n}" for n in range(len(rows[0]))))
-    if twice := sorted(each for each in wanted if rows[0].count(each) > 1):
-        raise BadInput(f"raw object {name} of {application} has two columns {twice[0]!r}", "name them apart")
-    return Layout(tuple(rows[0]))
+        return Layout()
+    if "\0" in lines[0]:
+        raise ValueError(f"its header is no text in {reader.encoding}: give the source its encoding")
+    if len(reader.separator) != 1:
+        return Layout((lines[0],))
+    with suppress(csv.Error):  # a cell that is too long to be told
+        (header,) = csv.reader(lines[:1], delimiter=reader.separator)
+        if not reader.multiline:
+            _check_lines(lines[: None if is_whole else -1], header, reader.separator)
+        return Layout(tuple(name.strip(_BLANK) if name.strip(_BLANK) in wanted else "" for name in header))
+    return Layout((lines[0],))
 
 
-def _inflated(name: str, content: bytes) -> bytes:
-    """The beginning of what a beginning of the object holds."""
-    if name.endswith(".gz"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(content)
-    return bz2.BZ2Decompressor().decompress(content) if name.endswith(".bz2") else content
+def _check_lines(lines: list[str], header: list[str], separator: str) -> None:
+    """Raises: ValueError where rows go on in the next line: each would be cut short, and look whole.
 
-
-def _decoded(reader: Csv, name: str, content: bytes) -> str:
-    text = content.decode(reader.codec, errors="replace")
-    if "\0" in text:
-        raise BadInput(
-            f"raw object {name} is no text in {reader.encoding}",
-            "give the source its encoding, as Csv(…, encoding='utf-16', multiline=True)",
-        )
-    return text
-
-
-def _rows(reader: Csv, application: str, name: str, text: str) -> list[list[str]]:
-    """The rows in a beginning of a file, but for blank ones; of the last perhaps a part.
-
-    Raises: BadInput where rows go on in the next line, and the source does not say so: each would be cut short.
+    That a quote is open at a line's end does not say so: it may be a stray one. But it is no chance that the quote ends
+    before a separator, that the row then has a cell for each column, and that no line of it but the first has so many.
     """
-    found: list[list[str]] = []
-    lines_of_row = csv.reader(io.StringIO(text, newline=""), delimiter=reader.separator)
-    read_lines = 0
-    try:
-        for row in lines_of_row:
-            lines, read_lines = lines_of_row.line_num - read_lines, lines_of_row.line_num
-            if lines > 1 and not reader.multiline and found and len(row) == len(found[0]):
-                raise BadInput(
-                    f"a cell of raw object {name} of {application} goes on in the next line (line {read_lines})",
-                    "give the source Csv(…, multiline=True)",
-                )
-            if row:
-                found.append(row)
-    except csv.Error:  # a cell without an end; its row is refused when it is read
-        pass
+    if len(header) < 2:
+        return
+    rows = csv.reader(lines, delimiter=separator, strict=True)
+    ends = [0]
+    with suppress(csv.Error):
+        for row in rows:
+            ends.append(rows.line_num)
+            inner = lines[ends[-2] + 1 : ends[-1]]
+            counts = [len(cells) for cells in csv.reader(inner, delimiter=separator)]
+            if inner and len(row) == len(header) and len(counts) == len(inner) and len(header) not in counts:
+                raise ValueError(f"a cell goes on in the next line (line {ends[-1]}): Csv(…, multiline=True) reads it")
+
+
+def _inflated(key: str, content: bytes) -> bytes:
+    """The beginning of what a beginning of the object holds."""
+    if key.endswith(".bz2"):
+        return bz2.BZ2Decompressor().decompress(content)
+    if not key.endswith(".gz"):
+        return content
+    found = b""
+    while content and len(found) < _LONGEST_HEAD_BYTES:  # a file may be of several parts, one after the other
+        part = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        found += part.decompress(content, _LONGEST_HEAD_BYTES)
+        content = part.unused_data
     return found
 
 
-def _of_parquet(store: ObjectStore, application: str, wanted: frozenset[str], name: str) -> Layout:
-    schema = _footer(store, application, name).schema
+def _of_parquet(store: ObjectStore, key: str, wanted: frozenset[str]) -> Layout:
+    tail = store.part(key, last=_FOOTER_BYTES)
+    size = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail.endswith(_MAGIC) and size > len(tail):
+        tail = store.part(key, last=size)
+    schema = pq.read_metadata(pa.BufferReader(tail)).schema
     columns, nanoseconds = list[str](), list[str]()
     for number in range(len(schema)):
         leaf = schema.column(number)
@@ -128,17 +144,3 @@ def _of_parquet(store: ObjectStore, application: str, wanted: frozenset[str], na
         if leaf.path in wanted and leaf.physical_type == "INT64" and "nanoseconds" in str(leaf.logical_type):
             nanoseconds.append(leaf.path)
     return Layout(tuple(sorted(columns)), tuple(sorted(nanoseconds)))
-
-
-def _footer(store: ObjectStore, application: str, name: str) -> pq.FileMetaData:
-    tail = store.part(raw_key(application, name), last=_FOOTER_BYTES)
-    size = int.from_bytes(tail[-8:-4], "little") + 8
-    if tail.endswith(_MAGIC) and size > len(tail):
-        tail = store.part(raw_key(application, name), last=size)
-    try:
-        return pq.read_metadata(pa.BufferReader(tail))
-    except pa.ArrowException as exc:
-        raise CorruptObject(
-            f"raw object {name} of {application} cannot be read: {exc}",
-            "upload the original again with 'deeplambda data put', then ingest",
-        ) from exc

@@ -4,6 +4,7 @@ Spark's own readers do the work, so files are read in parallel and in parts. Wha
 its original in the column `MALFORMED`. Beside the payload's columns, every row has those of `ROW`.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +21,14 @@ from batch_layer.layouts import Layout, by_layout
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput, ConfigurationError, CorruptObject
-from deeplambda.sources import Csv, JsonLines, Lines, Parquet, Reader, Table, matched
+from deeplambda.sources import ENCODINGS, Csv, JsonLines, Lines, Parquet, Reader, Table, matched
 
 LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY = "__label", "__event_id", "__occurred_at", "__split_by"
 FILE, BLOCK, MALFORMED = "__file", "__block", "__malformed"
 ROW = (LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY, FILE, BLOCK, MALFORMED)
-"""Label as text or a number; id as text; time as the file has it; what splits are made by, where it is no field of the
-event; the file's address, percent-encoded; the first byte of the part that the row is in, of Parquet the row's number;
-the original of what could not be read."""
+"""Label and id as text; time as the file has it; what splits are made by, where it is no field of the event; the file's
+address, percent-encoded; the first byte of the part that the row is in, of Parquet the row's number; the original of
+what could not be read."""
 
 _LISTING_TASKS = 16
 _FLOATS, _INTEGERS = (T.FloatType, T.DoubleType), (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
@@ -72,7 +73,7 @@ def read_rows(
         return [_lines(spark, application, reader, files(names))]
     if not isinstance(reader, Table):
         raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
-    tables = _tables(spark, store, application, reader, names, files)
+    tables = _tables(spark, store, application, reader, names, matched(reader.path, known), files)
     return [_rows_of(application, reader, table, file) for table, file in tables]
 
 
@@ -113,7 +114,8 @@ def _tables(
     store: ObjectStore,
     application: Application,
     reader: Table,
-    names: list[str],
+    names: Sequence[str],
+    known: Sequence[str],
     files: Callable[[Sequence[str]], _Files],
 ) -> Iterator[tuple[DataFrame, str]]:
     """The columns that are read of the objects `names`, those of files with other columns apart; and one such file."""
@@ -124,10 +126,14 @@ def _tables(
         found = files(names)
         yield _permissive(spark, found.options).schema(schema).json(found.paths), names[0]
         return
-    layouts = by_layout(store, application.name, reader, names, wanted) or {Layout(): names}
+    layouts: Mapping[Layout, Sequence[str]] = by_layout(store, application.name, reader, names, wanted)
+    if not layouts and not known:
+        layouts = {Layout(): names}  # all are empty, which is no table
     for layout, some in layouts.items():
         if isinstance(reader, Csv):
-            yield _csv(spark, reader, layout, files(some), wanted), some[0]
+            # Without headers the columns are those that all have, whatever the newest file begins with.
+            asked = [files(some[:1])] if reader.header else [files([each]) for each in known] or [files(names)]
+            yield _csv(spark, reader, asked, files(some), wanted), some[0]
         else:
             yield _parquet(spark, layout, files(some), wanted), some[0]
 
@@ -194,16 +200,13 @@ def _rows_of(application: Application, reader: Table, table: DataFrame, file: st
         originals = [of(column) for column in dict.fromkeys(column_of.values()) if column in there]
         malformed = F.when(unread, F.to_json(F.struct(*originals)))
     label = of(reader.label)
-    if reader.label is not None and isinstance(kind := table.schema[reader.label].dataType, (*_FLOATS, *_INTEGERS)):
-        # A number stays one, as the objective knows those; integers with gaps come as floats.
-        label = F.when(~F.isnan(label), label) if isinstance(kind, _FLOATS) else label
-    else:
-        label = label.cast("string")
+    if reader.label is not None and isinstance(table.schema[reader.label].dataType, _FLOATS):
+        label = F.when(~F.isnan(label), label)
     by = _split_column(application)
     return table.select(
         *payload,
         *_row(
-            label=label,
+            label=label.cast("string"),
             event_id=of(reader.event_id).cast("string"),
             occurred_at=of(reader.occurred_at),
             split_by=of(by if by in there else None),
@@ -229,7 +232,7 @@ def _converted(value: Column, given: T.DataType, kind: T.DataType) -> tuple[Colu
                 lost = lost | lost_here
             members.append(member.alias(field.name))
         return F.when(value.isNotNull(), F.struct(*members)), F.coalesce(lost, F.lit(False))
-    if isinstance(given, T.ArrayType) and isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.StructType):
+    if isinstance(given, T.ArrayType) and isinstance(kind, T.ArrayType) and not _is_cast(kind.elementType):
         inside = given.elementType, kind.elementType
         lost = F.exists(value, lambda item: _converted(item, *inside)[1])
         return F.transform(value, lambda item: _converted(item, *inside)[0]), F.coalesce(lost, F.lit(False))
@@ -239,10 +242,13 @@ def _converted(value: Column, given: T.DataType, kind: T.DataType) -> tuple[Colu
         number = value.cast("double")
         value = F.when(F.abs(number) > _MILLISECONDS_FROM, number / 1000).otherwise(number)
     found = value.try_cast(kind)
-    lost = found.isNull() & value.isNotNull()
-    if _narrows(given, kind):
-        lost = lost | (found.cast(given) != value)
-    return found, F.coalesce(lost, F.lit(False))
+    kept = found.try_cast(given) == value if _narrows(given, kind) else found.isNotNull()
+    return found, value.isNotNull() & ~F.coalesce(kept, F.lit(False))
+
+
+def _is_cast(kind: T.DataType) -> bool:
+    """Whether items of a list become this by one cast of the list, which is quicker than a function of each."""
+    return not isinstance(kind, (T.StructType, T.ArrayType, *_TIMES))
 
 
 def _narrows(given: T.DataType, kind: T.DataType) -> bool:
@@ -266,24 +272,24 @@ def _bare(kind: T.DataType) -> T.DataType:
 
 
 def _csv(
-    spark: SparkSession, reader: Csv, layout: Layout, files: _Files, wanted: Mapping[str, T.DataType]
+    spark: SparkSession, reader: Csv, asked: Sequence[_Files], files: _Files, wanted: Mapping[str, T.DataType]
 ) -> DataFrame:
+    """asked: files with the columns of all, one after the other, for a file may be empty."""
     spark.conf.set("spark.sql.legacy.javaCharsets", "true")  # else UTF and Latin-1 alone
-    form = dict(files.options) | {
+    form = {
         "sep": reader.separator,
         "header": str(reader.header).lower(),
         "escape": '"',  # RFC 4180
-        "encoding": reader.codec.removesuffix("-sig"),  # Spark passes over a byte-order mark by itself
+        "encoding": ENCODINGS[codecs.lookup(reader.encoding).name],
         "multiLine": str(reader.multiline).lower(),
     }
-    names = [
-        name if name and name not in layout.columns[:n] else f"__column_{n}" for n, name in enumerate(layout.columns)
-    ]
+    found = (spark.read.options(**form, **each.options).csv(each.paths).columns for each in asked)
+    names: list[str] = next(filter(None, found), [])
     columns = [T.StructField(name, wanted.get(name, T.StringType())) for name in names]
     schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
-    # A file that came or changed since its header was read is refused, if each column has a name.
-    named = reader.header and tuple(names) == layout.columns
-    return _permissive(spark, form).option("enforceSchema", str(not named).lower()).schema(schema).csv(files.paths)
+    # By position: the headers of these files name what is read in one place, and may differ in the rest.
+    table = _permissive(spark, form | dict(files.options)).option("enforceSchema", "true")
+    return table.schema(schema).csv(files.paths)
 
 
 def _parquet(spark: SparkSession, layout: Layout, files: _Files, wanted: Mapping[str, T.DataType]) -> DataFrame:

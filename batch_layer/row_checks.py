@@ -5,6 +5,7 @@ one row holds, and nothing that an application's code raises, stops the others.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -31,6 +32,7 @@ LEFT_OUT = "left_out"
 
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _DETAIL_CHARACTERS = 2000
+_WHOLE = re.compile(r"-?\d+\.0")
 _UNREADABLE = "__unreadable"  # no field of an event is called so
 
 Batches = Iterator[pa.RecordBatch]
@@ -141,7 +143,14 @@ class RowChecks:
         return f"cannot be read: {', '.join(empty)}" if empty else "cannot be read: it has more or fewer cells"
 
     def _label(self, label: Any) -> str:
-        return self._known_label(label) if isinstance(label, (str, int, bool)) else label_text(self._objective, label)
+        if not isinstance(label, (str, int, bool)):
+            return label_text(self._objective, label)
+        try:
+            return self._known_label(label)
+        except ValueError:
+            if isinstance(label, str) and _WHOLE.fullmatch(label):  # a column of integers with gaps is one of floats
+                return self._known_label(label.removesuffix(".0"))
+            raise
 
     def _checked(self, values: Mapping[str, Any], given_label: Any, columns: Mapping[Any, Any]) -> dict[str, Any]:
         given = {name: value for name, value in values.items() if not (value is None and name in self._optional)}

@@ -42,6 +42,8 @@ POLL_S = 0.5
 HEAR_EVERY_S = 10.0  # and more often where champions are stale sooner
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
 _REPAIR_S = 60.0
+PATIENCE_S = 900.0
+"""Longer than the ten minutes after which Kubernetes calls a rollout failed: that is seen before it goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +92,7 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
 
 
 class ChampionWatch:
-    """One application's champion. `current`, `error` and `was_tried` may be read from any thread.
-
-    was_tried: whether the champion of the start was loaded, or could not be, or there was none.
+    """One application's champion. `current` and `error` may be read from any thread.
 
     on_swap, on_failure: callbacks that the watching thread calls with the application's name: the one with the version
     that it has put in place as well, or 0, the other after each failed load. `start_service` passes those that count.
@@ -109,7 +109,7 @@ class ChampionWatch:
         self.name = name
         self.current: Champion | None = None
         self.error: str | None = "Kafka has not answered yet"
-        self.was_tried = False
+        self._began_s = time.monotonic()
         self._settings, self._store = settings, ObjectStore(settings)
         self._on_swap, self._on_failure = on_swap, on_failure
         self._pending: ModelPromoted | None = None
@@ -127,6 +127,11 @@ class ChampionWatch:
     def is_ready(self) -> bool:
         """Whether the champion serves, or the whole topic has been read and names none."""
         return self.current is not None or not self._is_wanted or (self._caught_up and not self._promoted)
+
+    @property
+    def was_tried(self) -> bool:
+        """Whether the champion serves, or there is none, or it could not be loaded for `PATIENCE_S`."""
+        return self.is_ready or time.monotonic() - self._began_s > PATIENCE_S
 
     @property
     def silent_s(self) -> float:
@@ -180,7 +185,6 @@ class ChampionWatch:
                         self._busy_at = time.monotonic()
                         if at_end:  # before, the newest promotion may be one of long ago
                             self._load_pending()
-                            self.was_tried = True
                             self._follow_orders()
                         self._heard_at += time.monotonic() - self._busy_at
                         self._busy_at = None

@@ -141,10 +141,11 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     @app.get("/v1/health")
     def health() -> Answer:
         watches = champions.watches.values()
-        waiting = [watch for watch in watches if not watch.was_tried]
-        if waiting or not any(watch.is_ready for watch in watches):
-            raise no_champion(*(waiting or watches))
-        return _json({"serving": [watch.name for watch in watches if watch.current]})
+        serving = [watch.name for watch in watches if watch.current]
+        waiting = [watch for watch in watches if not (watch.was_tried if serving else watch.is_ready)]
+        if waiting:
+            raise no_champion(*waiting)
+        return _json({"serving": serving})
 
     @app.get("/v2/models/<name>")
     @app.get("/v2/models/<name>/versions/<version>")

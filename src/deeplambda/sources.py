@@ -45,6 +45,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -58,6 +59,29 @@ from deeplambda.splits import ByHash as ByHash
 from deeplambda.splits import BySource as BySource
 from deeplambda.splits import ByTime as ByTime
 
+ENCODINGS: Mapping[str, str] = {
+    "utf-8": "UTF-8",
+    **{f"utf-{bits}{order}": f"UTF-{bits}{order[-2:].upper()}" for bits in (16, 32) for order in ("", "-le", "-be")},
+    "ascii": "US-ASCII",
+    **{f"iso8859-{part}": f"ISO-8859-{part}" for part in (*range(1, 10), 13, 15)},
+    **{f"cp{page}": f"windows-{page}" for page in range(1250, 1259)},
+    **{f"cp{page}": f"IBM{page}" for page in (437, 850, 852, 855, 857, 862, 866)},
+    "cp874": "x-windows-874",
+    "cp932": "windows-31j",
+    "cp949": "x-windows-949",
+    "cp950": "x-windows-950",
+    "big5": "Big5",
+    "euc_jp": "EUC-JP",
+    "euc_kr": "EUC-KR",
+    "gb18030": "GB18030",
+    "gb2312": "GB2312",
+    "gbk": "GBK",
+    "koi8-r": "KOI8-R",
+    "koi8-u": "KOI8-U",
+    "mac-roman": "x-MacRoman",
+    "shift_jis": "Shift_JIS",
+}
+"""Of a CSV: Python's name of each, and Java's, which calls other code pages by Python's names."""
 _REPLACED = "\ufffd"
 """What a decoder puts in the place of bytes that are no text."""
 
@@ -145,9 +169,8 @@ class Csv(Table):
 
     separator: between cells. header: whether the first line of each file names its columns; else they are `_c0`, `_c1`,
     … multiline: whether a quoted cell may go on in the next line; each file is then read whole, by one task. encoding:
-    of the text, as Python calls it, such as "cp1252"; of those that take more than a byte for a letter but UTF-8, with
-    `multiline` alone. errors: "replace" keeps a row that has signs in place of what was not in that encoding; "strict"
-    refuses it.
+    of the text, as Python calls it, such as "cp1252"; UTF-16 and UTF-32 with `multiline` alone. errors: "replace" keeps
+    a row that has signs in place of what was not in that encoding; "strict" refuses it.
     """
 
     _: KW_ONLY
@@ -159,17 +182,19 @@ class Csv(Table):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            codec = self.codec
-        except LookupError as exc:
-            raise ConfigurationError(
-                f"Csv({self.path!r}) has the unknown encoding {self.encoding!r}", "name it as Python does: 'cp1252'"
-            ) from exc
-        if codec.startswith(("utf-16", "utf-32")) and not self.multiline:
-            raise ConfigurationError(
-                f"Csv({self.path!r}) is in {self.encoding}, whose lines cannot be told in a part of a file",
-                "give it multiline=True",
-            )
+        with suppress(LookupError):
+            codec = codecs.lookup(self.encoding).name
+            if codec in ENCODINGS and (self.multiline or not codec.startswith(("utf-16", "utf-32"))):
+                return
+            if codec in ENCODINGS:
+                raise ConfigurationError(
+                    f"Csv({self.path!r}) is in {self.encoding}, whose lines cannot be told in a part of a file",
+                    "give it multiline=True",
+                )
+        raise ConfigurationError(
+            f"Csv({self.path!r}) has the encoding {self.encoding!r}, which is not read",
+            f"take one of {', '.join(ENCODINGS)}, or write the file in UTF-8",
+        )
 
     @property
     def codec(self) -> str:
@@ -216,7 +241,10 @@ def check_decoded(source: AnySource, values: Iterable[Any]) -> None:
     if isinstance(source, Csv) and source.errors == "strict":
         for value in values:
             if isinstance(value, str) and _REPLACED in value:
-                raise ValueError(f"it is no {source.encoding}: give Csv its encoding, or errors='replace'")
+                raise ValueError(
+                    f"it has U+FFFD, which stands for what is no {source.encoding}: give Csv the file's encoding, or "
+                    "errors='replace' where the file itself has that sign"
+                )
 
 
 def matches(path: str, name: str) -> bool:

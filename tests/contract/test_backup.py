@@ -16,11 +16,13 @@ echo "$*" >>"$HERE/asked"
 case "$*" in
     *" ls /volumes") printf '%s\n' kafka-data mysql-data ;;
     *" -czf - .") tar -czf - -C "$HERE" docker ;;
-    *"ps "*--quiet) sed 's/=.*//' "$HERE/containers" ;;
-    *"ps "*.Service*) sed 's/.*=//' "$HERE/containers" ;;
-    *"config --services") printf '%s\n' kafka model nginx ;;
-    inspect*) echo healthy ;;
-    *" -xzf - ") cat >/dev/null ;;
+    "ps --quiet "*project=tested*) sed 's/=.*//' "$HERE/containers" ;;
+    "ps "*project=tested*) sed 's/.*=//' "$HERE/containers" ;;
+    "compose config") echo 'name: tested' ;;
+    "compose config --services") printf '%s\n' kafka model nginx ;;
+    *"config --services") printf '%s\n' kafka model nginx model-gpu mqtt ;;
+    inspect*) [ -e "$HERE/inspected" ] && echo healthy || echo starting; touch "$HERE/inspected" ;;
+    *" -xzf -") volume=${*: -3:1}; cat >"$HERE/restored-${volume#/volumes/}.tar.gz" ;;
 esac
 """
 
@@ -78,17 +80,35 @@ def test_a_backup_of_a_stack_that_does_not_run_starts_nothing(stack: Stack) -> N
 
 def test_a_restore_takes_every_profile_down_and_brings_up_again_what_ran(stack: Stack) -> None:
     assert stack.script("backup", "copy").returncode == 0
-    stack.runs("a1=kafka", "b2=model-gpu", "c3=model-gpu", "d4=mqtt")
+    stack.runs("a1=kafka", "b2=model-gpu", "c3=model-gpu", "d4=mqtt", "e5=left-by-another-version")
     done = stack.script("restore", "copy")
     assert done.returncode == 0, done.stderr
     down, up = stack.asked("down", "up")
     assert down == "compose --profile * down --remove-orphans"
     assert up == (
         "compose up --detach --wait --scale kafka=1 --scale model-gpu=2 --scale mqtt=1 --scale model=0 "
-        "kafka model model-gpu mqtt nginx"
+        "kafka model-gpu mqtt"
     )
+    assert up.removeprefix("compose ") in done.stdout, "what to run by hand should it end between"
+    for volume in ("kafka-data", "mysql-data"):
+        copied = (stack.folder / f"copy/{volume}.tar.gz").read_bytes()
+        assert (stack.folder / f"restored-{volume}.tar.gz").read_bytes() == copied
     emptied = [line.split()[-4] for line in stack.asked("-delete")]
     assert emptied == ["/volumes/kafka-data", "/volumes/mysql-data"]
+
+
+def test_a_restore_where_nothing_ran_brings_up_the_stack_without_profiles(stack: Stack) -> None:
+    assert stack.script("backup", "copy").returncode == 0
+    assert stack.script("restore", "copy").returncode == 0
+    assert stack.asked("up") == ["compose up --detach --wait kafka model nginx"]
+
+
+def test_a_damaged_copy_changes_nothing(stack: Stack) -> None:
+    assert stack.script("backup", "copy").returncode == 0
+    (stack.folder / "copy/kafka-data.tar.gz").write_bytes(b"not what was copied")
+    assert "is damaged" in (refused := stack.script("restore", "copy")).stderr
+    assert refused.returncode == 1
+    assert stack.asked("down", "-delete", "up") == []
 
 
 def test_a_restore_of_a_copy_that_lacks_a_volume_changes_nothing(stack: Stack) -> None:

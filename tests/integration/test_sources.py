@@ -338,7 +338,7 @@ def test_parquet_files_of_several_programs_mean_what_each_says(bench: Bench) -> 
             "amount": pa.array([19, 20]),
             "count": pa.array([1.0, float("nan")]),
             "place": [place, place],
-            "above": pa.array([1.0, 0.0]),
+            "above": ["yes", "no"],
         }
     )
     second = pa.table(
@@ -348,7 +348,7 @@ def test_parquet_files_of_several_programs_mean_what_each_says(bench: Bench) -> 
             "amount": pa.array([Decimal("19.99")] * 3, pa.decimal128(10, 2)),
             "count": pa.array([2.0, 19.99, None]),
             "place": pa.array([place] * 3, pa.struct([("lat", pa.float64()), ("lon", pa.float64())])),
-            "above": pa.array([1.0, 1.0, float("nan")]),
+            "above": ["yes", "yes", None],
             "merchant": ["zen"] * 3,
         }
     )

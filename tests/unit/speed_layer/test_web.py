@@ -49,7 +49,6 @@ def client_of(settings: Settings, forward: Forward = forward, card: Card = CARD,
     featurizer = Featurizer(Digits(), code_version="c1")
     watch = ChampionWatch(settings, "digits", on_swap=lambda *_: None, on_failure=lambda _: None)
     path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
-    watch.was_tried = True
     watch.current = Champion(featurizer=featurizer, card=card, path=path, output_shape=(outputs,))
     return create_app(settings, Champions({"digits": watch}), ServiceMetrics(("digits",))).test_client()
 
@@ -260,16 +259,23 @@ def test_what_is_stale_is_not_ready_and_says_why_and_is_alive_and_answers(
 
 
 @pytest.mark.parametrize(
-    ("was_tried", "serving", "status"),
-    [(False, ["digits"], 503), (True, ["digits"], 200), (True, ["digits", "fraud"], 200), (True, [], 503)],
+    ("tried_s", "promoted", "serving", "status"),
+    [
+        (0, ["digits", "fraud"], ["digits"], 503),
+        (1000, ["digits", "fraud"], ["digits"], 200),
+        (0, ["digits", "fraud"], ["digits", "fraud"], 200),
+        (1000, ["digits", "fraud"], [], 503),
+        (1000, ["fraud"], [], 503),
+        (0, [], [], 200),
+    ],
 )
 def test_a_process_is_sent_requests_once_it_has_tried_every_champion_and_one_serves(
-    tmp_path: Path, was_tried: bool, serving: list[str], status: int
+    tmp_path: Path, tried_s: float, promoted: list[str], serving: list[str], status: int
 ) -> None:
     settings, watches = Settings(data_dir=tmp_path), {}
     for name in ("digits", "fraud"):
         watch = watches[name] = ChampionWatch(settings, name, on_swap=lambda *_: None, on_failure=lambda _: None)
-        watch._promoted, watch.was_tried = True, was_tried or name == "digits"
+        watch._promoted, watch._caught_up, watch._began_s = name in promoted, True, time.monotonic() - tried_s
         if name in serving:
             path = FastPath(variant="fp32", forward=forward, exact=forward, rescores=False)
             featurizer = Featurizer(Digits(), code_version="c1")

@@ -45,14 +45,16 @@ def hand_out(settings: Settings, root: Path) -> list[str]:
     """
     made = make_missing_secrets(settings, root / OPERATOR)
     values = {field: (root / OPERATOR / f"deeplambda_{field}").read_text() for field in secret_fields()}
+    # Before anything is changed: it may refuse a setting.
+    broker, broker_client = kafka_properties(settings, values), client_properties(settings, values)
     for reader, fields in READERS.items():
+        for field in fields:
+            write_private(root / reader / f"deeplambda_{field}", values[field])
         for file in (root / reader).glob("deeplambda_*"):
             if file.name.removeprefix("deeplambda_") not in fields:  # another version's
                 file.unlink()
-        for field in fields:
-            write_private(root / reader / f"deeplambda_{field}", values[field])
-    write_private(root / "kafka" / "server.properties", kafka_properties(settings, values))
-    write_private(root / "kafka" / "client.properties", client_properties(settings, values))
+    write_private(root / "kafka" / "server.properties", broker)
+    write_private(root / "kafka" / "client.properties", broker_client)
     accounts = {"producer": values["mqtt_producer_password"], "bridge": values["mqtt_bridge_password"]}
     write_private(root / "mqtt" / "mosquitto.conf", mosquitto.configuration(settings))
     write_private(root / "mqtt" / "passwords", mosquitto.password_file(accounts))
