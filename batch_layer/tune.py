@@ -246,7 +246,7 @@ def _choices(application: Application, space: Mapping[str, Any]) -> dict[str, li
         there = application.search_space[name]
         if isinstance(there, LogUniform) and there.low < there.high:
             return None
-        values = there.values if isinstance(there, Choice) else (there.low,)
+        values = there.values if isinstance(there, Choice) else (float(there.low),)
         found[name] = list({to_json(value): value for value in values}.values())
     return found
 
@@ -256,7 +256,8 @@ def _searcher(
 ) -> OptunaSearch:
     """Draws what is known first. Its seed counts that in, or it would draw the same once more."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    own = {name: fixed[name] for name in space}
+    numbers = {name for name in space if isinstance(application.search_space[name], LogUniform)}
+    own = {name: float(fixed[name]) if name in numbers else fixed[name] for name in space}
     points = [_as_declared(application, trial.drawn) for trial in known]
     if not points and _draws(application, own):
         points = [own]
@@ -318,13 +319,10 @@ def _rows_of_trials(settings: Settings, application: Application, dataset: str) 
         _log.warning("trials do without %d shards, which DEEPLAMBDA_TRAINER_MEMORY_MB has no room for", left_out)
     fetched = ((fetch_shard(store, each) for each in of_split) for of_split in chosen.values())
     training, validation = (_joined([Rows.of(each.features, each.labels_N) for each in of]) for of in fetched)
+    if len(training) and len(validation):
+        return training, validation
     if any(each.split == VALIDATION and each.rows for each in listed):
-        if len(training) and len(validation):
-            return training, validation
-        raise BadInput(
-            f"trials have no room for a shard of each split of data set {dataset} of {application.name}",
-            "give more DEEPLAMBDA_TRAINER_MEMORY_MB",
-        )
+        _log.warning("trials have no room for a shard of each split: give more DEEPLAMBDA_TRAINER_MEMORY_MB")
     if len(training) * VALIDATION_SHARE < 1:
         raise BadInput(
             f"data set {dataset} of {application.name} has too few training rows to set some aside", "ingest more"
@@ -356,8 +354,13 @@ def _with_room(listed: Sequence[PartitionPrepared], room_bytes: int) -> dict[str
     )
     until = accumulate(each.size_bytes for each in validation)
     first = max(1, sum(end_bytes <= room_bytes * VALIDATION_SHARE for end_bytes in until))
+    chosen = _fitting((*validation[:first], *training, *validation[first:]), room_bytes)
+    return chosen if chosen[TRAIN] else _fitting(training, room_bytes)
+
+
+def _fitting(shards: Sequence[PartitionPrepared], room_bytes: int) -> dict[str, list[PartitionPrepared]]:
     chosen: dict[str, list[PartitionPrepared]] = {TRAIN: [], VALIDATION: []}
-    for shard in (*validation[:first], *training, *validation[first:]):
+    for shard in shards:
         if shard.size_bytes <= room_bytes:
             room_bytes -= shard.size_bytes
             chosen[shard.split].append(shard)

@@ -118,7 +118,9 @@ class _Comparing:
     def _refused(self, found: Difference) -> bool:
         """Rule 3 is not of one comparison alone."""
         margin = self.criterion.margin
-        return found.value < -margin or (self.criterion.proof and (found.low is None or found.low < -margin))
+        # Few recent rows bound nothing; they are asked for no proof, which the test split's give.
+        unproven = self.split == TEST if found.low is None else found.low < -margin
+        return found.value < -margin or (self.criterion.proof and unproven)
 
     def _refused_slice(self, found: Difference, slices: int) -> bool:
         """With Bonferroni's correction, for there are many."""
@@ -196,7 +198,9 @@ def verdict(
         reasons += [_said(each, champion.version) for each in _refusing(comparisons, criterion)]
         if TEST not in with_champion:
             reasons += [_worse_card(candidate, champion, criterion), _without_proof(champion, criterion)]
-        asked = with_champion.get(RECENT, with_champion.get(TEST))
+        asked = with_champion.get(RECENT)
+        if asked is None or asked.low is None:  # recent rows are none, or too few to say anything
+            asked = with_champion.get(TEST, asked)
         reasons.append(_without_effect(asked, champion, criterion))
     latency_ms = (figures or {}).get(LATENCY, 0.0)
     if criterion.latency_budget_ms is not None and latency_ms > criterion.latency_budget_ms:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 
-from deeplambda.adapters.kafka import Publisher, end_offsets, librdkafka_options
+from deeplambda.adapters import kafka_ranges
+from deeplambda.adapters.kafka import Publisher, end_offsets, librdkafka_options, received
 from deeplambda.adapters.kafka_ranges import CHUNK_ROWS, RangeReader
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
@@ -145,3 +147,29 @@ def test_marks_of_transactions_hold_no_range_up(stack: Settings) -> None:
 def test_records_that_are_not_there_are_not_passed_over(reader: RangeReader) -> None:
     with pytest.raises(NotReady):
         numbers(reader, RECORDS + 5, RECORDS + 10)
+
+
+def test_of_many_partitions_with_a_backlog_little_is_read_twice(
+    stack: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partitions, records, each = 64, 240, 30
+    name = new_topic(stack, partitions)
+    producer = Producer(librdkafka_options(stack))
+    for partition in range(partitions):
+        for _ in range(records):
+            producer.produce(name, bytes(1_000), partition=partition)
+    producer.flush()
+    fetched = []
+
+    def counted(*arguments: Any) -> Any:
+        fetched.extend(found := received(*arguments))
+        return found
+
+    monkeypatch.setattr(kafka_ranges, "received", counted)
+    found = 0
+    with closing(RangeReader(stack, name)) as reader:
+        for first in range(0, records, each):
+            for chunk in reader.chunks(dict.fromkeys(range(partitions), (first, first + each))):
+                found += len(chunk)
+    assert found == partitions * records
+    assert len(fetched) < 2 * found

@@ -28,8 +28,8 @@ class RangeReader:
     """Reads ranges of one topic's offsets; what came beyond one is kept for the next, which usually follows it.
 
     For one thread. It reads on while a range is made use of: 8 MiB and one answer of the broker's wait in the client,
-    and as much is kept, beside the CHUNK_ROWS records that it gives at once, which are of 9 MiB together or of one
-    record that is larger.
+    and twice as much at most is kept, of each partition its share of 8 MiB and what had come with that, beside the
+    CHUNK_ROWS records that it gives at once, which are of 9 MiB together or of one record that is larger.
     """
 
     def __init__(self, settings: Settings, topic: str) -> None:
@@ -116,16 +116,16 @@ class RangeReader:
                 failed = error
         if failed is not None:
             raise KafkaException(failed)
-        full = self._ahead_bytes > _AHEAD_BYTES
+        full, share = self._ahead_bytes > _AHEAD_BYTES, _AHEAD_BYTES // max(1, len(self._ahead))
         for number, ahead in self._ahead.items():
             if number in left or number in self._paused:
                 continue
-            if full or _is_chunk(len(ahead), (record.value for record in ahead)):
+            if full or len(ahead) >= CHUNK_ROWS or sum(map(_size_bytes, ahead)) >= min(share, _PARTITION_BYTES):
                 self._consumer.pause(self._places([number]))
                 self._paused.add(number)
-        # Each of many partitions brings some beyond its range: what is too much is read again when it is wanted.
+        # Each of very many partitions brings more than its share: what is too much is read again when it is wanted.
         for number in [number for number, ahead in self._ahead.items() if ahead and number not in left]:
-            if self._ahead_bytes <= _AHEAD_BYTES:
+            if self._ahead_bytes <= 2 * _AHEAD_BYTES:
                 break
             self._forget(number)
             self._next.pop(number, None)

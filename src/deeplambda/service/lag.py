@@ -80,14 +80,15 @@ class Lag:
 
 def publish_lag(metrics: MetricPublisher, lags: Collection[Lag]) -> None:
     """Publish how far a part is behind with an application, of whose topics `lags` are: rows of one partition's number
-    are added up. Nothing while one of them is not known: it would look as if that kept up. Raises: NotReady."""
-    if not all(lag.known for lag in lags):
-        return
+    are added up. While one of them is not known, nothing that would look as if that kept up. Raises: NotReady."""
     waiting = Counter[int]()
     for lag in lags:
         waiting.update(lag.by_partition)
-    metrics.publish("lag", waiting.total(), "rows")
-    metrics.publish("behind", float(any(lag.behind for lag in lags)), "1")
+    behind = any(lag.behind for lag in lags)
+    if all(lag.known for lag in lags):
+        metrics.publish("lag", waiting.total(), "rows")
+    if behind or all(lag.known for lag in lags):
+        metrics.publish("behind", float(behind), "1")
     for partition, rows in waiting.most_common(MOST_PARTITIONS):
         if rows:
             metrics.publish("partition_lag", rows, "rows", kafka_partition=partition)

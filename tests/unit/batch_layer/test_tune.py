@@ -76,6 +76,19 @@ def test_numbers_leave_no_bound_on_how_many_draws_there_are() -> None:
     assert _choices(Coin(), search_space(Coin(), OF_CHOICES)) == {"hidden": [8, 16, 32], "sizes": [(1, 2), (3,)]}
 
 
+def test_a_number_of_one_value_is_one_draw_whichever_type_the_application_wrote() -> None:
+    class Fixed(Coin):
+        hyperparameters = DEFAULTS | {"rate": 1}
+        search_space = {"hidden": Choice((8, 16)), "rate": LogUniform(1, 1)}  # noqa: RUF012
+
+        def build_model(self, *, hidden: int, rate: float) -> Any: ...
+
+    fixed = dict(Fixed.hyperparameters) | {"seed": 0}
+    searcher = _searcher(Fixed(), search_space(Fixed(), {}), False, fixed, [])
+    found = [searcher.suggest(str(trial)) for trial in range(3)]
+    assert [each if each == Searcher.FINISHED else each["hidden"] for each in found] == [8, 16, Searcher.FINISHED]
+
+
 def shards(split: str, rows: int) -> list[PartitionPrepared]:
     """Of 100 bytes each."""
     return [prepared(split, n, partitions=rows) for n in range(rows)]
@@ -90,6 +103,7 @@ def shards(split: str, rows: int) -> list[PartitionPrepared]:
         (9, 20, 1_200, (9, 3)),
         (100, 20, 500, (4, 1)),
         (100, 0, 500, (5, 0)),
+        (100, 20, 150, (1, 0)),
     ],
 )
 def test_the_validation_split_has_its_share_of_the_room_before_the_training_rows(

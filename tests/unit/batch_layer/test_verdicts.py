@@ -101,6 +101,18 @@ def test_a_version_that_is_worse_by_chance_within_the_margin_may_serve_unless_pr
     assert not judged(measured(*many, criterion=proving), criterion=proving).reasons
 
 
+def test_too_few_recent_rows_to_say_anything_leave_proof_and_effect_to_the_test_split() -> None:
+    asked = Criterion(metric="f1_macro", proof=True, minimum_effect=0.01)
+    of_test = measured(right(950), right(900), criterion=asked)
+    few = measured(right(15, of=15), right(14, of=15), split=RECENT, criterion=asked)
+    assert few[0].low is None, "as the bootstrap tells of so few rows"
+    worse = measured(right(10, of=15), right(14, of=15), split=RECENT, criterion=asked)
+    champion, candidate = (gate.card(version, 0.9, f1_macro=0.9) for version in (1, 2))
+    assert not verdict(candidate, champion, "c0de", asked, [*of_test, *few]).reasons
+    assert verdict(candidate, champion, "c0de", asked, [*of_test, *worse]).reasons
+    assert verdict(candidate, champion, "c0de", asked, few).reasons, "without the test split they show nothing"
+
+
 def test_ten_promotions_each_a_little_worse_than_the_one_before_are_stopped() -> None:
     correct, best, promoted = 990, {TEST: 1}, 0
     for version in range(2, 12):

@@ -85,6 +85,9 @@ def test_of_a_stream_that_has_not_begun_no_lag_is_published_nor_of_another_besid
     begins.looked(0, ends={0: 7_000}, done={})
     publish_lag(found, [begins, looks(lag=0, rate=100)])  # type: ignore[arg-type]
     assert found == []
+    publish_lag(found, [begins, looks(lag=2_000, rate=100)])  # type: ignore[arg-type]
+    assert found == [("behind", 1, None), ("partition_lag", 2_000, 0)], "of the other, what is not well"
+    found.clear()
     begins.looked(5, ends={0: 7_000}, done={0: 7_000})
     publish_lag(found, [begins])  # type: ignore[arg-type]
     assert found.values() == {"lag": 0, "behind": 0}
