@@ -156,7 +156,7 @@ def test_live_accuracy_is_of_what_each_version_answered_then(watched: Settings) 
         "the batch view has absorbed them, whatever it says of them"
     )
     send_labels(watched, {"live-8": "a", "live-9": "b"} | {f"live-{n}": "a" for n in range(10, 14)} | {"live-19": "a"})
-    assert eventually(lambda: figures().get(8) == (4, 4, 5)), (figures(), "a backfill's is no live answer")
+    assert eventually(lambda: figures().get(8) == (5, 5, 5)), (figures(), "what a backfill replaced was a live answer")
     assert 9 not in figures()
     assert figures()[7] == (10, 9, 0), "a newer label takes the place of the one before"
 
