@@ -6,6 +6,7 @@ SHELL := bash
 export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
 BIN := .venv/bin
 READY := .venv/ready
+QUICK := and not slow
 WITH_STACK := tests/e2e tests/faults tests/integration
 # Both workers share one stack, which takes 4 GiB; with those that some tests start it is 10 GiB.
 AT_ONCE := -n $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 2 : 0}' /proc/meminfo) --dist loadfile --no-loadscope-reorder
@@ -34,18 +35,19 @@ status: $(READY) ## How each part is
 	$(BIN)/deeplambda status
 
 test: $(READY) ## All checks: lint, types, and the tests, against a stack of their own
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit QUICK=
 	$(BIN)/python -m pytest $(WITH_STACK) -m 'not long' $(AT_ONCE) --durations=20
 
-test-all: lint unit ## The same, with the tests that are long by nature
+test-all: lint ## The same, with the tests that are long by nature
+	$(MAKE) --no-print-directory unit QUICK=
 	$(BIN)/python -m pytest tests/unit -m long
 	$(BIN)/python -m pytest $(WITH_STACK) --durations=20
 
 test-compose: $(READY) ## The stack of docker compose; skipped, with the reason, where there is no engine
 	$(BIN)/python -m pytest tests/compose -s
 
-unit: $(READY) ## The tests that need no service
-	$(BIN)/python -m pytest tests/unit tests/contract -m 'not long' -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
+unit: $(READY) ## The quick tests that need no service
+	$(BIN)/python -m pytest tests/unit tests/contract -m 'not long $(QUICK)' -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff, mypy and the rules of who may import whom
 	$(BIN)/ruff check

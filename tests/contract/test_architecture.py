@@ -206,6 +206,7 @@ def files_that_call(name: str) -> set[Path]:
     return {path for path in CODE if name in calls(parsed(path))}
 
 
+@pytest.mark.slow
 def test_an_event_is_refused_where_the_page_says() -> None:
     _, decode_event = answer("Where is an event refused?")
     with pytest.raises(RefusedEvent):

@@ -61,6 +61,7 @@ def stack(tmp_path: Path) -> Stack:
     return Stack(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_backup_starts_the_containers_that_ran_and_no_other(stack: Stack) -> None:
     stack.runs("a1=kafka", "b2=model", "c3=model")
     done = stack.script("backup", "copies/monday")

@@ -267,6 +267,7 @@ def test_replicas_follow_a_metric_that_is_sent() -> None:
     assert {type(value) for value in trigger["metadata"].values()} == {str}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["base", "example"])
 def test_what_is_built_is_restricted_and_complete(overlay: str) -> None:
     tools = [tool for tool in (["kubectl", "kustomize"], ["kustomize", "build"]) if shutil.which(tool[0])]

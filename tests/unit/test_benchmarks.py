@@ -25,6 +25,7 @@ def test_a_number_of_commits_whose_tenth_upkeep_does_not_meet_is_refused(capsys:
     assert "multiples of 1,000" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_that_ended_leaves_no_process_of_its_group(tmp_path: Path) -> None:
     found = tmp_path / "child"
 

@@ -16,6 +16,7 @@ def test_help_names_every_command_without_loading_the_layers() -> None:
         assert f" {name} " in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", ["--help", "batch"])
 def test_what_takes_seconds_to_load_is_loaded_when_a_command_needs_it(called: str) -> None:
     code = f"""

@@ -103,6 +103,7 @@ def p_of(reference: Reference, what: str, window: dict[str, Column]) -> NDArray[
     return np.array([each.p for each in compared(getattr(reference, what), window)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", [FEW], indirect=True)
 def test_a_reference_has_some_kilobytes(scene: Scene) -> None:
     assert len(scene.reference.model_dump_json()) < 10_000

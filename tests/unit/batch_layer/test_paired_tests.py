@@ -58,6 +58,7 @@ def test_fewer_than_twenty_rows_bound_nothing_though_all_agree(rows: int) -> Non
     assert (found.value, found.low, found.high, found.p_better, found.p_worse) == (-1, None, None, 1, 1)
 
 
+@pytest.mark.slow
 def test_of_twenty_rows_about_one_good_sample_in_twenty_looks_bad() -> None:
     random, wrong = np.random.default_rng(11), 0
     for sample in range(300):

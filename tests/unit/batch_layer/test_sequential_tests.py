@@ -65,6 +65,7 @@ def drawn(random: np.random.Generator, gain: float, *, numbers: bool) -> tuple[N
     return ours.astype(float), theirs.astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "numbers"), CASES, ids=NAMES)
 def test_a_candidate_at_the_margin_is_seldom_decided_on_however_often_one_looks(kind: Kind, numbers: bool) -> None:
     ends = [end(kind, -MARGIN, seed, numbers=numbers) for seed in range(100)]

@@ -34,6 +34,7 @@ def same(one: Trainer, other: Trainer) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss() -> None:
     made = after(trainer(), range(1, 2))
     first = made.mean_loss()
@@ -58,6 +59,7 @@ def test_a_run_taken_up_from_its_state_ends_as_if_it_had_gone_through() -> None:
     assert same(after(taken_up, range(3, 5)), after(trainer(), range(1, 5)))
 
 
+@pytest.mark.slow
 def test_fp16_trains_with_a_scaler_that_is_part_of_the_state() -> None:
     fp16 = Compute(torch.device("cpu"), torch.float16)  # which takes a CPU ten times as long
     stopped = after(trainer(fp16), range(1, 2), FEW_ROWS)

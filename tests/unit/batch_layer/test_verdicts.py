@@ -101,6 +101,7 @@ def test_a_version_that_is_worse_by_chance_within_the_margin_may_serve_unless_pr
     assert not judged(measured(*many, criterion=proving), criterion=proving).reasons
 
 
+@pytest.mark.slow
 def test_too_few_recent_rows_to_say_anything_leave_proof_and_effect_to_the_test_split() -> None:
     asked = Criterion(metric="f1_macro", proof=True, minimum_effect=0.01)
     of_test = measured(right(950), right(900), criterion=asked)
@@ -272,6 +273,7 @@ def test_a_metric_that_is_no_share_of_rows_is_resampled() -> None:
     assert whole.high < -0.1
 
 
+@pytest.mark.slow
 def test_each_version_is_judged_by_what_it_makes_of_its_outputs() -> None:
     class Alarm(Coin):
         objective = Classification(("heads", "tail"), threshold=0.01)

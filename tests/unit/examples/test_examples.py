@@ -86,6 +86,7 @@ def test_features_of_a_row_do_not_depend_on_its_batch(small: Small) -> None:
         np.testing.assert_array_equal(one_by_one[name], array)
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_them(small: Small) -> None:
     torch.manual_seed(0)
     model = small.application.build_model()

@@ -38,11 +38,13 @@ def names(jar: Path) -> list[str]:
         return packed.namelist()
 
 
+@pytest.mark.slow
 def test_what_a_jvm_says_is_no_error(settings: Settings, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JDK_JAVA_OPTIONS", "-Xlog:gc*=info:stderr")
     assert names(compiled_jar(sources, settings)) == ["one/First$Inner.class", "one/First.class", "one/Second.class"]
 
 
+@pytest.mark.slow
 def test_java_that_does_not_compile_is_told_and_not_kept(settings: Settings, sources: Path) -> None:
     (sources / "one" / "Second.java").write_text("package one; public class Second { int f() { return missing; } }")
     with pytest.raises(ConfigurationError, match=r"did not compile: .*missing"):
@@ -50,6 +52,7 @@ def test_java_that_does_not_compile_is_told_and_not_kept(settings: Settings, sou
     assert not list((settings.data_dir / "classes").glob("*.jar"))
 
 
+@pytest.mark.slow
 def test_who_comes_at_once_waits_for_the_first_one_s_jar(settings: Settings, sources: Path, starts: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         made = {each.result() for each in [pool.submit(compiled_jar, sources, settings) for _ in range(3)]}
@@ -57,6 +60,7 @@ def test_who_comes_at_once_waits_for_the_first_one_s_jar(settings: Settings, sou
     assert starts.read_text() == "started\n"
 
 
+@pytest.mark.slow
 def test_a_damaged_jar_is_made_anew(settings: Settings, sources: Path) -> None:
     jar = compiled_jar(sources, settings)
     whole = names(jar)

@@ -93,6 +93,7 @@ def of_another_type(given: dict[str, Any], row: int) -> dict[str, Any]:
     return given | {"stars": given["stars"].astype(np.float32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "reason", "named"),
     [
@@ -149,6 +150,7 @@ def test_a_ragged_list_a_huge_number_and_a_key_of_other_bytes_are_refused_and_ot
     assert len(found.features["stars"]) == 2
 
 
+@pytest.mark.slow
 def test_a_batch_in_which_all_hang_is_given_up_or_gone_through_as_the_caller_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -215,6 +217,7 @@ def test_one_row_alone_says_why_it_has_no_features() -> None:
         featurizer.features(payload_batch(ReviewWritten, [event]))
 
 
+@pytest.mark.slow
 def test_a_process_that_was_forked_after_the_first_call_makes_calls_of_its_own() -> None:
     calls = "bounded(lambda: None, 10, 'it'); child = os.fork(); bounded(lambda: None, 10, 'it')"
     ends = "os._exit(0) if child == 0 else sys.exit(os.waitpid(child, 0)[1])"

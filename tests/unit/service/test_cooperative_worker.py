@@ -115,6 +115,7 @@ def test_slow_senders_and_clients_that_read_nothing_hold_up_nobody(served: Serve
     assert all(reply is not None and reply.data == b"/" for reply in found)
 
 
+@pytest.mark.slow
 def test_a_reply_that_nobody_reads_is_dropped_with_its_memory(alone: Served) -> None:
     (worker,) = psutil.Process(alone.process.pid).children()
     before = worker.memory_info().rss
@@ -137,6 +138,7 @@ def test_a_request_in_pieces_and_several_in_one_piece_are_answered_in_order(serv
     assert answer.index(content) < answer.index(b"/a") < answer.index(b"/b")
 
 
+@pytest.mark.slow
 def test_a_request_begins_with_its_first_byte(served: Served) -> None:
     with served.connected(b"G") as connection:
         served.get("/")  # by whose answer that byte was read
@@ -158,6 +160,7 @@ def test_a_request_that_came_with_the_one_before_has_begun_before_it_waits_for_i
     assert float(answer.rpartition(b"\n")[2]) > 0.05, "16 requests of 0.01 s each came before it"
 
 
+@pytest.mark.slow
 def test_what_comes_after_the_time_of_a_request_is_no_request(served: Served) -> None:
     with served.connected(request("/echo", "Content-Length: 100", method="POST") + b"half") as connection:
         answer = connection.recv(65536)
@@ -165,6 +168,7 @@ def test_what_comes_after_the_time_of_a_request_is_no_request(served: Served) ->
         assert rest(connection, request("/late")) == b""
 
 
+@pytest.mark.slow
 def test_a_health_check_passes_requests_that_keep_the_loop_busy(served: Served) -> None:
     busy = request("/busy", "Content-Length: 0", method="POST")
     with contextlib.ExitStack() as waiting:
@@ -187,6 +191,7 @@ def test_of_more_requests_than_may_wait_some_are_refused_and_their_connections_k
             assert client.recv(65536).endswith(b"/after")
 
 
+@pytest.mark.slow
 def test_what_comes_after_the_time_of_a_refused_request_is_no_request(shedding: Served) -> None:
     half = request("/busy", "Content-Length: 100", method="POST") + b"half"
     with contextlib.ExitStack() as waiting:
@@ -219,6 +224,7 @@ def test_a_refused_request_that_no_other_can_follow_is_answered_and_its_connecti
         assert all(b"Connection: close" in answer for answer in refused)
 
 
+@pytest.mark.slow
 def test_a_refused_upload_is_read_to_a_bound(shedding: Served) -> None:
     head = request("/busy", f"Content-Length: {10**12}", method="POST")
     with contextlib.ExitStack() as waiting:
@@ -267,6 +273,7 @@ def test_a_wait_for_a_thread_leaves_the_loop_to_others(served: Served) -> None:
         assert all(reply is not None and reply.status == 200 for reply in (each.result() for each in held))
 
 
+@pytest.mark.slow
 def test_what_has_begun_is_answered_at_sigterm_and_the_port_is_free(alone: Served) -> None:
     with ThreadPoolExecutor(1) as clients:
         slow = clients.submit(alone.get, "/slow")
@@ -282,6 +289,7 @@ def test_what_has_begun_is_answered_at_sigterm_and_the_port_is_free(alone: Serve
         successor.bind(alone.address)
 
 
+@pytest.mark.slow
 def test_a_request_of_two_meanings_is_refused_with_a_problem(served: Served) -> None:
     with served.connected(request("/", "Content-Length: 5", "Transfer-Encoding: chunked")) as connection:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))

@@ -93,6 +93,7 @@ def card(page: str, name: str) -> str:
     return str(text)
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_of_the_champions_version_and_says_of_which(look: Look) -> None:
     labelled = [LabelledVersion(**figures(8, 50)), LabelledVersion(**figures(7, 90))]
     slices = [LabelledSlice(**figures(8, 40), slice="shop=a"), LabelledSlice(**figures(7, 80), slice="shop=b")]
@@ -104,12 +105,14 @@ def test_the_accuracy_is_of_the_champions_version_and_says_of_which(look: Look) 
     assert card(page, "waiting") == "–"
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_the_newest_versions_where_the_champions_is_not_known(look: Look) -> None:
     page = look(lambda: found(9, labelled=[LabelledVersion(**figures(8, 50))]))
     assert (card(page, "accuracy"), card(page, "champion")) == ("50.00%", "digits/9")
     assert "accuracy of version 8," in card(page, "interval")
 
 
+@pytest.mark.slow
 def test_figures_that_cannot_be_asked_for_any_more_are_shown_as_of_their_time_and_why(look: Look) -> None:
     given = iter([found(7, labelled=[LabelledVersion(**figures(7, 90))])])
 
@@ -125,6 +128,7 @@ def test_figures_that_cannot_be_asked_for_any_more_are_shown_as_of_their_time_an
     assert card(page, "rows") == "1,234"
 
 
+@pytest.mark.slow
 def test_labels_that_are_no_more_leave_no_accuracy(look: Look) -> None:
     given = iter([found(7, labelled=[LabelledVersion(**figures(7, 90))])])
     page = look(lambda: next(given, found(7)))
@@ -138,6 +142,7 @@ def cells(page: str) -> list[str]:
     return re.findall("<td>([^<]*)</td>", page[page.index('<table id="answer">') : page.index("Where everything is")])
 
 
+@pytest.mark.slow
 def test_whole_numbers_of_an_answer_are_shown_to_the_last_digit(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     row = [9_007_199_254_740_993, -(2**63), 2**53 - 1, 1e300, "9007199254740993.0", None]
     columns = [Column(name=f"c{n}", type="BIGINT") for n in range(len(row))]
@@ -147,12 +152,14 @@ def test_whole_numbers_of_an_answer_are_shown_to_the_last_digit(look: Look, monk
     assert shown == ["9007199254740993", str(-(2**63)), "9007199254740991", "1e+300", "9007199254740993.0", "NULL"]
 
 
+@pytest.mark.slow
 def test_a_query_that_somebody_cancels_is_said_to_be(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     query = Query(id="q", status="cancelled", store="hive", sql="SELECT 1", submitted_at=now(), finished_at=now())
     monkeypatch.setattr(service.mysql_queries, "answer", lambda *_: query)
     assert '<p id="note" role="status">the query was cancelled</p>' in look(lambda: found(7), ASK)
 
 
+@pytest.mark.slow
 def test_a_link_is_asked_with_the_token_and_answered_in_the_page(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_with = []
 

@@ -37,6 +37,7 @@ def chosen_for_digits() -> FastPath:
     return fast_path(digits(), rows(64, 1, 28, 28), name="digits/1", decides=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 33, PASS_ROWS[-1], PASS_ROWS[-1] + 1, 300])
 def test_predictions_are_those_of_fp32(count: int, chosen_for_digits: FastPath) -> None:
     features = rows(count, 1, 28, 28)

@@ -63,6 +63,7 @@ def test_the_session_outlasts_connections_and_has_no_properties(session: Session
     assert not flags & 2, "no clean session"
 
 
+@pytest.mark.slow
 def test_a_retained_event_comes_once_whatever_connections_are_lost(session: Session, broker: Broker) -> None:
     broker.publish(TOPIC, b"kept", 1, retain=True)
     assert payloads(session.take(20)) == [b"kept"]
@@ -73,6 +74,7 @@ def test_a_retained_event_comes_once_whatever_connections_are_lost(session: Sess
     assert eventually(lambda: 2 in broker.acknowledged)
 
 
+@pytest.mark.slow
 def test_what_the_broker_sends_again_is_known(session: Session, broker: Broker) -> None:
     broker.publish(TOPIC, b"event", 1)
     broker.publish(TOPIC, b"at most once")
@@ -98,6 +100,7 @@ def test_messages_with_qos_0_that_nobody_takes_are_bounded_and_the_others_pass_t
     assert "QoS 0" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_devices_publish_is_acknowledged_once_kafka_has_it(
     session: Session, broker: Broker, with_kafka: Settings
 ) -> None:
@@ -114,6 +117,7 @@ def test_what_devices_publish_is_acknowledged_once_kafka_has_it(
         bridge.join()
 
 
+@pytest.mark.slow
 def test_what_kafka_refuses_is_held_and_the_rest_is_acknowledged(
     session: Session, broker: Broker, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,6 +145,7 @@ def test_what_kafka_refuses_is_held_and_the_rest_is_acknowledged(
     assert eventually(lambda: {2, 3, 4, 5} == set(broker.acknowledged))
 
 
+@pytest.mark.slow
 def test_what_is_held_when_a_connection_is_lost_is_not_sent_beside_what_the_broker_sends_again(
     session: Session, broker: Broker, publisher: Publisher
 ) -> None:

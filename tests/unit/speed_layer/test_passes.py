@@ -192,6 +192,7 @@ def test_as_many_clients_may_wait_as_the_model_answers_in_a_few_passes(
     assert all(first_outputs(each) == [3] for each in accepted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [1, 64])
 def test_in_a_flood_requests_wait_for_few_passes_beside_a_large_one(
     passes: Passes, model: Model, monkeypatch: pytest.MonkeyPatch, best: int
@@ -234,6 +235,7 @@ def fill(passes: Passes, serving: Champion) -> "list[Future[Scored]]":
     return accepted
 
 
+@pytest.mark.slow
 def test_what_cannot_be_answered_in_time_is_refused_and_what_became_too_late_takes_no_part_in_a_pass(
     passes: Passes, model: Model
 ) -> None:

@@ -29,6 +29,7 @@ class Reads(nn.Module):
         return (self.meaning(words) * known.unsqueeze(2)).sum(dim=1) + age
 
 
+@pytest.mark.slow
 def test_named_tensors_keep_their_names_and_ids() -> None:
     torch.manual_seed(1)
     model = Reads().eval()
@@ -42,6 +43,7 @@ def test_named_tensors_keep_their_names_and_ids() -> None:
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_kept_row_is_enough() -> None:
     assert exported(nn.Linear(3, 2).eval(), {"features": np.ones((1, 3), np.float32)})
 

@@ -124,6 +124,7 @@ def _text_in_folders(folder: Path) -> Path:
 _SAMPLES = [_csv, _wild_csv, _windows_csv, _json_lines, _parquet, _text, _text_in_folders, _images]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample_of", _SAMPLES)
 def test_what_is_drafted_after_a_sample_keeps_the_contract(sample_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "rows").mkdir()

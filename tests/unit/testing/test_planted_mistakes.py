@@ -428,6 +428,7 @@ def written(folder: Path, changes: tuple[tuple[str, str], ...]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name.replace(" ", "-"))
 def test_a_planted_mistake_is_found_in_words_that_lead_to_it(mistake: Mistake, tmp_path: Path) -> None:
     folder = written(tmp_path / "small", mistake.changes)
