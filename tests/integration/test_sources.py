@@ -297,7 +297,7 @@ def test_each_csv_says_by_its_header_what_its_columns_are(bench: Bench) -> None:
         bench.put(**{"4__csv": content})
         with pytest.raises(BadInput, match=problem):
             bench.ingest()
-    stray = '"I love it,7,1.5,0.5,yes\nfine,8,1.5,0.5,yes\n"so, so",9,1.5,0.5,no\n'
+    stray = '"I love it,2007,1.5,0.5,yes\nfine,2008,1.5,0.5,yes\n"so, so",2009,1.5,0.5,no\n'
     bench.put(**{"4__csv": f"note,id,x,y,above\n{stray}"})
     assert sum(bench.ingest().added.values()) == 2, "a stray quote costs its row alone"
     assert len(bench.rows()) == 103
