@@ -27,15 +27,16 @@ _ASKED_AT_ONCE = 8
 _HEAD_BYTES, _LONGEST_HEAD_BYTES = 16 << 10, 16 << 20
 _FOOTER_BYTES = 64 << 10
 _MAGIC = b"PAR1"
+_FOR_SPARK = (".deflate", ".lz4", ".snappy", ".zst")
+"""Ends of names that Spark inflates, as it does `.gz` and `.bz2`."""
 _BLANK = " \t\r\n"
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """columns: of a CSV the names of its columns in their order, those that are not read without one, or its header as
-    it stands; of Parquet what is written in each column that is read. nanoseconds: columns of times in that unit, which
-    Spark reads as numbers.
+    """columns: of a CSV its header as it stands, or the object's name where only Spark can tell it; of Parquet what is
+    written in each column that is read. nanoseconds: columns of times in that unit, which Spark reads as numbers.
     """
 
     columns: tuple[str, ...] = ()
@@ -47,14 +48,14 @@ def by_layout(
 ) -> dict[Layout, list[str]]:
     """The objects `names` of a source, those of one layout together; a CSV without a line is in none.
 
-    wanted: the columns that are read; others may be as they like. Raises: BadInput, CorruptObject, NotReady.
+    wanted: the columns that are read; others of Parquet may be as they like. Raises: BadInput, CorruptObject, NotReady.
     """
     columns = frozenset(wanted)
 
     def of(name: str) -> Layout | None:
         key = raw_key(application, name)
         try:
-            return _of_csv(store, key, reader, columns) if isinstance(reader, Csv) else _of_parquet(store, key, columns)
+            return _of_csv(store, key, reader) if isinstance(reader, Csv) else _of_parquet(store, key, columns)
         except (pa.ArrowException, zlib.error, OSError, EOFError) as exc:
             raise CorruptObject(
                 f"raw object {name} of {application} cannot be read: {exc}",
@@ -72,8 +73,10 @@ def by_layout(
     return found
 
 
-def _of_csv(store: ObjectStore, key: str, reader: Csv, wanted: frozenset[str]) -> Layout | None:
+def _of_csv(store: ObjectStore, key: str, reader: Csv) -> Layout | None:
     """Raises: ValueError."""
+    if key.endswith(_FOR_SPARK):
+        return Layout((key,))
     lines, is_whole, size = list[str](), False, _HEAD_BYTES
     while not is_whole and len(lines) < 2 and size <= _LONGEST_HEAD_BYTES:  # the last line may be broken off
         content = store.part(key, first=size)
@@ -86,28 +89,25 @@ def _of_csv(store: ObjectStore, key: str, reader: Csv, wanted: frozenset[str]) -
         return Layout()
     if "\0" in lines[0]:
         raise ValueError(f"its header is no text in {reader.encoding}: give the source its encoding")
-    if len(reader.separator) != 1:
-        return Layout((lines[0],))
-    with suppress(csv.Error):  # a cell that is too long to be told
-        (header,) = csv.reader(lines[:1], delimiter=reader.separator)
-        if not reader.multiline:
-            _check_lines(lines[: None if is_whole else -1], header, reader.separator)
-        return Layout(tuple(name.strip(_BLANK) if name.strip(_BLANK) in wanted else "" for name in header))
+    if lines[0].count('"') % 2:  # it goes on in the next line
+        return Layout((key,))
+    if not reader.multiline and len(reader.separator) == 1:
+        _check_lines(lines[: None if is_whole else -1], reader.separator)
     return Layout((lines[0],))
 
 
-def _check_lines(lines: list[str], header: list[str], separator: str) -> None:
+def _check_lines(lines: list[str], separator: str) -> None:
     """Raises: ValueError where rows go on in the next line: each would be cut short, and look whole.
 
     That a quote is open at a line's end does not say so: it may be a stray one. But it is no chance that the quote ends
     before a separator, that the row then has a cell for each column, and that no line of it but the first has so many.
     """
-    if len(header) < 2:
-        return
     rows = csv.reader(lines, delimiter=separator, strict=True)
     ends = [0]
     with suppress(csv.Error):
-        for row in rows:
+        header = next(rows, [])
+        ends.append(rows.line_num)
+        for row in rows if len(header) > 1 else ():
             ends.append(rows.line_num)
             inner = lines[ends[-2] + 1 : ends[-1]]
             counts = [len(cells) for cells in csv.reader(inner, delimiter=separator)]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -35,6 +35,7 @@ _FLOATS, _INTEGERS = (T.FloatType, T.DoubleType), (T.ByteType, T.ShortType, T.In
 _NUMBERS, _TIMES = (*_FLOATS, *_INTEGERS, T.DecimalType), (T.TimestampType, T.TimestampNTZType)
 _MILLISECONDS_FROM = 2e10
 """A larger number is a time in milliseconds, a smaller one in seconds, as the event's schema takes it."""
+_MOST_MICROS = 9e18
 
 
 class _Files(NamedTuple):
@@ -203,18 +204,22 @@ def _rows_of(application: Application, reader: Table, table: DataFrame, file: st
     if reader.label is not None and isinstance(table.schema[reader.label].dataType, _FLOATS):
         label = F.when(~F.isnan(label), label)
     by = _split_column(application)
-    return table.select(
-        *payload,
-        *_row(
-            label=label.cast("string"),
-            event_id=of(reader.event_id).cast("string"),
-            occurred_at=of(reader.occurred_at),
-            split_by=of(by if by in there else None),
-            malformed=malformed,
-            # A byte of Parquet may hold many rows, so that those of a part would be numbered into the next one.
-            block="_metadata.row_index" if isinstance(reader, Parquet) else "_metadata.file_block_start",
-        ),
+    row = _row(
+        label=label.cast("string"),
+        event_id=of(reader.event_id).cast("string"),
+        occurred_at=of(reader.occurred_at),
+        split_by=of(by if by in there else None),
+        malformed=malformed,
+        # A byte of Parquet may hold many rows, so that those of a part would be numbered into the next one.
+        block="_metadata.row_index" if isinstance(reader, Parquet) else "_metadata.file_block_start",
     )
+    try:
+        return table.select(*payload, *row)
+    except AnalysisException as exc:
+        raise BadInput(
+            f"the columns of {file} cannot be the fields of {application.name}: {str(exc).partition(chr(10))[0]}",
+            "correct the event's types, or the file's",
+        ) from exc
 
 
 def _converted(value: Column, given: T.DataType, kind: T.DataType) -> tuple[Column, Column]:
@@ -232,29 +237,34 @@ def _converted(value: Column, given: T.DataType, kind: T.DataType) -> tuple[Colu
                 lost = lost | lost_here
             members.append(member.alias(field.name))
         return F.when(value.isNotNull(), F.struct(*members)), F.coalesce(lost, F.lit(False))
-    if isinstance(given, T.ArrayType) and isinstance(kind, T.ArrayType) and not _is_cast(kind.elementType):
+    if isinstance(given, T.ArrayType) and isinstance(kind, T.ArrayType) and not _widens(given, kind):
         inside = given.elementType, kind.elementType
         lost = F.exists(value, lambda item: _converted(item, *inside)[1])
         return F.transform(value, lambda item: _converted(item, *inside)[0]), F.coalesce(lost, F.lit(False))
+    if isinstance(given, T.MapType) and isinstance(kind, T.MapType) and given.keyType == kind.keyType:
+        inside = given.valueType, kind.valueType
+        lost = F.exists(F.map_values(value), lambda item: _converted(item, *inside)[1])
+        found = F.transform_values(value, lambda _, item: _converted(item, *inside)[0])
+        return found, F.coalesce(lost, F.lit(False))
     if isinstance(given, _FLOATS) and not isinstance(kind, _FLOATS):
         value = F.when(~F.isnan(value), value)  # where integers have gaps, they are floats
     if isinstance(given, _NUMBERS) and isinstance(kind, _TIMES):
         number = value.cast("double")
-        value = F.when(F.abs(number) > _MILLISECONDS_FROM, number / 1000).otherwise(number)
-    found = value.try_cast(kind)
+        micros = F.when(F.abs(number) > _MILLISECONDS_FROM, number * 1e3).otherwise(number * 1e6)
+        found = F.when(F.abs(micros) < _MOST_MICROS, F.timestamp_micros(F.round(micros).cast("bigint")))
+    else:
+        found = value.try_cast(kind)
     kept = found.try_cast(given) == value if _narrows(given, kind) else found.isNotNull()
     return found, value.isNotNull() & ~F.coalesce(kept, F.lit(False))
 
 
-def _is_cast(kind: T.DataType) -> bool:
-    """Whether items of a list become this by one cast of the list, which is quicker than a function of each."""
-    return not isinstance(kind, (T.StructType, T.ArrayType, *_TIMES))
+def _widens(given: T.ArrayType, kind: T.ArrayType) -> bool:
+    """Whether one cast of a list keeps each item, which is quicker than a function of each."""
+    return isinstance(given.elementType, (*_FLOATS, *_INTEGERS)) and isinstance(kind.elementType, _FLOATS)
 
 
 def _narrows(given: T.DataType, kind: T.DataType) -> bool:
     """Whether a cast leaves out what does not fit: a fraction, a time of day."""
-    if isinstance(given, T.ArrayType) and isinstance(kind, T.ArrayType):
-        return _narrows(given.elementType, kind.elementType)
     if isinstance(given, _NUMBERS):
         return isinstance(kind, (*_INTEGERS, T.BooleanType))
     return isinstance(given, _TIMES) and isinstance(kind, T.DateType)
@@ -287,7 +297,7 @@ def _csv(
     names: list[str] = next(filter(None, found), [])
     columns = [T.StructField(name, wanted.get(name, T.StringType())) for name in names]
     schema = T.StructType([*columns, T.StructField(MALFORMED, T.StringType())])
-    # By position: the headers of these files name what is read in one place, and may differ in the rest.
+    # By position: these files have one header.
     table = _permissive(spark, form | dict(files.options)).option("enforceSchema", "true")
     return table.schema(schema).csv(files.paths)
 

@@ -5,7 +5,6 @@ one row holds, and nothing that an application's code raises, stops the others.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -22,7 +21,7 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.fields import stored
 from deeplambda.loading import PackedApplication
-from deeplambda.objective import label_text
+from deeplambda.objective import label_text, without_fraction
 from deeplambda.records.featurizer import said
 from deeplambda.sources import AnySource, Lines, check_decoded, content_id
 from deeplambda.splits import moment
@@ -32,7 +31,6 @@ LEFT_OUT = "left_out"
 
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _DETAIL_CHARACTERS = 2000
-_WHOLE = re.compile(r"-?\d+\.0")
 _UNREADABLE = "__unreadable"  # no field of an event is called so
 
 Batches = Iterator[pa.RecordBatch]
@@ -148,8 +146,8 @@ class RowChecks:
         try:
             return self._known_label(label)
         except ValueError:
-            if isinstance(label, str) and _WHOLE.fullmatch(label):  # a column of integers with gaps is one of floats
-                return self._known_label(label.removesuffix(".0"))
+            if isinstance(label, str) and (whole := without_fraction(label)) is not None:
+                return self._known_label(whole)
             raise
 
     def _checked(self, values: Mapping[str, Any], given_label: Any, columns: Mapping[Any, Any]) -> dict[str, Any]:

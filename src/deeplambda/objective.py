@@ -8,6 +8,7 @@ Legend: N rows, C classes, L labels.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+_WHOLE = re.compile(r"-?\d+\.0")
 PREDICTION_LIMIT = 255
 """Characters of a prediction: what its column in MySQL holds."""
 SCORES_LIMIT = 100
@@ -310,6 +312,11 @@ def label_text(objective: Objective, label: Any) -> str:
         label = json.dumps(label.tolist() if isinstance(label, np.ndarray) else label)
     objective.label_array([str(label)])
     return str(label)
+
+
+def without_fraction(label: str) -> str | None:
+    """A whole number's text without its ".0", with which a column of integers with gaps comes; None for other texts."""
+    return label.removesuffix(".0") if _WHOLE.fullmatch(label) else None
 
 
 def labels_of(objective: Objective, labels: Sequence[Any]) -> NDArray[Any]:

@@ -329,7 +329,8 @@ def test_parquet_files_of_several_programs_mean_what_each_says(bench: Bench) -> 
     bench.write(
         "class Place(__import__('pydantic').BaseModel):\n"
         "        lon: float\n        lat: float\n"
-        "    at: datetime\n    amount: float\n    count: int | None\n    place: Place\n    merchant: str | None = None",
+        "    at: datetime\n    amount: float\n    count: int | None\n    place: Place\n"
+        "    sizes: dict[str, int] | None = None\n    merchant: str | None = None",
         'sources = (Parquet("*.parquet", columns={"at": "Event Time"}, label="above", event_id="id"),)\n'
         "    splits = ByHash(train=0.5, test=0.5)",
     )
@@ -347,13 +348,14 @@ def test_parquet_files_of_several_programs_mean_what_each_says(bench: Bench) -> 
     )
     second = pa.table(
         {
-            "id": ["c", "d", "e"],
-            "Event Time": pa.array([at, at, at], pa.timestamp("us")),
-            "amount": pa.array([Decimal("19.99")] * 3, pa.decimal128(10, 2)),
-            "count": pa.array([2.0, 19.99, None]),
-            "place": pa.array([place] * 3, pa.struct([("lat", pa.float64()), ("lon", pa.float64())])),
-            "above": ["yes", "yes", None],
-            "merchant": ["zen"] * 3,
+            "id": ["c", "d", "e", "f"],
+            "Event Time": pa.array([1_772_366_400_000] * 4),
+            "amount": pa.array([Decimal("19.99")] * 4, pa.decimal128(10, 2)),
+            "count": pa.array([2.0, 19.99, None, 3.0]),
+            "place": pa.array([place] * 4, pa.struct([("lat", pa.float64()), ("lon", pa.float64())])),
+            "above": ["yes", "yes", None, "no"],
+            "merchant": ["zen"] * 4,
+            "sizes": pa.array([[("s", 2.0)]] * 3 + [[("s", 3.7)]], pa.map_(pa.string(), pa.float64())),
         }
     )
     for name, table in (("1__parquet", first), ("2__parquet", second)):
@@ -361,7 +363,7 @@ def test_parquet_files_of_several_programs_mean_what_each_says(bench: Bench) -> 
         pq.write_table(table, written)
         bench.put(**{name: written.getvalue()})
     found = bench.ingest()
-    assert (sum(found.added.values()), found.quarantined, found.unlabelled) == (4, 1, 1), bench.quarantined()
+    assert (sum(found.added.values()), found.quarantined, found.unlabelled) == (4, 2, 1), bench.quarantined()
     rows = {row["event_id"]: row for row in bench.rows()}
     assert {row["at"] for row in rows.values()} == {at.to_pydatetime()}
     assert {key: row["amount"] for key, row in rows.items()} == {"a": 19.0, "b": 20.0, "c": 19.99, "e": 19.99}
@@ -369,8 +371,14 @@ def test_parquet_files_of_several_programs_mean_what_each_says(bench: Bench) -> 
     assert {(row["place"]["lon"], row["place"]["lat"]) for row in rows.values()} == {(13.4, 52.5)}
     assert {key: row["merchant"] for key, row in rows.items()} == {"a": None, "b": None, "c": "zen", "e": "zen"}
     assert {key: row["label"] for key, row in rows.items()} == {"a": "yes", "b": "no", "c": "yes", "e": None}
-    (refused,) = bench.quarantined()
-    assert b"19.99" in refused[2]
+    assert {key: dict(row["sizes"] or {}) for key, row in rows.items()} == {
+        "a": {},
+        "b": {},
+        "c": {"s": 2},
+        "e": {"s": 2},
+    }
+    assert sorted(b'"count":19.99' in record for _, _, record in bench.quarantined()) == [False, True]
+    assert sum(b'"s":3.7' in record for _, _, record in bench.quarantined()) == 1
     written = io.BytesIO()
     pq.write_table(first.set_column(0, "id", pa.array([1.0, 2.0])), written)
     bench.put(**{"3__parquet": written.getvalue()})

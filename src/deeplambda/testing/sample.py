@@ -9,6 +9,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 
 from deeplambda.application import Application, Event, payload_fields, payload_row, payload_schema
 from deeplambda.errors import BadInput
+from deeplambda.objective import without_fraction
 from deeplambda.sources import (
     Csv,
     Images,
@@ -152,11 +154,12 @@ def _times(schema: type[Event]) -> frozenset[str]:
 
 
 def _label_fits(application: Application, label: str) -> bool:
-    try:
-        application.objective.label_array([label])
-    except (ValueError, KeyError, TypeError):
-        return False
-    return True
+    for meant in (label, without_fraction(label)):
+        with suppress(ValueError, KeyError, TypeError):
+            if meant is not None:
+                application.objective.label_array([meant])
+                return True
+    return False
 
 
 def _rows(
@@ -194,7 +197,7 @@ def _rows(
 
 def _label(value: Any) -> str | None:
     """A label as text; a boolean as JSON writes it."""
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # NaN
         return None
     return str(value).lower() if isinstance(value, bool) else str(value)
 
