@@ -25,6 +25,7 @@ class Forwarder:
         self._publisher, self._session = publisher, session
         self._failing: dict[str, str] = {}
         self._again_at_s, self._lost = 0.0, 0
+        self._late: list[Arrived] = []
         self.forwarded = 0
         self.held: list[Arrived] = []
 
@@ -45,22 +46,27 @@ class Forwarder:
         if time.monotonic() < self._again_at_s:
             for each in waiting:
                 self._hold(each)
-        else:
-            held, self.held = self.held, []
-            self._send([each for each in (*held, *waiting) if not self._session.sends_again(each)])
+            return
+        held, self.held = self.held, []
+        self._send([each for each in (*held, *waiting) if not self._session.sends_again(each)], timeout_s=_AGAIN_S)
+        if time.monotonic() >= self._again_at_s:
+            self._failing.clear()  # nothing failed, or nothing was there to try
 
-    def _send(self, messages: Sequence[Arrived]) -> None:
+    def _send(self, messages: Sequence[Arrived], timeout_s: float = 30) -> None:
         records = [record_of(each.message.topic, bytes(each.message.payload)) for each in messages]
-        became = self._publisher.send_each(records)
-        stored, failed = [], dict[str, str]()
+        became = self._publisher.send_each(records, timeout_s)
+        stored, failed = self._late, dict[str, str]()
         for message, record, sent in zip(messages, records, became, strict=True):
             if sent.error is None:
                 stored.append(message)
+                self.forwarded += 1
             else:
                 failed[record.topic] = sent.error
                 self._hold(message)
-        self._session.acknowledge(stored)
-        self.forwarded += len(stored)
+        # A broker gives a number again after 65,535 others, whatever is held: it would take this for the one before.
+        of_held = {_number(each) for each in self.held}
+        self._late = [each for each in stored if _number(each) in of_held]
+        self._session.acknowledge([each for each in stored if _number(each) not in of_held])
         self._tell({record.topic for record in records}, failed)
 
     def _tell(self, sent: set[str], failed: dict[str, str]) -> None:
@@ -71,7 +77,7 @@ class Forwarder:
         self._failing = {topic: why for topic, why in self._failing.items() if topic not in sent} | failed
         if failed:
             self._again_at_s = time.monotonic() + _AGAIN_S
-        if failed and self._lost:
+        if self._lost:
             _LOG.warning("%d messages with QoS 0 are lost", self._lost)
             self._lost = 0
 
@@ -80,3 +86,8 @@ class Forwarder:
             self.held.append(arrived)
         else:
             self._lost += 1
+
+
+def _number(arrived: Arrived) -> tuple[int, int]:
+    """What tells messages with QoS 1 apart that wait for an acknowledgement."""
+    return arrived.connection, arrived.message.mid

@@ -56,7 +56,8 @@ class Session:
         self._waiting_bytes = 0
         self._passed_over, self._warned_s = 0, -float(_WARN_EVERY_S)
         self._lock = threading.Lock()
-        self._connection = self._resumed = 0
+        self._connection = self._began = self._resumed = 0
+        self._has_subscribed = False
         self._closing = threading.Event()
         self.subscribed = False
         self._client = Client(
@@ -101,8 +102,8 @@ class Session:
                     self._client.ack(arrived.message.mid, arrived.message.qos)
 
     def sends_again(self, arrived: Arrived) -> bool:
-        """Whether the broker sends the message again, or has done so: the session went on after its connection."""
-        return arrived.message.qos > 0 and arrived.connection < self._resumed
+        """Whether the broker sends the message again, or has done so: its session went on after its connection."""
+        return arrived.message.qos > 0 and self._began <= arrived.connection < self._resumed
 
     def _on_connect(
         self, client: Client, _: Any, flags: ConnectFlags, reason: ReasonCode, __: Properties | None
@@ -114,14 +115,19 @@ class Session:
         if flags.session_present:
             self._resumed = self._connection
             self._drop_queued()  # the broker sends all of them again
-        client.subscribe([(each, 1) for each in self._filters])
+        else:
+            self._began = self._connection
+        if flags.session_present and self._has_subscribed:  # to subscribe anew would have all retained messages sent
+            self.subscribed = True
+        else:
+            client.subscribe([(each, 1) for each in self._filters])
 
     def _on_subscribe(self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties | None) -> None:
         refused = {name: str(reason) for name, reason in zip(self._filters, reasons, strict=True) if reason.is_failure}
         if refused:
             _LOG.error("the MQTT broker at %s refuses subscriptions: %s", self._address, refused)
             return
-        self.subscribed = True
+        self.subscribed = self._has_subscribed = True
         _LOG.info("follows %s at %s", ", ".join(self._filters), self._address)
 
     def _on_disconnect(
@@ -132,10 +138,7 @@ class Session:
         if not self._closing.is_set():
             _LOG.warning("lost the MQTT broker at %s: %s", self._address, reason)
 
-    def _on_message(self, client: Client, _: Any, message: MQTTMessage) -> None:
-        if message.retain and self._resumed == self._connection:  # each subscription has them sent: they came before
-            client.ack(message.mid, message.qos)
-            return
+    def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
         if message.qos == 0 and self._is_full():
             self._pass_over()
             return

@@ -10,13 +10,14 @@ _CONNECT, _CONNACK, _PUBLISH, _PUBACK, _SUBSCRIBE, _SUBACK = 1, 2, 3, 4, 8, 9
 
 
 class Broker:
-    """connects: the CONNECT packets' variable headers. acknowledged: packet ids, of all connections."""
+    """connects: the CONNECT packets' variable headers. subscriptions: how many SUBSCRIBE packets came. acknowledged:
+    packet ids, of all connections."""
 
     def __init__(self) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
         self._client: socket.socket | None = None
         self._subscribed = threading.Event()
-        self.has_session = False
+        self.has_session, self.subscriptions = False, 0
         self.connects: list[bytes] = []
         self.acknowledged: list[int] = []
 
@@ -30,10 +31,10 @@ class Broker:
         named = struct.pack("!H", len(topic)) + topic.encode() + (struct.pack("!H", number) if number else b"")
         self._say(_PUBLISH << 4 | (2 if number else 0) | retain, named + payload)
 
-    def hang_up(self) -> None:
-        """End the connection; the client's session goes on."""
+    def hang_up(self, *, forget: bool = False) -> None:
+        """End the connection; the client's session goes on, or is forgotten."""
         assert self._client is not None
-        self.has_session = True
+        self.has_session = not forget
         self._subscribed.clear()
         self._client.shutdown(socket.SHUT_RDWR)
 
@@ -58,7 +59,10 @@ class Broker:
         if kind == _CONNECT:
             self.connects.append(body)
             self._say(_CONNACK << 4, bytes([self.has_session, 0]))
+            if self.has_session:
+                self._subscribed.set()
         elif kind == _SUBSCRIBE:
+            self.subscriptions += 1
             self._say(_SUBACK << 4, body[:2] + b"\x01")
             self._subscribed.set()
         elif kind == _PUBACK:

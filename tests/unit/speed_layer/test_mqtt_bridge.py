@@ -64,14 +64,16 @@ def test_the_session_outlasts_connections_and_has_no_properties(session: Session
 
 
 @pytest.mark.slow
-def test_a_retained_event_comes_once_whatever_connections_are_lost(session: Session, broker: Broker) -> None:
+def test_retained_events_are_asked_for_once_and_none_that_comes_again_is_dropped(
+    session: Session, broker: Broker
+) -> None:
     broker.publish(TOPIC, b"kept", 1, retain=True)
     assert payloads(session.take(20)) == [b"kept"]
     broker.hang_up()
-    broker.publish(TOPIC, b"kept", 2, retain=True)
-    broker.publish(TOPIC, b"new", 3)
-    assert payloads(session.take(20)) == [b"new"]
-    assert eventually(lambda: 2 in broker.acknowledged)
+    broker.publish(TOPIC, b"kept", 1, retain=True)  # it was not acknowledged
+    assert payloads(session.take(20)) == [b"kept"]
+    assert broker.subscriptions == 1
+    assert session.subscribed
 
 
 @pytest.mark.slow
@@ -82,6 +84,12 @@ def test_what_the_broker_sends_again_is_known(session: Session, broker: Broker) 
     assert [session.sends_again(each) for each in arrived] == [False, False]
     broker.hang_up()
     assert eventually(lambda: [session.sends_again(each) for each in arrived] == [True, False])
+
+    broker.hang_up(forget=True)
+    assert eventually(lambda: broker.subscriptions == 2)
+    broker.hang_up()
+    assert eventually(lambda: session.subscribed and len(broker.connects) == 4)
+    assert not any(session.sends_again(each) for each in arrived), "of a session that was forgotten"
 
 
 @pytest.mark.parametrize(("many", "size_bytes"), [(400, 1), (12, 4 * 1024 * 1024)])
@@ -159,3 +167,23 @@ def test_what_is_held_when_a_connection_is_lost_is_not_sent_beside_what_the_brok
     forwarder._again_at_s = 0
     forwarder.forward([])
     assert not forwarder.held
+
+
+@pytest.mark.slow
+def test_a_number_that_a_held_message_has_is_not_acknowledged_for_another(
+    session: Session, broker: Broker, publisher: Publisher
+) -> None:
+    forwarder = Forwarder(publisher, session)
+    broker.publish(TOPIC, bytes(3000), 1)
+    broker.publish("fraud/events/a", b"{}", 1)  # as after 65,535 others
+    while forwarder.forwarded < 1:
+        forwarder.forward(session.take(20))
+    broker.publish("fraud/events/a", b"{}", 2)
+    forwarder.forward(session.take(20))
+    assert eventually(lambda: broker.acknowledged == [2])
+    (held,) = forwarder.held
+    held.message.payload = b"{}"  # as if Kafka took it now
+    forwarder._again_at_s = 0
+    forwarder.forward([])
+    assert eventually(lambda: broker.acknowledged == [2, 1, 1])
+    assert forwarder.state("digits") == "running"
