@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_layer.raw_objects import raw_key
+from batch_layer.raw_objects import raw_key, unreadable
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.errors import BadInput
 from deeplambda.sources import Csv, Table
 
 _ASKED_AT_ONCE = 8
@@ -57,10 +57,7 @@ def by_layout(
         try:
             return _of_csv(store, key, reader) if isinstance(reader, Csv) else _of_parquet(store, key, columns)
         except (pa.ArrowException, zlib.error, OSError, EOFError) as exc:
-            raise CorruptObject(
-                f"raw object {name} of {application} cannot be read: {exc}",
-                "upload the original again with 'deeplambda data put', then ingest",
-            ) from exc
+            raise unreadable(application, name, exc) from exc
         except ValueError as exc:
             raise BadInput(f"raw object {name} of {application}: {exc}", "correct the source, or the file") from exc
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
-from deeplambda.errors import BadInput
+from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.sources import matched, names_below
 
 
@@ -39,6 +39,14 @@ class Files(NamedTuple):
 def raw_key(application: str, name: str) -> str:
     """Where a raw object is kept."""
     return f"{application}/raw/{name}"
+
+
+def unreadable(application: str, name: str, why: object) -> CorruptObject:
+    """What to raise of a raw object that cannot be read."""
+    return CorruptObject(
+        f"raw object {name} of {application} cannot be read: {why}",
+        "upload the original again with 'deeplambda data put', then ingest",
+    )
 
 
 def files_of(application: Application, folder: Path) -> Files:

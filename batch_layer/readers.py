@@ -4,7 +4,6 @@ Spark's own readers do the work, so files are read in parallel and in parts. Wha
 its original in the column `MALFORMED`. Beside the payload's columns, every row has those of `ROW`.
 """
 
-import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,11 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.layouts import Layout, by_layout
+from batch_layer.raw_objects import unreadable
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
-from deeplambda.errors import BadInput, ConfigurationError, CorruptObject
-from deeplambda.sources import ENCODINGS, Csv, JsonLines, Lines, Parquet, Reader, Table, matched
+from deeplambda.errors import BadInput, ConfigurationError
+from deeplambda.sources import Csv, JsonLines, Lines, Parquet, Reader, Table, matched
 
 LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY = "__label", "__event_id", "__occurred_at", "__split_by"
 FILE, BLOCK, MALFORMED = "__file", "__block", "__malformed"
@@ -60,12 +60,12 @@ def read_rows(
     known: objects that are passed over. root: where objects lie. Raises: BadInput for a column that the files lack,
     ConfigurationError, CorruptObject.
     """
-    names = matched(reader.path, read)
+    names, passed_over = matched(reader.path, read), matched(reader.path, known)
     tasks = max(_LISTING_TASKS, spark.sparkContext.defaultParallelism)
     spark.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(tasks))
 
     def files(some: Sequence[str]) -> _Files:
-        if reader.path.endswith("/") and len(some) == len(names) and not matched(reader.path, known):
+        if reader.path.endswith("/") and len(some) == len(names) and not passed_over:
             # One listing instead of a question for each file.
             return _Files([root + _escaped(reader.path)], {"recursiveFileLookup": "true"})
         return _Files([root + _escaped(name) for name in some], {})
@@ -74,7 +74,7 @@ def read_rows(
         return [_lines(spark, application, reader, files(names))]
     if not isinstance(reader, Table):
         raise ConfigurationError(f"{application.name} has the source {reader!r}", "use a reader of deeplambda.sources")
-    tables = _tables(spark, store, application, reader, names, matched(reader.path, known), files)
+    tables = _tables(spark, store, application, reader, names, passed_over, files)
     return [_rows_of(application, reader, table, file) for table, file in tables]
 
 
@@ -91,10 +91,7 @@ def unreadable_named(application: str, root: str) -> Iterator[None]:
         name = found[1].rstrip(".:")
         causes = re.findall(r"^(?:Caused by: |\S*Exception: |\S*Error: )(.+)$", said, re.MULTILINE)
         cause = next((line for line in reversed(causes) if root not in line), said.partition("\n")[0])
-        raise CorruptObject(
-            f"raw object {name} of {application} cannot be read: {cause.strip()[:300]}",
-            "upload the original again with 'deeplambda data put', then ingest",
-        ) from exc
+        raise unreadable(application, name, cause.strip()[:300]) from exc
 
 
 def _lines(spark: SparkSession, application: Application, reader: Lines, files: _Files) -> DataFrame:
@@ -290,7 +287,7 @@ def _csv(
         "sep": reader.separator,
         "header": str(reader.header).lower(),
         "escape": '"',  # RFC 4180
-        "encoding": ENCODINGS[codecs.lookup(reader.encoding).name],
+        "encoding": reader.charset,
         "multiLine": str(reader.multiline).lower(),
     }
     found = (spark.read.options(**form, **each.options).csv(each.paths).columns for each in asked)

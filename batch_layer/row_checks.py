@@ -21,7 +21,7 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.fields import stored
 from deeplambda.loading import PackedApplication
-from deeplambda.objective import label_text, without_fraction
+from deeplambda.objective import label_of_file, label_text
 from deeplambda.records.featurizer import said
 from deeplambda.sources import AnySource, Lines, check_decoded, content_id
 from deeplambda.splits import moment
@@ -95,7 +95,7 @@ class RowChecks:
         self._optional = {name for name, field in self._event.model_fields.items() if not field.is_required()}
         self._objective = application.objective
         # A label is checked once, not in each of the rows that have it.
-        self._known_label = lru_cache(maxsize=1024, typed=True)(partial(label_text, application.objective))
+        self._known_label = lru_cache(maxsize=1024, typed=True)(partial(label_of_file, application.objective))
 
     def of_raw(self, row: Any) -> dict[str, Any]:
         """Of what `examples` gave."""
@@ -141,14 +141,7 @@ class RowChecks:
         return f"cannot be read: {', '.join(empty)}" if empty else "cannot be read: it has more or fewer cells"
 
     def _label(self, label: Any) -> str:
-        if not isinstance(label, (str, int, bool)):
-            return label_text(self._objective, label)
-        try:
-            return self._known_label(label)
-        except ValueError:
-            if isinstance(label, str) and (whole := without_fraction(label)) is not None:
-                return self._known_label(whole)
-            raise
+        return self._known_label(label) if isinstance(label, (str, int, bool)) else label_text(self._objective, label)
 
     def _checked(self, values: Mapping[str, Any], given_label: Any, columns: Mapping[Any, Any]) -> dict[str, Any]:
         given = {name: value for name, value in values.items() if not (value is None and name in self._optional)}

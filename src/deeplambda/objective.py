@@ -314,9 +314,14 @@ def label_text(objective: Objective, label: Any) -> str:
     return str(label)
 
 
-def without_fraction(label: str) -> str | None:
-    """A whole number's text without its ".0", with which a column of integers with gaps comes; None for other texts."""
-    return label.removesuffix(".0") if _WHOLE.fullmatch(label) else None
+def label_of_file(objective: Objective, label: Any) -> str:
+    """As `label_text`, of a label in a file, where a column of integers with gaps has a ".0" at each."""
+    try:
+        return label_text(objective, label)
+    except ValueError:
+        if isinstance(label, str) and _WHOLE.fullmatch(label):
+            return label_text(objective, label.removesuffix(".0"))
+        raise
 
 
 def labels_of(objective: Objective, labels: Sequence[Any]) -> NDArray[Any]:

@@ -45,7 +45,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -59,7 +58,7 @@ from deeplambda.splits import ByHash as ByHash
 from deeplambda.splits import BySource as BySource
 from deeplambda.splits import ByTime as ByTime
 
-ENCODINGS: Mapping[str, str] = {
+_CHARSETS: Mapping[str, str] = {
     "utf-8": "UTF-8",
     **{f"utf-{bits}{order}": f"UTF-{bits}{order[-2:].upper()}" for bits in (16, 32) for order in ("", "-le", "-be")},
     "ascii": "US-ASCII",
@@ -182,25 +181,29 @@ class Csv(Table):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        with suppress(LookupError):
-            codec = codecs.lookup(self.encoding).name
-            if codec in ENCODINGS and (self.multiline or not codec.startswith(("utf-16", "utf-32"))):
-                return
-            if codec in ENCODINGS:
-                raise ConfigurationError(
-                    f"Csv({self.path!r}) is in {self.encoding}, whose lines cannot be told in a part of a file",
-                    "give it multiline=True",
-                )
-        raise ConfigurationError(
-            f"Csv({self.path!r}) has the encoding {self.encoding!r}, which is not read",
-            f"take one of {', '.join(ENCODINGS)}, or write the file in UTF-8",
-        )
+        try:
+            charset = self.charset
+        except LookupError as exc:
+            raise ConfigurationError(
+                f"Csv({self.path!r}) has the encoding {self.encoding!r}, which is not read",
+                f"take one of {', '.join(_CHARSETS)}, or write the file in UTF-8",
+            ) from exc
+        if charset.startswith(("UTF-16", "UTF-32")) and not self.multiline:
+            raise ConfigurationError(
+                f"Csv({self.path!r}) is in {self.encoding}, whose lines cannot be told in a part of a file",
+                "give it multiline=True",
+            )
 
     @property
     def codec(self) -> str:
         """The encoding in Python's registry: for UTF-8 the one that passes over a byte-order mark."""
         name = codecs.lookup(self.encoding).name
         return "utf-8-sig" if name == "utf-8" else name
+
+    @property
+    def charset(self) -> str:
+        """Java's name of the encoding. Raises: LookupError for one that is not read."""
+        return _CHARSETS[codecs.lookup(self.encoding).name]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.records.experiments import CANARY_HEADER, Canary, ShadowShed
 from deeplambda.records.lifecycle import ChallengerFailed
-from deeplambda.records.predictions import Prediction
 from deeplambda.records.verdict import Verdict
 from deeplambda.service.loops import LoopStatus
 from deeplambda.state import experiment_store, generation_store, registry
@@ -39,6 +38,7 @@ from speed_layer.stream import failures
 from speed_layer.stream.scoring import Scorer
 from tests.integration.blobs import CENTRES, blobs, lifecycle, prepared_data_set, train_blobs
 from tests.integration.own_model_service import OwnService
+from tests.integration.test_views import prediction
 from tests.traffic import eventually
 
 BAD, GOOD, BROKEN, AS_BROKEN = 1, 2, 3, 4
@@ -350,20 +350,8 @@ def test_a_canary_is_compared_with_answers_since_its_own_first_one(live: Live) -
 
     def record(event_id: str, version: int, second: int) -> SimpleNamespace:
         at = begun.started_at + timedelta(seconds=second)
-        made = Prediction(
-            application=live.name,
-            event_id=event_id,
-            kafka_partition=0,
-            kafka_offset=BEYOND,
-            occurred_at=at,
-            received_at=at,
-            predicted_at=at,
-            inference_ms=1.0,
-            model_version=version,
-            code_version="c0de",
-            prediction="a",
-            confidence=0.9,
-        )
+        times = dict.fromkeys(("occurred_at", "received_at", "predicted_at"), at)
+        made = prediction(event_id, BEYOND, application=live.name, model_version=version, prediction="a", **times)
         return SimpleNamespace(value=made.model_dump_json().encode())
 
     with closing(_Followed(live.settings, begun)) as followed:

@@ -17,13 +17,13 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.answers import answers
-from deeplambda.records.predictions import Prediction
 from deeplambda.service.loops import LoopStatus
 from examples.digits.application import Digits
 from speed_layer.commands import speed
 from tests.integration.own_model_service import OwnService, drawn, fp32_outputs, model_of
 from tests.integration.test_data_quality import said
 from tests.integration.test_recompute import archive
+from tests.integration.test_views import prediction
 from tests.traffic import digit_event
 
 EVENTS = 40
@@ -58,22 +58,20 @@ def test_once_a_day_stream_and_batch_are_compared_and_the_days_that_have_ended_a
     archive(spark, service, {event["event_id"]: to_json(event) for event in events})
     with Publisher(service.settings) as publisher:
         for n, event in enumerate(events):
-            prediction = Prediction(
+            made = prediction(
+                event["event_id"],
+                n,
                 application=service.name,
-                event_id=event["event_id"],
-                kafka_partition=0,
-                kafka_offset=n,
                 occurred_at=moment,
                 received_at=moment,
                 predicted_at=moment,
-                inference_ms=1.0,
                 model_version=version,
                 code_version=service.featurizer_id,
                 prediction="none" if n == 7 else found.values_N[n],
                 confidence=found.confidence_N[n],
                 scores=found.scores_N[n],
             )
-            publisher.send(topics.predictions(service.name), prediction.event_id, prediction)
+            publisher.send(topics.predictions(service.name), made.event_id, made)
     monkeypatch.setattr(event_quality, "now", lambda: moment + timedelta(days=2))  # so that the events' day has ended
     own = service.settings.model_copy(update={"applications": (service.name,), "maintain_every_s": 1})
     keep_up(spark, own, status := OneRound(), status.stop)

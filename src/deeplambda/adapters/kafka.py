@@ -6,7 +6,7 @@ takes a tenth of the processor's time for a record, and none of it under the int
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -178,6 +178,9 @@ def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -
         raise NotReady(f"Kafka refused an access list: {done['failed'][0]}", "see the broker's log")
 
 
+_Told = Callable[[LibrdkafkaError | None, Message], None]
+
+
 class Sent(NamedTuple):
     """What became of a record. partition, offset: where the broker has stored it, -1 where `error` says why not."""
 
@@ -226,27 +229,28 @@ class Publisher:
     def send_record(self, topic: str, key: bytes | None, value: bytes | None) -> None:
         """Queue one record as it is. Raises: NotReady."""
         with kafka_errors(self._settings):
-            try:
-                self._producer.produce(topic, value, key, on_delivery=self._failed)
-            except BufferError:  # as much is queued as may be
-                self.flush()
-                self._producer.produce(topic, value, key, on_delivery=self._failed)
+            self._queue(topic, key, value, self._failed, make_room=self.flush)
 
     def send_each(self, records: Sequence[tuple[str, bytes | None, bytes | None]], timeout_s: float = 30) -> list[Sent]:
         """Send records, each a topic, key and value, and wait; what became of each, in their order."""
         became: dict[int, Sent] = {}
         for n, (topic, key, value) in enumerate(records):
-            told = partial(_note, became, n)
             try:
-                try:
-                    self._producer.produce(topic, value, key, on_delivery=told)
-                except BufferError:  # as much is queued as may be
-                    self._all_told(timeout_s)
-                    self._producer.produce(topic, value, key, on_delivery=told)
+                told = partial(_note, became, n)
+                self._queue(topic, key, value, told, make_room=partial(self._all_told, timeout_s))
             except KafkaException as exc:
                 became[n] = Sent(-1, -1, _in_words(exc.args[0]))
         self._all_told(timeout_s)
         return [became[n] for n in range(len(records))]
+
+    def _queue(
+        self, topic: str, key: bytes | None, value: bytes | None, told: _Told, make_room: Callable[[], object]
+    ) -> None:
+        try:
+            self._producer.produce(topic, value, key, on_delivery=told)
+        except BufferError:  # as much is queued as may be
+            make_room()
+            self._producer.produce(topic, value, key, on_delivery=told)
 
     def flush(self, timeout_s: float = 30) -> None:
         """Wait until every queued record is stored. Raises: NotReady when one is not; queue it again."""

@@ -84,10 +84,10 @@ def publish_lag(metrics: MetricPublisher, lags: Collection[Lag]) -> None:
     waiting = Counter[int]()
     for lag in lags:
         waiting.update(lag.by_partition)
-    behind = any(lag.behind for lag in lags)
-    if all(lag.known for lag in lags):
+    behind, all_known = any(lag.behind for lag in lags), all(lag.known for lag in lags)
+    if all_known:
         metrics.publish("lag", waiting.total(), "rows")
-    if behind or all(lag.known for lag in lags):
+    if behind or all_known:
         metrics.publish("behind", float(behind), "1")
     for partition, rows in waiting.most_common(MOST_PARTITIONS):
         if rows:

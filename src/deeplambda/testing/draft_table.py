@@ -201,8 +201,8 @@ def _lines(root: Path, files: Sequence[Path]) -> Table:
         split = f', split="{place.partition("/")[0]}"' if splits else ""
         sources.append(f'Lines({quoted(place)}, column="text", label={quoted(label)}{split})')
     text = Column(name="text", field="text", role="text", optional=False)
-    table = Table(sources=sources, readers=["Lines"], columns=[text], label=f"the name: {', '.join(labels)}")
-    table.labels = labels
+    said = f"the name: {', '.join(labels)}"
+    table = Table(sources=sources, readers=["Lines"], columns=[text], label=said, labels=labels)
     if splits:
         table.splits = ""
     return table

@@ -9,7 +9,6 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,7 +22,7 @@ from pydantic import ValidationError
 
 from deeplambda.application import Application, Event, payload_fields, payload_row, payload_schema
 from deeplambda.errors import BadInput
-from deeplambda.objective import without_fraction
+from deeplambda.objective import label_of_file
 from deeplambda.sources import (
     Csv,
     Images,
@@ -154,12 +153,11 @@ def _times(schema: type[Event]) -> frozenset[str]:
 
 
 def _label_fits(application: Application, label: str) -> bool:
-    for meant in (label, without_fraction(label)):
-        with suppress(ValueError, KeyError, TypeError):
-            if meant is not None:
-                application.objective.label_array([meant])
-                return True
-    return False
+    try:
+        label_of_file(application.objective, label)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _rows(
