@@ -7,6 +7,7 @@ export DEEPLAMBDA_DATA_DIR ?= $(CURDIR)/.deeplambda
 BIN := .venv/bin
 READY := .venv/ready
 QUICK := and not slow
+UPGRADE := --upgrade
 WITH_STACK := tests/e2e tests/faults tests/integration
 # Both workers share one stack, which takes 4 GiB; with those that some tests start it is 10 GiB.
 AT_ONCE := -n $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 2 : 0}' /proc/meminfo) --dist loadfile --no-loadscope-reorder
@@ -63,8 +64,8 @@ clean: ## Stop the stack and remove .venv and the data
 	rm -rf .venv .deeplambda .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	@if [ -d '$(DEEPLAMBDA_DATA_DIR)' ]; then echo 'The data in $(DEEPLAMBDA_DATA_DIR) is left: remove it by hand.'; fi
 
-constraints: $(READY) ## Pin the newest versions that pyproject.toml allows, with their hashes
-	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --extra peers --universal --python-version 3.11 --upgrade \
+constraints: $(READY) ## Pin the newest versions that pyproject.toml allows, with their hashes; UPGRADE= adds what is new alone
+	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --extra peers --universal --python-version 3.11 $(UPGRADE) \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate -o constraints.txt
 
 $(READY): pyproject.toml constraints.txt requirements-uv.txt

@@ -43,6 +43,11 @@ def main() -> int:
 
         return scale(sys.argv[2:])
     console = Console()
+    if {"-h", "--help"} & {*sys.argv}:
+        console.print(
+            f"python -m benchmarks [NAME …], all without a name: {', '.join(MODULES)}; scale --help for that one"
+        )
+        return 0
     chosen = sys.argv[1:] or MODULES
     if unknown := [name for name in chosen if name not in MODULES]:
         console.print(f"no benchmark {unknown[0]!r}; there are {', '.join(MODULES)}")

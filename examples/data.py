@@ -118,6 +118,11 @@ _DATA_SETS: Mapping[str, _DataSet] = {
 
 
 if __name__ == "__main__":
-    place, said = data_folder(*sys.argv[1:])
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"python -m examples.data NAME: a folder with the data of digits, {', '.join(_DATA_SETS)}")
+    try:
+        place, said = data_folder(sys.argv[1])
+    except ConfigurationError as exc:
+        sys.exit(str(exc))
     print(said, file=sys.stderr)
     print(place)

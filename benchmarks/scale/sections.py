@@ -69,6 +69,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     ):
         parser.add_argument(option, type=int, default=value, help=f"{meaning} (default: {value:,})")
     chosen = parser.parse_args(arguments)
+    if few := [name for name, value in vars(chosen).items() if isinstance(value, int) and value < 1]:
+        parser.error(f"--{few[0].replace('_', '-')} takes a number from 1 on")
     if unknown := [name for name in chosen.sections if name not in SECTIONS]:
         parser.error(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
     least = 10 * upkeep.UPKEEP_EVERY

@@ -72,6 +72,11 @@ class PackedApplication:
             sys.path.insert(0, str(self.zip_file))
         try:
             return _instance(self.package)
+        except ModuleNotFoundError as exc:
+            raise ConfigurationError(
+                f"application.py of {self.name} imports {exc.name!r}, which is not installed here",
+                "install it wherever the application runs: docs/applications.md, 'Libraries'",
+            ) from exc
         except SystemExit as exc:  # it would end the thread that loads, or the whole process, without a word
             raise ConfigurationError(
                 f"application.py of {self.name} exits when it is imported", "move what it runs into a function"

@@ -124,7 +124,7 @@ def test_every_command_is_there() -> None:
         if command[0] == "python":
             assert command[1] == "-m"
             assert importlib.util.find_spec(command[2]), command
-        else:
+        elif command[0] != "sleep":  # commands are run in that pod
             assert command[0] == "deeplambda"
             found = get_command(build(command[1:]))
             for word in command[1:3]:
@@ -265,6 +265,18 @@ def test_replicas_follow_a_metric_that_is_sent() -> None:
     (asked,) = re.findall(r"deeplambda_\w+", trigger["metadata"]["query"])
     assert asked in {family.name for family in families if family.type == "gauge"}
     assert {type(value) for value in trigger["metadata"].values()} == {str}
+
+
+def test_the_guides_patch_fits_the_job() -> None:
+    """Kustomize takes a patch that begins like JSON for JSON."""
+    (block,) = re.findall(r"```yaml\n(patches:.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+    (patch,) = yaml.safe_load(block)["patches"]
+    assert not patch["patch"].startswith(("[", "{"))
+    (change,) = yaml.safe_load(patch["patch"])
+    at: Any = resource(patch["target"]["kind"], patch["target"]["name"])
+    for step in change["path"].strip("/").split("/"):
+        at = at[int(step) if isinstance(at, list) else step]
+    assert (change["op"], at) == ("replace", "digits")
 
 
 @pytest.mark.slow

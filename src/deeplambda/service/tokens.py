@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import jwt
 
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Forbidden, Unauthorized
+from deeplambda.errors import BadInput, ConfigurationError, Forbidden, Unauthorized
 
 Role = Literal["analyst", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -20,11 +20,15 @@ _LONGEST = timedelta(days=366)
 
 
 def issue(settings: Settings, role: Role, bearer: str, lifetime: timedelta) -> str:
-    """A token for `bearer`. Raises: BadInput."""
+    """A token for `bearer`. Raises: BadInput; ConfigurationError without a key."""
     if role not in ROLES:
         raise BadInput(f"no role {role!r}", f"there are {', '.join(ROLES)}")
     if not timedelta() < lifetime <= _LONGEST:
         raise BadInput("a token is valid for more than 0 and at most 366 days", "give a number of days in that range")
+    if not settings.token_key.get_secret_value():
+        raise ConfigurationError(
+            "there is no key to sign tokens with yet", "'deeplambda up' makes the secret 'token_key'"
+        )
     claims = {"sub": bearer, "role": role, "aud": _AUDIENCE, "exp": datetime.now(UTC) + lifetime}
     return jwt.encode(claims, settings.token_key.get_secret_value(), _ALGORITHM)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deeplambda.config import load_settings
+from deeplambda.config import Settings, load_settings
 from deeplambda.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True)
@@ -34,7 +34,7 @@ def up(
     from deeplambda.stack.secrets import make_missing_secrets
 
     wanted = with_needs(parts or ())
-    settings = load_settings()
+    settings = _settings_of_local_stack()
     make_missing_secrets(settings, settings.data_dir / "secrets")
     if free_ports and not Supervisor(settings).is_up():
         write_free_ports(settings)
@@ -52,7 +52,7 @@ def down(parts: _Parts = None) -> None:
     from deeplambda.stack.local.teardown import take_down
 
     chosen = [part_named(name) for name in parts] if parts else list(PARTS)
-    killed = take_down(load_settings(), chosen, report=lambda part: _out.print(f"stopped {part.name}"))
+    killed = take_down(_settings_of_local_stack(), chosen, report=lambda part: _out.print(f"stopped {part.name}"))
     if killed:
         _out.print(f"[yellow]killed {len(killed)} processes that did not stop by themselves[/]")
     _out.print("The stack is down." if not parts else f"Down: {', '.join(parts)}.")
@@ -68,7 +68,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     from deeplambda.stack.local.display import health_table, remarks
     from deeplambda.stack.local.health import stack_health
 
-    found = stack_health(load_settings())
+    found = stack_health(_settings_of_local_stack())
     if as_json:
         print(json.dumps([health.to_json() for health in found], indent=2))
     else:
@@ -92,7 +92,7 @@ def logs(
     from deeplambda.stack.local.parts import part_named
     from deeplambda.stack.local.supervisor import Supervisor
 
-    log = Supervisor(load_settings()).log_dir / f"{part_named(part).name}.log"
+    log = Supervisor(_settings_of_local_stack()).log_dir / f"{part_named(part).name}.log"
     if not log.exists() and not follow:
         raise ConfigurationError(f"{part} has no log yet", "start it with 'deeplambda up'")
     print(log_files.last_lines(log, lines))
@@ -131,3 +131,14 @@ def kafka_tool(
     from deeplambda.stack.local.kafka import run_tool
 
     run_tool(load_settings(), name, context.args)
+
+
+def _settings_of_local_stack() -> Settings:
+    """Raises: ConfigurationError in a container, where a second stream or archive would be started beside the first."""
+    settings = load_settings()
+    if settings.listen_host:
+        raise ConfigurationError(
+            "this is a container, and the platform's parts are containers beside it",
+            "ask from outside: docker compose up, ps, logs and stop, or kubectl get pods and logs",
+        )
+    return settings

@@ -1,5 +1,7 @@
 """What `deeplambda doctor` finds, on a machine or in a container."""
 
+import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 GIB = 1 << 30
@@ -18,3 +20,11 @@ class Finding:
     @property
     def is_fine(self) -> bool:
         return not self.remedy
+
+
+def of_no_setting(name: str, known: Collection[str]) -> tuple[str, str] | None:
+    """What is found of a name that is none of the `known` settings, and the remedy; None where it is one."""
+    if name in known:
+        return None
+    near = difflib.get_close_matches(name, known, 1)
+    return "nothing reads it", f"write {near[0]}" if near else "remove it; .env.example names what there is"

@@ -51,8 +51,13 @@ def write_draft(name: str, sample: Path, applications_dir: Path, label: str | No
         content = text.encode()
     except UnicodeEncodeError as exc:
         raise BadInput("a file's name is no UTF-8", "rename it") from exc
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{file} cannot be written: {exc.strerror}", "set DEEPLAMBDA_APPLICATIONS_DIR to a folder of yours"
+        ) from exc
     return Draft(file=file, summary=summary, decisions=text.count("# DECIDE"))
 
 

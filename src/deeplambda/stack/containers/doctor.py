@@ -1,6 +1,5 @@
 """What is wrong with the settings of docker compose, in `.env`, and with what they name."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from deeplambda.errors import ConfigurationError, NotReady
 from deeplambda.stack import probes
 from deeplambda.stack.containers.secrets import check_kafka_host
 from deeplambda.stack.containers.spark_daemons import EXECUTOR_OVERHEAD_MB, HEAP_MB
-from deeplambda.stack.findings import GIB, NOMINAL, Finding
+from deeplambda.stack.findings import GIB, NOMINAL, Finding, of_no_setting
 
 PROJECT = Path("/project")
 """Where the operator's container sees the folder of docker-compose.yml."""
@@ -120,9 +119,8 @@ def _bytes(amount: str) -> int:
 
 
 def _problem(name: str, value: str, known: list[str]) -> tuple[str, str] | None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        return "nothing reads it", f"write {near[0]}" if near else "remove it; .env.example names what there is"
+    if unread := of_no_setting(name, known):
+        return unread
     if name.endswith("_PORT") and not (value.isdecimal() and int(value) in _PORTS):
         return f"{value!r} is no port", "give a number from 1 to 65535"
     if name == "DEEPLAMBDA_WORKER_CORES" and value and not (value.isdecimal() and int(value)):

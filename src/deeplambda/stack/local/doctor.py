@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from dotenv import dotenv_values
 
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError
 from deeplambda.jvm.ivy import java_program, pyspark_jars
 from deeplambda.jvm.jars import damaged_jars, missing_jars
 from deeplambda.jvm.lock import read_lock
-from deeplambda.stack.findings import GIB, NOMINAL, Finding
+from deeplambda.stack.findings import GIB, NOMINAL, Finding, of_no_setting
 from deeplambda.stack.local.parts import PARTS
 from deeplambda.stack.local.ports import holder_of, is_free
 from deeplambda.stack.local.supervisor import Supervisor, check_socket_path
@@ -44,7 +45,17 @@ def examine(settings: Settings) -> list[Finding]:
         _jar_cache,
         _ports,
     )
-    return [check(settings) for check in checks]
+    return [*settings_file(settings.data_dir / "stack.env"), *(check(settings) for check in checks)]
+
+
+def settings_file(file: Path) -> list[Finding]:
+    """Each name in the file that is no setting; `Settings` passes over those."""
+    known = [f"DEEPLAMBDA_{name}".upper() for name in Settings.model_fields]
+    given = dotenv_values(file) if file.exists() else {}
+    wrong = [
+        Finding(f"Setting {name} in {file.name}", *unread) for name in given if (unread := of_no_setting(name, known))
+    ]
+    return wrong or [Finding("Settings", f"{len(given)} in {file}, each one known")]
 
 
 def java_major_version(banner: str) -> int | None:
