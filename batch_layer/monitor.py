@@ -33,13 +33,13 @@ from deeplambda.adapters.kafka import Consumer
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Event, payload_batch
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
+from deeplambda.errors import ConfigurationError, NotReady
 from deeplambda.objective import Objective
 from deeplambda.records import topics
-from deeplambda.records.decoding import RefusedEvent, decode_event
+from deeplambda.records.admission import check
 from deeplambda.records.lifecycle import DriftDetected, DriftedField, DriftWindow
 from deeplambda.records.predictions import Prediction
-from deeplambda.service.loops import LoopStatus
+from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import REFERENCE, Card, artefact_key
 from deeplambda.state.tables import DRIFT_WINDOWS
@@ -76,7 +76,7 @@ class Seen(NamedTuple):
 def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None:
     """Watch every application until told to stop. Raises: NotReady, after which `Loop` calls it again."""
     watches = [Watch(settings, name) for name in settings.applications]
-    takes = {topic: take for each in watches for topic, take in each.takes.items()}
+    takes = {topic: partial(each.alone, take) for each in watches for topic, take in each.takes.items()}
     of_labels = {topics.labels(each.name) for each in watches}
     consumer = partial(kafka.consumer, settings, group=GROUP, only_reads=True, some_do=True)
     with closing(consumer(*(takes.keys() - of_labels))) as reader, closing(consumer(*of_labels)) as labels:
@@ -89,7 +89,7 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
             if started_s - looked_s >= _LOOK_EVERY_S:
                 looked_s, waited = started_s, _waiting(watches)
                 for each in watches:
-                    each.look()
+                    each.alone(each.look)
                     with kafka.kafka_errors(settings):
                         _keep_up(reader, each)
                 if waited:  # some of which no longer do: nothing but a label that comes would say so to Kafka
@@ -98,9 +98,12 @@ def watch(settings: Settings, status: LoopStatus, stop: threading.Event) -> None
             if started_s - forgot_s >= _FORGET_EVERY_S:
                 forgot_s = started_s
                 for each in watches:
-                    each.answers.forget_oldest()
+                    each.alone(each.answers.forget_oldest)
             _take(settings, takes, reader, polled)
-            status.working()
+            if troubles := [each.trouble for each in watches if each.trouble is not None]:
+                status.waiting("; ".join(troubles))
+            else:
+                status.working()
             worked_s = time.monotonic() - started_s
             stop.wait(min(_LONGEST_PAUSE_S, worked_s * (1 / _WORKING_SHARE - 1)))
 
@@ -162,6 +165,27 @@ class Watch:
         self._champion: _Champion | None = None
         self._seen: dict[str, list[Seen]] = {what: [] for what in WHATS}
         self._detectors: dict[str, Detector] = {}
+        self._unwatched: str | None = None
+        self._failures: dict[str, str] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the version that serves is not watched, or what failed when it was tried last; None where all is well."""
+        said = [*([self._unwatched] if self._unwatched else []), *self._failures.values()]
+        return f"{self.name}: {', '.join(said)}" if said else None
+
+    def alone(self, do: Callable[..., None], *given: Any) -> None:
+        """Do a part of a turn. What fails by this application's code or records is its own trouble, and no other's:
+        those records are passed over. Raises: NotReady; ConfigurationError of MySQL, with which no record is lost."""
+        try:
+            do(*given)
+        except (NotReady, ConfigurationError):
+            raise
+        except Exception as exc:
+            _log.exception("%s is not watched", self.name)
+            self._failures[do.__name__] = in_one_line(exc)
+        else:
+            self._failures.pop(do.__name__, None)
 
     @property
     def takes(self) -> dict[str, Take]:
@@ -185,10 +209,14 @@ class Watch:
                 self._detectors = {what: _last(connection, self.name, what, serving.version) for what in WHATS}
         if serving is not None and serving.version != self._version:
             self._version, self._champion, self._seen = serving.version, None, {what: [] for what in WHATS}
+            self._unwatched = None
             try:
                 self._objective, self._champion = _taken_up(self._settings, serving)
-            except BadInput as exc:
-                _log.warning("%s/%d is not watched: %s", self.name, serving.version, exc)
+            except NotReady:
+                raise
+            except Exception as exc:  # whatever its code raises; labels of the versions before are judged
+                _log.warning("%s/%d is not watched", self.name, serving.version, exc_info=exc)
+                self._unwatched = f"version {serving.version} is not watched: {in_one_line(exc)}"
         if self._objective is not None:
             self._answered(self.answers.take_waiting(self._objective))
 
@@ -200,11 +228,11 @@ class Watch:
         """Take records of `<application>.events`; one that the schema refuses is the stream's business."""
         if (champion := self._champion) is None:
             return
-        for record in records:
-            try:
-                event = decode_event(champion.event, record.value, limit_bytes=self._settings.event_limit_bytes)
-            except RefusedEvent:
-                continue
+        come = list(records)
+        keyed = [(record.key, record.value) for record in come]
+        found = check(champion.event, keyed, limit_bytes=self._settings.event_limit_bytes)
+        for row, event in zip(found.rows_N, found.events_N, strict=True):
+            record = come[row]
             at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
             self._take("inputs", Seen(event.event_id, record.partition, record.offset, at, event))
 
@@ -236,8 +264,8 @@ class Watch:
     def _take(self, what: What, seen: Seen) -> None:
         self._seen[what].append(seen)
         if self._champion and len(self._seen[what]) >= self._champion.window:
-            self._conclude(self._champion, what, self._seen[what])
-            self._seen[what] = []
+            window, self._seen[what] = self._seen[what], []
+            self._conclude(self._champion, what, window)
 
     def _conclude(self, champion: _Champion, what: What, seen: Sequence[Seen]) -> None:
         reference: dict[str, Histogram] = getattr(champion.reference, what)
