@@ -5,10 +5,12 @@ There is one branch at a time: the next ingest reads the raw objects of what wai
 comprises that.
 """
 
+from collections.abc import Callable
 from functools import reduce
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from deeplambda.adapters.lake import Written, change_tag, current_snapshot, read_snapshot
 from deeplambda.errors import BadInput
@@ -74,30 +76,51 @@ def take_back(spark: SparkSession, application: str, snapshot: int) -> None:
     change_tag(spark, f"lake.{application}.examples", tag)
 
 
-def taken_back(spark: SparkSession, application: str) -> DataFrame | None:
+def taken_back(spark: SparkSession, application: str, *names: str) -> DataFrame | None:
     """The rows of ingests that a person took back, and that nobody has brought back since; None where there are none.
 
-    An ingest that reads their object once more would add them again until it is corrected.
+    An ingest that reads their object once more would add them again until it is corrected. names: of the columns that
+    are wanted, each row of them once; none: all rows as they are.
     """
     table = f"lake.{application}.examples"
     tags = spark.sql(f"SELECT snapshot_id FROM {table}.refs WHERE name LIKE '{_TAKEN_BACK}%'").collect()
     if not tags:
         return None
-    rows = reduce(DataFrame.unionByName, (_as_of(spark, table, tag.snapshot_id) for tag in tags))
+    parts = [_as_of(spark, table, tag.snapshot_id) for tag in tags]
+    if names:
+        parts = [part.select(*names).distinct() for part in parts]
+    rows = reduce(DataFrame.unionByName, parts)
     counted = spark.table(table).select("ingested_at").distinct()
     return rows.join(F.broadcast(counted), "ingested_at", "left_anti")
 
 
 def _as_of(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
-    """With the columns of today: one that was added since is NULL."""
+    """With the columns and types of today: what was added since is NULL."""
     rows, today = read_snapshot(spark, table, snapshot), spark.table(table).schema
-    there = set(rows.columns)
-    return rows.select(
-        *(
-            F.col(f"`{each.name}`") if each.name in there else F.lit(None).cast(each.dataType).alias(each.name)
-            for each in today
-        )
-    )
+    return rows.select(*_fields(rows.schema, today, lambda name: F.col(f"`{name}`")))
+
+
+def _fields(then: T.StructType, today: T.StructType, value: Callable[[str], Column]) -> list[Column]:
+    there = {each.name: each.dataType for each in then}
+    return [
+        _as(value(each.name), there[each.name], each.dataType).alias(each.name)
+        if each.name in there
+        else F.lit(None).cast(each.dataType).alias(each.name)
+        for each in today
+    ]
+
+
+def _as(value: Column, then: T.DataType, today: T.DataType) -> Column:
+    """As today's type: field by field, for Spark casts a struct to none that has more of them."""
+    if isinstance(then, T.StructType) and isinstance(today, T.StructType):
+        return F.when(value.isNotNull(), F.struct(*_fields(then, today, value.getField)))
+    if isinstance(then, T.ArrayType) and isinstance(today, T.ArrayType):
+        of = then.elementType, today.elementType
+        return F.transform(value, lambda each: _as(each, *of))
+    if isinstance(then, T.MapType) and isinstance(today, T.MapType):
+        values = then.valueType, today.valueType
+        return F.transform_values(value, lambda _, each: _as(each, *values))
+    return value.cast(today)
 
 
 def known(spark: SparkSession, application: str, branch: str) -> int:

@@ -25,10 +25,8 @@ class TakenBack:
         for table in ("examples", "withdrawals"):  # other processes change them
             if spark.catalog.tableExists(f"lake.{application}.{table}"):
                 spark.catalog.refreshTable(f"lake.{application}.{table}")
-        rows = held_rows.taken_back(spark, application)
-        times: set[datetime] = set()
-        if rows is not None:
-            times = {row.ingested_at for row in rows.select("ingested_at").distinct().collect()}
+        rows = held_rows.taken_back(spark, application, "ingested_at")
+        times: set[datetime] = {row.ingested_at for row in rows.collect()} if rows is not None else set()
         self._rolled_back = cache(lambda snapshot: has_rows_of(spark, application, times, snapshot))
         self._marks = cache(self._marks_since)
 

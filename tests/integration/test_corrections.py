@@ -13,6 +13,7 @@ from batch_layer.newest import content_hash, newest_examples
 from batch_layer.prepare import prepare
 from batch_layer.raw_objects import raw_key
 from batch_layer.shard_format import read_shard
+from batch_layer.taken_back import TakenBack
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables, current_snapshot
 from deeplambda.config import Settings
@@ -204,6 +205,38 @@ def test_what_was_taken_back_stays_so_in_every_state_of_a_file_that_grew(bench: 
     assert bench.ingest().added == {}, "that state was taken back as well"
     bench.put(a__csv=points(one=1, two=2, three=-3))
     assert bench.ingest().added == {"train": 1}, "a file that is mended is welcome"
+
+
+def test_what_was_taken_back_stays_so_after_a_model_within_the_event_has_a_further_field(bench: Bench) -> None:
+    def declare(further: str = "") -> None:
+        place = f"class Place(__import__('pydantic').BaseModel):\n        town: str{further}"
+        bench.write(
+            f"{place}\n\n    x: float\n    y: float\n    place: Place | None = None\n    places: list[Place] = []",
+            'sources = (JsonLines("*.jsonl", label="above", event_id="id", split="train"), '
+            'JsonLines("a.jsonl", label="above", columns={"x": "y"}, split="test"))',
+        )
+
+    def row(name: str) -> str:
+        ulm = '{"town": "Ulm"}'
+        return f'{{"id": "{name}", "x": 1.5, "y": 1.0, "above": "yes", "place": {ulm}, "places": [{ulm}]}}\n'
+
+    declare()
+    bench.put(a__jsonl=row("one"))
+    bench.ingest()
+    first = current_snapshot(bench.spark, f"lake.{bench.name}.examples") or 0
+    bench.put(b__jsonl=row("two"))
+    assert bench.ingest().added == {"train": 1}
+    wrong = data_set(bench.spark, bench.packed)
+    engine = mysql.engine(bench.settings, "platform")
+    roll_back(bench.spark, engine, bench.name, first, who="a test", why="it was wrong")
+    declare("\n        state: str | None = None")
+    again = bench.ingest()
+    assert (again.added, again.corrected) == ({}, {})
+    bench.put(c__jsonl=row("three"))
+    assert bench.ingest().added == {"train": 1}
+    taken_back = TakenBack(bench.spark, bench.name)
+    assert taken_back.of(wrong) == "examples of its data set were rolled back"
+    assert taken_back.of(data_set(bench.spark, bench.packed)) is None
 
 
 def test_each_ingest_is_after_those_before_whatever_the_clock_says(bench: Bench) -> None:
