@@ -295,7 +295,7 @@ def _await_archive(settings: Settings, spark: Any, application: str, topic: str)
         wanted = ends.ask()[name]
     with console.status(f"waiting until the archive has the {topic} that Kafka has"):
         try:
-            archived_to(spark, application, topic, wanted)
+            archived_to(spark, settings, application, topic, wanted)
         except NotReady as exc:
             remedy = f"{exc.remedy}; 'deeplambda data withdraw … --no-wait' marks what it has"
             raise NotReady(exc.message, remedy) from exc

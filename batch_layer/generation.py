@@ -217,7 +217,7 @@ class _Work:
 
     def _pinned(self, generation: Generation) -> Generation:
         with self._listener.working("waiting for the archive to hold the labels that Kafka has"):
-            offsets = archived_to(self._spark, self._packed.name, "labels", generation.label_offsets)
+            offsets = archived_to(self._spark, self._settings, self._packed.name, "labels", generation.label_offsets)
         dataset = data_set(self._spark, self._packed)
         with mysql_errors(), self._platform.connect() as connection:
             cards = {card.version: card for card in registry.cards(connection, self._packed.name)}

@@ -1,16 +1,20 @@
 """Archived events with labels are learned from, the newest of them are held out, and nothing wrong gets among them."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
+from kafka import KafkaAdminClient, TopicPartition
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
 from rich.console import Console
 from sqlalchemy import select
 
+from batch_layer.archived import archived_to
 from batch_layer.console import PipelineConsole
 from batch_layer.data_set import DataSet, data_set, fetch_data_set
 from batch_layer.label_quality import measure_generation
@@ -23,8 +27,9 @@ from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_s
 from batch_layer.taken_back import TakenBack
 from batch_layer.withdrawals import Choice, withdraw
 from deeplambda.adapters import mysql
+from deeplambda.adapters.kafka import client_options, create_topics, end_offsets, librdkafka_options
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput
+from deeplambda.errors import BadInput, NotReady
 from deeplambda.records.lifecycle import PartitionPrepared
 from deeplambda.state import registry
 from deeplambda.state.card import Card
@@ -226,6 +231,34 @@ def shards_of(bench: Bench, card: Card) -> set[tuple[str, int, str]]:
         shard_key(bench.name, card.dataset, each.split, each.partition) for each in listed
     }
     return {(each.split, each.partition, each.sha256) for each in listed}
+
+
+def test_the_archive_has_all_labels_where_kafka_ends_with_marks_or_with_what_has_expired(bench: Bench) -> None:
+    topic, archive = f"{bench.name}.labels", Archive(bench)
+    create_topics(bench.settings.model_copy(update={"applications": (bench.name,), "kafka_partitions": 1}))
+    producer = Producer(librdkafka_options(bench.settings) | {"transactional.id": topic})
+    producer.init_transactions()
+
+    def sent() -> dict[int, int]:
+        producer.begin_transaction()
+        producer.produce(topic, b'{"event_id": "a", "label": "yes"}', "a", partition=0)
+        producer.commit_transaction()
+        return end_offsets(bench.settings, topic)
+
+    def archived(wanted: dict[int, int]) -> dict[int, int]:
+        return archived_to(bench.spark, bench.settings, bench.name, "labels", wanted)
+
+    first = sent()
+    assert first == {0: 2}, "a label, and the mark"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(NotReady, match="0 of 2 labels"):
+        patch.setattr("batch_layer.archived._WITHIN_S", 0)
+        archived(first)
+    archive.labels({"a": "yes"})
+    assert archived(first) == first
+    second = sent()
+    with closing(KafkaAdminClient(**client_options(bench.settings))) as admin:
+        admin.delete_records({TopicPartition(topic, 0): second[0]})
+    assert archived(second) == second
 
 
 def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: Bench) -> None:
