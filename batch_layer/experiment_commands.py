@@ -167,7 +167,8 @@ def begin(
     """Begin an experiment and tell Kafka at once. force: look at the version's artefacts alone. verdict: the gate's,
     where it was asked before.
 
-    Raises: BadInput, Conflict when one runs, UnfitModel when the gate would refuse the version, NotReady.
+    Raises: BadInput, Conflict when one runs or the champion has changed since the verdict, UnfitModel when the gate
+    would refuse the version, NotReady.
     """
     from batch_layer.gate import judge
 
@@ -180,6 +181,7 @@ def begin(
     at = now()
     with mysql_errors(), engine(settings, "platform").begin() as connection:
         champion = registry.held_champion(connection, packed.name)
+        registry.not_overtaken(connection, packed.name, verdict)
         started = experiment_store.start(
             connection,
             Experiment(

@@ -93,7 +93,7 @@ def promote(
     """Make `version` the champion and tell Kafka at once; None when it is already.
 
     force: overrule the verdict on quality and code, never on artefacts that are broken. who, why: for the registry.
-    Raises: BadInput when there is no such version, UnfitModel (told to Kafka as well), NotReady.
+    Raises: BadInput when there is no such version, UnfitModel (told to Kafka as well), Conflict, NotReady.
     """
     return conclude(settings, packed.name, judge(settings, packed, version, force=force), who=who, why=why)
 
@@ -101,7 +101,8 @@ def promote(
 def conclude(
     settings: Settings, application: str, verdict: Verdict, *, who: str | None = None, why: str | None = None
 ) -> ModelPromoted | None:
-    """Do what a verdict says, and tell Kafka at once. Raises: as `promote`."""
+    """Do what a verdict says, and tell Kafka at once. Raises: as `promote`; Conflict when another champion serves than
+    when the verdict was given, which judging anew mends."""
     platform, version = engine(settings, "platform"), verdict.version
     decision = registry.Decision(who=who, why=why, verdict=verdict)
     if verdict.reasons:
@@ -125,7 +126,7 @@ def judge(settings: Settings, packed: PackedApplication, version: int, *, force:
     with mysql_errors(), engine(settings, "platform").connect() as connection:
         registry.published_card(connection, packed.name, version)  # no such version is not a rejected one
         champion = registry.champion(connection, packed.name)
-        best = registry.best_so_far(connection, packed.name)
+        best, after = registry.best_so_far(connection, packed.name), registry.last_change(connection, packed.name)
         rivals = {number: registry.published_card(connection, packed.name, number) for number in set(best.values())}
     try:
         card = verify(settings, packed, version)
@@ -143,7 +144,8 @@ def judge(settings: Settings, packed: PackedApplication, version: int, *, force:
                 comparisons += compared(same, split, other.version, role, criterion)
             except BadInput as exc:  # such as recent events of one class alone
                 _log.warning("%s/%d and %d: %s rows say nothing: %s", packed.name, version, other.version, split, exc)
-    return verdict(card, champion, packed.code_version, criterion, comparisons, figures, best)
+    judged = verdict(card, champion, packed.code_version, criterion, comparisons, figures, best)
+    return judged.model_copy(update={"after": after})
 
 
 def _others(

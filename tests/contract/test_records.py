@@ -35,6 +35,7 @@ VERDICT = {
     ],
     "figures": {"calibration_error": 0.01},
     "best": {"test": 2},
+    "after": 3,
 }
 LIVE = VERDICT["comparisons"][0] | {"split": "live", "metric": "share_right", "test": "betting"}  # type: ignore[index]
 ADDED = {"refused", "first_refusal", "code_sha256", "who", "why", "verdict"}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from batch_layer.gate import promote, roll_back, verify
+from batch_layer.gate import conclude, judge, promote, roll_back, verify
 from batch_layer.publish import publish_run
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject, UnfitModel
+from deeplambda.errors import BadInput, Conflict, CorruptObject, UnfitModel
 from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.records.lifecycle import ModelPromoted
@@ -209,6 +209,23 @@ def test_a_rollback_to_any_version_that_has_served_passes_over_those_between(sta
     assert registry.roll_back(platform, name, to=versions[1]).previous == versions[3]
     assert registry.roll_back(platform, name).version == versions[0]
     assert registry.roll_back(platform, name, to=versions[2]).version == versions[2], "it has served as well"
+
+
+def test_a_verdict_is_not_carried_out_once_the_champion_it_was_judged_beside_has_changed(
+    stack: Settings, application: PackedApplication, champion: Card
+) -> None:
+    later, candidate = published(stack, champion), published(stack, champion)
+    worse = published(stack, champion, metrics=champion.metrics | {"accuracy": champion.metrics["accuracy"] - 0.1})
+    promote(stack, application, later.version)
+    verdicts = [judge(stack, application, each.version) for each in (candidate, worse)]
+    roll_back(stack, application.name)
+    promote(stack, application, later.version)
+    for verdict in verdicts:
+        with pytest.raises(Conflict, match="another champion since"):
+            conclude(stack, application.name, verdict)
+    assert serving(stack, application.name) == later.version, "though it serves as it did then, it was rolled back"
+    conclude(stack, application.name, judge(stack, application, candidate.version))
+    assert serving(stack, application.name) == candidate.version
 
 
 def test_every_decision_is_kept_with_who_when_and_why(

@@ -233,7 +233,9 @@ def shards_of(bench: Bench, card: Card) -> set[tuple[str, int, str]]:
     return {(each.split, each.partition, each.sha256) for each in listed}
 
 
-def test_the_archive_has_all_labels_where_kafka_ends_with_marks_or_with_what_has_expired(bench: Bench) -> None:
+def test_the_archive_has_all_labels_where_kafka_ends_with_marks_or_with_what_has_expired(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     topic, archive = f"{bench.name}.labels", Archive(bench)
     create_topics(bench.settings.model_copy(update={"applications": (bench.name,), "kafka_partitions": 1}))
     producer = Producer(librdkafka_options(bench.settings) | {"transactional.id": topic})
@@ -250,8 +252,8 @@ def test_the_archive_has_all_labels_where_kafka_ends_with_marks_or_with_what_has
 
     first = sent()
     assert first == {0: 2}, "a label, and the mark"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(NotReady, match="0 of 2 labels"):
-        patch.setattr("batch_layer.archived._WITHIN_S", 0)
+    monkeypatch.setattr("batch_layer.archived._WITHIN_S", -1)
+    with pytest.raises(NotReady, match="0 of 2 labels"):
         archived(first)
     archive.labels({"a": "yes"})
     assert archived(first) == first

@@ -36,7 +36,9 @@ class Comparison(BaseModel):
 
 class Verdict(BaseModel):
     """reasons: why the version must not serve; none when it may. figures: of the version alone, such as its latency and
-    its calibration error, by name. best: by split, the version that did best on it so far, should this one serve."""
+    its calibration error, by name. best: by split, the version that did best on it so far, should this one serve.
+    after: the newest change of champion when it was judged, by its number in `promotions`, 0 before the first; a later
+    one overtakes the verdict. None where no champion was looked at."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -45,3 +47,4 @@ class Verdict(BaseModel):
     comparisons: list[Comparison] = []
     figures: dict[str, float] = {}
     best: dict[str, int] = {}
+    after: int | None = None

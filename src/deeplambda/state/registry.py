@@ -132,6 +132,21 @@ def champions(connection: Connection, application: str) -> list[int]:
     return _standing((change.version, change.kind) for change in changes)[::-1]
 
 
+def last_change(connection: Connection, application: str) -> int:
+    """The number of the newest change of champion; 0 before the first."""
+    newest = select(func.max(PROMOTIONS.c.id)).where(PROMOTIONS.c.application == application)
+    return connection.scalar(newest) or 0
+
+
+def not_overtaken(connection: Connection, application: str, verdict: Verdict | None) -> None:
+    """The caller's transaction holds the champion. Raises: Conflict when it has changed since the verdict was given."""
+    if verdict is not None and verdict.after not in (None, last_change(connection, application)):
+        raise Conflict(
+            f"{application} has had another champion since version {verdict.version} was judged",
+            "run it again, which judges the version beside the one that serves now",
+        )
+
+
 def last_promoted_at(connection: Connection, application: str, version: int) -> datetime | None:
     """When a version was last made the champion by a promotion; None when it never was."""
     newest: datetime | None = connection.scalar(
@@ -201,6 +216,7 @@ def promote(engine: Engine, application: str, version: int, decision: Decision =
         card = published_card(connection, application, version)
         if previous == version:
             return None
+        not_overtaken(connection, application, decision.verdict)
         if decision.experiment is not None:
             experiment_store.still_runs(connection, decision.experiment)
         promotion = _set_champion(connection, card, previous, _PROMOTED, decision)
@@ -213,6 +229,7 @@ def reject(engine: Engine, application: str, version: int, reason: str, decision
     with mysql_errors(), engine.begin() as connection:
         rejection = ModelRejected(application=application, version=version, reason=reason, **decision.told)
         champion_version = connection.scalar(_last_promotion(application).with_for_update())
+        not_overtaken(connection, application, decision.verdict)
         if decision.experiment is not None:
             experiment_store.still_runs(connection, decision.experiment)
         experiment_store.candidate_rejected(connection, application, version, reason, decision.who)
