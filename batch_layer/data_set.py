@@ -16,7 +16,7 @@ from batch_layer import labelled_events
 from batch_layer.labelled_events import LabelledEvents
 from batch_layer.newest import newest_examples
 from batch_layer.shard_format import SHARD_FORMAT, data_set_key
-from deeplambda.adapters.lake import current_snapshot, snapshot_size
+from deeplambda.adapters.lake import current_snapshot, has_snapshot, snapshot_size
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import payload_schema
 from deeplambda.errors import BadInput
@@ -82,6 +82,16 @@ def data_set(spark: SparkSession, packed: PackedApplication, snapshot: int | Non
 def is_current(packed: PackedApplication, dataset: DataSet) -> bool:
     """Whether this code would still make the same shards of the rows: a data set may have been pinned by another."""
     return dataset.id == data_set_id(packed, dataset.snapshot, dataset.shard_rows, dataset.labelled_events)
+
+
+def has_snapshots(spark: SparkSession, dataset: DataSet) -> bool:
+    """Whether the lake still has what the data set was made of."""
+    pinned: dict[str, int | None] = {"examples": dataset.snapshot}
+    if (found := dataset.labelled_events) is not None:
+        pinned |= {"events": found.events_snapshot, "labels": found.labels_snapshot}
+        pinned["withdrawals"] = found.withdrawals_snapshot
+    tables = ((f"lake.{dataset.application}.{table}", snapshot) for table, snapshot in pinned.items() if snapshot)
+    return all(has_snapshot(spark, table, snapshot) for table, snapshot in tables)
 
 
 def fetch_data_set(store: ObjectStore, application: str, dataset: str) -> DataSet | None:

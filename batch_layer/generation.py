@@ -16,8 +16,8 @@
    their labels decide, or say too little in the time given. Then it is promoted, or rejected.
 Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
 again, so a process may be killed anywhere: the next one ends as it would have; only where some of the data set was
-taken back meanwhile, it pins another. A process that loses the lock, because MySQL went away, ends at once, as if it
-had been killed.
+taken back meanwhile, or nobody took it up until upkeep had removed its snapshots, it pins another. A process that loses
+the lock, because MySQL went away, ends at once, as if it had been killed.
 """
 
 import logging
@@ -33,12 +33,13 @@ from pyspark.sql import SparkSession
 from sqlalchemy import Connection, Engine
 
 from batch_layer.archived import archived_to
-from batch_layer.data_set import DataSet, data_set, is_current
+from batch_layer.data_set import DataSet, data_set, has_snapshots, is_current
 from batch_layer.gate import conclude, judge, roll_back
 from batch_layer.label_quality import measure_generation
 from batch_layer.lake_rows import append_verdicts
 from batch_layer.news import News
 from batch_layer.pipeline import PipelineListener, prepare_shards, train_and_publish
+from batch_layer.prepare import keep_snapshots
 from batch_layer.shadow_step import shadowed
 from batch_layer.taken_back import TakenBack
 from batch_layer.triggers import MAX_ATTEMPTS, Due
@@ -210,7 +211,9 @@ class _Work:
         return generation
 
     def _is_of_use(self, dataset: DataSet) -> bool:
-        return is_current(self._packed, dataset) and not self._taken_back().of(dataset)
+        """Whether this code would make the same of it, and what it was made of is still there, and still counts."""
+        there = is_current(self._packed, dataset) and has_snapshots(self._spark, dataset)
+        return there and not self._taken_back().of(dataset)
 
     def _taken_back(self) -> TakenBack:
         return TakenBack(self._spark, self._packed.name)
@@ -219,6 +222,8 @@ class _Work:
         with self._listener.working("waiting for the archive to hold the labels that Kafka has"):
             offsets = archived_to(self._spark, self._settings, self._packed.name, "labels", generation.label_offsets)
         dataset = data_set(self._spark, self._packed)
+        if dataset.labelled_events is not None:
+            keep_snapshots(self._spark, self._settings, dataset, dataset.labelled_events)
         with mysql_errors(), self._platform.connect() as connection:
             cards = {card.version: card for card in registry.cards(connection, self._packed.name)}
             champions = [cards[version] for version in registry.champions(connection, self._packed.name)]

@@ -125,12 +125,12 @@ def _renew(spark: SparkSession, settings: Settings, store: ObjectStore, dataset:
     tables = ((f"lake.{dataset.application}.{table}", snapshot) for table, snapshot in _snapshots(newer))
     if not all(has_snapshot(spark, table, snapshot) for table, snapshot in tables):
         return  # it was pinned long ago: the older ones stand
-    _keep_snapshots(spark, settings, dataset, newer)
+    keep_snapshots(spark, settings, dataset, newer)
     renewed = kept.model_copy(update={"labelled_events": newer})
     store.put(data_set_key(dataset.application, dataset.id), to_json(renewed))
 
 
-def _keep_snapshots(spark: SparkSession, settings: Settings, dataset: DataSet, found: LabelledEvents) -> None:
+def keep_snapshots(spark: SparkSession, settings: Settings, dataset: DataSet, found: LabelledEvents) -> None:
     """Keep what the data set was made of until a version's card names it: a withdrawal meanwhile is told by them."""
     for table, snapshot in _snapshots(found):
         tag = f"data-set-{dataset.id}-{snapshot}"
@@ -179,7 +179,7 @@ def _rows(spark: SparkSession, settings: Settings, packed: PackedApplication, da
     if found is None or not found.events:
         yield _Rows(labelled)
         return
-    _keep_snapshots(spark, settings, dataset, found)
+    keep_snapshots(spark, settings, dataset, found)
     with ExitStack() as reading:
         given = labelled_events.admitted(spark, settings, packed, found, dataset.snapshot)
         reading.callback(given.persist(StorageLevel.DISK_ONLY).unpersist)

@@ -180,3 +180,31 @@ def test_a_generation_tunes_goes_on_after_it_was_broken_off_and_is_held_when_its
     assert (generation.number, generation.state, generation.why) == (2, "promoted", "data withdrawn: a wrong label")
     assert replaced.init_from == f"{bench.name}/1"
     assert replaced.rows["train"]["events"] == card.rows["train"]["events"] - 2
+
+
+@pytest.mark.long
+def test_a_generation_that_is_taken_up_after_its_snapshots_are_gone_pins_another_data_set(bench: Bench) -> None:
+    engine, due = mysql.engine(bench.settings, "platform"), Due(cause="labels", why="a test asks")
+
+    def generated(listener: PipelineConsole) -> Generation:
+        return run_generation(bench.settings, bench.packed, due, listener, lambda: bench.spark)
+
+    def fail() -> None:
+        raise ConnectionError("the network is gone")
+
+    with pytest.raises(ConnectionError):
+        generated(Disturbed(at_training=fail))
+    with engine.connect() as connection:
+        left = generation_store.newest(connection, bench.name)
+    assert left is not None
+    assert left.data is not None
+    pinned = left.data["dataset"]["labelled_events"]
+    tags = bench.spark.sql(f"SELECT name FROM lake.{bench.name}.labels.refs WHERE type = 'TAG'").collect()
+    assert f"data-set-{left.data['dataset']['id']}-{pinned['labels_snapshot']}" in {tag.name for tag in tags}
+    events = pinned | {"labels_snapshot": 1}  # as if upkeep had removed it
+    gone = left.data | {"dataset": left.data["dataset"] | {"labelled_events": events}}
+    generation_store.pin(engine, left, gone, left.label_offsets)
+    ended = generated(PipelineConsole(QUIET))
+    assert (ended.number, ended.attempts, ended.state) == (left.number, 2, "promoted")
+    assert ended.data is not None
+    assert ended.data["dataset"]["labelled_events"]["labels_snapshot"] == pinned["labels_snapshot"]
