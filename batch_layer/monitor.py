@@ -340,13 +340,16 @@ def _taken_up(settings: Settings, card: Card) -> tuple[Objective, _Champion | No
 
 
 def _last(connection: Connection, application: str, what: What, version: int) -> Detector:
-    """The version's detector as it was after its last window."""
+    """The version's detector as it was after the last window; a new one where that was another version's, for what the
+    version was told of before it was replaced is no news of today."""
     table = DRIFT_WINDOWS.c
-    query = select(table.value, table.drifted).where(
-        table.application == application, table.what == what, table.version == version
+    query = select(table.version, table.value, table.drifted).where(
+        table.application == application, table.what == what
     )
     found = connection.execute(query.order_by(table.id.desc()).limit(1)).first()
-    return Detector() if found is None else Detector(value=found.value, drifted=bool(found.drifted))
+    if found is None or found.version != version:
+        return Detector()
+    return Detector(value=found.value, drifted=bool(found.drifted))
 
 
 def _columns(champion: _Champion, what: What, seen: Sequence[Seen]) -> dict[str, Column]:

@@ -1,4 +1,4 @@
-"""What Kafka knows that may start a generation: how many labels came, and when drift was noticed.
+"""What is known that may start a generation: how many labels came, when drift was noticed, whether its alarm stands.
 
 Only offsets and the platform's own facts are read, no label: asking every few seconds costs next to nothing.
 """
@@ -8,17 +8,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Literal
 
 from kafka import TopicPartition
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from batch_layer.triggers import Known
 from deeplambda.adapters.kafka import consumer, kafka_errors
 from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.state import generation_store, registry
+from deeplambda.state.card import Card
+from deeplambda.state.tables import DRIFT_WINDOWS
 
 
 class _Drift(BaseModel):
@@ -46,8 +49,11 @@ class News:
     def known(self, connection: Connection, application: str) -> Known:
         """What is to be known to decide whether a generation is due."""
         champion = registry.champion(connection, application)
-        last = generation_store.newest(connection, application)
+        before = generation_store.listed(connection, application)
+        last = before[0] if before else None
         drift_at = self._drift_since(application, last.started_at if last else None)
+        since = takewhile(lambda each: champion is not None and each.started_at > champion.created_at, before)
+        fruitless = takewhile(lambda each: each.state != "promoted", since)
         return Known(
             trained_at=champion.created_at if champion else None,
             last=last,
@@ -56,6 +62,8 @@ class News:
             labels_since_drift=self.labels_since(application, self._offsets_at(application, drift_at))
             if drift_at
             else 0,
+            alarm_stands=champion is not None and _alarm_stands(connection, champion),
+            fruitless=len(list(fruitless)),
         )
 
     def labels_since(self, application: str, seen: Mapping[int, int]) -> int:
@@ -111,3 +119,11 @@ class News:
     def __exit__(self, *_: object) -> None:
         self._labels.close()
         self._lifecycle.close()
+
+
+def _alarm_stands(connection: Connection, champion: Card) -> bool:
+    """Whether the newest window of a kind is the champion's, and was unlike its reference."""
+    table = DRIFT_WINDOWS.c
+    newest = select(func.max(table.id)).where(table.application == champion.application).group_by(table.what)
+    rows = connection.execute(select(table.version, table.drifted).where(table.id.in_(newest)))
+    return any(row.version == champion.version and row.drifted for row in rows)

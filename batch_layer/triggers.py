@@ -3,6 +3,7 @@
 | what | starts one |
 |---|---|
 | a drift was noticed since the last one began | once enough labels have come since it was noticed |
+| an alarm of the champion's stands after that one | once enough have come since: twice as many after each in vain |
 | new labels | once there are enough of them |
 | the clock | once champion and last generation are old enough, with any new label |
 
@@ -24,13 +25,16 @@ _FIRST_PAUSE_S, _PAUSE_GROWS = 5.0, 4.0
 class Known:
     """What the decision is made from. trained_at: when the champion was; None without one. last: the newest generation.
     new_labels: since that one, as Kafka counts them. drift_at: of the first drift noticed since it began; then
-    labels_since_drift counts those that came later."""
+    labels_since_drift counts those that came later. alarm_stands: whether the champion's newest window was unlike its
+    reference. fruitless: how many of the newest generations in a row have not replaced it."""
 
     trained_at: datetime | None
     last: Generation | None
     new_labels: int
     drift_at: datetime | None = None
     labels_since_drift: int = 0
+    alarm_stands: bool = False
+    fruitless: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,11 @@ def decide(settings: Settings, known: Known, now: datetime) -> Due | Waits:
         if known.labels_since_drift >= settings.generation_drift_labels:
             return Due(cause="drift", why=f"{drift}, {known.labels_since_drift:,} labels since")
         waits = f"{drift} waits for labels: {known.labels_since_drift:,} of {settings.generation_drift_labels:,}"
+    elif known.alarm_stands:
+        wanted = settings.generation_drift_labels * 2**known.fruitless
+        if known.new_labels >= wanted:
+            return Due(cause="drift", why=f"an alarm of drift still stands, {known.new_labels:,} new labels")
+        waits = f"an alarm of drift that still stands waits for new labels: {known.new_labels:,} of {wanted:,}"
     if enough and known.new_labels >= enough:
         return Due(cause="labels", why=f"{known.new_labels:,} new labels")
     every = timedelta(seconds=settings.generation_every_s)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pydantic_core import to_json
 from pyspark.sql import Row
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
+from batch_layer.drift import Detector
 from batch_layer.gate import promote
-from batch_layer.monitor import watch
+from batch_layer.monitor import _last, watch
+from batch_layer.news import _alarm_stands
 from batch_layer.publish import publish_run
 from batch_layer.withdrawals import hide
 from deeplambda.adapters import mysql
@@ -30,6 +32,7 @@ from serving_layer.views.trim import GRACE, trim
 from tests.integration.blobs import CENTRES, lifecycle, prepared_data_set, train_blobs
 from tests.integration.test_views import prediction, show
 from tests.traffic import eventually
+from tests.unit.batch_layer.test_gate import card
 
 WINDOW = 200
 
@@ -106,6 +109,27 @@ def test_a_change_of_inputs_is_told_once_with_its_evidence(watched: Settings) ->
     assert fact["value"] >= fact["threshold"]
     assert {int(example.removeprefix("event-")) >= 3 * WINDOW for example in fact["examples"]} == {True}
     assert sum(fact["window"]["to_offsets"].values()) - sum(fact["window"]["from_offsets"].values()) >= WINDOW
+
+
+def test_an_alarm_stands_for_the_champion_and_is_new_again_after_another_has_served(stack: Settings) -> None:
+    of = {"application": "drifted", "what": "inputs", "rows": 1, "threshold": 1.0, "p": 0.1, "evidence": {}}
+    of |= dict.fromkeys(("first_at", "last_at", "at"), now())
+    champions = {version: card(version, 0.9).model_copy(update={"application": "drifted"}) for version in (1, 2)}
+    with mysql.engine(stack, "platform").connect() as connection:  # nothing is committed
+
+        def concluded(version: int, what: str, *, drifted: bool) -> None:
+            row = {"version": version, "what": what, "drifted": drifted, "value": 7.0}
+            connection.execute(insert(DRIFT_WINDOWS).values(of | row))
+
+        assert not _alarm_stands(connection, champions[1])
+        concluded(1, "inputs", drifted=True)
+        concluded(1, "predictions", drifted=False)
+        assert _alarm_stands(connection, champions[1])
+        assert _last(connection, "drifted", "inputs", 1) == Detector(value=7.0, drifted=True), "after a restart"
+        assert not _alarm_stands(connection, champions[2])
+        concluded(2, "inputs", drifted=False)
+        assert _last(connection, "drifted", "inputs", 1) == Detector(), "after a rollback"
+        assert not _alarm_stands(connection, champions[1])
 
 
 def stored(settings: Settings, predictions: Iterable[Prediction]) -> None:

@@ -53,6 +53,18 @@ def test_a_drift_waits_for_labels_that_came_since_and_says_so(settings: Settings
     assert due.cause == "drift"
 
 
+def test_an_alarm_that_stands_after_a_generation_starts_the_next_with_ever_more_new_labels(settings: Settings) -> None:
+    stands: dict[str, Any] = {"alarm_stands": True, "last": ended(ago=HOUR)}
+    waits = decided(settings, **stands, fruitless=1, new_labels=999)
+    assert waits == Waits(why="an alarm of drift that still stands waits for new labels: 999 of 1,000")
+    due = decided(settings, **stands, fruitless=1, new_labels=1_000)
+    assert due == Due(cause="drift", why="an alarm of drift still stands, 1,000 new labels")
+    assert isinstance(decided(settings, **stands, fruitless=3, new_labels=3_999), Waits)
+    assert isinstance(decided(settings, **stands, fruitless=3, new_labels=4_000), Due)
+    drift: dict[str, Any] = {"drift_at": NOW, "labels_since_drift": 3}
+    assert isinstance(decided(settings, **stands, **drift, new_labels=4_000), Waits), "a new alarm has its own labels"
+
+
 def test_the_clock_starts_one_with_any_new_label_and_none_without(settings: Settings) -> None:
     old = NOW - timedelta(days=2)
     assert isinstance(decided(settings, trained_at=old, new_labels=1), Due)
