@@ -53,6 +53,10 @@ FIRST_AFTER_S = 300
 """After a start, tidying waits no longer than this: a process that never runs for an hour would else never tidy."""
 SMALL_FILES = 20
 """From so many on, small files are worth writing together."""
+SMALL_BYTES = 16 * 2**20
+"""A file of so many is written no more. Each version keeps its snapshots, so what is written again is there once more
+for each version of before: of `labels`, which has no partitions, at most so much. Few versions a year may do with a
+larger one, and files that are read sooner."""
 
 _log = logging.getLogger(__name__)
 _TAG = "deeplambda-{}"
@@ -178,15 +182,15 @@ class Table:
         """How many files a compaction would write together, and of how many bytes."""
         size = "file_size_in_bytes"
         (row,) = self._spark.sql(
-            f"SELECT count(*), coalesce(sum({size}), 0) FROM lake.{self._table}.files WHERE {size} < 16 * 1048576"
+            f"SELECT count(*), coalesce(sum({size}), 0) FROM lake.{self._table}.files WHERE {size} < {SMALL_BYTES}"
         ).collect()
         return row[0], row[1]
 
     def compact(self) -> tuple[int, int]:
         """Write small data files together, then manifests; how many data files were replaced, of how many bytes."""
-        done = self._call(
-            "rewrite_data_files", "options => map('partial-progress.enabled', 'true', 'min-input-files', '5')"
-        )
+        options = {"partial-progress.enabled": "true", "min-input-files": "5", "min-file-size-bytes": str(SMALL_BYTES)}
+        pairs = ", ".join(f"'{name}', '{value}'" for name, value in options.items())
+        done = self._call("rewrite_data_files", f"options => map({pairs})")
         self._call("rewrite_manifests")
         return done["rewritten_data_files_count"], done["rewritten_bytes_count"]
 

@@ -13,7 +13,7 @@ from batch_layer import upkeep
 from batch_layer.recompute import recompute
 from batch_layer.upkeep import Table, kept_by_age, maintain
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import read_snapshot
+from deeplambda.adapters.lake import create_tables, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -22,6 +22,7 @@ from deeplambda.records.horizon import Horizon
 from deeplambda.state import registry
 from deeplambda.state.horizon_store import forget_shown, read_batch_view, record_shown
 from deeplambda.state.tables import EXPERIMENT_ANSWERS, EXPERIMENTS, OUTBOX, QUERIES
+from examples.digits.application import Digits
 from tests.integration.own_model_service import OwnService, model_of
 from tests.integration.test_recompute import archive, image
 from tests.traffic import digit_event
@@ -88,6 +89,35 @@ def test_many_commits_leave_little_and_what_is_pinned_can_still_be_read(
     assert used in left_over
     assert not {run, left, tuning} & left_over
     assert recompute(spark, service.settings, packed).scored == COMMITS - PUBLISHED, "it goes on from the horizon"
+
+
+def test_a_file_that_is_large_enough_is_not_written_once_more_for_each_version_that_pins_it(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Labelled(Digits):
+        name = f"own_{uuid4().hex[:8]}"
+
+    create_tables(spark, Labelled())
+    table = f"lake.{Labelled.name}.labels"
+
+    def commit(first: int, rows: int) -> None:
+        spark.sql(
+            f"INSERT INTO {table} SELECT uuid(), '7', 0, id, current_timestamp(), current_timestamp() "
+            f"FROM range({first}, {first + rows}, 1, 1)"
+        )
+
+    def files() -> set[str]:
+        return {row.file_path for row in spark.sql(f"SELECT file_path FROM {table}.files").collect()}
+
+    monkeypatch.setattr(upkeep, "SMALL_BYTES", 100_000)
+    commit(0, 20_000)
+    (large,) = files()
+    for number in range(6):
+        commit(20_000 + number, 1)
+    assert Table(spark, Labelled.name, "labels").small_files()[0] == 6
+    assert Table(spark, Labelled.name, "labels").compact()[0] == 6
+    assert large in files()
+    assert len(files()) == 2
 
 
 def test_rows_of_mysql_go_once_they_are_old_and_a_dry_run_counts_them(
