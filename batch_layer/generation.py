@@ -176,6 +176,7 @@ class _Work:
     ) -> None:
         self._settings, self._platform, self._packed = settings, platform, packed
         self._listener, self._spark = listener, spark
+        self._known: TakenBack | None = None
 
     def run(self, generation: Generation) -> Generation:
         generation = self._step(generation, "collect")
@@ -216,7 +217,10 @@ class _Work:
         return there and not self._taken_back().of(dataset)
 
     def _taken_back(self) -> TakenBack:
-        return TakenBack(self._spark, self._packed.name)
+        """As of now; what is known of it stays known as long as nothing changes."""
+        if self._known is None or not self._known.is_current():
+            self._known = TakenBack(self._spark, self._packed.name)
+        return self._known
 
     def _pinned(self, generation: Generation) -> Generation:
         with self._listener.working("waiting for the archive to hold the labels that Kafka has"):

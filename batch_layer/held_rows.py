@@ -76,6 +76,13 @@ def take_back(spark: SparkSession, application: str, snapshot: int) -> None:
     change_tag(spark, f"lake.{application}.examples", tag)
 
 
+def state(spark: SparkSession, application: str) -> set[tuple[str, int]]:
+    """What says which rows count and which are taken back: equal as long as nobody changes it."""
+    refs = f"lake.{application}.examples.refs"
+    found = spark.sql(f"SELECT name, snapshot_id FROM {refs} WHERE name = 'main' OR name LIKE '{_TAKEN_BACK}%'")
+    return {(row.name, row.snapshot_id) for row in found.collect()}
+
+
 def taken_back(spark: SparkSession, application: str, *names: str) -> DataFrame | None:
     """The rows of ingests that a person took back, and that nobody has brought back since; None where there are none.
 

@@ -18,17 +18,26 @@ from deeplambda.state.card import Card
 
 
 class TakenBack:
-    """All that is taken back at this moment, of one application."""
+    """All that is taken back at this moment, of one application. What was asked of it is known from then on."""
 
     def __init__(self, spark: SparkSession, application: str) -> None:
         self._spark, self._application = spark, application
-        for table in ("examples", "withdrawals"):  # other processes change them
-            if spark.catalog.tableExists(f"lake.{application}.{table}"):
-                spark.catalog.refreshTable(f"lake.{application}.{table}")
+        self._state = self._asked()
         rows = held_rows.taken_back(spark, application, "ingested_at")
         times: set[datetime] = {row.ingested_at for row in rows.collect()} if rows is not None else set()
         self._rolled_back = cache(lambda snapshot: has_rows_of(spark, application, times, snapshot))
         self._marks = cache(self._marks_since)
+
+    def is_current(self) -> bool:
+        """Whether nothing was taken back, or restored, since it was made."""
+        return self._asked() == self._state
+
+    def _asked(self) -> tuple[set[tuple[str, int]], int | None]:
+        for table in ("examples", "withdrawals"):  # other processes change them
+            if self._spark.catalog.tableExists(f"lake.{self._application}.{table}"):
+                self._spark.catalog.refreshTable(f"lake.{self._application}.{table}")
+        state = held_rows.state(self._spark, self._application)
+        return state, withdrawals_snapshot(self._spark, self._application)
 
     def of(self, dataset: DataSet) -> str | None:
         """What of a data set is, in words; None: nothing."""

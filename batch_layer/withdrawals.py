@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Engine, delete, tuple_, update
 from batch_layer.counted_events import POSITION, counted_events, counted_labels, withdrawn
 from batch_layer.lineage import that_learned
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import committed_at, current_snapshot, read_snapshot
+from deeplambda.adapters.lake import commits, current_snapshot, read_snapshot
 from deeplambda.errors import BadInput
 from deeplambda.records.horizon import Horizon
 from deeplambda.records.lifecycle import DataChanged
@@ -255,7 +255,7 @@ class Marks:
         found, committed = [], list[datetime]()
         for topic, snapshot in (("labels", labels_snapshot), ("events", events_snapshot)):
             table = f"lake.{self._application}.{topic}"
-            if snapshot is None or (at := committed_at(self._spark, table, snapshot)) is None:
+            if snapshot is None or (at := self._commits[topic].get(snapshot)) is None:
                 return False
             found.append(read_snapshot(self._spark, table, snapshot))
             committed.append(at)
@@ -269,6 +269,13 @@ class Marks:
 
     def _of(self, topic: str) -> DataFrame:
         return F.broadcast(self._marks.where(F.col("topic") == topic).select(*POSITION))
+
+    @cached_property
+    def _commits(self) -> dict[str, dict[int, datetime]]:
+        tables = {topic: f"lake.{self._application}.{topic}" for topic in ("labels", "events")}
+        for table in tables.values():
+            self._spark.catalog.refreshTable(table)  # the archive writes it
+        return {topic: commits(self._spark, table) for topic, table in tables.items()}
 
     @cached_property
     def _first_archived(self) -> datetime | None:

@@ -226,9 +226,11 @@ def test_what_was_taken_back_stays_so_after_a_model_within_the_event_has_a_furth
     first = current_snapshot(bench.spark, f"lake.{bench.name}.examples") or 0
     bench.put(b__jsonl=row("two"))
     assert bench.ingest().added == {"train": 1}
-    wrong = data_set(bench.spark, bench.packed)
+    wrong, before = data_set(bench.spark, bench.packed), TakenBack(bench.spark, bench.name)
+    assert before.is_current()
     engine = mysql.engine(bench.settings, "platform")
     roll_back(bench.spark, engine, bench.name, first, who="a test", why="it was wrong")
+    assert (before.is_current(), before.of(wrong)) == (False, None)
     declare("\n        state: str | None = None")
     again = bench.ingest()
     assert (again.added, again.corrected) == ({}, {})

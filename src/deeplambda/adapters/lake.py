@@ -415,6 +415,12 @@ def committed_at(spark: SparkSession, table: str, snapshot: int) -> datetime | N
     return found.committed_at.astimezone() if found else None
 
 
+def commits(spark: SparkSession, table: str) -> dict[int, datetime]:
+    """When each snapshot was committed that the table still has."""
+    rows = spark.sql(f"SELECT snapshot_id, committed_at FROM {table}.snapshots").collect()
+    return {row.snapshot_id: row.committed_at.astimezone() for row in rows}
+
+
 def read_snapshot(spark: SparkSession, table: str, snapshot: int) -> DataFrame:
     """The table as of a snapshot."""
     return spark.read.option("versionAsOf", snapshot).table(table)
