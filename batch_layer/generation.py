@@ -11,7 +11,8 @@
    that learned from what was taken back since hands on no weights: one that it replaced does, or none. Publish the
    version.
 7. `judge`: offer it to the gate, which may reject it. Where some of its data set was taken back meanwhile, it ends as
-   `held`.
+   `held`; so it does after a rollback by a person, unless a person asked: else the twin of what was rolled back would
+   serve in its place.
 8. `shadow`, where DEEPLAMBDA_GENERATION_SHADOW_LABELS asks for it: have it answer live events beside the champion until
    their labels decide, or say too little in the time given. Then it is promoted, or rejected.
 Each step is first noted in the table `generations` and on Kafka. A step that is done does nothing when it is taken up
@@ -55,6 +56,8 @@ from deeplambda.state.card import Card
 from deeplambda.state.generation_store import Generation, generation_lock
 
 _BEAT_S = 5.0
+_WHO = "generation {}"
+"""Who decides, as the registry has it."""
 
 _log = logging.getLogger(__name__)
 
@@ -294,6 +297,11 @@ class _Work:
             if promoted_at is None or promoted_at < generation.started_at:
                 verdict = judge(self._settings, self._packed, version)
                 gone = self._taken_back().of(data.dataset)
+                rolled_back = None if generation.cause == "person" or verdict.reasons else self._rolled_back()
+                if rolled_back and not gone:
+                    promote = f"'deeplambda model promote {self._packed.name} {version}' has it serve"
+                    said = f"the gate would let version {version} through, but {rolled_back}; {promote}"
+                    return store.end(self._platform, generation, "held", said)
                 if self._settings.generation_shadow_labels and not verdict.reasons and not gone:
                     generation = self._step(generation, "shadow")
                     with self._listener.working("a shadow of the champion, until labels of live events decide"):
@@ -302,7 +310,7 @@ class _Work:
                 if gone:
                     self._take_back(generation, version, gone)
                     return store.end(self._platform, generation, "held", f"{gone} while it was under way")
-                who, why = f"generation {generation.number}", f"{generation.cause}: {generation.why}"
+                who, why = _WHO.format(generation.number), f"{generation.cause}: {generation.why}"
                 conclude(self._settings, self._packed.name, verdict, who=who, why=why)
         except UnfitModel as exc:
             return store.end(self._platform, generation, "rejected", exc.message)
@@ -310,12 +318,21 @@ class _Work:
             append_verdicts(self._spark, self._platform, self._packed.name)
         return store.end(self._platform, generation, "promoted", f"the gate let it through{self._began(data, version)}")
 
+    def _rolled_back(self) -> str | None:
+        """What a person has done since the last promotion who went back to an earlier version, in words."""
+        with mysql_errors(), self._platform.connect() as connection:
+            newest = registry.last_rollback(connection, self._packed.name)
+        if newest is None or (newest.who or "").startswith(_WHO.format("")):
+            return None
+        who = newest.who or "somebody"
+        return f"{who} went back to version {newest.version} at {newest.at:%Y-%m-%d %H:%M}Z and has promoted none since"
+
     def _take_back(self, generation: Generation, version: int, gone: str) -> None:
         """Have the champion before it serve again where its shadow has already made the version the champion."""
         with mysql_errors(), self._platform.connect() as connection:
             champion = registry.champion(connection, self._packed.name)
         if champion is not None and champion.version == version:
-            roll_back(self._settings, self._packed.name, who=f"generation {generation.number}", why=gone)
+            roll_back(self._settings, self._packed.name, who=_WHO.format(generation.number), why=gone)
 
     def _began(self, data: _Data, version: int) -> str:
         """What a version began from where that is not the champion for what it has learned."""

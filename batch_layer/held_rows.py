@@ -118,15 +118,10 @@ def _fields(then: T.StructType, today: T.StructType, value: Callable[[str], Colu
 
 
 def _as(value: Column, then: T.DataType, today: T.DataType) -> Column:
-    """As today's type: field by field, for Spark casts a struct to none that has more of them."""
+    """As today's type: field by field, for Spark casts a struct to none that has more of them. Within a list nothing is
+    ever added."""
     if isinstance(then, T.StructType) and isinstance(today, T.StructType):
         return F.when(value.isNotNull(), F.struct(*_fields(then, today, value.getField)))
-    if isinstance(then, T.ArrayType) and isinstance(today, T.ArrayType):
-        of = then.elementType, today.elementType
-        return F.transform(value, lambda each: _as(each, *of))
-    if isinstance(then, T.MapType) and isinstance(today, T.MapType):
-        values = then.valueType, today.valueType
-        return F.transform_values(value, lambda _, each: _as(each, *values))
     return value.cast(today)
 
 

@@ -131,7 +131,10 @@ def rollback(
     to: Annotated[int | None, typer.Option("--to", help="any that has served; default: the one before", min=1)] = None,
     why: Why = NO_REASON,
 ) -> None:
-    """Make an earlier champion serve again, within seconds."""
+    """Make an earlier champion serve again, within seconds.
+
+    Generations that nobody asked for promote nothing from then on, until a person has promoted a version.
+    """
     from batch_layer.gate import roll_back
 
     settings = load_settings()

@@ -211,14 +211,14 @@ def test_what_was_taken_back_stays_so_after_a_model_within_the_event_has_a_furth
     def declare(further: str = "") -> None:
         place = f"class Place(__import__('pydantic').BaseModel):\n        town: str{further}"
         bench.write(
-            f"{place}\n\n    x: float\n    y: float\n    place: Place | None = None\n    places: list[Place] = []",
+            f"{place}\n\n    x: float\n    y: float\n    place: Place | None = None",
             'sources = (JsonLines("*.jsonl", label="above", event_id="id", split="train"), '
             'JsonLines("a.jsonl", label="above", columns={"x": "y"}, split="test"))',
         )
 
     def row(name: str) -> str:
         ulm = '{"town": "Ulm"}'
-        return f'{{"id": "{name}", "x": 1.5, "y": 1.0, "above": "yes", "place": {ulm}, "places": [{ulm}]}}\n'
+        return f'{{"id": "{name}", "x": 1.5, "y": 1.0, "above": "yes", "place": {ulm}}}\n'
 
     declare()
     bench.put(a__jsonl=row("one"))

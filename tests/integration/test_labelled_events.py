@@ -47,8 +47,9 @@ SENT = datetime(2026, 1, 1, tzinfo=UTC)
 class Archive:
     """What the archive streams would have written for one application."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench, self._offsets = bench, {"events": 0, "labels": 0}
+    def __init__(self, bench: Bench, *, labels: int = 0) -> None:
+        """labels: how many there are."""
+        self._bench, self._offsets = bench, {"events": 0, "labels": labels}
 
     def events(self, xs: Mapping[str, float | bytes]) -> None:
         """By event id, the field x (y is x + 1, so that no two payloads are alike), or bytes that are no such event."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from batch_layer.commands import data, model
 from batch_layer.console import EpochBars, PipelineConsole
 from batch_layer.data_set import data_set
-from batch_layer.gate import promote
+from batch_layer.gate import promote, roll_back
 from batch_layer.generation import run_generation
 from batch_layer.pipeline import train_and_publish
 from batch_layer.prepare import prepare
@@ -208,3 +208,29 @@ def test_a_generation_that_is_taken_up_after_its_snapshots_are_gone_pins_another
     assert (ended.number, ended.attempts, ended.state) == (left.number, 2, "promoted")
     assert ended.data is not None
     assert ended.data["dataset"]["labelled_events"]["labels_snapshot"] == pinned["labels_snapshot"]
+
+
+@pytest.mark.long
+def test_after_a_person_has_rolled_back_no_generation_promotes_by_itself_until_a_person_does(bench: Bench) -> None:
+    def generated() -> Generation:
+        due = Due(cause="labels", why="a test asks")
+        return run_generation(bench.settings, bench.packed, due, PipelineConsole(QUIET), lambda: bench.spark)
+
+    def champion() -> int:
+        with mysql.engine(bench.settings, "platform").connect() as connection:
+            return registry.champions(connection, bench.name)[0]
+
+    first = generated()
+    assert (first.state, first.version, champion()) == ("promoted", 2, 2)
+    roll_back(bench.settings, bench.name, who="ada", why="it is wrong about returns")
+    archive = Archive(bench, labels=60)
+    archive.labels({f"event-{n}": "yes" if n % 40 > 19 else "no" for n in range(60, 80)})
+    held = generated()
+    assert (held.state, held.version, champion()) == ("held", 3, 1)
+    assert held.verdict is not None
+    assert "let version 3 through, but ada went back to version 1 at" in held.verdict
+    assert f"'deeplambda model promote {bench.name} 3' has it serve" in held.verdict
+    promote(bench.settings, bench.packed, 3, who="ada")
+    archive.labels({f"event-{n}": "yes" if n % 40 > 19 else "no" for n in range(80, 100)})
+    last = generated()
+    assert (last.state, last.version, champion()) == ("promoted", 4, 4)

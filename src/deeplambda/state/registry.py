@@ -138,6 +138,15 @@ def last_change(connection: Connection, application: str) -> int:
     return connection.scalar(newest) or 0
 
 
+def last_rollback(connection: Connection, application: str) -> Row[Any, Any, Any, Any] | None:
+    """The newest change of champion, where that is a rollback: version, who, at; None where it is a promotion."""
+    query = select(PROMOTIONS.c.kind, PROMOTIONS.c.version, PROMOTIONS.c.who, PROMOTIONS.c.at).where(
+        PROMOTIONS.c.application == application
+    )
+    newest = connection.execute(query.order_by(PROMOTIONS.c.id.desc()).limit(1)).first()
+    return newest if newest is not None and newest.kind == _ROLLED_BACK else None
+
+
 def not_overtaken(connection: Connection, application: str, verdict: Verdict | None) -> None:
     """The caller's transaction holds the champion. Raises: Conflict when it has changed since the verdict was given."""
     if verdict is not None and verdict.after not in (None, last_change(connection, application)):
