@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic_core import to_json
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from sqlalchemy import Engine
 
 from deeplambda.adapters.lake import create_tables
@@ -36,10 +37,12 @@ def append_verdicts(spark: SparkSession, engine: Engine, application: str) -> in
     whoever has a session next, the pipeline or upkeep, brings them there."""
     name = f"lake.{application}.verdicts"
     table = spark.table(name)
-    there = {row.decision for row in table.select("decision").distinct().collect()}
+    number, rejected = F.substring_index("decision", "/", -1).cast("bigint"), F.col("kind") == "rejected"
+    last = F.max(F.when(~rejected, number)), F.max(F.when(rejected, number))
+    ((change, rejection),) = table.agg(*last).collect()
     with mysql_errors(), engine.connect() as connection:
-        decisions = [each._asdict() for each in registry.history(connection, application)]
-    new = [each for each in decisions if _key(each) not in there]
+        past = change or 0, rejection or 0  # whoever decides holds the champion, so none comes with a lower number
+        new = [each._asdict() for each in registry.history(connection, application, past=past)]
     rows = [row for decision in new for row in verdict_rows(decision)]
     if rows:
         values = [[row.get(column) for column in table.columns] for row in rows]

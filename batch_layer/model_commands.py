@@ -83,7 +83,7 @@ def show(application: ApplicationName, version: Version) -> None:
     packed = pack_application(application, settings)
     with mysql_errors(), engine(settings, "platform").connect() as connection:
         card = registry.published_card(connection, packed.name, version)
-        judged = (row._asdict() for row in registry.history(connection, packed.name) if row.version == version)
+        judged = (row._asdict() for row in registry.history(connection, packed.name, version=version))
         decided = next((decision for decision in judged if decision["verdict"]), None)
     console.print_json(to_json(card.model_dump() | {"decided": decided}).decode())
 

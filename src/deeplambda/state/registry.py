@@ -195,9 +195,17 @@ def best_so_far(connection: Connection, application: str) -> dict[str, int]:
     return Verdict.model_validate(found).best if found else {}
 
 
-def history(connection: Connection, application: str, limit: int | None = None) -> list[Row[Any]]:
-    """Promotions, rollbacks and rejections, the newest first: id (of its kind), kind, version, champion (before, or
-    meanwhile), at, who, why, reason, verdict. limit: how many; None: all."""
+def history(
+    connection: Connection,
+    application: str,
+    limit: int | None = None,
+    *,
+    version: int | None = None,
+    past: tuple[int, int] = (0, 0),
+) -> list[Row[Any]]:
+    """Promotions, rollbacks and rejections, the newest first: id (of its table), kind, version, champion (before, or
+    meanwhile), at, who, why, reason, verdict. limit: how many; None: all. version: of this one alone. past: the ids of
+    the last promotion or rollback, and of the last rejection, that are not asked for any more."""
     decided = ("id", "at", "who", "why", "verdict")
     changes = select(
         PROMOTIONS.c.kind,
@@ -205,14 +213,19 @@ def history(connection: Connection, application: str, limit: int | None = None) 
         PROMOTIONS.c.previous.label("champion"),
         null().label("reason"),
         *(PROMOTIONS.c[name] for name in decided),
-    ).where(PROMOTIONS.c.application == application)
+    ).where(PROMOTIONS.c.application == application, PROMOTIONS.c.id > past[0])
     refusals = select(
         literal(_REJECTED).label("kind"),
         REJECTIONS.c.version,
         REJECTIONS.c.champion,
         REJECTIONS.c.reason,
         *(REJECTIONS.c[name] for name in decided),
-    ).where(REJECTIONS.c.application == application)
+    ).where(REJECTIONS.c.application == application, REJECTIONS.c.id > past[1])
+    if version is not None:
+        changes, refusals = (
+            changes.where(PROMOTIONS.c.version == version),
+            refusals.where(REJECTIONS.c.version == version),
+        )
     both = union_all(changes, refusals)
     return list(connection.execute(both.order_by(both.selected_columns.at.desc()).limit(limit)))
 
