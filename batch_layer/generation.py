@@ -315,8 +315,14 @@ class _Work:
         except UnfitModel as exc:
             return store.end(self._platform, generation, "rejected", exc.message)
         finally:
-            append_verdicts(self._spark, self._platform, self._packed.name)
+            self._append_verdicts()
         return store.end(self._platform, generation, "promoted", f"the gate let it through{self._began(data, version)}")
+
+    def _append_verdicts(self) -> None:
+        try:
+            append_verdicts(self._spark, self._platform, self._packed.name)
+        except Exception:  # what was decided stands, and upkeep brings there what is missing
+            _log.exception("the decisions about %s are not in its verdicts yet", self._packed.name)
 
     def _rolled_back(self) -> str | None:
         """What a person has done since the last promotion who went back to an earlier version, in words."""

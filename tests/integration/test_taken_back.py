@@ -17,6 +17,7 @@ from batch_layer.console import EpochBars, PipelineConsole
 from batch_layer.data_set import data_set
 from batch_layer.gate import promote, roll_back
 from batch_layer.generation import run_generation
+from batch_layer.lake_rows import append_verdicts
 from batch_layer.pipeline import train_and_publish
 from batch_layer.prepare import prepare
 from batch_layer.trials import Trial
@@ -211,7 +212,9 @@ def test_a_generation_that_is_taken_up_after_its_snapshots_are_gone_pins_another
 
 
 @pytest.mark.long
-def test_after_a_person_has_rolled_back_no_generation_promotes_by_itself_until_a_person_does(bench: Bench) -> None:
+def test_after_a_person_has_rolled_back_no_generation_promotes_by_itself_until_a_person_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def generated() -> Generation:
         due = Due(cause="labels", why="a test asks")
         return run_generation(bench.settings, bench.packed, due, PipelineConsole(QUIET), lambda: bench.spark)
@@ -232,5 +235,16 @@ def test_after_a_person_has_rolled_back_no_generation_promotes_by_itself_until_a
     assert f"'deeplambda model promote {bench.name} 3' has it serve" in held.verdict
     promote(bench.settings, bench.packed, 3, who="ada")
     archive.labels({f"event-{n}": "yes" if n % 40 > 19 else "no" for n in range(80, 100)})
-    last = generated()
-    assert (last.state, last.version, champion()) == ("promoted", 4, 4)
+    decided = bench.spark.table(f"lake.{bench.name}.verdicts").select("kind", "version").distinct()
+    assert {tuple(row) for row in decided.collect()} == {("promoted", 1), ("promoted", 2), ("rolled_back", 1)}
+
+    def full(*_: object) -> None:
+        raise ConnectionError("no space is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batch_layer.generation.append_verdicts", full)
+        last = generated()
+    assert (last.state, last.version, champion()) == ("promoted", 4, 4), "though the lake takes no rows"
+    engine = mysql.engine(bench.settings, "platform")
+    assert append_verdicts(bench.spark, engine, bench.name) == 2, "upkeep brings the two that it lacks"
+    assert append_verdicts(bench.spark, engine, bench.name) == 0
