@@ -82,7 +82,9 @@ def prepare(
     manifest = manifest_key(dataset.application, dataset.id)
     if store.digest(manifest) is not None:
         _renew(spark, settings, store, dataset)
-        return MANIFEST.validate_json(store.get(manifest))
+        listed = store.get(manifest)
+        store.put(manifest, listed)  # touched, for upkeep removes a data set that was of no use for long
+        return MANIFEST.validate_json(listed)
     spark.sparkContext.addPyFile(str(packed.zip_file))
     with _rows(spark, settings, packed, dataset) as rows:
         events = rows.events_by_split()

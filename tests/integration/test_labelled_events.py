@@ -23,7 +23,7 @@ from batch_layer.live_answers import Label, LiveAnswers
 from batch_layer.pipeline import run_pipeline
 from batch_layer.prepare import prepare
 from batch_layer.raw_objects import raw_key
-from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, read_shard, shard_key
+from batch_layer.shard_format import MANIFEST, manifest_key, payload_key, prepared_prefix, read_shard, shard_key
 from batch_layer.taken_back import TakenBack
 from batch_layer.withdrawals import Choice, withdraw
 from deeplambda.adapters import mysql
@@ -39,6 +39,7 @@ from serving_layer.views.realtime import store
 from serving_layer.views.rows import of_prediction
 from tests.integration.test_sources import Bench
 from tests.integration.test_views import prediction
+from tests.traffic import eventually
 
 SENT = datetime(2026, 1, 1, tzinfo=UTC)
 """The broker's time of the first event; each comes a minute after the one before."""
@@ -262,6 +263,16 @@ def test_the_archive_has_all_labels_where_kafka_ends_with_marks_or_with_what_has
     with closing(KafkaAdminClient(**client_options(bench.settings))) as admin:
         admin.delete_records({TopicPartition(topic, 0): second[0]})
     assert archived(second) == second
+
+
+def test_a_data_set_that_is_made_use_of_again_is_touched_so_that_upkeep_leaves_it(bench: Bench) -> None:
+    dataset, _ = prepared(bench)
+
+    def touched() -> datetime:
+        return max(found.modified for found in bench.store.list(prepared_prefix(bench.name, dataset.id)))
+
+    first = touched()
+    assert eventually(lambda: prepared(bench)[0].id == dataset.id and touched() > first)
 
 
 def test_a_second_run_learns_from_the_events_and_a_third_has_nothing_new(bench: Bench) -> None:
