@@ -1,15 +1,24 @@
 """MySQL's `recent_*` tables, made from the lake by Spark: what dashboards and REST read in milliseconds.
 
 What is there is compared with what ought to be, and one transaction writes the difference: a label that has come costs
-one row, and a reader sees the old rows or the new ones.
+one row, and a reader sees the old rows or the new ones. Rows come from Spark in parts: of many classes, or long slices,
+all of them are more than a driver takes.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+from itertools import islice
+from math import ceil
+from operator import add
+from typing import Any, NamedTuple
 
-from pyspark.sql import SparkSession
+from pyspark import StorageLevel
+from pyspark.sql import Row, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 from sqlalchemy import Engine, Table, delete, select, tuple_
 from sqlalchemy.dialects.mysql import insert
 
@@ -20,9 +29,14 @@ from deeplambda.records.horizon import Horizon, batch_columns
 from deeplambda.records.predictions import VIEW_SCHEMA
 from deeplambda.state.tables import LABEL_LIMIT, RECENT_MODEL_METRICS, RECENT_PREDICTIONS
 
+TABLES = (RECENT_PREDICTIONS, RECENT_MODEL_METRICS)
 KEPT = timedelta(days=7)
+AHEAD = timedelta(days=1)
+"""How far producers' clocks may be fast: what is from later than that would be the newest for years."""
 ROWS_LIMIT = 100_000
 _CHUNK_ROWS = 2_000
+_PART_BYTES = 8 * 2**20
+"""Of the texts of a part: far below `spark.driver.maxResultSize`, above which Spark ends a job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +64,19 @@ def newest_versions(spark: SparkSession, application: str, horizon: Horizon, at:
     )
 
 
-def refresh(spark: SparkSession, engine: Engine, application: str, versions: Versions, at: datetime) -> int:
-    """Bring both tables up to date; returns the rows of `recent_predictions`. Raises: NotReady when MySQL is away."""
-    lacking = lacking_columns(spark, application, versions.horizon)
-    marked = versions.withdrawals is not None
-    query = recent_predictions_sql(application, versions.horizon, at - KEPT, lacking, withdrawals=marked)
-    predictions = _rows(spark, query)
-    bring_up_to_date(engine, RECENT_PREDICTIONS, application, predictions)
-    bring_up_to_date(engine, RECENT_MODEL_METRICS, application, _rows(spark, model_metrics_sql(application)))
-    return len(predictions)
+def refresh(
+    spark: SparkSession, engine: Engine, application: str, table: Table, versions: Versions, at: datetime
+) -> int:
+    """Bring one of TABLES up to date; returns how many rows it has. Raises: NotReady when MySQL is away."""
+    query: str | None = model_metrics_sql(application)
+    if table is RECENT_PREDICTIONS:
+        lacking, marked = lacking_columns(spark, application, versions.horizon), versions.withdrawals is not None
+        query = recent_predictions_sql(
+            application, versions.horizon, at - KEPT, at + AHEAD, lacking, withdrawals=marked
+        )
+    with _found(spark, query) as found:
+        bring_up_to_date(engine, table, application, found.rows, at_once=found.at_once)
+    return found.total
 
 
 def _withdrawals(spark: SparkSession, application: str) -> int | None:
@@ -67,12 +85,19 @@ def _withdrawals(spark: SparkSession, application: str) -> int | None:
 
 
 def recent_predictions_sql(
-    application: str, horizon: Horizon, since: datetime, lacking: Collection[str] = (), *, withdrawals: bool = False
+    application: str,
+    horizon: Horizon,
+    since: datetime,
+    until: datetime,
+    lacking: Collection[str] = (),
+    *,
+    withdrawals: bool = False,
 ) -> str | None:
     """Spark SQL: the batch view's newest rows with the newest label of each; None before the first batch view.
 
     A label that is too long for its column stays in the archive alone: one would keep all rows from being made anew.
     Nor is one looked for that came `topics.LABELS_BEFORE` all of these events: else what is read grew with the years.
+    The newest are found by their ids alone: sorting whole rows would hold all of them in memory.
     lacking: columns that the horizon's snapshot does not have. withdrawals: whether some events or labels may be
     withdrawn.
     """
@@ -87,17 +112,19 @@ def recent_predictions_sql(
         for topic in ("events", "labels")
     )
     return f"""
-        SELECT {columns}, label
-        FROM (
+        WITH counted AS (
             SELECT {batch_columns(lacking)} FROM lake.{application}.predictions VERSION AS OF {horizon.snapshot}
             {events}
-            WHERE occurred_at >= TIMESTAMP '{since.isoformat()}' ORDER BY occurred_at DESC LIMIT {ROWS_LIMIT}
-        )
-        LEFT JOIN (
-            SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_offset)) AS label
-            FROM lake.{application}.labels {labels}
-            WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT}
-                AND kafka_timestamp >= TIMESTAMP '{(since - topics.LABELS_BEFORE).isoformat()}' GROUP BY event_id
+            WHERE occurred_at BETWEEN TIMESTAMP '{since.isoformat()}' AND TIMESTAMP '{until.isoformat()}'
+        ), newest AS (SELECT event_id FROM counted ORDER BY occurred_at DESC LIMIT {ROWS_LIMIT})
+        SELECT {columns}, label
+        FROM counted JOIN (
+            newest LEFT JOIN (
+                SELECT event_id, max_by(label, struct(kafka_timestamp, kafka_partition, kafka_offset)) AS label
+                FROM lake.{application}.labels {labels}
+                WHERE event_id IS NOT NULL AND length(label) <= {LABEL_LIMIT}
+                    AND kafka_timestamp >= TIMESTAMP '{(since - topics.LABELS_BEFORE).isoformat()}' GROUP BY event_id
+            ) USING (event_id)
         ) USING (event_id)"""
 
 
@@ -108,37 +135,63 @@ def model_metrics_sql(application: str) -> str:
         FROM lake.{application}.model_metrics WHERE epoch IS NULL GROUP BY version, split, name"""
 
 
-def _rows(spark: SparkSession, query: str | None) -> list[dict[str, Any]]:
+class _Found(NamedTuple):
+    """What a query finds: how many rows, and the rows, of which about `at_once` come at a time."""
+
+    total: int
+    at_once: int
+    rows: Iterator[dict[str, Any]]
+
+
+@contextmanager
+def _found(spark: SparkSession, query: str | None) -> Iterator[_Found]:
     if query is None:
-        return []
-    rows: list[dict[str, Any]] = spark.sql(query).toArrow().to_pylist()
-    return rows
+        yield _Found(0, 1, iter(()))
+        return
+    found = spark.sql(query).persist(StorageLevel.DISK_ONLY)
+    try:
+        texts = (F.octet_length(field.name) for field in found.schema if isinstance(field.dataType, StringType))
+        size = F.sum(reduce(add, (F.coalesce(length, F.lit(0)) for length in texts)))
+        (row,) = found.agg(F.count("*").alias("rows"), F.coalesce(size, F.lit(0)).alias("bytes")).collect()
+        parts = max(1, ceil(row["rows"] / _CHUNK_ROWS), ceil(row["bytes"] / _PART_BYTES))
+        at_once = max(1, ceil(row["rows"] / parts))
+        yield _Found(row["rows"], at_once, map(_values, found.repartition(parts).toLocalIterator()))
+    finally:
+        found.unpersist()
 
 
-def bring_up_to_date(engine: Engine, table: Table, application: str, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
+def _values(row: Row) -> dict[str, Any]:
+    values = row.asDict().items()
+    return {name: value.astimezone(UTC) if isinstance(value, datetime) else value for name, value in values}
+
+
+def bring_up_to_date(
+    engine: Engine, table: Table, application: str, rows: Iterable[dict[str, Any]], *, at_once: int = _CHUNK_ROWS
+) -> tuple[int, int]:
     """Have `table` hold `rows` of the application, and no others of it; returns how many were written and deleted.
 
-    Raises: NotReady.
+    at_once: how many rows are held in memory. Raises: NotReady.
     """
     keys = [column for column in table.primary_key if column.name != "application"]
-    wanted = {tuple(row[key.name] for key in keys): row for row in rows}
-    own = table.c.application == application
-    gone = []
+    own, wanted, written = table.c.application == application, set[tuple[Any, ...]](), 0
+    left, upsert = iter(rows), insert(table)
+    upsert = upsert.on_duplicate_key_update(
+        {column.name: upsert.inserted[column.name] for column in table.columns if not column.primary_key}
+    )
     with mysql.mysql_errors(), engine.begin() as connection:
-        found = connection.execute(select(table).where(own), execution_options={"yield_per": _CHUNK_ROWS})
-        for row in found.mappings():
-            key = tuple(row[each.name] for each in keys)
-            if key not in wanted:
-                gone.append(key)
-            elif all(row[name] == value for name, value in wanted[key].items()):
-                del wanted[key]
+        while some := list(islice(left, at_once)):
+            changed = {tuple(row[key.name] for key in keys): row for row in some}
+            wanted |= changed.keys()
+            found = connection.execute(select(table).where(own, tuple_(*keys).in_(list(changed))))
+            for there in found.mappings():
+                key = tuple(there[each.name] for each in keys)
+                if key in changed and all(there[name] == value for name, value in changed[key].items()):
+                    del changed[key]
+            if changed:
+                connection.execute(upsert, [{"application": application, **row} for row in changed.values()])
+            written += len(changed)
+        there_now = connection.execute(select(*keys).where(own), execution_options={"yield_per": _CHUNK_ROWS})
+        gone = [tuple(key) for key in there_now if tuple(key) not in wanted]
         for start in range(0, len(gone), _CHUNK_ROWS):
             connection.execute(delete(table).where(own, tuple_(*keys).in_(gone[start : start + _CHUNK_ROWS])))
-        upsert = insert(table)
-        upsert = upsert.on_duplicate_key_update(
-            {column.name: upsert.inserted[column.name] for column in table.columns if not column.primary_key}
-        )
-        changed = [{"application": application, **row} for row in wanted.values()]
-        for start in range(0, len(changed), _CHUNK_ROWS):
-            connection.execute(upsert, changed[start : start + _CHUNK_ROWS])
-    return len(changed), len(gone)
+    return written, len(gone)

@@ -3,10 +3,9 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 
-from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from sqlalchemy import Engine
 
@@ -15,8 +14,9 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.records.horizon import Horizon
-from deeplambda.service.loops import LoopStatus
+from deeplambda.service.loops import LoopStatus, in_one_line
 from deeplambda.service.metrics import MetricPublisher
+from deeplambda.state.tables import RECENT_PREDICTIONS
 from serving_layer.hive_gateway import recent
 from serving_layer.hive_gateway.session import trust_this_thread
 
@@ -28,10 +28,18 @@ Metrics = dict[str, tuple[float, str]]
 
 
 @dataclass
+class _Recent:
+    """A recent table: what it was made from, and when it was last found to be as it ought to be."""
+
+    made_from: recent.Versions | None = None
+    good_at: datetime | None = None
+
+
+@dataclass
 class _Application:
     horizon: Horizon
     replacement_s: float | None = None
-    made_from: recent.Versions | None = None
+    tables: dict[str, _Recent] = field(default_factory=lambda: {table.name: _Recent() for table in recent.TABLES})
 
 
 class Refresher:
@@ -51,8 +59,8 @@ class Refresher:
 
         replacement_s: how long it took to replace the union view.
         """
-        known = self._applications.get(application)
-        self._applications[application] = _Application(horizon, replacement_s, known.made_from if known else None)
+        known = self._applications.get(application) or _Application(horizon)
+        self._applications[application] = _Application(horizon, replacement_s, known.tables)
         self._wake.set()
 
     def wake(self) -> None:
@@ -63,31 +71,41 @@ class Refresher:
         """Refresh until `stop` is set: the work of a `Loop`."""
         trust_this_thread(self._spark)
         while not stop.is_set():
+            failures = []
             for name, application in list(self._applications.items()):
-                self._publish(name, self._refresh(name, application))
-                status.alive()
-            status.working()
+                measured, failed = self._refresh(name, application, status)
+                failures += failed
+                self._publish(name, measured)
+            if failures:
+                status.waiting("; ".join(failures))
+            else:
+                status.working()
             self._wake.wait(_LOOK_EVERY_S)
             self._wake.clear()
 
-    def _refresh(self, name: str, application: _Application) -> Metrics:
-        measured: Metrics = {}
+    def _refresh(self, name: str, application: _Application, status: LoopStatus) -> tuple[Metrics, list[str]]:
+        """What was measured, and why a table stays as it is."""
+        measured, failed, at = dict[str, tuple[float, str]](), list[str](), now()
         if application.replacement_s is not None:
             measured["view_replacement"] = (application.replacement_s, "s")
             application.replacement_s = None
-        started, at = time.monotonic(), now()
-        try:
-            newest = recent.newest_versions(self._spark, name, application.horizon, at)
-            if newest != application.made_from:
-                rows = recent.refresh(self._spark, self._engine, name, newest, at)
-                application.made_from, duration_s = newest, time.monotonic() - started
-                measured |= {"recent_refresh": (duration_s, "s"), "recent_predictions": (rows, "rows")}
-                _log.info("recent_predictions of %s: %d rows in %.1f s", name, rows, duration_s)
-        except (NotReady, PySparkException) as exc:
-            _log.warning("the recent tables of %s stay as they are: %s", name, str(exc).splitlines()[0])
-        except Py4JJavaError as exc:  # what Spark has no Python class for, memory that ran out among it
-            _log.warning("the recent tables of %s stay as they are: %s", name, exc.java_exception)
-        return measured
+        newest: recent.Versions | None = None
+        for table in recent.TABLES:
+            known, started = application.tables[table.name], time.monotonic()
+            try:
+                newest = newest or recent.newest_versions(self._spark, name, application.horizon, at)
+                if newest != known.made_from:
+                    rows = recent.refresh(self._spark, self._engine, name, table, newest, at)
+                    known.made_from, duration_s = newest, time.monotonic() - started
+                    if table is RECENT_PREDICTIONS:
+                        measured |= {"recent_refresh": (duration_s, "s"), "recent_predictions": (rows, "rows")}
+                    _log.info("%s of %s: %d rows in %.1f s", table.name, name, rows, duration_s)
+                known.good_at = at
+            except Exception as exc:  # whatever it is, the other tables have their turn
+                since = f"has been since {known.good_at:%Y-%m-%d %H:%M:%S} UTC" if known.good_at else "was at the start"
+                failed.append(f"{table.name} of {name} stays as it {since}: {in_one_line(exc)}")
+            status.alive()
+        return measured, failed
 
     def _publish(self, application: str, measured: Metrics) -> None:
         if not measured:

@@ -25,7 +25,7 @@ from serving_layer.hive_gateway.recent import recent_predictions_sql
 from tests.integration.test_views import prediction, store
 
 ADDED = {"value", "scores", "slices"}
-LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+LONG_AGO, LONG_AHEAD = datetime(2020, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_batch_view_of_before_is_read_without_them_until_it_is_made_anew(spark
     ).createOrReplaceTempView("live_rows")
     union = spark.sql(all_predictions_sql(Old.name, before, "live_rows", lacking)).collect()
     assert [(row.event_id, row.value, row.scores, row.view) for row in union] == [("a", None, None, "batch")]
-    recent = recent_predictions_sql(Old.name, before, LONG_AGO, lacking)
+    recent = recent_predictions_sql(Old.name, before, LONG_AGO, LONG_AHEAD, lacking)
     assert recent is not None
     assert [(row.event_id, row.value, row.scores) for row in spark.sql(recent).collect()] == [("a", None, None)]
 

@@ -37,7 +37,7 @@ def test_what_is_as_it_was_is_not_written_again(stack: Settings, own_name: str) 
     assert bring_up_to_date(engine, RECENT_PREDICTIONS, own_name, before) == (50, 0)
     assert bring_up_to_date(engine, RECENT_PREDICTIONS, own_name, before) == (0, 0)
     after = [row("event-7", label="9"), *before[10:], row("new")]
-    assert bring_up_to_date(engine, RECENT_PREDICTIONS, own_name, after) == (2, 9)
+    assert bring_up_to_date(engine, RECENT_PREDICTIONS, own_name, after, at_once=7) == (2, 9)
     with engine.connect() as connection:
         own = select(RECENT_PREDICTIONS).where(RECENT_PREDICTIONS.c.application == own_name)
         found = [dict(each) for each in connection.execute(own).mappings()]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyhive import hive
 from pyspark.sql import SparkSession
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import current_snapshot
@@ -274,7 +274,7 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
     spark.createDataFrame(
         [
             row(n) | {"occurred_at": now - timedelta(days=age), "confidence": None if n == 1 else 0.5}
-            for n, age in ((1, 0), (2, 6), (3, 8))
+            for n, age in ((1, 0), (2, 6), (3, 8), (4, -2))
         ],
         spark.table(table).select(*VIEW_SCHEMA.names).schema,
     ).createOrReplaceTempView("recent")
@@ -294,7 +294,7 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
         move_horizon(
             connection,
             BatchViewPublished(
-                application=name, snapshot=snapshot, events_snapshot=0, version=1, offsets={}, rows=3, duration_s=0
+                application=name, snapshot=snapshot, events_snapshot=0, version=1, offsets={}, rows=4, duration_s=0
             ),
             replaces=read_batch_view(connection, name),
         )
@@ -312,6 +312,41 @@ def test_recent_tables_follow_the_batch_view(gateway: OwnGateway, history: Histo
     metrics = [(1, "test", "accuracy", 0.9)]
     assert eventually(lambda: rows(RECENT_MODEL_METRICS, "version", "split", "name", "value") == metrics, 20)
     assert rows(RECENT_PREDICTIONS, "occurred_at")[1] == (now.replace(tzinfo=None),)
+
+
+def test_recent_rows_that_are_more_than_a_driver_takes_at_once_are_taken_and_what_fails_is_told(
+    gateway: OwnGateway, history: History, spark: SparkSession
+) -> None:
+    """96 MB, of a session that takes 64; then a prediction that is longer than MySQL's column."""
+    table, name, wide = f"lake.{history.name}.predictions", history.name, 24_000
+    engine = mysql.engine(gateway.settings, "platform")
+
+    def publish(rows: int, prediction: str) -> None:
+        known = {"event_id": "concat('wide-', id)", "kafka_partition": "0", "kafka_offset": "id"}
+        known |= {"occurred_at": "current_timestamp()", "predicted_at": "current_timestamp()", "model_version": "1"}
+        known |= {"prediction": prediction, "scores": "concat('{\"', repeat(sha2(string(id), 256), 62), '\":1.0}')"}
+        columns = ", ".join(f"CAST({known.get(each, 'NULL')} AS {kind}) AS {each}" for each, kind in types)
+        spark.sql(f"INSERT OVERWRITE {table} SELECT {columns} FROM range({rows})")
+        snapshot = current_snapshot(spark, table)
+        assert snapshot is not None
+        history.move(snapshot, horizon=wide)
+
+    def held(table: Any) -> int:
+        with engine.connect() as connection:
+            of_name = select(func.count()).select_from(table).where(table.c.application == name)
+            return connection.scalar(of_name) or 0
+
+    types = [(each.name, each.dataType.simpleString()) for each in spark.table(table).schema]
+    publish(wide, "'7'")
+    assert eventually(lambda: held(RECENT_PREDICTIONS) == wide, timeout_s=120, every_s=0.5), gateway.log.read_text()
+    log, metrics = gateway.log.stat().st_size, held(RECENT_MODEL_METRICS)
+    at = "current_timestamp()"
+    spark.sql(f"INSERT INTO lake.{name}.model_metrics VALUES (9, 'test', 'accuracy', 0.9, NULL, {at})")
+    publish(1, "repeat('x', 300)")
+    assert eventually(lambda: held(RECENT_MODEL_METRICS) == metrics + 1, timeout_s=60, every_s=0.5)
+    assert held(RECENT_PREDICTIONS) == wide
+    told = f"refresher: recent_predictions of {name} stays as it has been since"
+    assert eventually(lambda: told in gateway.log.read_text()[log:], timeout_s=60)
 
 
 def test_model_predicts_in_sql(gateway: OwnGateway) -> None:
