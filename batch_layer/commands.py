@@ -299,6 +299,12 @@ def batch_recompute(
                 f"refused: {published.refused:,} events, kept with their reasons in lake.{packed.name}.quarantine"
             )
 
+        if published.missing:
+            console.print(
+                f"lost: {published.missing:,} events had a prediction, and are not in lake.{packed.name}.events",
+                soft_wrap=True,
+            )
+
     _one_after_the_other(packed_ones, score)
 
 

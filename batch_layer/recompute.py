@@ -9,7 +9,8 @@
    What is refused, by the gate, by the champion's code or by its model, stands alone and goes to the quarantine.
    All of a large archive is scored span by span, and a run that was killed is taken up: `staged_predictions`.
 4. One Iceberg commit adds to `predictions`, or overwrites it: a new snapshot, which no view shows yet.
-5. Nothing more happens when too many events would lose the prediction that they have.
+5. Nothing more happens when too many events would lose the prediction that they have: refused ones, and those that
+   the archive lacks.
 6. One MySQL transaction makes that snapshot and its horizon the visible ones, if the champion and the view that they
    replace are still what they were, and writes the event that says so.
 A crash before 6 changes nothing that anybody sees. Real-time rows before the horizon are trimmed later, by the views.
@@ -65,7 +66,7 @@ from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import SEEN_SCHEMA, VIEW_SCHEMA, json_text, slices_of
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
-from deeplambda.state.horizon_store import BatchView, move_horizon, read_batch_view
+from deeplambda.state.horizon_store import BatchView, check_forward, move_horizon, read_batch_view
 from deeplambda.state.versions import LoadedCode, fetch_model, load_code
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def recompute(
             for row in events.groupBy("kafka_partition").agg((F.max("kafka_offset") + 1).alias("horizon")).collect()
         }
         reaches = Horizon(offsets={**visible.horizon.offsets, **reached} if grows else reached)
+        check_forward(packed.name, reaches.offsets, visible.horizon)
+        archived = events
         seen = None if grows else staging.score(pinned, partial(_scored, settings, champion), progress)
         if seen is not None:  # with events that were withdrawn before, or after, they were scored
             seen = counted(spark, packed.name, "events", seen)
@@ -140,10 +143,10 @@ def recompute(
         looked_at, count = seen.count(), refused.count()
         if count:
             refusals.keep(spark, packed.name, refused, count)
-            lost = refusals.dropped(
-                *(spark, engine, packed.name, visible.horizon, reaches, scored, refused), batch_view_stays=grows
-            )
-            refusals.check_share(packed.name, champion.version, lost, accepted_share)
+        lost = refusals.dropped(
+            *(spark, engine, packed.name, visible.horizon, reaches, archived, scored, refused), batch_view_stays=grows
+        )
+        refusals.check_share(packed.name, champion.version, lost, accepted_share)
         written = written_by(spark, view, run)
         if written is None:
             raise BadInput(f"no archived event of {packed.name} can be scored", "see its dead letters")
@@ -159,6 +162,7 @@ def recompute(
             scored=looked_at,
             taken_up=0 if grows else staging.taken_up(pinned),
             refused=count,
+            missing=lost.missing,
             duration_s=time.monotonic() - started,
         )
         hide_scored_late(spark, engine, packed.name, visible.horizon)

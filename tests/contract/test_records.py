@@ -173,6 +173,7 @@ WRITTEN = [
         "scored": 120,
         "taken_up": 40,
         "refused": 3,
+        "missing": 1,
         "duration_s": 8.25,
     },
     {

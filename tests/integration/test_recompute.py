@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from batch_layer import recompute as recomputation
-from batch_layer import refusals
+from batch_layer import refusals, withdrawals
 from batch_layer.recompute import recompute
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import TABLES, create_tables, current_snapshot, read_snapshot
@@ -26,6 +26,7 @@ from deeplambda.loading import pack_application
 from deeplambda.records.horizon import Horizon
 from deeplambda.state.horizon_store import BatchView, read_horizon
 from tests.integration.own_model_service import OwnService, model_of
+from tests.integration.test_views import prediction, store
 from tests.traffic import digit_event
 
 ROOT = Path(__file__).parents[2]
@@ -237,6 +238,46 @@ def test_a_change_of_champion_while_it_recomputes_wins(
         recompute(spark, served.settings, packed)
     assert horizon_of(served) == horizon
     served.promote(1)
+
+
+def test_predictions_of_events_that_the_archive_lacks_are_weighed(
+    stack: Settings, spark: SparkSession, tmp_path: Path
+) -> None:
+    service = OwnService(stack, tmp_path)
+    name, engine = service.name, mysql.engine(service.settings, "platform")
+    events = {f"event-{n}": to_json(digit_event(f"event-{n}", image())) for n in range(40)}
+    archive(spark, service, dict(list(events.items())[:20]))
+    service.promote(service.publish(model_of(1)))
+    packed = pack_application(name, service.settings)
+
+    def scored(event: str, offset: int) -> None:
+        row = prediction(event, offset, application=name)
+        store(mysql.engine(service.settings, "views"), [row])
+
+    for n in range(20):
+        scored(f"event-{n}", n)
+    assert recompute(spark, service.settings, packed).missing == 0
+
+    for n in (*range(20, 26), 26):
+        scored(f"event-{n}", n)
+    scored("event-7", 27)  # sent again; the batch view has it
+    archive(spark, service, {"event-26": events["event-26"]}, first_offset=26)
+    archive(spark, service, {"event-28": events["event-28"]}, first_offset=28)
+    horizon = horizon_of(service)
+    with pytest.raises(TooManyRefused, match=f"lake.{name}.events lacks 6 of 8 events that have a prediction"):
+        recompute(spark, service.settings, packed)
+    assert horizon_of(service) == horizon
+    accepted = recompute(spark, service.settings, packed, accepted_share=1)
+    assert (accepted.missing, accepted.rows, accepted.scored) == (6, 22, 2)
+
+    withdrawals.withdraw(
+        spark, engine, name, withdrawals.Choice(where="event_id = 'event-9'"), who="test", why="sent in error"
+    )
+    spark.sql(f"DELETE FROM lake.{name}.events WHERE kafka_offset IN (3, 4)")
+    with pytest.raises(TooManyRefused, match=f"lake.{name}.events lacks 2 of "):
+        recompute(spark, service.settings, packed, whole=True)
+    whole = recompute(spark, service.settings, packed, whole=True, accepted_share=1)
+    assert (whole.missing, whole.rows) == (2, 19)
 
 
 def test_the_horizon_never_goes_back(spark: SparkSession, served: OwnService) -> None:

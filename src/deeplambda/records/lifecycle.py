@@ -168,7 +168,7 @@ class BatchViewPublished(_LifecycleRecord):
 
     rows: of the whole view. scored: how many archived events this run looked at: all, or what the archive had gained.
     taken_up: how many a run that was broken off had scored already. refused: those of `scored` that could not be, and
-    are in the quarantine.
+    are in the quarantine. missing: events that had a prediction and have none, for the archive lacks them.
     """
 
     type: Literal["BatchViewPublished"] = "BatchViewPublished"
@@ -180,6 +180,7 @@ class BatchViewPublished(_LifecycleRecord):
     scored: int | None = None
     taken_up: int = 0
     refused: int = 0
+    missing: int = 0
     duration_s: float
 
 

@@ -51,18 +51,12 @@ def move_horizon(connection: Connection, published: BatchViewPublished, *, repla
     """Make a new batch view the visible one, in the caller's transaction.
 
     replaces: what was visible when the new view was begun. Raises: Conflict when it no longer is, or when the horizon
-    would go back: trimmed real-time rows do not come again.
+    would go back.
     """
     visible = read_batch_view(connection, published.application, lock=True)
     if visible != replaces:
         raise Conflict(f"another batch view of {published.application} was published meanwhile", "run it again")
-    behind = [p for p, offset in visible.horizon.offsets.items() if published.offsets.get(p, 0) < offset]
-    if behind:
-        raise Conflict(
-            f"the horizon of {published.application} would go back in partition {behind[0]}, to "
-            f"{published.offsets.get(behind[0], 0)} from {visible.horizon.offsets[behind[0]]}",
-            f"see why lake.{published.application}.events has lost rows: its snapshots tell who wrote it",
-        )
+    check_forward(published.application, published.offsets, visible.horizon)
     connection.execute(delete(HORIZONS).where(HORIZONS.c.application == published.application))
     connection.execute(
         insert(HORIZONS).values(
@@ -75,6 +69,17 @@ def move_horizon(connection: Connection, published: BatchViewPublished, *, repla
         )
     )
     outbox.record(connection, topics.LIFECYCLE, published.application, published)
+
+
+def check_forward(application: str, offsets: Mapping[int, int], visible: Horizon) -> None:
+    """Raises: Conflict when a horizon of these offsets would go back: trimmed real-time rows do not come again."""
+    behind = [p for p, offset in visible.offsets.items() if offsets.get(p, 0) < offset]
+    if behind:
+        raise Conflict(
+            f"the horizon of {application} would go back in partition {behind[0]}, to "
+            f"{offsets.get(behind[0], 0)} from {visible.offsets[behind[0]]}",
+            f"see why lake.{application}.events has lost rows: its snapshots tell who wrote it",
+        )
 
 
 def record_shown(connection: Connection, application: str, horizon: Horizon) -> None:
