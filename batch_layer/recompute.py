@@ -110,7 +110,7 @@ def recompute(
         archive, view = f"lake.{packed.name}.events", f"lake.{packed.name}.predictions"
         grows = visible.version == champion.version and not whole
         follows_from = f"{champion.version}-{visible.horizon.snapshot}-{settings.event_limit_bytes}"
-        staging = reading.enter_context(Staging(spark, packed.name, follows_from))
+        staging = reading.enter_context(Staging(spark, packed.name, follows_from, settings.kept_days))
         pinned = (None if grows else staging.pinned()) or current_snapshot(spark, archive)
         if pinned is None:
             raise BadInput(f"{archive} is empty", "send events first; the archive takes them within seconds")

@@ -3,9 +3,9 @@
 1. The archive is cut into spans of the broker's time of about as many events each, by what Iceberg knows of its files.
 2. Each span is scored by one Spark job, whose one commit adds it to `lake.<application>.staged_predictions`.
 3. A run for the same champion, in place of the same batch view, takes up what it finds there, with the snapshot of the
-   archive that the run before had pinned. Any other run removes it before it begins.
+   archive that the run before had pinned, and that a tag keeps meanwhile. Any other run removes it before it begins.
 4. All of it goes once a batch view is published or found wanting, or when nobody has taken it up for
-   `DEEPLAMBDA_KEPT_DAYS`.
+   `DEEPLAMBDA_KEPT_DAYS`. It stays where too many events would lose their prediction, for a person may accept that.
 """
 
 import math
@@ -22,14 +22,17 @@ from pyspark.sql import functions as F
 from sqlalchemy import Engine
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.lake import current_snapshot, read_snapshot, snapshot_size
+from deeplambda.adapters.lake import change_tag, current_snapshot, read_snapshot, snapshot_size, tag_snapshot
 from deeplambda.clock import now
-from deeplambda.errors import BadInput, Conflict
+from deeplambda.errors import BadInput, Conflict, TooManyRefused
 from deeplambda.records.predictions import SEEN_SCHEMA
 
 SPAN_EVENTS = 500_000
 """Events of a span, for each task that runs at a time: half a minute of a thin model, three of the digits CNN, beside
 which a commit's second is little. A kill loses no more. A smaller archive is scored in one go, and not staged."""
+
+_TAG = "staged-"
+"""How a tag on the archive begins, before a recomputation's name, that keeps the snapshot which staged rows are of."""
 
 
 class _Span(NamedTuple):
@@ -46,10 +49,11 @@ class Staging:
     """An application's staged predictions, as a context of the run that uses them, under the lock `recompute`.
 
     recomputation: what predictions follow from, beside the events: runs that agree in it go on with each other's.
+    kept_days: how long what a run leaves may be taken up.
     """
 
-    def __init__(self, spark: SparkSession, application: str, recomputation: str) -> None:
-        self._spark, self._recomputation = spark, recomputation
+    def __init__(self, spark: SparkSession, application: str, recomputation: str, kept_days: int) -> None:
+        self._spark, self._recomputation, self._kept_days = spark, recomputation, kept_days
         self._archive, self._table = f"lake.{application}.events", f"lake.{application}.staged_predictions"
         self._left = self._staged()
 
@@ -59,8 +63,9 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or issubclass(kind, (BadInput, Conflict)):  # not NotReady, nor Spark's
-            self._clear(f"recomputation = '{self._recomputation}'")
+        wanting = kind is not None and issubclass(kind, (BadInput, Conflict)) and not issubclass(kind, TooManyRefused)
+        if kind is None or wanting:  # not NotReady, nor Spark's
+            self._clear(self._recomputation)
 
     def pinned(self) -> int | None:
         """The snapshot of the archive that a run like this one had pinned, which was broken off; None without one."""
@@ -88,6 +93,7 @@ class Staging:
         rows = snapshot_size(self._spark, self._archive, pinned).rows
         if rows <= size:
             return None
+        tag_snapshot(self._spark, self._archive, f"{_TAG}{self._recomputation}", pinned, self._kept_days)
         spans, done = self._spans(pinned, size), {each.span for each in left}
         for number, span in enumerate(spans):
             progress(number, len(spans))
@@ -111,10 +117,11 @@ class Staging:
             )
         return staged.select(SEEN_SCHEMA.names)
 
-    def _clear(self, rows: str = "true") -> None:
-        """Remove what is staged, by whichever run, or what meets a condition."""
+    def _clear(self, recomputation: str | None = None) -> None:
+        """Remove what is staged: of a recomputation, or of all."""
         if self._staged():
-            _clear(self._spark, self._table, rows)
+            _clear(self._spark, self._table, recomputation)
+        _drop_tags(self._spark, self._archive, recomputation)
 
     def _staged(self) -> list[_Span]:
         self._spark.catalog.refreshTable(self._table)  # a session keeps tables as they were half a minute ago
@@ -153,16 +160,26 @@ def remove_abandoned(
         try:
             with mysql.named_lock(engine, f"deeplambda.{application}.recompute"):
                 _clear(spark, table)
+                _drop_tags(spark, f"lake.{application}.events")
         except Conflict:  # a recomputation has begun, which takes it up or removes it
             return 0
     return int(left.events)
 
 
-def _clear(spark: SparkSession, table: str, rows: str = "true") -> None:
-    """Remove rows of a table, and their files. rows: which, as SQL."""
-    spark.sql(f"DELETE FROM {table} WHERE {rows}")
+def _clear(spark: SparkSession, table: str, recomputation: str | None = None) -> None:
+    """Remove rows of a table, and their files: of a recomputation, or of all."""
+    condition = f"recomputation = '{recomputation}'" if recomputation else "true"
+    spark.sql(f"DELETE FROM {table} WHERE {condition}")
     name, at = table.removeprefix("lake."), f"TIMESTAMP '{now():%Y-%m-%d %H:%M:%S.%f}'"
     spark.sql(f"CALL lake.system.expire_snapshots(table => '{name}', older_than => {at}, retain_last => 1)")
+
+
+def _drop_tags(spark: SparkSession, archive: str, recomputation: str | None = None) -> None:
+    """Let go of the snapshots that staged rows were of."""
+    names = [row.name for row in spark.sql(f"SELECT name FROM {archive}.refs").collect()]
+    for name in names:
+        if name == f"{_TAG}{recomputation}" or (recomputation is None and name.startswith(_TAG)):
+            change_tag(spark, archive, f"DROP TAG IF EXISTS `{name}`")
 
 
 def cuts(first_F: NDArray[np.int64], last_F: NDArray[np.int64], rows_F: NDArray[np.int64], size: int) -> list[int]:

@@ -13,10 +13,11 @@ from pydantic_core import to_json
 from pyspark.sql import DataFrame, SparkSession
 
 from batch_layer import recompute as recomputation
-from batch_layer import staged_predictions, upkeep, withdrawals
+from batch_layer import refusals, staged_predictions, upkeep, withdrawals
 from batch_layer.recompute import recompute
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
+from deeplambda.errors import NotReady, TooManyRefused
 from deeplambda.loading import pack_application
 from tests.conftest import ROOT
 from tests.faults.points import end_all
@@ -95,6 +96,35 @@ def test_a_killed_run_is_taken_up_and_only_the_rest_is_scored(
     assert batch_view(spark, service).keys() == grown.keys()
 
 
+def test_what_a_failed_or_refused_run_has_staged_is_kept_with_its_snapshot(
+    stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = served(stack, spark, tmp_path)
+    packed = pack_application(service.name, service.settings)
+    monkeypatch.setattr(staged_predictions, "SPAN_EVENTS", PER_TASK)
+
+    def fails(exc: Exception) -> None:
+        def failing(*_: Any) -> None:
+            raise exc
+
+        with monkeypatch.context() as patched:
+            patched.setattr(refusals, "check_share", failing)
+            with pytest.raises(type(exc)):
+                recompute(spark, service.settings, packed)
+        late = {f"late-{exc}": to_json(digit_event(f"late-{exc}", image()))}
+        archive(spark, service, late, first_offset=4 * SPAN + len(str(exc)))
+        at = f"TIMESTAMP '{datetime.now(UTC) + timedelta(hours=2):%Y-%m-%d %H:%M:%S}'"
+        table = f"{service.name}.events"
+        spark.sql(f"CALL lake.system.expire_snapshots(table => '{table}', older_than => {at}, retain_last => 1)")
+        assert staged(spark, service) == 4 * SPAN
+
+    fails(NotReady("a"))
+    fails(TooManyRefused("ab"))
+    published = recompute(spark, service.settings, packed)
+    assert (published.taken_up, published.offsets) == (4 * SPAN, {0: 4 * SPAN})
+    assert staged(spark, service) == 0
+
+
 @pytest.mark.long
 def test_what_nobody_can_take_up_is_removed(
     stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,13 +148,18 @@ def test_what_nobody_can_take_up_is_removed(
                 recompute(spark, service.settings, packed)
         assert staged(spark, service) == spans * SPAN
 
+    def tags() -> set[str]:
+        return {row.name for row in spark.sql(f"SELECT name FROM lake.{service.name}.events.refs").collect()} - {"main"}
+
     break_off(2)
     assert "staged predictions" not in upkeep.maintain(spark, service.settings, service.name).objects, "it is of today"
+    assert tags() == {f"staged-1-None-{service.settings.event_limit_bytes}"}
     with monkeypatch.context() as patched:
         patched.setattr(upkeep, "now", lambda: datetime.now(UTC) + timedelta(days=8))
         freed = upkeep.maintain(spark, service.settings, service.name, orphans=False)
     assert freed.objects["staged predictions"] == 2 * SPAN
     assert staged(spark, service) == 0
+    assert tags() == set()
 
     break_off(1)
     service.promote(service.publish(model_of(2)))
@@ -133,3 +168,4 @@ def test_what_nobody_can_take_up_is_removed(
     assert staged(spark, service) == 0
     files = spark.sql(f"SELECT * FROM lake.{service.name}.staged_predictions.all_files").count()
     assert files == 0, "its files are gone as well"
+    assert tags() == set()
