@@ -43,6 +43,7 @@ from deeplambda.adapters.lake import (
     bucketed_joins,
     create_tables,
     current_snapshot,
+    has_snapshot,
     held,
     read_snapshot,
     snapshot_size,
@@ -178,17 +179,19 @@ def gained(spark: SparkSession, archive: str, pinned: int, visible: BatchView) -
     """The events of the archive's snapshot `pinned` at or past the horizon of the visible view.
 
     They are in files that the archive has got since, or that were written together with such. By the time of the first
-    event in these, Iceberg leaves the others out, however the offsets of a file's partitions differ.
+    event in these, Iceberg leaves the others out, however the offsets of a file's partitions differ. Without the
+    snapshot that the view was made of, all files are read.
     """
+    events = read_snapshot(spark, archive, pinned).where(visible.horizon.past_spark())
+    if visible.events_snapshot is None or not has_snapshot(spark, archive, visible.events_snapshot):
+        return events
     now_there, before = (
-        read_snapshot(spark, f"{archive}.files", snapshot)  # type: ignore[arg-type]  # it grows
-        for snapshot in (pinned, visible.events_snapshot)
+        read_snapshot(spark, f"{archive}.files", snapshot) for snapshot in (pinned, visible.events_snapshot)
     )
     first = F.coalesce(F.unix_micros("readable_metrics.kafka_timestamp.lower_bound"), F.lit(0))
     (since,) = now_there.join(before, "file_path", "left_anti").agg(F.min(first)).collect()[0]
     time, since_then = F.col("kafka_timestamp"), F.timestamp_micros(F.lit(since).cast("bigint"))
-    events = read_snapshot(spark, archive, pinned).where(time.isNull() | (time >= since_then))
-    return events.where(visible.horizon.past_spark())
+    return events.where(time.isNull() | (time >= since_then))
 
 
 def _add(spark: SparkSession, application: str, horizon: Horizon, rows: DataFrame, run: str) -> int | None:

@@ -244,6 +244,9 @@ def _maintain_table(
     freed.add("snapshots", len(expired))
     if expired and not dry_run:
         table.pin(wanted)
+        with mysql.mysql_errors(), engine.connect() as connection:
+            named_since = _pinned_by_state(connection, application, table.name) & there
+        table.pin(wanted | named_since)  # of who held a snapshot above, named it and let it go
         freed.add("files of snapshots", table.expire(cutoff))
 
 

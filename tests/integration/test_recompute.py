@@ -206,6 +206,15 @@ def test_files_of_absorbed_events_are_not_read_again(stack: Settings, spark: Spa
     assert found(pinned) == {"0-1001", "1-8", "2-0"}
 
 
+def test_what_the_archive_has_gained_is_found_without_the_snapshot_of_before(spark: SparkSession, empty: str) -> None:
+    archived = f"lake.{empty}.events"
+    for offset in (0, 1):
+        spark.sql(f"INSERT INTO {archived} SELECT '{offset}', 0, {offset}, current_timestamp(), X'00', now()")
+    visible = BatchView(horizon=Horizon(snapshot=1, offsets={0: 1}), events_snapshot=404, version=1)
+    pinned = current_snapshot(spark, archived) or 0
+    assert [row.event_id for row in recomputation.gained(spark, archived, pinned, visible).collect()] == ["1"]
+
+
 def test_every_task_looks_for_what_it_has_to_refuse(spark: SparkSession, empty: str) -> None:
     def seen(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         task = TaskContext.get()

@@ -120,6 +120,23 @@ def test_a_file_that_is_large_enough_is_not_written_once_more_for_each_version_t
     assert len(files()) == 2
 
 
+def test_a_snapshot_that_is_named_while_upkeep_tags_the_others_stays(
+    stack: Settings, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "RETAINED", 1)
+    service, none = OwnService(stack, tmp_path), timedelta()
+    for number in range(3):
+        archive(spark, service, {f"event-{number}": b"0"}, number)
+    table = Table(spark, service.name, "events")
+    (first, _), *_ = table.snapshots()
+    named = iter([set[int](), {first}])
+    monkeypatch.setattr(upkeep, "_pinned_by_state", lambda *_: next(named))
+    platform = mysql.engine(service.settings, "platform")
+    upkeep._maintain_table(table, platform, service.name, none, none, upkeep.Freed(), dry_run=False)
+    assert first in {snapshot for snapshot, _ in table.snapshots()}
+    assert len(table.snapshots()) == 2
+
+
 def test_rows_of_mysql_go_once_they_are_old_and_a_dry_run_counts_them(
     stack: Settings, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
