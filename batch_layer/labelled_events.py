@@ -41,7 +41,7 @@ RECENT_LIMIT = 10_000
 
 _POSITION = ("kafka_timestamp", "kafka_partition", "kafka_offset")
 _POSITION_TYPES = ("timestamp", "int", "bigint")
-_CONTENT, _GROUP = "__content", "__group"  # no field of an event is called so
+_CONTENT, _GROUP, _PLACE = "__content", "__group", "__place"  # no field of an event is called so
 
 
 class LabelRefusal(StrEnum):
@@ -261,14 +261,14 @@ def admitted(
     schema = from_arrow_schema(_checked_schema(application))
     # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
     key = F.col("event_id").cast("binary").alias("key")
-    checked = given.select(key, "value", "label", "is_recent", "kafka_offset").mapInArrow(
+    checked = given.select(key, "value", "label", "is_recent", F.struct(*_POSITION).alias(_PLACE)).mapInArrow(
         _checking_events(settings, packed), schema
     )
     if found.sent_again:
         good, refused = checked.where("reason IS NULL"), checked.where("reason IS NOT NULL")
-        first = F.min_by(F.struct(*checked.columns), "kafka_offset").alias("first")
+        first = F.min_by(F.struct(*checked.columns), _PLACE).alias("first")
         checked = good.groupBy("event_id").agg(first).select("first.*").unionByName(refused)
-    return checked.drop("kafka_offset")
+    return checked.drop(_PLACE)
 
 
 def _is_past(position: Position) -> Column:
@@ -280,7 +280,8 @@ def _is_past(position: Position) -> Column:
 def _checked_schema(application: Application) -> pa.Schema:
     text = [pa.field(name, pa.string()) for name in ("label", "split", "reason")]
     payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
-    return pa.schema([pa.field("event_id", pa.string()), *payload, *text, pa.field("kafka_offset", pa.int64())])
+    place = zip(_POSITION, (pa.timestamp("us", "UTC"), pa.int32(), pa.int64()), strict=True)
+    return pa.schema([pa.field("event_id", pa.string()), *payload, *text, pa.field(_PLACE, pa.struct(list(place)))])
 
 
 def _checking_events(
@@ -301,7 +302,7 @@ def _checking_events(
                 "label": [row["label"] for row in passed],
                 "split": [RECENT if row["is_recent"] else split for row, split in zip(passed, found, strict=True)],
                 "reason": [EventRefusal.NO_SPLIT if split is None else None for split in found],
-                "kafka_offset": [row["kafka_offset"] for row in passed],
+                _PLACE: [row[_PLACE] for row in passed],
             }
             yield pa.RecordBatch.from_pydict(columns, schema=schema)
             refused = [

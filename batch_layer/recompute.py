@@ -79,6 +79,7 @@ _MANY_FILES = 200
 _PASS_ROWS = 128
 """Rows of one pass through the model: the activations of more leave the processor's caches. Of the digits CNN 500 rows
 take 1.3 times as long each."""
+_COPIES_IN_ORDER = ("kafka_timestamp", *POSITION)
 _SEEN_VALUES = "send values like those that the model was trained on"
 
 
@@ -218,9 +219,8 @@ def _add(spark: SparkSession, application: str, horizon: Horizon, rows: DataFram
 
 def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:
     # The id as bytes: the archive keeps a key as it came, and one that is no UTF-8 could not be read as text.
-    inputs = events.select(
-        F.col("event_id").cast("binary").alias("event_id"), "kafka_partition", "kafka_offset", "value"
-    )
+    key = F.col("event_id").cast("binary").alias("event_id")
+    inputs = events.select(key, *_COPIES_IN_ORDER, "value")
     tasks = events.sparkSession.sparkContext.defaultParallelism
     if inputs.rdd.getNumPartitions() < tasks:
         inputs = inputs.repartition(tasks)  # Parquet is divided by 128 MiB: one task would score a smaller archive
@@ -228,8 +228,9 @@ def _scored(settings: Settings, champion: Card, events: DataFrame) -> DataFrame:
 
 
 def _first_copies(scored: DataFrame) -> DataFrame:
-    """One row for each event: its first position."""
-    first = F.min_by(F.struct(*VIEW_SCHEMA.names), "kafka_offset").alias("first")
+    """One row for each event: its first copy by the broker's time, for where a topic got more partitions an event may
+    come again in another one, at a lower offset."""
+    first = F.min_by(F.struct(*VIEW_SCHEMA.names), F.struct(*_COPIES_IN_ORDER)).alias("first")
     return scored.groupBy("event_id").agg(first).select("first.*")
 
 
@@ -261,6 +262,7 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
                 event_id=[event.event_id for event in events],
                 kafka_partition=[row["kafka_partition"] for row in rows],
                 kafka_offset=[row["kafka_offset"] for row in rows],
+                kafka_timestamp=[row["kafka_timestamp"] for row in rows],
                 occurred_at=[event.occurred_at for event in events],
                 predicted_at=[now()] * len(events),
                 model_version=[version] * len(events),
@@ -278,6 +280,7 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
                 event_id=[_text(row["event_id"]) for row, _ in refused],
                 kafka_partition=[row["kafka_partition"] for row, _ in refused],
                 kafka_offset=[row["kafka_offset"] for row, _ in refused],
+                kafka_timestamp=[row["kafka_timestamp"] for row, _ in refused],
                 reason=[str(refusal.reason) for _, refusal in refused],
                 detail=[str(refusal)[:_DETAIL_CHARACTERS] for _, refusal in refused],
                 record=[row["value"] for row, _ in refused],

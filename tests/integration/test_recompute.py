@@ -24,6 +24,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import Conflict, TooManyRefused
 from deeplambda.loading import pack_application
 from deeplambda.records.horizon import Horizon
+from deeplambda.records.predictions import SEEN_SCHEMA
 from deeplambda.state.horizon_store import BatchView, read_horizon
 from tests.integration.own_model_service import OwnService, model_of
 from tests.integration.test_views import prediction, store
@@ -213,6 +214,20 @@ def test_what_the_archive_has_gained_is_found_without_the_snapshot_of_before(spa
     visible = BatchView(horizon=Horizon(snapshot=1, offsets={0: 1}), events_snapshot=404, version=1)
     pinned = current_snapshot(spark, archived) or 0
     assert [row.event_id for row in recomputation.gained(spark, archived, pinned, visible).collect()] == ["1"]
+
+
+def test_the_first_copy_of_an_event_is_the_one_that_the_broker_took_first(spark: SparkSession) -> None:
+    """Not the one with the lowest offset, which is in a partition that the topic has got since."""
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    known = dict.fromkeys(SEEN_SCHEMA.names) | {"event_id": "again", "occurred_at": at, "predicted_at": at}
+    copies = [(0, 1_000, 0), (0, 1_001, 1), (5, 3, 2)]
+    rows = [
+        known | {"kafka_partition": partition, "kafka_offset": offset, "kafka_timestamp": at + timedelta(seconds=later)}
+        for partition, offset, later in copies
+    ]
+    scored = spark.createDataFrame(pa.Table.from_pylist(rows, schema=SEEN_SCHEMA))
+    (first,) = recomputation._first_copies(scored).collect()
+    assert (first.kafka_partition, first.kafka_offset) == (0, 1_000)
 
 
 def test_every_task_looks_for_what_it_has_to_refuse(spark: SparkSession, empty: str) -> None:

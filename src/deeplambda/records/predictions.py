@@ -40,8 +40,10 @@ to the end must be nullable: rows and snapshots of before have none.
 SEEN_SCHEMA = pa.schema(
     [field.with_nullable(True) for field in VIEW_SCHEMA]
     + [pa.field("reason", pa.string()), pa.field("detail", pa.string()), pa.field("record", pa.binary())]
+    + [pa.field("kafka_timestamp", VIEW_SCHEMA.field("occurred_at").type)]
 )
-"""An archived event that was looked at: a row of the batch view, or why it is refused and its bytes."""
+"""An archived event that was looked at: a row of the batch view, or why it is refused and its bytes; and when the
+broker took it."""
 
 
 Slice = str | int | float | bool | None
