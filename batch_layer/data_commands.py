@@ -248,21 +248,32 @@ def data_withdraw(
     change = withdrawals.withdraw(spark, engine, packed.name, choice, who=who or operator(), why=why)
     if change is None:
         console.print(f"no {topic} of {packed.name} that count are meant")
-        return
-    _tell(settings)
-    console.print(
-        f"[green]withdrawn[/]: {change.rows:,} {topic} of {packed.name}. "
-        f"To undo it: deeplambda data restore {packed.name} {change.subject} --why …",
-        soft_wrap=True,
-    )
-    _name_versions(settings, packed.name, change.versions)
+    else:
+        _tell(settings)
+        console.print(
+            f"[green]withdrawn[/]: {change.rows:,} {topic} of {packed.name}. "
+            f"To undo it: deeplambda data restore {packed.name} {change.subject} --why …",
+            soft_wrap=True,
+        )
+        _name_versions(settings, packed.name, change.versions)
     with mysql.mysql_errors(), engine.connect() as connection:
-        has_view = read_horizon(connection, packed.name).snapshot is not None
-    if topic == "events" and has_view and recompute:
-        with console.status("taking them out of the batch view"):
-            published = recompute_view(spark, settings, packed)
-        console.print(f"the batch view has {published.rows:,} predictions without them")
-    _replace(settings, packed, spark, change, retrain=retrain)
+        visible = read_horizon(connection, packed.name)
+    if topic == "events" and recompute and withdrawals.are_shown(spark, packed.name, visible):
+        try:
+            with console.status("taking them out of the batch view"):
+                published = recompute_view(spark, settings, packed)
+        except Exception:
+            console.print(
+                "[yellow]the batch view still has them[/]: 'deeplambda batch recompute "
+                f"{packed.name}', or this command again, takes them out",
+                soft_wrap=True,
+            )
+            if change is not None and change.versions:
+                console.print(f"to replace the versions: deeplambda batch generations {packed.name} --start")
+            raise
+        console.print(f"the batch view has {published.rows:,} predictions without what is withdrawn")
+    if change is not None:
+        _replace(settings, packed, spark, change, retrain=retrain)
 
 
 @app.command("restore")

@@ -8,7 +8,8 @@
 4. The batch view loses them with the next recomputation, and MySQL the answers of a stream that was behind and scored
    them after 3.
 A crash after 2 is mended by doing it, or any other withdrawal, again: what MySQL has no record of is gone through once
-more. Whoever sends an event again under the same id sends a new one.
+more, and the batch view is recomputed while it shows what is withdrawn. Whoever sends an event again under the same id
+sends a new one.
 """
 
 import secrets
@@ -194,6 +195,15 @@ def _restore(spark: SparkSession, engine: Engine, application: str, withdrawal: 
         why=why,
     )
     return record_change(engine, change)
+
+
+def are_shown(spark: SparkSession, application: str, visible: Horizon) -> bool:
+    """Whether the visible batch view has predictions of withdrawn events."""
+    gone = withdrawn(spark, application, "events")
+    if gone is None or visible.snapshot is None:
+        return False
+    view = read_snapshot(spark, f"lake.{application}.predictions", visible.snapshot)
+    return not view.join(gone, list(POSITION), "left_semi").isEmpty()
 
 
 def hide(engine: Engine, application: str, marks: Iterator[Row]) -> None:

@@ -28,7 +28,7 @@ from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import create_tables, current_snapshot, read_snapshot
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, HeldBack, NotReady
+from deeplambda.errors import BadInput, Conflict, HeldBack, NotReady
 from deeplambda.loading import pack_application
 from deeplambda.state import registry
 from deeplambda.state.data_changes import changes
@@ -225,6 +225,13 @@ def test_withdrawn_events_stay_in_the_archive_and_count_nowhere(
     mine = select(REALTIME_PREDICTIONS.c.event_id).where(REALTIME_PREDICTIONS.c.application == service.name)
     with engine.connect() as connection:
         assert list(connection.scalars(mine)) == []
+    again = ("withdraw", home, "--where", "event_id = 'event-3'", "--why", why)
+    with patch("batch_layer.recompute.recompute", side_effect=Conflict("another run is at it", "run it again")):
+        failed = CliRunner().invoke(data, again)
+    assert isinstance(failed.exception, Conflict)
+    assert f"'deeplambda batch recompute {service.name}'" in " ".join(failed.output.split())
+    assert "the batch view has 18 predictions without what is withdrawn" in said(data, *again)
+    assert said(data, *again) == f"no events of {service.name} that count are meant"
     published = recompute(spark, service.settings, packed)
     assert (published.scored, published.rows, published.offsets) == (0, 18, {0: 20})
     assert events_of_view() == set(names) - {"event-3", "event-7"}
