@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from pyspark.errors import StreamingQueryException
@@ -10,13 +12,14 @@ from pyspark.sql import SparkSession
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, create_topics, end_offsets, spark_options
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, Truncated
 from deeplambda.records import topics
 from deeplambda.records.expiry import Gap, Reader, gap_of
 from deeplambda.records.lifecycle import TopicTruncated
 from deeplambda.service.checkpoints import last_finished, starting_offsets
-from deeplambda.service.expiry import expired, skip
+from deeplambda.service.expiry import expired, skip, told
 from deeplambda.service.stream_session import EVENT_SOURCE
 from tests.traffic import eventually, new_run
 
@@ -100,6 +103,9 @@ def test_topic_that_ends_before_its_stream_is_named_and_not_read(
         send(stack, application)
     with pytest.raises(Truncated, match=lost):  # though the topic has grown past it
         starts()
+    with patch("deeplambda.service.expiry.now", return_value=now() + timedelta(days=8)), pytest.raises(Truncated):
+        starts()
+    assert eventually(lambda: len([each for each in told(stack) if each.application == application]) == 2)
     waiting = expired(stack, application)
     assert [(type(each), gap_of(each)) for each in waiting] == [(TopicTruncated, Gap(1, ends[1], ends[1] + 1))]
     skip(stack, mysql.engine(stack, "platform"), waiting)

@@ -6,6 +6,7 @@ records up by `RecordsSkipped`; only then does the reader go on. All are on `dee
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import NamedTuple
 
 from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped, TopicTruncated
@@ -79,6 +80,16 @@ def waiting(records: list[Told], application: str) -> list[Lost]:
         for (_, reader, _), record in newest.items()
         if left(gap_of(record), told_gaps(records, reader, RecordsSkipped))
     ]
+
+
+def last_told_before(records: Iterable[Told], reader: Reader, kind: type[Lost], before: datetime) -> list[Gap]:
+    """The gaps of `reader` that a kind of records was last about before a time."""
+    told_at = dict[Gap, datetime]()
+    for record in records:
+        if isinstance(record, kind) and reader_of(record) == reader:
+            gap = gap_of(record)
+            told_at[gap] = max(record.at, told_at.get(gap, record.at))
+    return [gap for gap, at in told_at.items() if at < before]
 
 
 def reader_of(record: Told) -> Reader:

@@ -7,6 +7,7 @@ read, or has lost its last records: what comes then has offsets of events that a
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import timedelta
 from functools import lru_cache
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,15 +15,19 @@ from sqlalchemy import Engine, insert
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.kafka import Publisher, consumer, end_offsets, kafka_errors, offset_ranges
+from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import Overtaken, Truncated
 from deeplambda.records import topics
-from deeplambda.records.expiry import Gap, Lost, Reader, Told, cuts, gaps, left, told_gaps, waiting
+from deeplambda.records.expiry import Gap, Lost, Reader, Told, cuts, gaps, last_told_before, left, told_gaps, waiting
 from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped, TopicTruncated
 from deeplambda.state import outbox
 from deeplambda.state.tables import SKIPPED_RECORDS
 
 _TOLD_FOR_S = 2.0
+_TOLD_AGAIN_AFTER = timedelta(days=7)
+"""A topic that once ended too early may have grown since, so that only the record of it tells; and the lifecycle topic
+keeps no record for ever."""
 _TOLD: TypeAdapter[Told] = TypeAdapter(Told)
 _KINDS = [each.__name__.encode() for each in (RecordsExpired, RecordsSkipped, TopicTruncated)]
 """One of these is in every record about a gap, and in few of the topic's others."""
@@ -52,6 +57,8 @@ def resumed(
     begun = {p: max(positions.get(p, 0), planned.get(p, 0)) for p in positions.keys() | planned.keys()}
     # At once, for the topic grows. A new leader answers when it knows all that the one before it had told (KIP-207).
     _tell(settings, reader, TopicTruncated, new := [gap for gap in cuts(begun, ends) if left(gap, [*cut, *skipped])])
+    fading = last_told_before(records, reader, TopicTruncated, now() - _TOLD_AGAIN_AFTER)
+    _tell(settings, reader, TopicTruncated, [gap for gap in fading if left(gap, skipped)])
     if lost := [gap for gap in (*cut, *new) if left(gap, skipped)]:
         raise Truncated(
             f"{reader.topic} ended before what '{reader.part}' of {reader.application} had read of it: it was made "

@@ -1,8 +1,10 @@
 """What expired before a reader came to it, by values."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from deeplambda.records.expiry import Gap, Reader, cuts, gap_of, gaps, left, waiting
+from deeplambda.records.expiry import Gap, Reader, cuts, gap_of, gaps, last_told_before, left, waiting
 from deeplambda.records.lifecycle import RecordsExpired, RecordsSkipped, TopicTruncated
 
 ARCHIVE = Reader("digits", "archive", "digits.events")
@@ -75,3 +77,15 @@ def test_a_reader_may_have_lost_records_in_both_ways() -> None:
 def test_newest_word_of_a_partition_counts() -> None:
     told = [expired(0, 10), expired(0, 25)]
     assert [gap_of(record) for record in waiting(told, "digits")] == [Gap(0, 0, 25)]
+
+
+def test_what_was_told_long_ago_is_known_until_it_is_told_again() -> None:
+    def cut(at: datetime, to_offset: int = 90) -> TopicTruncated:
+        return TopicTruncated(**expired(70, to_offset).model_dump(exclude={"type", "at"}), at=at)
+
+    day, before = timedelta(days=1), datetime(2026, 1, 9, tzinfo=UTC)
+    old, recent = cut(before - day), cut(before, to_offset=80)
+    records = [old, expired(0, 10), recent]
+    assert last_told_before(records, ARCHIVE, TopicTruncated, before) == [Gap(0, 70, 90)]
+    assert last_told_before([*records, cut(before + day)], ARCHIVE, TopicTruncated, before) == []
+    assert last_told_before([cut(before + day), *records], ARCHIVE, TopicTruncated, before) == []
