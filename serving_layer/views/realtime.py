@@ -43,15 +43,21 @@ _LEAST_ROWS, _MOST_ROWS = 2_000, 16_000
 """Of a batch: one that was full makes the next one larger, for the lag grows when MySQL takes long for each."""
 _LOOK_S = 10.0
 
-# Of an event sent twice the first position counts: a row gives way to the same position (a replay) or to an earlier one
-# of its partition, never to a later copy. VALUES() rather than a row alias: MariaDB has none.
-_WINS = "VALUES(kafka_partition) = kafka_partition AND VALUES(kafka_offset) <= kafka_offset"
+# Of an event sent twice the first position counts: a row gives way to the same position or to an earlier one of its
+# partition, never to a later copy. Nor does an answer give way to another version's that says of the same event to be
+# the first: a stream without its checkpoint scores anew what the version before has answered. What is marked as scored
+# again does so, and has gone to `live_answers` before it is replaced. VALUES() rather than a row alias: MariaDB has
+# none.
+_WINS = (
+    "VALUES(kafka_partition) = kafka_partition AND VALUES(kafka_offset) <= kafka_offset AND "
+    "(VALUES(kafka_offset) < kafka_offset OR VALUES(model_version) = model_version OR VALUES(replayed) OR replayed)"
+)
 _INSERT = f"INSERT INTO {REALTIME_PREDICTIONS.name} ({', '.join(COLUMNS)}, stored_at) VALUES ("
 _ON_DUPLICATE = ") ON DUPLICATE KEY UPDATE " + ", ".join(
     f"{column.name} = IF({_WINS}, VALUES({column.name}), {column.name})"
-    for column in REALTIME_PREDICTIONS.columns
+    for column in sorted(REALTIME_PREDICTIONS.columns, key=lambda each: each.name != "model_version")
     if not column.primary_key
-)
+)  # the version first: each further condition sees what was set before it, and has to come out as the first one did
 _STATEMENT_CHARACTERS = 1_000_000
 """Of one statement's rows: no more bytes than any server takes, which is 16 MiB."""
 

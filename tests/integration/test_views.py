@@ -160,9 +160,27 @@ def test_an_event_sent_three_times_is_one_row_of_its_first_position(
 
 def test_a_replay_overwrites_the_row_of_its_position(stack: Settings, publisher: Publisher, run: str) -> None:
     send(publisher, prediction(run, model_version=1, prediction="1"))
-    send(publisher, prediction(run, model_version=2, prediction="2"))
+    send(publisher, prediction(run, model_version=2, prediction="2", replayed=True))
     assert eventually(lambda: [row.model_version for row in rows(stack, run)] == [2])
     assert rows(stack, run)[0].prediction == "2"
+
+
+def test_the_first_answer_to_an_event_stays_with_the_version_that_gave_it(stack: Settings, own_name: str) -> None:
+    engine = mysql.engine(stack, "views")
+
+    def found(*answers: tuple[int, int, bool]) -> tuple[int, int, str, bool]:
+        """The row after answers, of (offset, version, replayed), one after the other."""
+        event_id = f"{own_name}-{answers}"
+        for offset, version, replayed in answers:
+            facts = {"model_version": version, "prediction": str(version), "replayed": replayed}
+            store(engine, [prediction(event_id, offset, application=own_name, **facts)])
+        (row,) = [row for row in rows(stack, own_name) if row.event_id == event_id]
+        return row.kafka_offset, row.model_version, row.prediction, row.replayed
+
+    assert found((7, 1, False), (7, 2, False)) == (7, 1, "1", False), "the checkpoint was lost"
+    assert found((7, 1, False), (5, 2, False)) == (5, 2, "2", False), "a copy that was sent before"
+    assert found((7, 1, False), (7, 2, True), (7, 1, False)) == (7, 1, "1", False), "all records are read again"
+    assert found((7, 1, False), (7, 2, True), (7, 1, False), (7, 2, True)) == (7, 2, "2", True)
 
 
 def test_a_copy_in_another_partition_changes_nothing(stack: Settings, own_name: str) -> None:
