@@ -15,6 +15,7 @@ from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
 from deeplambda.errors import BadInput, Overloaded
+from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import result_of
 
 ROOM_BYTES = 8 * BODY_LIMIT_BYTES
@@ -40,7 +41,8 @@ class BodyReader:
         """The request's body; its memory counts as free when the block ends, so nothing may use it after that.
 
         media_types: those that the route accepts; a body without a media type is accepted too.
-        Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, Overloaded without room.
+        Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, RequestTimeout when it comes
+        too slowly, Overloaded without room.
         """
         _check_type(request, media_types)
         if request.content_length is not None and request.content_length > BODY_LIMIT_BYTES:
@@ -121,7 +123,8 @@ def _pieces(request: Request) -> Iterator[bytes]:
     if declared is None and not wanted:
         raise _too_large()
     if declared is not None and wanted:
-        raise BadInput(f"the body ended {wanted} bytes before its Content-Length of {declared}", "send all of it")
+        how = f"the body ended {wanted} bytes before its Content-Length of {declared}"
+        raise problems.cut_off(request.environ, how)
 
 
 def _too_large() -> RequestEntityTooLarge:

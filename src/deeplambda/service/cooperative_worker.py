@@ -2,7 +2,9 @@
 
 A connection costs a greenlet, never a thread: clients that send slowly, read slowly or wait hold up nobody.
 
-- A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles; one that is complete is answered.
+- A request is read for `REQUEST_WITHIN_S` at most, however steadily it trickles, or however much of it has come; one
+  that is complete is answered. Between its bytes others have their turns.
+- A body in chunks too small to be worth their parsing is refused.
 - A reply that its client does not take within `REPLY_WITHIN_S` is dropped with its connection.
 - A request with a body takes its turn after those that have come before, and turns go round what they ask for
   (`asked_for`); one without, such as a health check, does not wait, unless more have come on the same connection.
@@ -23,6 +25,7 @@ import errno
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -33,7 +36,8 @@ from gevent.hub import Waiter
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import http, util
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -49,6 +53,8 @@ from deeplambda.service.http_worker import (
 _IDLE_AT_STOP_S = 2.0
 _TURNS_WITHIN_S = 0.003  # after which connections, health checks on them, are looked at again
 _DRAINED_BYTES = 64 * 1024
+_FRAMING_BYTES, _FRAMED = 512 * 1024, 64
+"""What chunks may add to a body, and one more byte for each so many of it: each chunk takes the loop some 5 µs."""
 _CLOSES = b"\r\nConnection: close\r\n"
 _WITHOUT_BODY = {"GET", "HEAD"}
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
@@ -74,6 +80,13 @@ def result_of(future: "Future[T]", timeout_s: float | None = None) -> T:
         del future  # else its exception, whose traceback has this frame, would hold itself, and the request's body
 
 
+class TooManyChunks(ParseException):  # type: ignore[misc]  # gunicorn has no types
+    """A body that is hardly more than the sizes of its chunks."""
+
+    def __str__(self) -> str:
+        return "the chunks of the body are too small; send larger ones, or the body's Content-Length"
+
+
 class Connection:
     """A client's socket with the bounds in time that this module's docstring lists; gunicorn's parser reads from it.
 
@@ -83,6 +96,8 @@ class Connection:
     def __init__(self, sock: gevent.socket.socket, idle_s: float) -> None:
         self._sock, self._idle_s = sock, idle_s
         self._begun: float | None = None
+        self._held_since = 0.0
+        self._received_bytes = 0
         self._out: list[bytes] = []
         self.is_slow = False
 
@@ -100,20 +115,44 @@ class Connection:
         """Up to `size` bytes; none at the end, when the time of the request is over, or of an idle connection."""
         if self.is_slow:  # what comes later is no next request: a parser that was given too little does not know it
             return b""
-        left_s = self._idle_s if self._begun is None else self._begun + REQUEST_WITHIN_S - time.monotonic()
-        self._sock.settimeout(max(left_s, 0.001))
+        left_s = self._idle_s
+        if self._begun is not None:
+            if time.monotonic() > self._held_since + _TURNS_WITHIN_S:  # where bytes are there, gevent does not wait
+                gevent.idle(
+                    gevent.get_hub().loop.MAXPRI
+                )  # `sleep(0)` has the loop look at connections every fiftieth time alone
+                self.hold()
+            left_s = self._begun + REQUEST_WITHIN_S - time.monotonic()
+            if left_s <= 0:
+                self.is_slow = True
+                return b""
+        self._sock.settimeout(left_s)
         try:
             received: bytes = self._sock.recv(size)
         except TimeoutError:
             self.is_slow = self._begun is not None
             return b""
         self.begin()
+        self._received_bytes += len(received)
         return received
 
     def begin(self) -> None:
         """A request has begun by now: one that came together with the one before is in the parser already."""
         if self._begun is None:
-            self._begun = time.monotonic()
+            self._begun = self._held_since = time.monotonic()
+
+    def hold(self) -> None:
+        """Others have had their turns: from now on this connection's request has the loop."""
+        self._held_since = time.monotonic()
+
+    def worth_parsing(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces of a chunked body as they are read from here. Raises: TooManyChunks."""
+        before_bytes, body_bytes = self._received_bytes, 0
+        for piece in pieces:
+            body_bytes += len(piece)
+            if self._received_bytes - before_bytes - body_bytes > _FRAMING_BYTES + body_bytes // _FRAMED:
+                raise TooManyChunks
+            yield piece
 
     def sendall(self, content: bytes) -> None:
         """Keep `content` for `flush`."""
@@ -203,6 +242,9 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
             name = listener.getsockname()
             for request in parser:
                 connection.begin()
+                _check(request)
+                if isinstance(request.body.reader, ChunkedReader):
+                    request.body.reader.parser = connection.worth_parsing(request.body.reader.parser)
                 if request.method not in _WITHOUT_BODY or parser.unreader.buf.tell():
                     asked_for = self.asked_for(request)
                     if not self._has_turn(asked_for):
@@ -213,6 +255,7 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
                             break
                         connection.flush()
                         continue
+                    connection.hold()
                 self.handle_request(name, request, connection, addr)
                 connection.flush()
             self._linger(connection, client)
@@ -256,7 +299,6 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
                 left -= len(piece)
                 if left <= 0 or time.monotonic() > until:
                     return False
-                gevent.sleep(0)  # `recv` does not let others run while it finds bytes
         except NoMoreData:
             return False
         return not connection.is_slow
@@ -303,3 +345,9 @@ class CooperativeWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no 
         """Close so that the client of a refused upload can read the reply."""
         connection.flush()
         util.close_graceful(client, timeout=LINGER_S, max_drain=LINGER_BYTES)
+
+
+def _check(request: Any) -> None:
+    """RFC 9112, section 3.2. Raises: InvalidHeader."""
+    if request.version >= (1, 1) and [name for name, _ in request.headers].count("HOST") != 1:
+        raise InvalidHeader("HOST")

@@ -15,16 +15,11 @@ import errno
 import socket
 import threading
 import time
-from http import HTTPStatus
 from typing import Any
 
 from gunicorn import util
-from gunicorn.http.errors import (
-    LimitRequestHeaders,
-    LimitRequestLine,
-    ParseException,
-    UnsupportedTransferCoding,
-)
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from deeplambda.service import problems
@@ -46,8 +41,8 @@ def closing_unread(app: Any) -> Any:
     def wrapped(environ: dict[str, Any], start_response: Any) -> Any:
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             unread = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
-            is_slow = getattr(environ.get("gunicorn.socket"), "is_slow", False)  # then `length` is 0 too early
-            if unread and (is_slow or getattr(environ["wsgi.input"].reader, "length", 1) != 0):
+            # of a slow one `length` is 0 too early
+            if unread and (problems.is_slow(environ) or not _is_read(environ["wsgi.input"].reader)):
                 start_response.__self__.force_close()
             return start_response(status, headers, exc_info)
 
@@ -56,8 +51,15 @@ def closing_unread(app: Any) -> Any:
     return wrapped
 
 
+def _is_read(reader: Any) -> bool:
+    """Whether one of gunicorn's readers has come to the end of its body."""
+    return reader.parser is None if isinstance(reader, ChunkedReader) else getattr(reader, "length", 1) == 0
+
+
 class Client(socket.socket):
     """A client's socket, a write to which comes to an end: gunicorn's own would hold its thread."""
+
+    is_slow = False
 
     def sendall(self, content: Any, flags: int = 0) -> None:
         """Raises: BrokenPipeError, which gunicorn takes for a client that is gone."""
@@ -74,7 +76,7 @@ class Client(socket.socket):
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
     """A connection that can be closed twice, and lingers so that the client of a refused upload can read the reply."""
 
-    closed = is_slow = False
+    closed = False
 
     def close(self, graceful: bool = False) -> None:
         if self.closed:
@@ -131,8 +133,8 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         too_old = time.monotonic() - REQUEST_WITHIN_S
         with self._busy_lock:
             overdue = [conn for conn, since in self._busy_since.items() if since < too_old]
-        for conn in (each for each in overdue if not each.is_slow):
-            conn.is_slow = True
+        for conn in (each for each in overdue if not each.sock.is_slow):
+            conn.sock.is_slow = True
             self.log.warning(
                 "%s sends too slowly: no more is read of a request after %.0f s", conn.client, REQUEST_WITHIN_S
             )
@@ -161,22 +163,11 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
 def refusal(log: Any, addr: Any, exc: Exception) -> bytes:
     """The whole reply, a problem, to a request that is invalid or failed outside the application."""
     if isinstance(exc, ParseException):
-        status = _STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
-        detail = str(exc) or "the request is not valid HTTP/1.1"
-        log.warning("refused a request from %s: %s", addr, detail)
+        log.warning("refused a request from %s: %s", addr, exc)
+        reply = problems.of_malformed(exc)
     else:
-        status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed on this request; its log says why"
         log.exception("unforeseen error")
-    body = problems.problem(status, status.phrase, detail).get_data()
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
-        f"Content-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-_STATUS: dict[type[Exception], HTTPStatus] = {
-    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
-    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
-}
+        reply = problems.of_unforeseen()
+    problems.name_error(reply)
+    reply.headers["Connection"] = "close"
+    return f"HTTP/1.1 {reply.status}\r\n{reply.headers}".encode() + reply.get_data()

@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response
+from flask import Flask, Response, request
+from gunicorn.http.errors import (
+    LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from pydantic_core import from_json, to_json
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestTimeout
 from werkzeug.http import HTTP_STATUS_CODES
 
 from deeplambda.errors import (
@@ -39,6 +46,14 @@ _STATUS: tuple[tuple[type[DeepLambdaError], HTTPStatus], ...] = (  # first match
     (NotReady, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 
+_OF_MALFORMED: dict[type[Exception], HTTPStatus] = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+}
+_ECHOED = 200
+"""Characters of what a client has sent wrongly."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,9 +69,12 @@ def problem(status: int, title: str, detail: str, **extra: Any) -> Response:
 
 
 def register(app: Flask) -> None:
-    """Answer every error of `app` with a problem: Flask's own, the platform's, and unforeseen ones."""
+    """Answer every error of `app` with a problem: Flask's own, the platform's, those of reading a body, and unforeseen
+    ones."""
     app.register_error_handler(HTTPException, _of_http_error)
     app.register_error_handler(DeepLambdaError, of_error)
+    app.register_error_handler(ParseException, _of_unread)
+    app.register_error_handler(NoMoreData, _of_unread)
     app.register_error_handler(Exception, _of_unforeseen_error)
 
 
@@ -81,6 +99,24 @@ def of_error(exc: DeepLambdaError) -> Response:
     return response
 
 
+def of_malformed(exc: ParseException) -> Response:
+    """The problem of a request, or of its body's chunks, that gunicorn does not take."""
+    status = _OF_MALFORMED.get(type(exc), HTTPStatus.BAD_REQUEST)
+    return problem(status, status.phrase, str(exc)[:_ECHOED] or "the request is not valid HTTP/1.1")
+
+
+def cut_off(environ: Mapping[str, Any], how: str) -> RequestTimeout | BadInput:
+    """What to raise for a body that ended too early: its sender was too slow, or has sent no more."""
+    if is_slow(environ):
+        return RequestTimeout("the time for a request was over before all of it had come; send it more quickly")
+    return BadInput(how, "send all of it")
+
+
+def is_slow(environ: Mapping[str, Any]) -> bool:
+    """Whether the worker has given up reading the request."""
+    return getattr(environ.get("gunicorn.socket"), "is_slow", False)
+
+
 def name_error(response: Response) -> None:
     """Add the member `error` to a problem, where clients of the Open Inference Protocol look for the reason."""
     if response.mimetype == MEDIA_TYPE:
@@ -90,7 +126,20 @@ def name_error(response: Response) -> None:
 
 def _of_unforeseen_error(exc: Exception) -> Response:
     _log.error("unforeseen error", exc_info=exc)
+    return of_unforeseen()
+
+
+def of_unforeseen() -> Response:
+    """The problem of an error that nobody has foreseen, of which clients are told nothing."""
     return problem(500, HTTPStatus(500).phrase, "the service failed on this request; its log says why")
+
+
+def _of_unread(exc: ParseException | NoMoreData) -> Response:
+    """Of a body that gunicorn cannot read; where it was given no more, its own word for that may be anything."""
+    if isinstance(exc, ParseException) and not is_slow(request.environ):
+        return of_malformed(exc)
+    found = cut_off(request.environ, "the chunked body is cut off")
+    return _of_http_error(found) if isinstance(found, RequestTimeout) else of_error(found)
 
 
 def _type(status: int, title: str) -> str:

@@ -1,7 +1,7 @@
 """A WSGI application for the tests of the worker.
 
 It answers, echoes, sends much, keeps the loop busy, waits for a time or until it is let go on, or says since when a
-request has come.
+request has come. A Flask application in it is there for its errors.
 """
 
 import threading
@@ -9,7 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from deeplambda.service import cooperative_worker
+from flask import Flask, request
+
+from deeplambda.service import cooperative_worker, problems
 from deeplambda.service.cooperative_worker import CooperativeWorker, result_of
 from deeplambda.service.load_shedding import LoadShedder
 
@@ -19,6 +21,13 @@ cooperative_worker.REQUEST_WITHIN_S = 2.0
 _threads = ThreadPoolExecutor(8)
 _held = list[str]()
 _let_go = threading.Event()
+_flask = Flask(__name__)
+problems.register(_flask)
+
+
+@_flask.post("/flask")
+def _read() -> str:
+    return str(len(request.get_data()))
 
 
 class SheddingWorker(CooperativeWorker):
@@ -42,6 +51,8 @@ def _hold(path: str) -> None:
 
 def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     path = environ["PATH_INFO"]
+    if path == "/flask":
+        return _flask(environ, start_response)  # type: ignore[return-value]
     begun = environ["gunicorn.socket"].begun
     content = {
         "/since": lambda: str(time.monotonic() - begun).encode(),

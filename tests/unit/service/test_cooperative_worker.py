@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import gevent
 import psutil
 import pytest
 import urllib3
 
+from deeplambda.service import cooperative_worker
+from deeplambda.service.cooperative_worker import Connection
 from deeplambda.service.http_worker import LINGER_BYTES
 from tests.traffic import eventually
 from tests.unit.service.served import MUCH_BYTES
@@ -295,3 +299,89 @@ def test_a_request_of_two_meanings_is_refused_with_a_problem(served: Served) -> 
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"application/problem+json" in answer
+
+
+def chunked(*headers: str, path: str = "/flask") -> bytes:
+    return request(path, "Transfer-Encoding: chunked", *headers, method="POST")
+
+
+def test_a_chunked_body_that_was_read_keeps_its_connection(served: Served) -> None:
+    with served.connected(chunked() + b"5\r\nabcde\r\n0\r\n\r\n") as connection:
+        answer = connection.recv(65536)
+        assert answer.endswith(b"\r\n\r\n5")
+        assert b"Connection: close" not in answer
+        connection.sendall(request("/after"))
+        assert connection.recv(65536).endswith(b"/after")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"zz\r\nabc", 400), (b"3\r\nabcdef", 400), (b"5\r\nab", 400), (b"3;=\r\nabc", 400)],
+    ids=["no size", "no end of a chunk", "cut off", "no extension"],
+)
+def test_a_client_that_sends_chunks_wrongly_is_told_so(served: Served, body: bytes, status: int) -> None:
+    with served.connected(chunked() + body) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/problem+json" in answer
+
+
+@pytest.mark.slow
+def test_a_body_that_does_not_come_in_time_is_answered_408(served: Served) -> None:
+    with served.connected(chunked() + b"5\r\nab") as connection:
+        assert rest(connection).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.slow
+def test_a_body_of_tiny_chunks_that_come_at_once_is_refused_before_it_has_taken_long(served: Served) -> None:
+    with ThreadPoolExecutor(1) as sender, served.connected(chunked()) as greedy:
+        answer = sender.submit(rest, greedy, b"1\r\na\r\n" * 1_000_000).result()
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 "), "a reset may have overtaken it"
+    with served.connected(chunked() + b"1\r\na\r\n" * 1000 + b"0\r\n\r\n") as modest:
+        assert modest.recv(65536).endswith(b"\r\n\r\n1000")
+
+
+class Full:
+    """A socket in which bytes are always there."""
+
+    def __init__(self, now: list[float]) -> None:
+        self._now = now
+
+    def settimeout(self, timeout_s: float) -> None:
+        assert timeout_s > 0
+
+    def recv(self, size: int) -> bytes:
+        self._now[0] += 0.01  # what a parser may take for them
+        return bytes(size)
+
+
+def test_a_request_that_never_waits_lets_others_run_and_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, others = [100.0], list[float]()
+    monkeypatch.setattr(cooperative_worker, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    connection = Connection(Full(now), idle_s=75)
+
+    def run() -> None:
+        while not connection.is_slow:
+            others.append(now[0])
+            gevent.sleep(1e-6)
+
+    def received() -> int:
+        gevent.spawn(run)
+        return sum(1 for _ in iter(lambda: connection.recv(10), b""))
+
+    with ThreadPoolExecutor(1) as own_loop:
+        count = own_loop.submit(received).result()
+    assert connection.is_slow
+    assert (count - 1) * 0.01 == pytest.approx(cooperative_worker.REQUEST_WITHIN_S, abs=0.02)
+    assert len(others) > 1
+
+
+def test_a_request_has_one_host(served: Served) -> None:
+    for sent, status in (
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"200"),
+    ):
+        with served.connected(sent) as connection:
+            assert connection.recv(65536).split()[1] == status
