@@ -12,6 +12,7 @@ All are aggregates of Spark's: the driver gets figures, and never more than SAMP
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import Regression
+from deeplambda.records.answers import answered
 from deeplambda.records.lifecycle import QualityMeasure
 from deeplambda.sources import Reader, matched
 from deeplambda.splits import TEST
@@ -166,14 +168,14 @@ def _judging(settings: Settings, champion: Card, payload: Sequence[str]) -> Call
     written = champion.model_dump_json()
 
     def judge(batches: Batches) -> Batches:
-        from batch_layer.recompute import answered, loaded
+        from batch_layer.recompute import loaded, model_outputs
         from batch_layer.same_rows import as_payload_of
 
         try:
             code, model = loaded(settings, written)
             for batch in batches:
                 admitted = code.featurizer.isolated(as_payload_of(code.featurizer, batch.select(payload)))
-                found = answered(model, code.application.objective, admitted.features)
+                found = answered(partial(model_outputs, model), code.application.objective, admitted.features)
                 judged = batch.take(pa.array([admitted.rows_N[n] for n in found.rows_N], pa.int64()))
                 answers = zip(judged["label"].to_pylist(), found.values_N, found.numbers_N, strict=True)
                 errors = pa.array([_error(*answer) for answer in answers], pa.float64())

@@ -20,7 +20,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,16 +52,13 @@ from deeplambda.adapters.machine import chosen_device
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, Conflict, InvalidEvent
+from deeplambda.errors import BadInput, Conflict
 from deeplambda.features import Features, call, chosen, row_count
 from deeplambda.loading import PackedApplication
-from deeplambda.objective import Objective
 from deeplambda.records.admission import admit
-from deeplambda.records.answers import Answers, answers, finite
+from deeplambda.records.answers import answered
 from deeplambda.records.decoding import Reason, RefusedEvent
-from deeplambda.records.featurizer import said
 from deeplambda.records.horizon import Horizon
-from deeplambda.records.isolation import halved
 from deeplambda.records.lifecycle import BatchViewPublished
 from deeplambda.records.predictions import SEEN_SCHEMA, VIEW_SCHEMA, json_text, slices_of
 from deeplambda.state import outbox, registry
@@ -80,7 +76,6 @@ _PASS_ROWS = 128
 """Rows of one pass through the model: the activations of more leave the processor's caches. Of the digits CNN 500 rows
 take 1.3 times as long each."""
 _COPIES_IN_ORDER = ("kafka_timestamp", *POSITION)
-_SEEN_VALUES = "send values like those that the model was trained on"
 
 
 def recompute(
@@ -255,7 +250,7 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
             inputs = batch.to_pylist()
             records = [(None if row["event_id"] is None else bytes(row["event_id"]), row["value"]) for row in inputs]
             admitted = admit(code.featurizer, records, limit_bytes=settings.event_limit_bytes)
-            found = answered(model, code.application.objective, admitted.features)
+            found = answered(partial(model_outputs, model), code.application.objective, admitted.features)
             rows = [inputs[admitted.rows_N[n]] for n in found.rows_N]
             events = [admitted.events_N[n] for n in found.rows_N]
             yield _seen(
@@ -289,42 +284,18 @@ def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.Record
     return score
 
 
-def answered(model: "torch.nn.Module", objective: Objective, features: Features) -> Answers:
-    """The predictions of the rows for which the model has an answer, and why the others have none."""
-    import torch
-
-    def attempt(piece: slice) -> NDArray[np.float32]:
-        passes = (slice(at, min(at + _PASS_ROWS, piece.stop)) for at in range(piece.start, piece.stop, _PASS_ROWS))
-        try:
-            with torch.inference_mode():
-                return np.concatenate([_forward(model, chosen(features, rows)) for rows in passes])
-        except Exception as exc:  # a user's model may raise anything, on values that training has not seen
-            raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
-
-    found = halved(attempt, row_count(features), InvalidEvent)
-    refused = {row: InvalidEvent(exc.message, exc.remedy) for row, exc in found.refused.items()}
-    if not found.pieces:
-        nothing = answers(objective, np.zeros((0, objective.output_size), np.float32))
-        return replace(nothing, refused=refused)
-    rows, outputs = found.rows, np.concatenate([piece for _, piece in found.pieces])
-    finite_N = finite(outputs)
-    for n in np.flatnonzero(~finite_N):
-        refused[rows[n]] = InvalidEvent("the model's outputs are not finite", _SEEN_VALUES)
-    kept = np.flatnonzero(finite_N)
-    answered = answers(objective, outputs[kept])
-    return replace(
-        answered,
-        rows_N=[rows[kept[n]] for n in answered.rows_N],
-        refused=refused | {rows[kept[n]]: exc for n, exc in answered.refused.items()},
-    )
-
-
-def _forward(model: "torch.nn.Module", features: Features) -> NDArray[np.float32]:
+def model_outputs(model: "torch.nn.Module", features: Features) -> NDArray[np.float32]:
+    """Raw outputs of all rows, pass by pass."""
     import torch
 
     device = next(model.parameters(), torch.empty(0)).device
-    outputs = call(model, {name: torch.from_numpy(array).to(device) for name, array in features.items()})
-    return outputs.float().cpu().numpy()  # type: ignore[no-any-return]
+    passes = []
+    with torch.inference_mode():
+        for first in range(0, row_count(features), _PASS_ROWS):
+            rows = chosen(features, slice(first, first + _PASS_ROWS))
+            outputs = call(model, {name: torch.from_numpy(array).to(device) for name, array in rows.items()})
+            passes.append(outputs.float().cpu().numpy())
+    return np.concatenate(passes)
 
 
 def _text(key: bytes | None) -> str | None:

@@ -32,14 +32,12 @@ from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.kafka_ranges import RangeReader
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings, load_settings
-from deeplambda.errors import BadInput, InvalidEvent, NotReady
-from deeplambda.features import Features, call, chosen
+from deeplambda.errors import BadInput, NotReady
+from deeplambda.features import Features, call
 from deeplambda.records import topics
 from deeplambda.records.admission import admit
-from deeplambda.records.answers import answers, finite
+from deeplambda.records.answers import answered
 from deeplambda.records.experiments import Said, ShadowAnswered, ShadowShed
-from deeplambda.records.featurizer import said
-from deeplambda.records.isolation import halved
 from deeplambda.records.predictions import Prediction
 from deeplambda.service.logs import log_to_stderr
 from deeplambda.state import experiment_store, registry
@@ -74,38 +72,27 @@ class Candidate:
         out: list[Said | str] = ["it gave no answer"] * len(events)
         try:
             admitted = admit(self._featurizer, events, limit_bytes=self._limit_bytes)
-            found = halved(
-                lambda rows: self._outputs(chosen(admitted.features, rows)), len(admitted.rows_N), InvalidEvent
-            )
+            found = answered(self._outputs, self._featurizer.application.objective, admitted.features)
         except BadInput as exc:  # too many that fail to tell them apart
             return [exc.message] * len(events)
         for n, refusal in admitted.refused:
             out[n] = refusal.message
         for n, failure in found.refused.items():
             out[admitted.rows_N[n]] = failure.message
-        for rows, outputs in found.pieces:
-            answered = answers(self._featurizer.application.objective, outputs)
-            for n, wrong in answered.refused.items():
-                out[admitted.rows_N[rows.start + n]] = wrong.message
-            for n, row in enumerate(answered.rows_N):
-                confidence = float(answered.confidence_N[n])
-                out[admitted.rows_N[rows.start + row]] = Said(
-                    version=self.version,
-                    prediction=answered.values_N[n],
-                    confidence=None if np.isnan(confidence) else confidence,
-                    value=answered.numbers_N[n],
-                )
-            for row in np.flatnonzero(~finite(outputs)).tolist():
-                out[admitted.rows_N[rows.start + row]] = "the model's outputs are not finite"
+        for n, row in enumerate(found.rows_N):
+            confidence = float(found.confidence_N[n])
+            out[admitted.rows_N[row]] = Said(
+                version=self.version,
+                prediction=found.values_N[n],
+                confidence=None if np.isnan(confidence) else confidence,
+                value=found.numbers_N[n],
+            )
         return out
 
     def _outputs(self, features: Features) -> NDArray[np.float32]:
-        try:
-            with torch.inference_mode():
-                outputs = call(self._model, {name: torch.from_numpy(array) for name, array in features.items()})
-            return outputs.float().numpy()  # type: ignore[no-any-return]
-        except BaseException as exc:  # a user's model may raise anything
-            raise InvalidEvent(f"the model raised {said(exc)}") from exc
+        with torch.inference_mode():
+            outputs = call(self._model, {name: torch.from_numpy(array) for name, array in features.items()})
+        return outputs.float().numpy()  # type: ignore[no-any-return]
 
 
 class Shadow:

@@ -6,29 +6,28 @@ beside it only when it would be full, for two small ones cost more than one.
 1. a request hands in its rows, decoded, or is refused at once because it would wait too long (`Passes.score`)
 2. a thread takes rows of one champion from the requests that wait, a part of each large one in turn
 3. it makes features of those that are events, all together; a row that the transform fails on ends its request alone
-4. when it is its turn, the model runs; turns go round the applications in the order in which they ask
+4. when it is its turn, the model runs; turns go round the applications in the order in which they ask; where memory is
+   short all of the pass is to be sent again, and where the device fails the process begins anew
 5. predictions are decoded together, and each request is given its rows
 """
 
 import math
+import os
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deeplambda.application import Event
-from deeplambda.errors import BadInput, DeadlinePassed, InvalidEvent, Overloaded
-from deeplambda.features import Features, chosen, concatenated, row_count
+from deeplambda.errors import BadInput, DeadlinePassed, DeviceFailed, InvalidEvent, Overloaded
+from deeplambda.features import Features, chosen, concatenated
 from deeplambda.records.admission import payloads
-from deeplambda.records.answers import answers, finite
+from deeplambda.records.answers import answers, outputs_of
 from deeplambda.records.featurizer import Featurizer, said
-from deeplambda.records.isolation import halved
 from deeplambda.service.load_shedding import LESS_LOAD, LoadShedder
-from speed_layer.model_service.fast_path import PASS_ROWS, FastPath
+from speed_layer.model_service.fast_path import PASS_ROWS
 from speed_layer.model_service.jobs import Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import PassTimes
 from speed_layer.model_service.turns import Turns
@@ -39,7 +38,6 @@ FEW_PASSES = 2
 """In a flood, of requests that no pass has begun: beside a large one as many rows of small ones may wait."""
 _LEAST_ROWS = 2
 """That a pass counts for: 16 clients may wait for a model that is best at one row at a time."""
-_SEEN_VALUES = "send values like those that it was trained on"
 
 
 class Passes:
@@ -110,6 +108,8 @@ class Passes:
                 self._pass(pieces)
             except Exception as exc:
                 _fail(pieces, exc)
+                if isinstance(exc, DeviceFailed):
+                    _end_worker()
             except BaseException as exc:  # a user's code may call `sys.exit`, and the thread has to go on
                 _fail(pieces, InvalidEvent(f"the application raised {said(exc)}"))
             finally:
@@ -146,17 +146,17 @@ class Passes:
         made = time.monotonic()
         with self._turns:
             ran = time.monotonic()
-            passed, outputs, failed = _outputs(champion.path, features)
+            found = outputs_of(champion.path, features)
         scored = time.monotonic()
-        refused |= {rows[row]: refusal for row, refusal in failed.items()}
-        rows = [rows[row] for row in passed]
-        found = None
+        refused |= {rows[row]: refusal for row, refusal in found.refused.items()}
+        rows, outputs = [rows[row] for row in found.rows_N], found.outputs_N
+        predictions = None
         if rows and any(piece.job.decodes for piece in pieces):
             answered = answers(champion.application.objective, outputs)
             refused |= {rows[row]: refusal for row, refusal in answered.refused.items()}
             if answered.refused:
                 rows, outputs = [rows[row] for row in answered.rows_N], outputs[answered.rows_N]
-            found = replace(answered, refused={}).all()
+            predictions = replace(answered, refused={}).all()
         self._on_pass(
             PassTimes(
                 application=self._name,
@@ -169,7 +169,7 @@ class Passes:
                 answers_s=time.monotonic() - scored,
             )
         )
-        _deliver(pieces, rows, Scored(outputs=outputs, predictions=found), refused, self._changed)
+        _deliver(pieces, rows, Scored(outputs=outputs, predictions=predictions), refused, self._changed)
 
 
 def _features(featurizer: Featurizer, pieces: list[Piece]) -> tuple[list[int], Features, dict[int, BadInput]]:
@@ -190,26 +190,10 @@ def _features(featurizer: Featurizer, pieces: list[Piece]) -> tuple[list[int], F
     return [*rows, *range(len(events), total)], concatenated(made), refused
 
 
-def _outputs(path: FastPath, features: Features) -> tuple[list[int], NDArray[np.float32], dict[int, BadInput]]:
-    """Rows that have finite outputs, those, and why others have none."""
-
-    def attempt(rows: slice) -> NDArray[np.float32]:
-        try:
-            return path(chosen(features, rows))
-        except BaseException as exc:  # a user's model may raise anything, on values that training has not seen
-            raise InvalidEvent(f"the model raised {said(exc)}", _SEEN_VALUES) from exc
-
-    found = halved(attempt, row_count(features), InvalidEvent)
-    rows, refused = found.rows, found.refused
-    if not rows:
-        return [], np.zeros((0,), np.float32), refused
-    outputs = found.pieces[0][1] if len(found.pieces) == 1 else np.concatenate([piece for _, piece in found.pieces])
-    finite_N = finite(outputs)
-    if not finite_N.all():
-        wrong = [row for row, sound in zip(rows, finite_N, strict=True) if not sound]
-        refused |= {row: InvalidEvent("the model's outputs are not finite", _SEEN_VALUES) for row in wrong}
-        rows, outputs = [row for row in rows if row not in refused], outputs[finite_N]
-    return rows, outputs, refused
+def _end_worker() -> None:
+    """What has come is answered, and gunicorn begins another worker: CUDA does no more work for a process that it has
+    failed once."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _fail(pieces: list[Piece], exc: Exception) -> None:

@@ -12,6 +12,7 @@ DeepLambdaError
 ├── Forbidden               a caller whose role may not do this
 ├── NotReady                something that is needed is not available yet; worth a retry
 │   ├── DiskFull            no space is left on a disk
+│   ├── DeviceFailed        an accelerator does no more work for this process, which has to be begun anew
 │   ├── Overloaded          a service has more to do than it can answer in time
 │   ├── DeadlinePassed      the caller's own time for an answer is over
 │   ├── NoTopic             a topic that is to be read is not there
@@ -85,6 +86,10 @@ class NotReady(DeepLambdaError):
 
 class DiskFull(NotReady):
     """No space is left on a disk; what was being written is not visible."""
+
+
+class DeviceFailed(NotReady):
+    """An accelerator has failed in a way after which it does no more work for this process."""
 
 
 class Overloaded(NotReady):

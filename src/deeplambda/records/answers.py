@@ -1,24 +1,33 @@
 """Answers: a model's raw outputs as predictions that the records and tables can hold, each row for itself.
 
-Stream, recomputation, REST and SQL call `answers`, so all of them refuse the same rows.
+Stream, recomputation, REST and SQL call `answers`, so all of them refuse the same rows. Model service, recomputation,
+audits and shadows ask their models by `outputs_of`. A row is refused for whatever model or objective raise on it, save
+what is no row's fault: with memory, or another device, there is an answer to the same row, and `NotReady` says so.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplambda.errors import InvalidEvent
-from deeplambda.features import finite_rows
+from deeplambda.errors import DeviceFailed, InvalidEvent, NotReady
+from deeplambda.features import Features, chosen, finite_rows, row_count
 from deeplambda.objective import PREDICTION_LIMIT, SCORES_LIMIT, Objective, Predictions
 from deeplambda.records.featurizer import said
 from deeplambda.records.isolation import halved
 
 _REMEDY = "let the objective decode every output to a text and a confidence in [0, 1]"
+_SEEN_VALUES = "send values like those that the model was trained on"
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|_ALLOC_FAILED")
+_OF_DEVICE = re.compile("^(CUDA|HIP|cuDNN|MIOpen) error|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_")
+"""How PyTorch, which is not imported here, words its errors of allocators and of accelerators."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +59,8 @@ def answers(objective: Objective, outputs: NDArray[np.float32]) -> Answers:
     """What the objective makes of a model's outputs, (N, C) or (N,). Rows whose outputs are not finite have none."""
 
     def decode(rows: slice) -> Predictions:
-        try:
-            return _checked(objective.decode(outputs[rows]), rows.stop - rows.start)
-        except InvalidEvent:
-            raise
-        except Exception as exc:  # a user's objective may raise anything
-            raise InvalidEvent(f"the objective raised {said(exc)}", _REMEDY) from exc
+        given = _attempted(lambda: objective.decode(outputs[rows]), "objective", _REMEDY)
+        return _attempted(lambda: _checked(given, rows.stop - rows.start), "objective", _REMEDY)
 
     found = halved(decode, len(outputs), InvalidEvent)
     refused = {row: InvalidEvent(exc.message, exc.remedy) for row, exc in found.refused.items()}
@@ -69,9 +74,69 @@ def answers(objective: Objective, outputs: NDArray[np.float32]) -> Answers:
     )
 
 
-def finite(outputs: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """By row, whether all of a model's outputs are finite."""
-    return finite_rows({"outputs": outputs}, len(outputs))
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """rows_N: positions of the rows that have finite outputs. outputs_N: theirs. refused: by position, why."""
+
+    rows_N: Sequence[int]
+    outputs_N: NDArray[np.float32]
+    refused: dict[int, InvalidEvent]
+
+
+def outputs_of(run: Callable[[Features], NDArray[np.float32]], features: Features) -> Outputs:
+    """A model's outputs, of each row for which it has some. run: the model, given some of the rows; it may raise.
+
+    Raises: NotReady and DeviceFailed for what is no row's fault, TooManyRefused.
+    """
+
+    def attempt(rows: slice) -> NDArray[np.float32]:
+        given, count = _attempted(lambda: run(chosen(features, rows)), "model", _SEEN_VALUES), rows.stop - rows.start
+        if given.shape[:1] != (count,):
+            raise InvalidEvent(f"the model gives outputs of shape {given.shape} for {count} rows", _SEEN_VALUES)
+        return given
+
+    found = halved(attempt, row_count(features), InvalidEvent)
+    refused = {row: InvalidEvent(exc.message, exc.remedy) for row, exc in found.refused.items()}
+    rows, pieces = found.rows, [piece for _, piece in found.pieces]
+    if not pieces:
+        return Outputs(rows_N=[], outputs_N=np.zeros((0,), np.float32), refused=refused)
+    outputs_N = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    finite_N = finite_rows({"outputs": outputs_N}, len(outputs_N))
+    if finite_N.all():
+        return Outputs(rows_N=rows, outputs_N=outputs_N, refused=refused)
+    wrong = InvalidEvent("the model's outputs are not finite", _SEEN_VALUES)
+    return Outputs(
+        rows_N=[row for row, sound in zip(rows, finite_N, strict=True) if sound],
+        outputs_N=outputs_N[finite_N],
+        refused=refused | {row: wrong for row, sound in zip(rows, finite_N, strict=True) if not sound},
+    )
+
+
+def answered(run: Callable[[Features], NDArray[np.float32]], objective: Objective, features: Features) -> Answers:
+    """The predictions of the rows for which model and objective have an answer, and why the others have none.
+
+    run, Raises: as `outputs_of`.
+    """
+    asked = outputs_of(run, features)
+    found = answers(objective, asked.outputs_N)
+    return replace(
+        found,
+        rows_N=[asked.rows_N[n] for n in found.rows_N],
+        refused=asked.refused | {asked.rows_N[n]: exc for n, exc in found.refused.items()},
+    )
+
+
+def _attempted(call: Callable[[], T], what: str, remedy: str) -> T:
+    try:
+        return call()
+    except (InvalidEvent, KeyboardInterrupt):
+        raise
+    except BaseException as exc:  # a user's code may raise anything, on values that training has not seen
+        if isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and _NO_MEMORY.search(str(exc))):
+            raise NotReady(f"there is too little memory for the {what}: {said(exc)}", "give it more") from exc
+        if isinstance(exc, RuntimeError) and _OF_DEVICE.search(str(exc)):
+            raise DeviceFailed(f"the device failed under the {what}: {said(exc)}", "see the log") from exc
+        raise InvalidEvent(f"the {what} raised {said(exc)}", remedy) from exc
 
 
 def _checked(given: Predictions, rows: int) -> Predictions:

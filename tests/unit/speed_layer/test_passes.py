@@ -1,5 +1,6 @@
 """Requests in flight share passes: none waits when idle, none harms another, none waits longer than it may."""
 
+import signal
 import threading
 import time
 from base64 import b64encode
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from deeplambda.errors import DeadlinePassed, InvalidEvent, Overloaded
+from deeplambda.errors import DeadlinePassed, DeviceFailed, InvalidEvent, NotReady, Overloaded
 from deeplambda.features import Features
 from deeplambda.records.decoding import decode_event
 from deeplambda.records.featurizer import Featurizer
@@ -44,6 +45,10 @@ class Model:
             raise IndexError("index out of range")
         if (first_N == -1).any():
             raise SystemExit
+        if (first_N == -2).any():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if (first_N == -3).any():
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
         return torch.where(first_N == 2, torch.nan, first_N).unsqueeze(1).expand(-1, 10)
 
 
@@ -155,6 +160,22 @@ def test_a_model_that_would_end_the_process_ends_its_pass_and_the_next_one_runs(
     with pytest.raises(InvalidEvent, match="SystemExit"):
         submitted(passes, Job(serving, rows(-1))).result(WAIT_S)
     assert first_outputs(submitted(passes, Job(serving, rows(3)))) == [3]
+
+
+def test_without_memory_a_request_is_to_be_sent_again_and_with_a_device_that_failed_the_worker_ends(
+    passes: Passes, model: Model
+) -> None:
+    serving, ended = champion(model), threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        with pytest.raises(NotReady, match="too little memory"):
+            submitted(passes, Job(serving, rows(3, -2))).result(WAIT_S)
+        assert not ended.is_set()
+        with pytest.raises(DeviceFailed, match="device-side assert"):
+            submitted(passes, Job(serving, rows(3, -3))).result(WAIT_S)
+        assert eventually(ended.is_set, WAIT_S)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_rows_of_two_versions_share_no_pass(passes: Passes, model: Model) -> None:
