@@ -5,10 +5,9 @@ A body may be compressed by gzip or deflate (RFC 9110, section 8.4.1); the bound
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
@@ -16,33 +15,32 @@ from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from deeplambda.adapters.model_service import BODY_LIMIT_BYTES
 from deeplambda.errors import BadInput, Overloaded
 from deeplambda.service import problems
-from deeplambda.service.cooperative_worker import result_of
+from speed_layer.model_service.aside import LARGE_BYTES, Aside
 
 ROOM_BYTES = 8 * BODY_LIMIT_BYTES
 """For all large bodies that are in memory at one time; a request beyond it is answered 429 with Retry-After."""
-LARGE_BYTES = 64 * 1024
-"""What takes the loop longer than a few milliseconds to parse, and so has a thread for it. Smaller bodies, which the
-bound on connections bounds, need no room: whoever sends large ones slowly keeps nobody else from being answered."""
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS, "identity": 0}
-_aside = ThreadPoolExecutor(1, thread_name_prefix="large")
-
-T = TypeVar("T")
 
 
 class BodyReader:
-    """Reads request bodies into at most `ROOM_BYTES` of memory; a slow sender occupies only what it has sent so far."""
+    """Reads request bodies into at most `ROOM_BYTES` of memory; a slow sender occupies only what it has sent so far.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Small bodies, which the bound on connections bounds, need no room: whoever sends large ones slowly keeps nobody else
+    from being answered. aside: where they are inflated.
+    """
+
+    def __init__(self, aside: Aside) -> None:
+        self._aside, self._lock = aside, threading.Lock()
         self._taken_bytes = 0
 
     @contextmanager
-    def body(self, request: Request, *media_types: str) -> Iterator[bytes]:
+    def body(self, request: Request, application: str, until: float, *media_types: str) -> Iterator[bytes]:
         """The request's body; its memory counts as free when the block ends, so nothing may use it after that.
 
-        media_types: those that the route accepts; a body without a media type is accepted too.
+        application, until: which it is for, and `time.monotonic()` by which its answer has to be there. media_types:
+        those that the route accepts; a body without a media type is accepted too.
         Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, RequestTimeout when it comes
-        too slowly, Overloaded without room.
+        too slowly, Overloaded without room; and as `Aside`.
         """
         _check_type(request, media_types)
         if request.content_length is not None and request.content_length > BODY_LIMIT_BYTES:
@@ -61,8 +59,8 @@ class BodyReader:
                 pieces.append(piece)
                 take_room()
             if (coding := request.headers.get("Content-Encoding", "identity")) != "identity":
-                inflated = aside(lambda: _inflated(b"".join(pieces), coding))
-                pieces = [inflated]
+                deflated = b"".join(pieces)
+                pieces = [self._aside.result(application, lambda: _inflated(deflated, coding), LARGE_BYTES, until)]
                 take_room()
             yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
@@ -85,14 +83,6 @@ def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
             f"Content-Encoding {request.headers['Content-Encoding'][:40]!r} is not taken; "
             f"send one of {', '.join(_WINDOW_BITS)}, or the body uncompressed"
         )
-
-
-def aside(call: Callable[[], T], size_bytes: int = LARGE_BYTES) -> T:
-    """What `call` gives; where it works on much, in a thread of its own, so that the loop goes on.
-
-    That thread does one such thing at a time: parsed JSON takes up to 25 times its text, and quicker it would not be.
-    """
-    return call() if size_bytes < LARGE_BYTES else result_of(_aside.submit(call))
 
 
 def _inflated(content: bytes, coding: str) -> bytes:

@@ -52,7 +52,7 @@ class ServiceMetrics:
             registry=self.registry,
         )
         self.in_progress = Gauge(
-            f"{prefix}_requests_in_progress", "Requests whose rows wait for the model or are in it",
+            f"{prefix}_requests_in_progress", "Requests that wait for the model or a parser, or are in it",
             registry=self.registry,
         )  # fmt: skip
         self._predictions = Counter(

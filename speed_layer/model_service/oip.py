@@ -26,6 +26,8 @@ OUTPUTS, PREDICTION, CONFIDENCE = "outputs", "prediction", "confidence"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 VALUE_BYTES, _TEXT_BYTES, _ENTRY_BYTES = 4, 20, 64
 """Of a reply: a raw output, as binary data and as text; a prediction, a confidence or the name of a class."""
+_WRITTEN_BYTES, _ASIDE_BYTES, _ASIDES = 32, 64 * 1024, 1024
+"""Of a request: a number as text, with what is between it and the next; all else, in bytes, and in lists or objects."""
 _DATATYPES = {OUTPUTS: "FP32", PREDICTION: "BYTES", CONFIDENCE: "FP64"}
 
 
@@ -55,7 +57,9 @@ def decode_request(body: bytes, header_length: str | None, wanted: Specification
     rows), InvalidEvent (NaN, infinity).
     """
     split = json_bytes(header_length, len(body))
-    request = _json_object(body if split == len(body) else body[:split])
+    text = body if split == len(body) else body[:split]
+    _check_size(text, wanted)
+    request = _json_object(text)
     binary = memoryview(body)[split:]
     features: Features = {}
     tensors = _input_tensors(request, wanted)
@@ -153,6 +157,22 @@ def check_reply(size_bytes: int) -> None:
         raise RequestEntityTooLarge(
             f"the reply would take about {size_bytes} bytes, of at most {BODY_LIMIT_BYTES}; send fewer rows at a time"
         )
+
+
+def _check_size(text: bytes, wanted: Specification) -> None:
+    """Whether as many rows as there may be could need so much JSON: to parse it stops all else in the process.
+
+    Raises: RequestEntityTooLarge, BadInput.
+    """
+    if len(text) < _ASIDE_BYTES:
+        return
+    values = sum(prod(tensor.shape) for tensor in wanted.values())
+    most_bytes = ROWS_LIMIT * values * _WRITTEN_BYTES + _ASIDE_BYTES
+    if len(text) > most_bytes:
+        raise RequestEntityTooLarge(f"the JSON has {len(text)} bytes; {ROWS_LIMIT} rows need {most_bytes} at most")
+    lists = sum(prod(tensor.shape[:n]) for tensor in wanted.values() for n in range(len(tensor.shape)))
+    if text.count(b"[") > ROWS_LIMIT * lists + _ASIDES or text.count(b"{") > _ASIDES:
+        raise BadInput("the JSON has more lists or objects than tensors have", "send 'data' as flat lists")
 
 
 def _json_object(text: bytes) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from deeplambda.records.experiments import CANARY_HEADER, CANDIDATE_WITHIN_S
 from deeplambda.service import problems
 from deeplambda.service.cooperative_worker import Connection, result_of
 from speed_layer.model_service import oip
-from speed_layer.model_service.bodies import BodyReader, aside
+from speed_layer.model_service.aside import Aside
+from speed_layer.model_service.bodies import BodyReader
 from speed_layer.model_service.canaries import ANSWERS_WITHIN_S, RunningCanary
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.extensions import NAMES, extensions
@@ -76,7 +77,8 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     problems.register(app)
     app.register_error_handler(OtherFeaturizer, _other_featurizer)
     app.register_blueprint(extensions(settings, champions, metrics.statistics))
-    bodies = BodyReader()
+    aside = Aside(metrics.in_progress)
+    bodies = BodyReader(aside)
     turns = Turns(cpu_share())
     passes = {name: Passes(name, turns, metrics.passed) for name in champions.watches}
 
@@ -169,21 +171,24 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     def infer(name: str, version: str | None = None) -> Answer:
         canary = champions.canary(name, version) if version is not None else None
         champion = champions.serving(name, version) if canary is None else canary.candidate
-        with bodies.body(request, "application/json", "application/octet-stream") as body:
+        with bodies.body(request, name, deadline(), "application/json", "application/octet-stream") as body:
             check_featurizer(request.headers.get(FEATURIZER_HEADER), champion)
             header, wanted = request.headers.get(oip.HEADER_LENGTH), champion.card.features
             passes[name].check_room()
-            asked = aside(lambda: oip.decode_request(body, header, wanted), oip.json_bytes(header, len(body)))
+            json_bytes = oip.json_bytes(header, len(body))
+            asked = aside.result(name, lambda: oip.decode_request(body, header, wanted), json_bytes, deadline())
             reply_bytes = oip.reply_bytes(asked, champion.output_shape)
             until = deadline(asked.timeout_us)
-            if canary is not None:
-                until = min(until, time.monotonic() + CANDIDATE_WITHIN_S)
-            job = Job(champion, asked.features, decodes=asked.decodes, until=until)
+            scored_until = until if canary is None else min(until, time.monotonic() + CANDIDATE_WITHIN_S)
+            job = Job(champion, asked.features, decodes=asked.decodes, until=scored_until)
             scored = score(name, job, canary)
         classes, number = getattr(champion.application.objective, "classes", ()), champion.card.version
-        reply, headers = aside(
+        reply, headers = aside.result(
+            name,
             lambda: oip.encode_response(asked, model=name, version=number, scored=scored, classes=classes),
             reply_bytes,
+            until,
+            scored=True,
         )
         return reply, {**headers, **_version(champion, champions.canary(name))}
 
@@ -207,12 +212,10 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     @app.post("/v1/models/<name>:predict")
     def predict(name: str) -> Answer:
         champion = champions.serving(name, None)
-        application = champion.application
-        with bodies.body(request, "application/json") as body:
+        schema, until = champion.application.event, deadline()
+        with bodies.body(request, name, until, "application/json") as body:
             passes[name].check_room()
-            events = aside(
-                lambda: decode_instances(body, application.event, limit_bytes=settings.event_limit_bytes), len(body)
-            )
+            events = decoded(name, schema, body, until)
             width = prod(champion.output_shape)
             oip.check_reply(len(events) * width * oip.VALUE_BYTES)
             reply_bytes = len(events) * (_ENCODED_BYTES + _SCORE_BYTES * min(width, SCORES_LIMIT))
@@ -233,11 +236,18 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
                 else:
                     champion = canary.candidate
                 predictions = merged(parts)
-        reply = aside(
+        reply = aside.result(
+            name,
             lambda: encode_predictions(events, champion.card.version, predictions, versions),
             reply_bytes,
+            until,
+            scored=True,
         )
         return reply, {**_JSON, **_version(champion, canary)}
+
+    def decoded(name: str, schema: type[Event], body: bytes, until: float) -> list[Event]:
+        limit_bytes = settings.event_limit_bytes
+        return aside.result(name, lambda: decode_instances(body, schema, limit_bytes=limit_bytes), len(body), until)
 
     def predicted(name: str, champion: Champion, events: list[Event]) -> Predictions:
         predictions = score(name, Job(champion, events, until=deadline())).predictions
@@ -248,8 +258,9 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
         """The candidate's predictions of these instances, or why it has none; None where it was not asked."""
         schema, until = canary.candidate.application.event, time.monotonic() + ANSWERS_WITHIN_S
         try:
-            theirs = aside(lambda: decode_instances(body, schema, limit_bytes=settings.event_limit_bytes), len(body))
-            job = Job(canary.candidate, [theirs[n] for n in rows], until=min(deadline(), until))
+            until = min(deadline(), until)
+            theirs = decoded(name, schema, body, until)
+            job = Job(canary.candidate, [theirs[n] for n in rows], until=until)
             predictions = score(name, job, canary).predictions
         except Overloaded:
             return None

@@ -283,3 +283,22 @@ def test_a_wrong_one_of_several_tensors_is_refused_by_name(changed: dict[str, An
     ]
     with pytest.raises(BadInput, match=named):
         decode_request(to_json({"inputs": [inputs[0] | changed, *inputs[1:]]}), None, SEVERAL)
+
+
+def test_json_that_no_number_of_rows_could_need_is_refused_unparsed() -> None:
+    lists, padding = b"[" + b"[]," * 100_000 + b"[]]", b" " * (ROWS_LIMIT * 4 * 32 + 64 * 1024)
+    with pytest.raises(BadInput, match="more lists"):
+        decode_request(as_json()[:-1] + b', "id": ' + lists + b"}", None, WANTED)
+    with pytest.raises(BadInput, match="more lists or objects"):
+        decode_request(as_json(outputs=[{}] * 30_000), None, WANTED)
+    with pytest.raises(RequestEntityTooLarge, match="rows need"):
+        decode_request(as_json() + padding, None, WANTED)
+
+
+@pytest.mark.slow
+def test_as_many_rows_as_there_may_be_are_taken_however_they_are_written() -> None:
+    numbers = np.full((ROWS_LIMIT, 1, 2, 2), -1.2345678901234567e-300)
+    for data in (numbers.ravel().tolist(), numbers.tolist()):
+        tensor = TENSOR | {"shape": list(numbers.shape), "data": data}
+        body = json.dumps({"inputs": [tensor]}, separators=(" , ", " : ")).encode()
+        assert len(decode_request(body, None, WANTED).features["features"]) == ROWS_LIMIT

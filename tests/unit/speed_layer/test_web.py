@@ -25,7 +25,7 @@ from deeplambda.records.featurizer import Featurizer
 from deeplambda.state.card import Card
 from examples.digits.application import Digits
 from speed_layer.model_service import bodies
-from speed_layer.model_service.bodies import LARGE_BYTES
+from speed_layer.model_service.aside import LARGE_BYTES
 from speed_layer.model_service.champions import Champion, ChampionWatch
 from speed_layer.model_service.fast_path import FastPath, Forward
 from speed_layer.model_service.metrics import ServiceMetrics
