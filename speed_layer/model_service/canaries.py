@@ -30,7 +30,7 @@ from deeplambda.records.lifecycle import ChallengerFailed, ExperimentEnded, Expe
 from deeplambda.service.loops import in_one_line
 from speed_layer.model_service.champions import LAST_RETRY_S, POLL_S, Champion, load_champion
 from speed_layer.model_service.passes import Passes
-from speed_layer.model_service.statistics import PassTimes
+from speed_layer.model_service.statistics import OnPass
 from speed_layer.model_service.turns import Turns
 
 FAILURES = 3
@@ -79,7 +79,7 @@ class RunningCanary:
 class CanaryWatch:
     """Follows the experiments. `running` may be read from any thread: by application, the canary that runs."""
 
-    def __init__(self, settings: Settings, on_pass: Callable[[PassTimes], None]) -> None:
+    def __init__(self, settings: Settings, on_pass: OnPass) -> None:
         self.running: dict[str, RunningCanary] = {}
         self._settings, self._on_pass, self._store = settings, on_pass, ObjectStore(settings)
         self._wanted: dict[str, tuple[ExperimentStarted, float]] = {}  # with the end of the patience

@@ -17,6 +17,7 @@ from deeplambda.features import Features, row_count
 from deeplambda.objective import Predictions
 from deeplambda.service.load_shedding import LESS_LOAD
 from speed_layer.model_service.champions import Champion
+from speed_layer.model_service.statistics import Times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class Job:
     """The rows of one request, all for one champion: events, or features that somebody else has made.
 
     decodes: whether its predictions are wanted beside the raw outputs. until: `time.monotonic()` by which the answer
-    has to be there. scored: what waits for it; a large job goes through the model in several parts.
+    has to be there. scored: what waits for it; a large job goes through the model in several parts. times: of the
+    passes that had some of its rows.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Job:
         self.features: Features = rows if isinstance(rows, dict) else {}
         self.count = len(self.events) or row_count(self.features)
         self.scored: Future[Scored] = Future()
-        self.queued_at = 0.0
+        self.times: list[Times] = []
         self._taken = 0
         self._left = self.count
         self._pieces: list[tuple[int, Scored]] = []

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPMethod, HTTPStatus
@@ -14,7 +15,7 @@ from deeplambda.adapters.kafka import Publisher
 from deeplambda.config import Settings
 from deeplambda.errors import NotReady
 from deeplambda.service.metrics import MetricPublisher
-from speed_layer.model_service.statistics import PassTimes, Statistics
+from speed_layer.model_service.statistics import Statistics, Times
 
 log = logging.getLogger(__name__)
 
@@ -104,20 +105,18 @@ class ServiceMetrics:
                 if latency_ms is not None and len(window.latencies_ms) < _KEPT_LATENCIES:
                     window.latencies_ms.append(latency_ms)
 
-    def scored(self, application: str, version: int, rows: int, *, took_s: float, succeeded: bool) -> None:
-        """Count a request that was queued for the model, and its rows if the model has scored them."""
-        self.statistics.answered(application, version, took_s, succeeded=succeeded)
-        if not succeeded:
-            return
+    def scored(self, application: str, version: int, rows: int, took_s: float, passes: Sequence[Times]) -> None:
+        """Count a request whose rows the model has scored, in so many passes."""
+        self.statistics.answered(application, version, rows, took_s, passes)
         self._predictions_of(application, str(version)).inc(rows)
         self._batch_rows_of(application).observe(rows)
         with self._lock:
             self._windows[application].predictions += rows
 
-    def passed(self, times: PassTimes) -> None:
+    def passed(self, application: str, version: int, rows: int, times: Times) -> None:
         """Count a pass through the model, which requests in flight have shared."""
-        self._pass_rows.labels(times.application).observe(times.rows)
-        self.statistics.passed(times)
+        self._pass_rows.labels(application).observe(rows)
+        self.statistics.passed(application, version, rows, times)
 
     def swapped(self, application: str, version: int) -> None:
         """Count a swap to `version`, of which 0 is none; a `ChampionWatch` calls this."""

@@ -1,7 +1,8 @@
 """Requests in flight share passes through the model: what waits when a pass begins goes into it, up to its best size.
 
 Nothing waits for a batch to fill: where no pass runs, the first row begins one. A further pass of the same model begins
-beside it only when it would be full, for two small ones cost more than one.
+beside it only when it would be full, for two small ones cost more than one, or when the one before makes features for
+longer than a pass may take: one event on which a transform hangs holds up no others.
 
 1. a request hands in its rows, decoded, or is refused at once because it would wait too long (`Passes.score`)
 2. a thread takes rows of one champion from the requests that wait, a part of each large one in turn
@@ -17,19 +18,18 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 
 from deeplambda.application import Event
-from deeplambda.errors import BadInput, DeadlinePassed, DeviceFailed, InvalidEvent, Overloaded
+from deeplambda.errors import BadInput, DeadlinePassed, DeviceFailed, InvalidEvent, Overloaded, TooManyRefused
 from deeplambda.features import Features, chosen, concatenated
 from deeplambda.records.admission import payloads
 from deeplambda.records.answers import answers, outputs_of
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.service.load_shedding import LESS_LOAD, LoadShedder
-from speed_layer.model_service.fast_path import PASS_ROWS
+from speed_layer.model_service.fast_path import LONGEST_PASS_S, PASS_ROWS
 from speed_layer.model_service.jobs import Job, Piece, Scored, part_of
-from speed_layer.model_service.statistics import PassTimes
+from speed_layer.model_service.statistics import OnPass, Times
 from speed_layer.model_service.turns import Turns
 
 WAITING_PASSES = 8
@@ -46,17 +46,19 @@ class Passes:
     turns: shared by all applications. on_pass: called after each pass; the metrics count them.
     """
 
-    def __init__(self, name: str, turns: Turns, on_pass: Callable[[PassTimes], None]) -> None:
+    def __init__(self, name: str, turns: Turns, on_pass: OnPass) -> None:
         self._turns, self._on_pass, self._name = turns, on_pass, name
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._running = 0
+        self._making: list[float] = []  # since when running passes make features, where they do
         self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
         self._fresh_rows = 0  # of these, those of requests that no pass has begun
         self._best_rows = PASS_ROWS[-1]  # of the newest request's champion
         self._pass_s = 0.0
         self._shedder = LoadShedder(few=FEW_PASSES, most=WAITING_PASSES)
-        for number in range(turns.at_once):
+        self._at_once = turns.at_once
+        for number in range(turns.at_once + 1):  # one that may hang in a transform
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
 
     def check_room(self) -> None:
@@ -73,12 +75,11 @@ class Passes:
             self.check_room()
             if self._jobs or self._running:  # what comes alone is tried, for passes may have become quicker meanwhile
                 self._check_time(job, best)
-            job.queued_at = time.monotonic()
             self._jobs.append(job)
             self._best_rows = best
             self._ahead_rows += min(job.count, best)
             self._fresh_rows += min(job.count, best)
-            if self._running == 0 or self._ahead_rows >= best:
+            if self._may_begin():
                 self._changed.notify()
 
     def _check_time(self, job: Job, best: int) -> None:
@@ -91,21 +92,25 @@ class Passes:
             raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
 
     def _may_begin(self) -> bool:
-        return bool(self._jobs) and (self._running == 0 or self._ahead_rows >= self._jobs[0].champion.path.best_rows)
+        too_long = time.monotonic() - LONGEST_PASS_S
+        running = self._running - sum(since < too_long for since in self._making)
+        is_full = bool(self._jobs) and self._ahead_rows >= self._jobs[0].champion.path.best_rows
+        return bool(self._jobs) and (running == 0 or (is_full and running < self._at_once))
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._may_begin)
+                while not self._may_begin():
+                    self._changed.wait(LONGEST_PASS_S if self._making else None)
                 pieces = self._taken()
                 self._running += bool(pieces)
-                if self._may_begin():
+                if self._may_begin() or any(piece.job.events for piece in pieces):  # whose features are waited for
                     self._changed.notify()
             if not pieces:
                 continue
             begun = time.monotonic()
             try:
-                self._pass(pieces)
+                self._run(pieces)
             except Exception as exc:
                 _fail(pieces, exc)
                 if isinstance(exc, DeviceFailed):
@@ -138,11 +143,28 @@ class Passes:
                 self._ahead_rows += min(job.waiting, best)
         return pieces
 
+    def _run(self, pieces: list[Piece]) -> None:
+        try:
+            self._pass(pieces)
+        except TooManyRefused:  # it may be one request's rows that fail, and it has taken a minute to say so
+            if len(pieces) == 1:
+                raise
+            for piece in (each for each in pieces if not each.job.is_over):
+                try:
+                    self._pass([piece])
+                except TooManyRefused as exc:
+                    piece.job.fail(exc)
+
     def _pass(self, pieces: list[Piece]) -> None:
         champion, begun = pieces[0].job.champion, time.monotonic()
-        waited_s = sum(begun - piece.job.queued_at for piece in pieces)
         pieces = sorted(pieces, key=lambda piece: not piece.job.events)
-        rows, features, refused = _features(champion.featurizer, pieces)
+        with self._changed:
+            self._making.append(begun)
+        try:
+            rows, features, refused = _features(champion.featurizer, pieces)
+        finally:
+            with self._changed:
+                self._making.remove(begun)
         made = time.monotonic()
         with self._turns:
             ran = time.monotonic()
@@ -157,18 +179,10 @@ class Passes:
             if answered.refused:
                 rows, outputs = [rows[row] for row in answered.rows_N], outputs[answered.rows_N]
             predictions = replace(answered, refused={}).all()
-        self._on_pass(
-            PassTimes(
-                application=self._name,
-                version=champion.card.version,
-                requests=len(pieces),
-                rows=sum(piece.count for piece in pieces),
-                waited_s=waited_s + len(pieces) * (ran - made),
-                features_s=made - begun,
-                model_s=scored - ran,
-                answers_s=time.monotonic() - scored,
-            )
-        )
+        times = Times(features_s=made - begun, model_s=scored - ran, answers_s=time.monotonic() - scored)
+        self._on_pass(self._name, champion.card.version, sum(piece.count for piece in pieces), times)
+        for piece in pieces:
+            piece.job.times.append(times)
         _deliver(pieces, rows, Scored(outputs=outputs, predictions=predictions), refused, self._changed)
 
 

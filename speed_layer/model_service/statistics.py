@@ -1,12 +1,14 @@
 """What the model service has done, by version: the statistics of Triton's extension of the protocol.
 
 Source: triton-inference-server/server, docs/protocol/extension_statistics.md. As there, a request's share of a pass
-with others is all of that pass, so durations are those that requests have seen.
+with others is all of that pass, so durations are those that requests have seen, and of requests that have failed it is
+counted how many and how long.
 """
 
 import threading
 import time
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +16,20 @@ _KEPT_VERSIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassTimes:
-    """One pass of `rows` rows of `requests` requests. waited_s: of these requests, added up; the rest: of the pass."""
+class Times:
+    """What one pass took."""
 
-    application: str
-    version: int
-    requests: int
-    rows: int
-    waited_s: float
     features_s: float
     model_s: float
     answers_s: float
+
+    def stages(self) -> dict[str, float]:
+        """By the protocol's names."""
+        return {"compute_input": self.features_s, "compute_infer": self.model_s, "compute_output": self.answers_s}
+
+
+OnPass = Callable[[str, int, int, Times], None]
+"""Called after each pass: with application, version, rows and times."""
 
 
 @dataclass
@@ -60,27 +65,32 @@ class Statistics:
         self._lock = threading.Lock()
         self._applications: defaultdict[str, OrderedDict[int, _Version]] = defaultdict(OrderedDict)
 
-    def passed(self, times: PassTimes) -> None:
+    def passed(self, application: str, number: int, rows: int, times: Times) -> None:
         """Count a pass through the model."""
-        stages = {
-            "compute_input": times.features_s,
-            "compute_infer": times.model_s,
-            "compute_output": times.answers_s,
-        }
         with self._lock:
-            version = self._version(times.application, times.version)
-            version.rows += times.rows
+            version = self._version(application, number)
             version.passes += 1
             version.last_ms = int(time.time() * 1000)
-            version.durations["queue"].add(times.requests, times.waited_s)
-            for stage, seconds in stages.items():
-                version.durations[stage].add(times.requests, times.requests * seconds)
-                version.by_rows[times.rows][stage].add(1, seconds)
+            for stage, seconds in times.stages().items():
+                version.by_rows[rows][stage].add(1, seconds)
 
-    def answered(self, application: str, version: int, took_s: float, *, succeeded: bool) -> None:
-        """Count a request that the model was asked by."""
+    def answered(self, application: str, number: int, rows: int, took_s: float, passes: Sequence[Times]) -> None:
+        """Count a request that the model has answered, in so many passes; all else of its time it has waited."""
         with self._lock:
-            self._version(application, version).durations["success" if succeeded else "fail"].add(1, took_s)
+            version = self._version(application, number)
+            version.rows += rows
+            version.durations["success"].add(1, took_s)
+            waited_s = took_s
+            for stages in zip(*(times.stages().items() for times in passes), strict=True):
+                seconds = sum(each_s for _, each_s in stages)
+                version.durations[stages[0][0]].add(1, seconds)
+                waited_s -= seconds
+            version.durations["queue"].add(1, max(0.0, waited_s))  # passes of one request may run side by side
+
+    def failed(self, application: str, number: int, took_s: float) -> None:
+        """Count a request that the model was asked by, and has not answered."""
+        with self._lock:
+            self._version(application, number).durations["fail"].add(1, took_s)
 
     def as_json(self, application: str, version: int) -> dict[str, Any]:
         """Those of one version, as the protocol has them."""

@@ -85,21 +85,17 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
     def score(name: str, job: Job, canary: RunningCanary | None = None) -> Scored:
         with metrics.in_progress.track_inprogress():
             (passes[name] if canary is None else canary.passes).submit(job)
-            begun, scored = time.monotonic(), None
+            begun, version = time.monotonic(), job.champion.card.version
             try:
                 scored = result_of(job.scored, job.left_s)
-            except TimeoutError as exc:
+            except BaseException as exc:
+                metrics.statistics.failed(name, version, time.monotonic() - begun)
+                if not isinstance(exc, TimeoutError):
+                    raise
                 job.scored.cancel()
                 # what a canary's requests wait for is its candidate, whichever of them it is at
                 raise (job.too_late if canary is None else job.late) from exc
-            finally:
-                metrics.scored(
-                    name,
-                    job.champion.card.version,
-                    job.count,
-                    took_s=time.monotonic() - begun,
-                    succeeded=scored is not None,
-                )
+            metrics.scored(name, version, job.count, time.monotonic() - begun, job.times)
         return scored
 
     @app.before_request

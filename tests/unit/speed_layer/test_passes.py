@@ -1,5 +1,6 @@
 """Requests in flight share passes: none waits when idle, none harms another, none waits longer than it may."""
 
+import json
 import signal
 import threading
 import time
@@ -7,15 +8,18 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from deeplambda.errors import DeadlinePassed, DeviceFailed, InvalidEvent, NotReady, Overloaded
+from deeplambda.errors import DeadlinePassed, DeviceFailed, InvalidEvent, NotReady, Overloaded, TooManyRefused
 from deeplambda.features import Features
 from deeplambda.records.decoding import decode_event
-from deeplambda.records.featurizer import Featurizer
+from deeplambda.records.featurizer import Featurizer, Isolated
 from deeplambda.service import load_shedding
 from examples.digits.application import DigitDrawn, Digits
 from speed_layer.model_service.champions import Champion
@@ -160,6 +164,68 @@ def test_a_model_that_would_end_the_process_ends_its_pass_and_the_next_one_runs(
     with pytest.raises(InvalidEvent, match="SystemExit"):
         submitted(passes, Job(serving, rows(-1))).result(WAIT_S)
     assert first_outputs(submitted(passes, Job(serving, rows(3)))) == [3]
+
+
+class Hanging(Digits):
+    """Its transform waits at the gate where an image is black."""
+
+    transform_limit_s = WAIT_S
+
+    def __init__(self) -> None:
+        self.gate, self.begun = threading.Event(), threading.Event()
+
+    def transform(self, batch: pa.RecordBatch) -> Any:
+        if black(batch):
+            self.begun.set()
+            assert self.gate.wait(WAIT_S)
+        return super().transform(batch)
+
+
+def black(batch: pa.RecordBatch) -> bool:
+    return any(image == bytes(784) for image in batch["image"].to_pylist())
+
+
+def drawn(shade: int) -> DigitDrawn:
+    image = b64encode(bytes([shade] * 784)).decode()
+    return decode_event(
+        DigitDrawn,
+        json.dumps({"event_id": "a", "occurred_at": "2026-01-02T03:04:05Z", "image": image}).encode(),
+        limit_bytes=10_000,
+    )
+
+
+def test_an_event_on_which_the_transform_hangs_holds_up_no_other(passes: Passes, model: Model) -> None:
+    application = Hanging()
+    serving = replace(champion(model), featurizer=Featurizer(application, code_version="c1"))
+    try:
+        hanging = submitted(passes, Job(serving, [drawn(0)]))
+        assert application.begun.wait(WAIT_S)
+        assert first_outputs(submitted(passes, Job(serving, rows(3)))) == [3]
+        assert len(first_outputs(submitted(passes, Job(serving, [drawn(255)])))) == 1
+        assert not hanging.done()
+    finally:
+        application.gate.set()
+    assert len(first_outputs(hanging)) == 1
+
+
+def test_a_request_whose_culprits_cannot_be_told_apart_fails_alone(
+    passes: Passes, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def isolated(featurizer: Featurizer, batch: pa.RecordBatch) -> Isolated:
+        if black(batch):
+            raise TooManyRefused("too many of them fail to be told apart")
+        return Isolated(rows_N=list(range(batch.num_rows)), features=featurizer.features(batch), refused={})
+
+    monkeypatch.setattr(Featurizer, "isolated", isolated)
+    serving = champion(model)
+    hold(passes, serving, model)
+    of_events = [submitted(passes, Job(serving, [drawn(shade), drawn(255)])) for shade in (255, 0, 255)]
+    of_features = submitted(passes, Job(serving, rows(3)))
+    model.gate.set()
+    assert [len(first_outputs(of_events[n])) for n in (0, 2)] == [2, 2]
+    assert first_outputs(of_features) == [3]
+    with pytest.raises(TooManyRefused):
+        of_events[1].result(WAIT_S)
 
 
 def test_without_memory_a_request_is_to_be_sent_again_and_with_a_device_that_failed_the_worker_ends(

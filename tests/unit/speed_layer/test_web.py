@@ -228,9 +228,19 @@ def test_statistics_count_requests_rows_and_passes(client: FlaskClient) -> None:
     assert (infer(client, [3, 4]).status_code, infer(client, [1]).status_code) == (200, 422)
     (found,) = client.get("/v2/models/digits/stats").json["model_stats"]
     assert found == client.get("/v2/models/stats").json["model_stats"][0]
-    assert (found["inference_count"], found["execution_count"]) == (3, 2)
-    assert [found["inference_stats"][each]["count"] for each in ("success", "fail", "queue")] == [1, 1, 2]
+    assert (found["inference_count"], found["execution_count"]) == (2, 2)
+    assert [found["inference_stats"][each]["count"] for each in ("success", "fail", "queue")] == [1, 1, 1]
     assert [each["batch_size"] for each in found["batch_stats"]] == [1, 2]
+
+
+def test_a_request_of_several_passes_counts_once_and_has_not_waited_for_its_own(client: FlaskClient) -> None:
+    assert infer(client, [3] * 150).status_code == 200
+    (found,) = client.get("/v2/models/digits/stats").json["model_stats"]
+    stages = ("queue", "compute_input", "compute_infer", "compute_output")
+    assert (found["inference_count"], found["execution_count"]) == (150, 3)
+    assert [found["inference_stats"][each]["count"] for each in ("success", *stages)] == [1] * 5
+    parts_ns = sum(found["inference_stats"][each]["ns"] for each in stages)
+    assert parts_ns == pytest.approx(found["inference_stats"]["success"]["ns"], abs=10)
 
 
 def test_the_repository_lists_what_serves_and_only_operators_change_it(client: FlaskClient) -> None:
