@@ -1,5 +1,6 @@
 """What nginx bounds in front of the model service, and what not."""
 
+import json
 import re
 from pathlib import Path
 
@@ -41,3 +42,12 @@ def test_a_request_that_finds_no_room_is_told_to_try_again() -> None:
     answer = location(name)
     assert "return 503" in answer
     assert "Retry-After" in answer
+
+
+def test_what_nginx_refuses_itself_is_a_problem_that_stock_clients_can_read() -> None:
+    answers = [(int(status), json.loads(body)) for status, body in re.findall(r"return (\d+) '(.*)';", SERVER)]
+    assert {status for status, _ in answers} == {400, 413, 414, 429, 431, 503}
+    assert all(body["status"] == status and body["error"] == body["detail"] for status, body in answers)
+    assert SERVER.count("default_type application/problem+json;") == len(answers)
+    for code, place in re.findall(r"error_page ([\d ]+) = (\S+);", SERVER):
+        assert re.search(rf"location (= )?{re.escape(place)} {{", SERVER), code
