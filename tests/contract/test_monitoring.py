@@ -72,7 +72,7 @@ def exposed() -> dict[str, set[str]]:
     """What the services show to Prometheus once they have something to show: names of samples, and their labels."""
     metrics = ServiceMetrics(("digits",))
     metrics.answered("/v1/models/<name>:predict", "POST", 200, 0.01, "digits")
-    metrics.scored("digits", 1, 10, took_s=0.01, succeeded=True)
+    metrics.scored("digits", 1, 10, 0.01, [])
     shown = metrics.exposition().decode() + lag.exposition_of({"digits": {"stream": lag.Waiting(1, {0: 1})}}).decode()
     return {
         sample.name: set(sample.labels) for family in text_string_to_metric_families(shown) for sample in family.samples
