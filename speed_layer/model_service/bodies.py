@@ -1,6 +1,7 @@
 """Reading request bodies: whole, bounded one by one and together, and not read further once too large.
 
-A body may be compressed by gzip or deflate (RFC 9110, section 8.4.1); the bounds hold for what comes out.
+A body may be compressed by gzip, of which there may be several members (RFC 1952, section 2.2), or deflate (RFC 9110,
+section 8.4.1); the bounds hold for what comes out.
 """
 
 import threading
@@ -19,7 +20,10 @@ from speed_layer.model_service.aside import LARGE_BYTES, Aside
 
 ROOM_BYTES = 8 * BODY_LIMIT_BYTES
 """For all large bodies that are in memory at one time; a request beyond it is answered 429 with Retry-After."""
-_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS, "identity": 0}
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_MEMBERS = 256
+"""Of a gzip body, at most: what is left is copied after each."""
+_PLAIN = "identity"
 
 
 class BodyReader:
@@ -42,7 +46,11 @@ class BodyReader:
         Raises: RequestEntityTooLarge, UnsupportedMediaType, BadInput when it is cut off, RequestTimeout when it comes
         too slowly, Overloaded without room; and as `Aside`.
         """
-        _check_type(request, media_types)
+        if request.mimetype and request.mimetype not in media_types:
+            raise UnsupportedMediaType(
+                f"media type {request.mimetype!r} is not taken here; send Content-Type: {' or '.join(media_types)}"
+            )
+        coding = coding_of(request)
         if request.content_length is not None and request.content_length > BODY_LIMIT_BYTES:
             raise _too_large()
         pieces: list[bytes] = []
@@ -58,9 +66,9 @@ class BodyReader:
             for piece in _pieces(request):
                 pieces.append(piece)
                 take_room()
-            if (coding := request.headers.get("Content-Encoding", "identity")) != "identity":
+            if coding != _PLAIN:
                 deflated = b"".join(pieces)
-                pieces = [self._aside.result(application, lambda: _inflated(deflated, coding), LARGE_BYTES, until)]
+                pieces = [self._aside.result(application, lambda: inflated(deflated, coding), LARGE_BYTES, until)]
                 take_room()
             yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
@@ -73,31 +81,37 @@ class BodyReader:
                 raise Overloaded("the service has as many requests in memory as it has room for", "try again shortly")
 
 
-def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
-    if request.mimetype and request.mimetype not in media_types:
-        raise UnsupportedMediaType(
-            f"media type {request.mimetype!r} is not taken here; send Content-Type: {' or '.join(media_types)}"
-        )
-    if request.headers.get("Content-Encoding", "gzip") not in _WINDOW_BITS:
-        raise UnsupportedMediaType(
-            f"Content-Encoding {request.headers['Content-Encoding'][:40]!r} is not taken; "
-            f"send one of {', '.join(_WINDOW_BITS)}, or the body uncompressed"
-        )
+def coding_of(request: Request) -> str:
+    """How a body is compressed. Raises: UnsupportedMediaType."""
+    given = request.headers.get("Content-Encoding", _PLAIN)
+    coding = given.lower().removeprefix("x-")  # RFC 9110, section 8.4.1: `x-gzip` is gzip, in whatever case
+    if coding in _WINDOW_BITS or coding == _PLAIN:
+        return coding
+    raise UnsupportedMediaType(
+        f"Content-Encoding {given[:40]!r} is not taken; send one of {', '.join(_WINDOW_BITS)}, or the body uncompressed"
+    )
 
 
-def _inflated(content: bytes, coding: str) -> bytes:
-    inflater = zlib.decompressobj(_WINDOW_BITS[coding])
-    try:
-        inflated = inflater.decompress(content, BODY_LIMIT_BYTES + 1)
-    except zlib.error as exc:
-        raise BadInput(f"the body is not {coding}: {exc}", "compress all of it") from exc
-    if len(inflated) > BODY_LIMIT_BYTES:
-        raise _too_large()
-    if not inflater.eof:
-        raise BadInput(f"the {coding} body is cut off", "send all of it")
-    if inflater.unused_data:
-        raise BadInput(f"{len(inflater.unused_data)} bytes follow what is {coding}", "compress the body as one")
-    return inflated
+def inflated(content: bytes, coding: str, limit_bytes: int = BODY_LIMIT_BYTES) -> bytes:
+    """A body as it was before it was compressed. Raises: BadInput, RequestEntityTooLarge."""
+    if coding == _PLAIN:
+        return content
+    members, left_bytes = list[bytes](), limit_bytes
+    while content or not members:
+        inflater = zlib.decompressobj(_WINDOW_BITS[coding])
+        try:
+            members.append(inflater.decompress(content, left_bytes + 1))
+        except zlib.error as exc:
+            raise BadInput(f"the body is not {coding}: {exc}", "compress all of it") from exc
+        left_bytes -= len(members[-1])
+        if left_bytes < 0:
+            raise _too_large()
+        if not inflater.eof:
+            raise BadInput(f"the {coding} body is cut off", "send all of it")
+        content = inflater.unused_data
+        if content and (coding != "gzip" or len(members) == _MEMBERS):
+            raise BadInput(f"{len(content)} bytes follow what is {coding}", "compress the body as one")
+    return b"".join(members)
 
 
 def _pieces(request: Request) -> Iterator[bytes]:

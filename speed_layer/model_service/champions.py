@@ -17,9 +17,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 
 from kafka.errors import KafkaError
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from deeplambda.adapters.kafka import consumer, kafka_errors
 from deeplambda.adapters.machine import chosen_device
@@ -59,6 +61,11 @@ class Champion:
     def application(self) -> Application:
         """The version's own code, whatever is deployed."""
         return self.featurizer.application
+
+    @cached_property
+    def name_bytes(self) -> int:
+        """What the longest name of a class takes as JSON; 0 where the objective has no classes."""
+        return max((len(to_json(name)) for name in getattr(self.application.objective, "classes", ())), default=0)
 
 
 def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromoted) -> Champion:
@@ -243,7 +250,10 @@ class ChampionWatch:
     def _follow_orders(self) -> None:
         """Load or unload as operators have asked meanwhile."""
         while not self._orders.empty():
-            self._is_wanted, done = self._orders.get()
+            wanted, done = self._orders.get()
+            if not done.set_running_or_notify_cancel():  # whoever gave it was told that it is not done
+                continue
+            self._is_wanted = wanted
             if not self._is_wanted:
                 self.current, self.error = None, "an operator has unloaded it"
                 self._on_swap(self.name, 0)

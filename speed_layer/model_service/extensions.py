@@ -17,6 +17,7 @@ from deeplambda.errors import BadInput, NotReady
 from deeplambda.service.cooperative_worker import result_of
 from deeplambda.service.tokens import authorize
 from speed_layer.model_service import oip
+from speed_layer.model_service.bodies import coding_of, inflated
 from speed_layer.model_service.serving import Champions
 from speed_layer.model_service.statistics import Statistics
 
@@ -85,6 +86,7 @@ def extensions(settings: Settings, champions: Champions, statistics: Statistics)
         try:
             result_of(order, _LOAD_WITHIN_S)
         except TimeoutError as exc:
+            order.cancel()
             raise NotReady(
                 f"{name!r} is not done within {_LOAD_WITHIN_S:.0f} s", "see 'deeplambda logs model'"
             ) from exc
@@ -95,7 +97,7 @@ def extensions(settings: Settings, champions: Champions, statistics: Statistics)
 
 def _body() -> dict[str, Any]:
     request.max_content_length = _BODY_BYTES
-    content = request.get_data(cache=False)
+    content = inflated(request.get_data(cache=False), coding_of(request), _BODY_BYTES)
     try:
         found = from_json(content or b"{}")
     except ValueError as exc:

@@ -1,6 +1,7 @@
 """The simple protocol: raw events in, predictions out, with the schema and the transform of the application.
 
-An instance is an event of which `event_id` and `occurred_at` may be left out, so that its payload is enough.
+An instance is an event of which `event_id` and `occurred_at` may be left out, so that its payload is enough; or a
+CloudEvent, of which `id` and `time` may be.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from deeplambda.application import Event
 from deeplambda.clock import now
 from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.objective import Predictions
-from deeplambda.records.decoding import Reason, RefusedEvent, decode_event
+from deeplambda.records.decoding import Reason, RefusedEvent, decode_event, is_cloud_event
 
 
 def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> list[Event]:
@@ -36,8 +37,11 @@ def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> l
     moment = now().isoformat()
     events = []
     for i, instance in enumerate(instances):
-        if isinstance(instance, dict):
-            instance = {"event_id": made_up_id(i), "occurred_at": moment} | instance
+        made_up = {"event_id": made_up_id(i), "occurred_at": moment}
+        if is_cloud_event(instance):
+            instance = instance | {"data": made_up | instance["data"]}
+        elif isinstance(instance, dict):
+            instance = made_up | instance
         try:
             events.append(decode_event(schema, to_json(instance), limit_bytes=limit_bytes))
         except RefusedEvent as exc:

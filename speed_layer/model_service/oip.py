@@ -25,7 +25,7 @@ from speed_layer.model_service.jobs import Scored
 OUTPUTS, PREDICTION, CONFIDENCE = "outputs", "prediction", "confidence"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 VALUE_BYTES, _TEXT_BYTES, _ENTRY_BYTES = 4, 20, 64
-"""Of a reply: a raw output, as binary data and as text; a prediction, a confidence or the name of a class."""
+"""Of a reply: a raw output, as binary data and as text; a prediction, a confidence or a class, without its name."""
 _WRITTEN_BYTES, _ASIDE_BYTES, _ASIDES = 32, 64 * 1024, 1024
 """Of a request: a number as text, with what is between it and the next; all else, in bytes, and in lists or objects."""
 _DATATYPES = {OUTPUTS: "FP32", PREDICTION: "BYTES", CONFIDENCE: "FP64"}
@@ -111,7 +111,8 @@ def _shape(name: str, described: dict[str, Any], wanted: Tensor) -> list[int]:
         expected = ", ".join(str(n) for n in ("N", *wanted.shape))
         raise BadInput(f"tensor {name!r} has shape {_short(shape)}", f"send shape [{expected}] with N of at least 1")
     if shape[0] > ROWS_LIMIT:
-        raise RequestEntityTooLarge(f"tensor {name!r} has {shape[0]} rows; send at most {ROWS_LIMIT} in one request")
+        given = _short(shape[0])
+        raise RequestEntityTooLarge(f"tensor {name!r} has {given} rows; send at most {ROWS_LIMIT} in one request")
     if described.get("datatype") != DATATYPES[wanted.dtype]:
         raise BadInput(
             f"tensor {name!r} has datatype {_short(described.get('datatype'))}", f"send {DATATYPES[wanted.dtype]}"
@@ -133,18 +134,19 @@ def json_bytes(header_length: str | None, body_length: int) -> int:
     return int(header_length)
 
 
-def reply_bytes(request: InferRequest, output_shape: Sequence[int]) -> int:
+def reply_bytes(request: InferRequest, output_shape: Sequence[int], name_bytes: int = 0) -> int:
     """About what the reply will take, and no less than the outputs that it is made of. output_shape: of one row.
+    name_bytes: of the longest name of a class, as JSON.
 
     Raises: RequestEntityTooLarge where that is more than a request may take.
     """
-    rows, width = row_count(request.features), prod(output_shape)
+    rows, width, entry_bytes = row_count(request.features), prod(output_shape), _ENTRY_BYTES + name_bytes
     size_bytes = rows * width * VALUE_BYTES
     for name, binary in request.outputs:
         if name != OUTPUTS:
-            size_bytes += rows * _ENTRY_BYTES
+            size_bytes += rows * (entry_bytes if name == PREDICTION else _ENTRY_BYTES)
         elif request.likeliest:
-            size_bytes += rows * min(request.likeliest, width) * _ENTRY_BYTES
+            size_bytes += rows * min(request.likeliest, width) * entry_bytes
         elif not binary:
             size_bytes += rows * width * _TEXT_BYTES
     check_reply(size_bytes)
@@ -202,7 +204,9 @@ def _number(wanted: Specification) -> str:
 
 
 def _parameters(of: dict[str, Any]) -> dict[str, Any]:
-    parameters = of.get("parameters", {})
+    parameters = of.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise BadInput(f"'parameters' is {_short(parameters)}", "send 'parameters' as an object")
     return parameters
@@ -236,9 +240,13 @@ def _json_values(name: str, data: Any, shape: list[int], dtype: str) -> NDArray[
     if not isinstance(data, list):
         raise BadInput(f"tensor {name!r} has no list 'data'", "send its numbers as 'data', or as binary data")
     kinds: set[type] = {bool} if dtype == "bool" else {int, float}
+    # else an integer past 64 bits would be no number
+    wanted = np.float64 if np.dtype(dtype).kind == "f" else None
     try:
-        numbers = np.array(data if _are_all(data, kinds) else None)
-    except (ValueError, OverflowError) as exc:
+        numbers = np.array(data, wanted) if _are_all(data, kinds) else np.array(None)
+    except OverflowError as exc:
+        raise InvalidEvent(f"tensor {name!r} holds a value beyond {DATATYPES[dtype]}", "send finite numbers") from exc
+    except ValueError as exc:
         raise BadInput(f"'data' of tensor {name!r} is ragged", f"send it flat, or nested as shape {shape}") from exc
     if numbers.dtype.kind not in ("b" if dtype == "bool" else "iuf"):
         kind = "true or false" if dtype == "bool" else "a number"
@@ -272,7 +280,7 @@ def _requested(request: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         raise BadInput("'outputs' is not a list of objects", 'send it as [{"name": …}], or leave it out')
     names = [output.get("name") for output in outputs]
     for name in names:
-        if name not in _DATATYPES or names.count(name) > 1:
+        if not isinstance(name, str) or name not in _DATATYPES or names.count(name) > 1:
             raise BadInput(
                 f"'outputs' asks for {_short(name)}", f"ask for each of {', '.join(_DATATYPES)} at most once"
             )

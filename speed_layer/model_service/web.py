@@ -34,7 +34,7 @@ from speed_layer.model_service.turns import Turns
 
 Answer = Response | tuple[bytes, Mapping[str, str]]
 _ENCODED_BYTES, _SCORE_BYTES = 64, 32
-"""About what an event adds to a reply, and each of its scores."""
+"""About what an event adds to a reply, and each of its scores, without the names of classes."""
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -173,7 +173,7 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             passes[name].check_room()
             json_bytes = oip.json_bytes(header, len(body))
             asked = aside.result(name, lambda: oip.decode_request(body, header, wanted), json_bytes, deadline())
-            reply_bytes = oip.reply_bytes(asked, champion.output_shape)
+            reply_bytes = oip.reply_bytes(asked, champion.output_shape, champion.name_bytes)
             until = deadline(asked.timeout_us)
             scored_until = until if canary is None else min(until, time.monotonic() + CANDIDATE_WITHIN_S)
             job = Job(champion, asked.features, decodes=asked.decodes, until=scored_until)
@@ -214,7 +214,9 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             events = decoded(name, schema, body, until)
             width = prod(champion.output_shape)
             oip.check_reply(len(events) * width * oip.VALUE_BYTES)
-            reply_bytes = len(events) * (_ENCODED_BYTES + _SCORE_BYTES * min(width, SCORES_LIMIT))
+            names_bytes = (_SCORE_BYTES + champion.name_bytes) * min(width, SCORES_LIMIT) + champion.name_bytes
+            reply_bytes = len(events) * (_ENCODED_BYTES + names_bytes)
+            oip.check_reply(reply_bytes)
             canary = champions.canary(name)
             taken = [] if canary is None else taken_by(canary, events)
             theirs = None if canary is None or not taken else by_canary(name, canary, body, taken)

@@ -84,13 +84,18 @@ def readable_id(value: bytes) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
+def is_cloud_event(value: Any) -> bool:
+    """Whether parsed JSON is a structured CloudEvent."""
+    return isinstance(value, dict) and isinstance(value.get("data"), dict) and "specversion" in value
+
+
 def _plain(value: bytes) -> bytes:
     """A structured CloudEvent as a plain event: its data with its id and time; anything else as it is."""
     try:
         envelope: Any = from_json(value)
     except ValueError:
         return value  # the schema's own parser reports the error and its position
-    if not (isinstance(envelope, dict) and isinstance(envelope.get("data"), dict) and "specversion" in envelope):
+    if not is_cloud_event(envelope):
         return value
     named = {"event_id": envelope.get("id"), "occurred_at": envelope.get("time")}
     return to_json(envelope["data"] | {name: given for name, given in named.items() if given is not None})

@@ -43,3 +43,20 @@ def test_what_may_be_mended_meanwhile_is_loaded_again(
         moment += 120.0
     assert len(failures) == tries, "once in each two minutes, and not again at once"
     assert "digits/2' not loaded" in (watch.error or "")
+
+
+def test_an_order_that_nobody_waits_for_any_more_is_not_carried_out(tmp_path: Path) -> None:
+    swaps = list[int]()
+    watch = ChampionWatch(
+        Settings(data_dir=tmp_path),
+        "digits",
+        on_swap=lambda _, version: swaps.append(version),
+        on_failure=lambda _: None,
+    )
+    given_up, wanted = watch.unload(), watch.load()
+    assert given_up.cancel()
+    watch._follow_orders()
+    assert watch._is_wanted
+    assert not swaps
+    with pytest.raises(NotReady):
+        wanted.result(0)

@@ -35,6 +35,13 @@ def test_an_events_own_id_and_time_are_kept() -> None:
     assert (event.event_id, event.occurred_at.year) == ("mine", 2026)
 
 
+def test_of_a_cloud_event_as_well_id_and_time_may_be_left_out() -> None:
+    envelope = {"specversion": "1.0", "type": "drawn", "source": "/test", "data": {"image": IMAGE}}
+    first, second = decode(envelope, envelope | {"id": "mine", "time": "2026-01-02T03:04:05Z"})
+    assert (first.event_id, first.occurred_at.tzinfo is None) == ("instance-0", False)
+    assert (second.event_id, second.occurred_at.year) == ("mine", 2026)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"instances": []}', b'{"instances": {}}', b"[" * 10_000])
 def test_what_is_no_list_of_instances_is_refused(body: bytes) -> None:
     with pytest.raises(BadInput) as refused:

@@ -15,7 +15,7 @@ from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.features import Tensor
 from deeplambda.objective import Classification, Predictions
 from speed_layer.model_service.jobs import Scored
-from speed_layer.model_service.oip import InferRequest, decode_request, encode_response, metadata
+from speed_layer.model_service.oip import InferRequest, decode_request, encode_response, metadata, reply_bytes
 
 WANTED = {"features": Tensor(shape=(1, 2, 2))}
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
@@ -302,3 +302,38 @@ def test_as_many_rows_as_there_may_be_are_taken_however_they_are_written() -> No
         tensor = TENSOR | {"shape": list(numbers.shape), "data": data}
         body = json.dumps({"inputs": [tensor]}, separators=(" , ", " : ")).encode()
         assert len(decode_request(body, None, WANTED).features["features"]) == ROWS_LIMIT
+
+
+def test_a_name_that_is_no_text_and_parameters_of_null() -> None:
+    with pytest.raises(BadInput, match="asks for"):
+        decode_request(as_json(outputs=[{"name": []}]), None, WANTED)
+    tensor = TENSOR | {"data": ROWS.ravel().tolist(), "parameters": None}
+    asked = decode_request(
+        as_json(tensor, parameters=None, outputs=[{"name": "outputs", "parameters": None}]), None, WANTED
+    )
+    assert asked.outputs == (("outputs", False),)
+
+
+def test_whole_numbers_are_numbers_however_large() -> None:
+    numbers = [2**64, -(2**70), 10**30, *range(5)]
+    found = decode_request(as_json(TENSOR | {"data": numbers}), None, WANTED).features["features"]
+    np.testing.assert_allclose(found.ravel(), np.array(numbers, np.float64), rtol=1e-7)
+    for beyond in (10**40, 10**400):
+        text = as_json(TENSOR | {"data": [0] * 8}).replace(b"[0,", b"[%d," % beyond)
+        with pytest.raises(InvalidEvent, match="beyond FP32"):
+            decode_request(text, None, WANTED)
+
+
+def test_a_number_of_rows_is_not_echoed_whole() -> None:
+    text = as_json(TENSOR | {"data": []}).replace(b'"shape":[2,', b'"shape":[%d,' % 10**4000)
+    with pytest.raises(RequestEntityTooLarge) as refused:
+        decode_request(text, None, WANTED)
+    assert len(refused.value.description) < 200
+
+
+def test_long_names_of_classes_count_for_what_a_reply_takes() -> None:
+    rows = {"features": np.zeros((ROWS_LIMIT, 1), np.float32)}
+    request = InferRequest(id=None, features=rows, outputs=(("outputs", False),), likeliest=10)
+    assert reply_bytes(request, (10,), name_bytes=5) > 0
+    with pytest.raises(RequestEntityTooLarge):
+        reply_bytes(request, (10,), name_bytes=257)

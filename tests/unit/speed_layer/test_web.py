@@ -114,7 +114,14 @@ def test_a_time_that_is_none_and_one_that_is_over_are_refused(client: FlaskClien
 
 
 @pytest.mark.parametrize(
-    ("coding", "compressed"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes)]
+    ("coding", "compressed"),
+    [
+        ("gzip", gzip.compress),
+        ("X-GZip", gzip.compress),
+        ("gzip", lambda content: gzip.compress(content[:100]) + gzip.compress(content[100:])),
+        ("Deflate", zlib.compress),
+        ("identity", bytes),
+    ],
 )
 def test_a_compressed_body_is_read_as_any_other(client: FlaskClient, coding: str, compressed: Any) -> None:
     content = compressed(json.dumps({"inputs": [TENSOR]}).encode())
@@ -127,13 +134,25 @@ def test_a_compressed_body_is_read_as_any_other(client: FlaskClient, coding: str
     [
         ("gzip", gzip.compress(bytes(BODY_LIMIT_BYTES + 1)), 413),
         ("gzip", gzip.compress(b"{}")[:-9], 400),
-        ("gzip", gzip.compress(json.dumps({"inputs": [TENSOR]}).encode()) + gzip.compress(b" "), 400),
+        ("gzip", gzip.compress(json.dumps({"inputs": [TENSOR]}).encode()) + gzip.compress(b"") * 300, 400),
+        ("gzip", gzip.compress(bytes(BODY_LIMIT_BYTES)) + gzip.compress(b" "), 413),
+        ("gzip", gzip.compress(json.dumps({"inputs": [TENSOR]}).encode()) + b"more", 400),
         ("deflate", zlib.compress(json.dumps({"inputs": [TENSOR]}).encode()) + b" ", 400),
         ("deflate", b"neither", 400),
         ("br", b"", 415),
         ("gzip, gzip", b"", 415),
     ],
-    ids=["too large", "cut off", "two members", "more behind", "damaged", "unknown", "twice"],
+    ids=[
+        "too large",
+        "cut off",
+        "many members",
+        "too large together",
+        "more behind gzip",
+        "more behind",
+        "damaged",
+        "unknown",
+        "twice",
+    ],
 )
 def test_a_compressed_body_is_bounded_and_whole(client: FlaskClient, coding: str, content: bytes, status: int) -> None:
     headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
@@ -247,6 +266,8 @@ def test_the_repository_lists_what_serves_and_only_operators_change_it(client: F
     (found,) = client.post("/v2/repository/index", json={"ready": True}).json
     assert (found["name"], found["version"], found["state"]) == ("digits", "1", "READY")
     assert client.post("/v2/repository/index", data=bytes(2**20)).status_code == 413
+    packed = {"data": gzip.compress(b'{"ready": true}'), "headers": {"Content-Encoding": "gzip"}}
+    assert client.post("/v2/repository/index", **packed).json == [found]
     refused = client.post("/v2/repository/models/digits/unload")
     assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert client.get("/v2/models/digits/ready").status_code == 200
