@@ -1,8 +1,8 @@
 """The trainer: a model, its optimiser and its schedule. It knows nothing of where rows come from.
 
 Several workers train one model: each takes its rows of every batch, and `DistributedDataParallel` adds up their
-gradients, so that the model is the one that a single worker would have trained, but for the order of sums. Batch
-normalisation and dropout see a worker's own rows.
+gradients, so that the model is the one that a single worker would have trained, but for the order of sums. So is what
+`SharedBatchNorms` normalises; dropout draws other numbers in each worker.
 Source: Li et al., PyTorch Distributed: Experiences on Accelerating Data Parallel Training (2020).
 
 Legend: N rows, B rows of a batch.
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from batch_layer.batch_norms import SharedBatchNorms
 from batch_layer.compute import Compute, as_model_input
 from batch_layer.rows import Rows, Window, batches
 from deeplambda.application import Application
@@ -102,6 +103,7 @@ class Trainer:
             if compute.workers > 1
             else None
         )
+        self._norms = SharedBatchNorms(self.model) if self._shared else None
         self._spare: Rows | None = None
 
     def begin_with(self, weights: bytes, name: str, outputs: int) -> tuple[str, ...]:
@@ -137,7 +139,7 @@ class Trainer:
         torch.manual_seed(seed + self._compute.rank * _NEXT_WORKER)
         self.model.train()
         order = torch.Generator().manual_seed(seed)
-        for step, batch in enumerate(batches(windows, self._settings.batch_size, order), start=1):
+        for step, batch in enumerate(batches(self._sparing(windows), self._settings.batch_size, order), start=1):
             self._step(batch, (epoch - 1 + min(self._done_rows / rows(), 1.0)) / self._settings.epochs)
             self._done_rows += len(batch)
             unreported += len(batch)
@@ -172,18 +174,25 @@ class Trainer:
         self._scaler.update()
         self._loss_sum += loss.detach() * len(batch.rows)
 
+    def _sparing(self, windows: Iterable[Window]) -> Iterator[Window]:
+        """The same; of each window, one of several workers keeps a row for those batches that it has none of."""
+        for window in windows:
+            if self._shared is not None and len(window.rows):
+                self._spare = window.rows.chosen(torch.zeros(1, dtype=torch.int64))
+            yield window
+
     def _rows_here(self, batch: Window) -> Rows:
         """The batch's rows on the device. A worker that has none of a small batch takes one that counts nothing."""
         rows = batch.rows
+        if self._norms is not None:
+            self._norms.counts = len(rows) > 0
+            if not len(rows):
+                if self._spare is None:
+                    raise BadInput(f"worker {self._compute.rank} has no rows", "train with fewer workers")
+                rows = self._spare
         if self._compute.device.type == "cuda" and rows.labels_N.device.type == "cpu":
             rows = rows.pinned().to(self._compute.device)
-        if self._shared is None:
-            return rows
-        if len(rows):
-            self._spare = rows.part(slice(1))
-        elif self._spare is None:
-            raise BadInput(f"worker {self._compute.rank} has no rows of a first batch", "train with fewer workers")
-        return rows if len(rows) else self._spare
+        return rows
 
     def _augmented(self, features: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
         if type(self._application).augment is Application.augment:

@@ -149,6 +149,7 @@ class TrainingData:
 
     def _read(self, shards: Sequence[PartitionPrepared]) -> Window:
         """This worker's share of a window of these shards."""
+        shards = [shard for shard in shards if shard.rows]  # else one worker's whole share may be a shard without any
         shares = [self._share(position, len(shards)) for position in range(len(shards))]
         here = [(shard, share) for shard, share in zip(shards, shares, strict=True) if share]
         fetched = self._fetched([shard for shard, _ in here])
