@@ -84,11 +84,12 @@ def train_on_workers(
     def attempt() -> DeepLambdaError | None:
         store.delete([refusal])
         try:
-            return distributor.run(_work, *given)  # type: ignore[no-any-return]
+            distributor.run(_work, *given)
         except _BROKEN_OFF:
             if store.digest(refusal) is None:
                 raise
-            return _refused(store.get(refusal))  # by one worker, whose absence ended the others
+            return _refused(store.get(refusal))
+        return None
 
     with _followed(store, packed.name, dataset, run, hyperparameters["epochs"], listener), _sharing(settings, workers):
         refused = while_it_gets_on(
@@ -131,9 +132,9 @@ def _work(
     overrides: Mapping[str, Any],
     parent: Card | None,
     refusal: str,
-) -> DeepLambdaError | None:
-    """One worker's whole life. What is wrong with data, code or model is returned, for it would fail again; and put on
-    S3 under the key `refusal`, for the others may not find it, and end by the want of this one."""
+) -> None:
+    """One worker's whole life. What is wrong with data, code or model would fail again, and is put on S3 under the key
+    `refusal`. Whatever it is, the worker exits as one that failed: only then are the others ended, which wait."""
     store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL takes the current one, by default all the first
@@ -148,10 +149,8 @@ def _work(
         _log.error("worker %d: %s", distributed.get_rank(), exc)
         if not exc.retryable:
             store.put(refusal, to_json({"kind": type(exc).__name__, "message": exc.message, "remedy": exc.remedy}))
-        return exc
-    finally:
-        distributed.destroy_process_group()
-    return None
+        raise SystemExit(1) from exc
+    distributed.destroy_process_group()
 
 
 def _refused(kept: bytes) -> DeepLambdaError:

@@ -158,6 +158,25 @@ def test_what_only_one_worker_finds_wrong_is_said_as_well(
     assert kept == packed.zip_file.read_bytes()
 
 
+def test_a_worker_that_refuses_ends_those_that_do_not_hear_of_it(
+    spark: SparkSession, stack: Settings, tmp_path: Path
+) -> None:
+    """As a GPU's worker does not, which waits for a sum."""
+    outlived = tmp_path / "outlived"
+    refuses = f"""
+    def loss(self, outputs, labels_N, features):
+        import os, pathlib, time
+        if os.environ["RANK"] == "0":
+            raise ValueError("these labels mean nothing")
+        time.sleep(40)
+        pathlib.Path({str(outlived)!r}).touch()
+        return self.objective.loss(outputs, labels_N)"""
+    packed = written(stack, tmp_path, build_model=refuses)
+    with pytest.raises(BadInput, match="these labels mean nothing"):
+        by_workers(spark, stack, packed, whole_data_set(stack, packed.name))
+    assert not outlived.exists()
+
+
 @pytest.mark.long
 def test_workers_that_die_again_and_again_are_given_up(spark: SparkSession, stack: Settings, tmp_path: Path) -> None:
     dies = "    def loss(self, outputs, labels_N, features):\n        import os\n        os._exit(3)"
