@@ -28,7 +28,7 @@ from deeplambda.records import topics
 from deeplambda.records.experiments import Canary
 from deeplambda.records.lifecycle import ChallengerFailed, ExperimentEnded, ExperimentStarted, ModelPromoted
 from deeplambda.service.loops import in_one_line
-from speed_layer.model_service.champions import LAST_RETRY_S, POLL_S, Champion, load_champion
+from speed_layer.model_service.champions import LAST_RETRY_S, POLL_S, Champion, load_champion, may_pass
 from speed_layer.model_service.passes import Passes
 from speed_layer.model_service.statistics import OnPass
 from speed_layer.model_service.turns import Turns
@@ -144,12 +144,10 @@ class CanaryWatch:
             )
             try:
                 candidate = load_champion(self._store, self._settings, version)
-            except (NotReady, MemoryError, OSError) as exc:
-                _log.warning("canary %s/%d not loaded yet: %s: %s", name, started.version, type(exc).__name__, exc)
-                if isinstance(exc, NotReady) or time.monotonic() < patient_until_s:
-                    continue
-                self._not_loaded(started, exc)
             except BaseException as exc:  # the candidate's own code may raise anything
+                if isinstance(exc, NotReady) or (may_pass(exc) and time.monotonic() < patient_until_s):
+                    _log.warning("canary %s/%d not loaded yet: %s: %s", name, started.version, type(exc).__name__, exc)
+                    continue
                 _log.exception("canary %s/%d not loaded", name, started.version)
                 self._not_loaded(started, exc)
             else:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from deeplambda.adapters.kafka import consumer, kafka_errors
-from deeplambda.adapters.machine import chosen_device
+from deeplambda.adapters.machine import chosen_device, lacks_memory
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.config import Settings
@@ -96,6 +96,11 @@ def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromot
     if kept:
         kept.check_outputs(path.exactly, name)
     return Champion(card=card, featurizer=featurizer, path=path, output_shape=path(chosen(trial, slice(1))).shape[1:])
+
+
+def may_pass(exc: BaseException) -> bool:
+    """Whether a version could be loaded later that was not now: memory or disk was short."""
+    return isinstance(exc, OSError) or lacks_memory(exc)
 
 
 class ChampionWatch:
@@ -235,11 +240,13 @@ class ChampionWatch:
             self._retry(LAST_RETRY_S if exc.retryable else None if isinstance(exc, UnfitModel) else _REPAIR_S)
         except Exception as exc:  # the model's own code may raise anything; the current model has to stay in place
             log.exception("champion '%s/%d' not loaded", promotion.application, promotion.version)
+            passes = may_pass(exc)
+            remedy = "it is tried again" if passes else "fix the application, or promote another version"
             self._report_failure(
-                f"champion '{promotion.application}/{promotion.version}' not loaded: {type(exc).__name__}: {exc}; "
-                "fix the application, or promote another version"
+                f"champion '{promotion.application}/{promotion.version}' not loaded: "
+                f"{type(exc).__name__}: {exc}; {remedy}"
             )
-            self._retry(_REPAIR_S if isinstance(exc, (MemoryError, OSError)) else None)
+            self._retry(_REPAIR_S if passes else None)
         else:
             self.current = champion
             self._pending = self.error = None

@@ -21,6 +21,7 @@ Legend: N rows, C outputs, … one row's shape.
 """
 
 import copy
+import logging
 import threading
 import time
 import warnings
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
+from deeplambda.adapters.machine import lacks_memory
 from deeplambda.errors import UnfitModel
 from deeplambda.features import Features, call, chosen, row_count
 
@@ -55,6 +57,7 @@ LONGEST_PASS_S = 0.05
 """A pass has no more rows than take this long: other requests and applications wait for it."""
 _AS_QUICK = 1.05  # a smaller pass is better if its rows take at most so many times as long
 _CPU = torch.device("cpu")
+_log = logging.getLogger(__name__)
 _TRIAL_ROWS = 32  # twice that is the largest pass
 _tracing = threading.Lock()  # warnings are caught for the whole process, and each application loads in its own thread
 
@@ -110,7 +113,8 @@ def fast_path(model: nn.Module, kept: Features, *, name: str, decides: bool, dev
     """The quickest faithful variant of `model` on a device, warmed up.
 
     kept: features of real rows, which the variants are tried on. decides: only the largest of the outputs matters.
-    Raises: UnfitModel when the model gives outputs that are not finite, or no row of outputs for each row.
+    Raises: UnfitModel when the model gives outputs that are not finite, or no row of outputs for each row; what
+    `lacks_memory` knows.
     """
     rows = [row % row_count(kept) for row in range(_TRIAL_ROWS)]
     trial = {key: torch.from_numpy(array) for key, array in chosen(kept, rows).items()}
@@ -122,9 +126,12 @@ def fast_path(model: nn.Module, kept: Features, *, name: str, decides: bool, dev
         variants.append((f"fp32 channels_last{on}", _converted(model, trial, torch.float32, device), EXACT))
         if decides and any(tensor.is_floating_point() for tensor in trial.values()):
             variants.append((f"bfloat16 channels_last{on}", _converted(model, trial, torch.bfloat16, device), ROUNDED))
-        faithful = [
-            (variant, forward) for variant, forward, limit in variants if _deviation(forward, trial, expected) <= limit
-        ]
+        faithful = []
+        for variant, forward, limit in variants:
+            if wrong := _wrong(forward, trial, expected, limit):
+                _log.log(logging.WARNING if on else logging.INFO, "%s is not served in %s: %s", name, variant, wrong)
+            else:
+                faithful.append((variant, forward))
         variant, forward = _quickest(faithful, trial)
         exact = next(call for kind, call in reversed(faithful) if kind.startswith("fp32"))
         path = FastPath(variant=variant, forward=forward, exact=exact, rescores="bfloat16" in variant)
@@ -145,6 +152,8 @@ def _expected(model: nn.Module, trial: Tensors, name: str) -> Tensor:
     try:
         expected = call(model, trial)
     except Exception as exc:  # a user's model may raise anything
+        if lacks_memory(exc):
+            raise
         tensors = {key: list(tensor.shape[1:]) for key, tensor in trial.items()}
         raise UnfitModel(
             f"{name} does not take features of its card's shape {tensors}: {type(exc).__name__}: {exc}",
@@ -232,16 +241,26 @@ def _traced(model: _Converted, trial: Tensors) -> Forward:
             )
             one = {name: tensor[:1] for name, tensor in trial.items()}
             faithful = _deviation(partial(with_rows, traced), one, as_it_is(one)) <= EXACT
-        except Exception:  # whatever a user's model does that tracing does not know
+        except Exception as exc:  # whatever a user's model does that tracing does not know
+            if lacks_memory(exc):
+                raise
             return as_it_is
     return run if faithful and not any(issubclass(each.category, TracerWarning) for each in warned) else as_it_is
 
 
-def _deviation(forward: Forward, trial: Tensors, expected: Tensor) -> float:
+def _wrong(forward: Forward, trial: Tensors, expected: Tensor, limit: float) -> str:
+    """Why a variant is out; nothing where it is not."""
     try:
-        outputs = forward(trial)
-    except Exception:  # a layer without a kernel for this type or layout: the variant is out
-        return float("inf")
+        deviation = _deviation(forward, trial, expected)
+    except Exception as exc:  # a layer without a kernel for this type or layout
+        if lacks_memory(exc):
+            raise
+        return f"{type(exc).__name__}: {exc}"
+    return "" if deviation <= limit else f"its outputs differ by {deviation:.2g} of a row's largest, not {limit:.2g}"
+
+
+def _deviation(forward: Forward, trial: Tensors, expected: Tensor) -> float:
+    outputs = forward(trial)
     if outputs.shape != expected.shape:
         return float("inf")
     rows = expected.reshape(len(expected), -1)

@@ -1,6 +1,7 @@
 """What of the machine this process may use: cores and memory within its container's limits, and GPUs."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_NO_MEMORY = re.compile(r"out of memory|(can't|not enough) (allocate )?memory|STATUS_ALLOC_FAILED")
 
 
 def chosen_device(setting: str) -> "torch.device":
@@ -30,6 +32,12 @@ def chosen_device(setting: str) -> "torch.device":
             f"DEEPLAMBDA_DEVICE is {setting!r}, and PyTorch finds {count} GPUs", "set it to 'auto' or 'cpu'"
         )
     return device
+
+
+def lacks_memory(exc: BaseException) -> bool:
+    """Whether it was raised for want of memory, the machine's or a GPU's. PyTorch has a class for that of a GPU, which a
+    traced model loses; its allocator on the CPU, and CUDA's libraries, raise a RuntimeError that says so."""
+    return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and bool(_NO_MEMORY.search(str(exc))))
 
 
 def cpu_share(cgroup: Path = _CGROUP) -> int:

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from deeplambda.adapters.machine import chosen_device, cpu_share, free_memory
+from deeplambda.adapters.machine import chosen_device, cpu_share, free_memory, lacks_memory
 from deeplambda.errors import ConfigurationError
 
 CORES = len(os.sched_getaffinity(0))
@@ -66,3 +66,16 @@ def test_without_a_gpu_auto_is_the_cpu_and_asking_for_one_is_an_error(monkeypatc
     for wanted in ("gpu", "cuda", "cuda:3"):
         with pytest.raises(ConfigurationError, match="0 GPUs"):
             chosen_device(wanted)
+
+
+def test_want_of_memory_is_known_as_what_it_is_raised() -> None:
+    with pytest.raises(RuntimeError) as of_cpu:
+        torch.empty(10**15)
+    of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of …")
+    of_cublas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert all(map(lacks_memory, (of_cpu.value, of_gpu, of_cublas, MemoryError())))
+    others = (
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("mat1 and mat2 cannot be multiplied"),
+    )
+    assert not any(map(lacks_memory, (*others, ValueError("out of memory"))))

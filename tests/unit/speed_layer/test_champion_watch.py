@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, NotReady, UnfitModel
@@ -18,6 +19,7 @@ PROMOTED = ModelPromoted(application="digits", version=2, previous=1, weights_sh
     [
         (NotReady("S3 is away"), 3),
         (MemoryError("a large request was in memory"), 3),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."), 3),
         (OSError(28, "No space left on device"), 3),
         (BadInput("no object", "restore it"), 3),
         (CorruptObject("other weights", "restore them"), 3),

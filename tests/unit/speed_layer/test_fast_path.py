@@ -89,6 +89,28 @@ def test_a_model_that_other_types_break_is_served_as_it_is() -> None:
     np.testing.assert_array_equal(path(features), features["features"].reshape(5, -1)[:, :2])
 
 
+class WantsMemory(nn.Module):
+    """One for which there is memory until it has been called so many times."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 2), [calls]  # which copies share
+
+    def __deepcopy__(self, _: object) -> "WantsMemory":
+        return self
+
+    def forward(self, rows_NF: Tensor) -> Tensor:
+        self.calls[0] -= 1
+        return self.layer(rows_NF) if self.calls[0] >= 0 else torch.empty(10**15)
+
+
+@pytest.mark.parametrize("calls", range(8))
+def test_a_variant_that_lacks_memory_is_not_passed_over_but_tried_another_time(calls: int) -> None:
+    features = {"features": np.ones((4, 4), dtype=np.float32)}
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        fast_path(WantsMemory(calls).eval(), features, name="wanting/1", decides=True)
+
+
 class WordsAndAge(nn.Module):
     """Tells words apart by their ids alone; its weights are the same in bfloat16."""
 
