@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor, distributed, nn
 
+from deeplambda.adapters.machine import chosen_device
+
 _SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 
@@ -59,13 +61,15 @@ class Compute:
         return torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
 
 
-def best_compute() -> Compute:
-    """CUDA where there is one, else the CPU; one of several workers where `torch.distributed` says so."""
+def best_compute(setting: str = "auto") -> Compute:
+    """The device that `chosen_device` finds, but the CPU wherever there is no GPU: all parts of a stack have one
+    setting. One of several workers where `torch.distributed` says so, each with a GPU of its own."""
     rank, workers = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    if torch.cuda.is_available():
+    device = chosen_device(setting if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return Compute(device, torch.bfloat16 if bf16 else torch.float16, rank, workers)
+        index = int(os.environ["LOCAL_RANK"]) if workers > 1 else device.index or 0
+        return Compute(torch.device("cuda", index), torch.bfloat16 if bf16 else torch.float16, rank, workers)
     capabilities = torch.cpu.get_capabilities()
     bf16 = any(capabilities.get(name, False) for name in _BF16_INSTRUCTIONS)
     return Compute(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, rank, workers)

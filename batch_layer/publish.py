@@ -40,7 +40,8 @@ def publish_run(settings: Settings, packed: PackedApplication, trained: TrainedR
     platform, store = engine(settings, "platform"), ObjectStore(settings)
     state = fetch_state(store, packed.name, trained.dataset)
     kept = _kept_rows(store, featurizer_of(packed, state), trained)
-    reference = reference_of(store, packed.load(), trained.dataset, trained.model)
+    batch_size = trained.hyperparameters["batch_size"]
+    reference = reference_of(store, packed.load(), trained.dataset, trained.model, batch_size)
 
     def store_artefacts(version: int) -> Card:
         onnx = exported(trained.model, kept.features)

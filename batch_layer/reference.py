@@ -18,7 +18,7 @@ from batch_layer.summaries import (
     input_columns,
     prediction_columns,
 )
-from batch_layer.trainer import outputs_of
+from batch_layer.trainer import EVALUATION_ROWS, outputs_of
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application
 from deeplambda.metrics import right_rows
@@ -38,11 +38,11 @@ Columns = Mapping[str, Mapping[str, Column]]
 
 
 def reference_of(
-    store: ObjectStore, application: Application, dataset: str, model: torch.nn.Module
+    store: ObjectStore, application: Application, dataset: str, model: torch.nn.Module, batch_size: int
 ) -> Reference | None:
     """Of a data set's newest labelled events or of its test split, whichever tells more of what is to come. None where
-    it has rows of neither. Never of rows that the model has learned from."""
-    recent, test = (_of_split(store, application, dataset, split, model) for split in (RECENT, TEST))
+    it has rows of neither. Never of rows that the model has learned from. batch_size: that it was trained with."""
+    recent, test = (_of_split(store, application, dataset, split, model, batch_size) for split in (RECENT, TEST))
     if recent is None or test is None:
         found, split = (test, TEST) if recent is None else (recent, RECENT)
         return None if found is None else made_reference(split, *found)
@@ -58,7 +58,7 @@ def differs(reference: Reference, columns: Columns) -> bool:
 
 
 def _of_split(
-    store: ObjectStore, application: Application, dataset: str, split: str, model: torch.nn.Module
+    store: ObjectStore, application: Application, dataset: str, split: str, model: torch.nn.Module, batch_size: int
 ) -> tuple[int, Columns] | None:
     """How many rows, and their columns."""
     payloads, pieces = [], []
@@ -71,7 +71,7 @@ def _of_split(
         return None
     payload = pa.Table.from_batches(payloads).slice(0, _ROWS_LIMIT).combine_chunks().to_batches()[0]
     rows = Rows.joined(pieces, sum(map(len, pieces))).part(slice(0, _ROWS_LIMIT))
-    return len(rows), columns_of(application, payload, rows, model)
+    return len(rows), columns_of(application, payload, rows, model, batch_size)
 
 
 def _first_rows(
@@ -85,9 +85,15 @@ def _first_rows(
             yield payload, Rows.of(*read_shard(store.get(key), key)).part(slice(_ROWS_LIMIT))
 
 
-def columns_of(application: Application, payload: pa.RecordBatch, rows: Rows, model: torch.nn.Module) -> Columns:
-    """Of rows with their payloads; model: on the CPU."""
-    outputs = outputs_of(model, rows, torch.device("cpu"))
+def columns_of(
+    application: Application,
+    payload: pa.RecordBatch,
+    rows: Rows,
+    model: torch.nn.Module,
+    batch_size: int = EVALUATION_ROWS,
+) -> Columns:
+    """Of rows with their payloads; model: on the CPU. batch_size: that it was trained with."""
+    outputs = outputs_of(model, rows, torch.device("cpu"), batch_size)
     found, labels = answers(application.objective, outputs), rows.labels_N.numpy()
     right_N = right_rows(application.objective, labels, outputs)
     errors: Any = None

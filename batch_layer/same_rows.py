@@ -63,7 +63,7 @@ def on_same_rows(settings: Settings, candidate: Card, other: Card, split: str = 
     they lack a field that its event must have, its objective is another, or an artefact is no longer there.
     Raises: NotReady.
     """
-    store, compute = ObjectStore(settings), best_compute()
+    store, compute = ObjectStore(settings), best_compute(settings.device)
     try:
         shards = _shards(store, candidate, split)
         if not shards:
@@ -73,6 +73,7 @@ def on_same_rows(settings: Settings, candidate: Card, other: Card, split: str = 
         cards = zip(codes, (candidate, other), strict=True)
         models = [compute.place(fetch_model(store, code.application, card)) for code, card in cards]
         application, labels = codes[0].application, []
+        batch_size = min(card.hyperparameters["batch_size"] for card in (candidate, other))
         other_application = copy(application)
         vars(other_application)["objective"] = deciding_as(codes[1].application.objective, application.objective)
         outputs: tuple[list[NDArray[np.float32]], ...] = ([], [])
@@ -82,7 +83,7 @@ def on_same_rows(settings: Settings, candidate: Card, other: Card, split: str = 
             sliced.append(of_split.slices)
             of_both = (of_split.ours, of_split.theirs)
             for found, code, model, rows in zip(outputs, codes, models, of_both, strict=True):
-                made = outputs_of(model, rows, compute.device)
+                made = outputs_of(model, rows, compute.device, batch_size)
                 found.append(in_order(made, code.application.objective, application.objective))
         if not labels:
             raise BadInput(f"data set {candidate.dataset} of {candidate.application} has no {split} row that both take")

@@ -37,7 +37,8 @@ WARM_UP = 0.2
 _CHECK_EVERY = 16
 _NEXT_WORKER = 7_919
 """Between the seeds of two workers, whose dropout must not be alike."""
-_EVALUATION_ROWS = 1000
+EVALUATION_ROWS = 1000
+"""Of a pass, at most; and no more than a batch of training has, for which there was memory."""
 _JUDGED_ROWS = 2**16
 """Whose outputs are held at once, for metrics that add up: a shard may have millions."""
 
@@ -83,10 +84,11 @@ class Trainer:
         self._settings = TrainerHyperparameters.model_validate(hyperparameters)
         self._compute = compute
         self._epoch = self._done_rows = 0
-        self._loss_sum = torch.zeros((), device=compute.device)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=compute.device)
         torch.set_flush_denormal(True)  # moments of weights that get no gradient decay into denormals: AdamW × 14
         torch.manual_seed(self._settings.seed)
-        self.model = compute.place(application.build_model(**model_arguments(hyperparameters)))
+        self._arguments = model_arguments(hyperparameters)
+        self.model = self.fresh_model()
         with _own_code(application, "optimizer"):
             self._optimizer = application.optimizer(
                 self.model.parameters(), dict(hyperparameters) | self._settings.model_dump()
@@ -105,6 +107,10 @@ class Trainer:
         )
         self._norms = SharedBatchNorms(self.model) if self._shared else None
         self._spare: Rows | None = None
+
+    def fresh_model(self) -> torch.nn.Module:
+        """Another model like this run's, on the device, with weights that are drawn anew."""
+        return self._compute.place(self._application.build_model(**self._arguments))
 
     def begin_with(self, weights: bytes, name: str, outputs: int) -> tuple[str, ...]:
         """Take a version's weights before the first epoch; the tensors that were not taken, for it has other `outputs`.
@@ -134,7 +140,7 @@ class Trainer:
         """
         self._epoch = epoch
         self._done_rows = unreported = 0
-        self._loss_sum = torch.zeros((), device=self._compute.device)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._compute.device)
         seed = self._settings.seed * 1_000_003 + epoch
         torch.manual_seed(seed + self._compute.rank * _NEXT_WORKER)
         self.model.train()
@@ -172,7 +178,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.gradient_clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._loss_sum += loss.detach() * len(batch.rows)
+        self._loss_sum += loss.detach().double() * len(batch.rows)
 
     def _sparing(self, windows: Iterable[Window]) -> Iterator[Window]:
         """The same; of each window, one of several workers keeps a row for those batches that it has none of."""
@@ -226,7 +232,7 @@ class Trainer:
 
     def evaluate(self, pieces: Iterable[Rows]) -> dict[str, float]:
         """The application's metrics, as `finite_metrics` has them."""
-        return finite_metrics(self._application, self.model, pieces, self._compute.device)
+        return finite_metrics(self._application, self.model, pieces, self._compute.device, self._settings.batch_size)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on, on the CPU: `model.…`, `optimizer.<parameter>.…`, `scaler.0.…`."""
@@ -269,15 +275,30 @@ class Trainer:
             raise BadInput(f"the checkpoint does not fit {self._application.name}'s model: {exc}") from exc
 
 
+def load_model_state(model: torch.nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Give a model of the application `name` the weights in a trainer's state. Raises: BadInput when it is another."""
+    weights = {key.removeprefix("model."): tensor for key, tensor in state.items() if key.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as exc:
+        raise BadInput(
+            f"the trained model of {name} has other weights than one that is built anew: {exc}",
+            "let build_model make all of them, and forward none",
+        ) from exc
+
+
 def finite_metrics(
-    application: Application, model: torch.nn.Module, pieces: Iterable[Rows], device: torch.device
+    application: Application, model: torch.nn.Module, pieces: Iterable[Rows], device: torch.device, batch_size: int
 ) -> dict[str, float]:
     """The application's metrics of a model, in fp32 as it will serve. pieces: the rows, of which few are held at once.
+    batch_size: that the model is trained with.
 
     Raises: UnfitModel when a metric is not finite, BadInput for one that these rows do not determine.
     """
     parts = (part for rows in pieces for part in rows.parts(_JUDGED_ROWS))
-    answered = ((part.labels_N.numpy(), _finite(application, outputs_of(model, part, device))) for part in parts)
+    answered = (
+        (part.labels_N.numpy(), _finite(application, outputs_of(model, part, device, batch_size))) for part in parts
+    )
     metrics = measured_by_piece(application, answered)
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -295,22 +316,17 @@ def _finite(application: Application, outputs: NDArray[np.float32]) -> NDArray[n
     return outputs
 
 
-def outputs_of(model: torch.nn.Module, rows: Rows, device: torch.device) -> NDArray[np.float32]:
-    """The outputs, (N, C) or (N,), in fp32. model: on `device`; left in evaluation mode."""
+def outputs_of(model: torch.nn.Module, rows: Rows, device: torch.device, batch_size: int) -> NDArray[np.float32]:
+    """The outputs, (N, C) or (N,), in fp32. model: on `device`; left in evaluation mode. batch_size: that it was
+    trained with."""
     model.eval()
     with torch.inference_mode():
         outputs: Tensor = torch.cat(
             [
-                call(
-                    model,
-                    {
-                        name: as_model_input(tensor[first : first + _EVALUATION_ROWS].to(device))
-                        for name, tensor in rows.features.items()
-                    },
-                )
+                call(model, {name: as_model_input(tensor.to(device)) for name, tensor in part.features.items()})
                 .float()
                 .cpu()
-                for first in range(0, len(rows), _EVALUATION_ROWS)
+                for part in rows.parts(min(batch_size, EVALUATION_ROWS))
             ]
         )
     return outputs.numpy()

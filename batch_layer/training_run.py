@@ -10,7 +10,6 @@ A run killed between checkpoint and event publishes that event when it goes on; 
 Of several workers (`train_on_workers`) the first does step 3, and what it finds there decides for all.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +31,7 @@ from batch_layer.checkpoint import (
 from batch_layer.compute import best_compute
 from batch_layer.rows import Window
 from batch_layer.shard_format import prepared_prefix
-from batch_layer.trainer import Trainer, all_hyperparameters, finite_metrics
+from batch_layer.trainer import Trainer, all_hyperparameters, finite_metrics, load_model_state
 from batch_layer.training_data import TrainingData
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
@@ -139,7 +138,7 @@ class Run:
             )
         self._lower_is_better = lower_is_better(self._application, deciding_metric(self._application))
         self._id = run_id(dataset, packed.code_version, self._hyperparameters, parent)
-        self._compute = best_compute()
+        self._compute = best_compute(settings.device)
         self._trainer = Trainer(self._application, self._hyperparameters, self._compute)
         self._store = ObjectStore(settings)
         self._parent = parent
@@ -152,6 +151,7 @@ class Run:
         self._publisher = publisher
         self._metrics = MetricPublisher(publisher, layer="batch", part="train", application=packed.name)
         self._waited_s = self._rows = 0.0
+        self._judged_model: nn.Module
 
     def _say_in_use(self) -> None:
         """Upkeep removes data sets and runs that nobody touches for days."""
@@ -186,6 +186,8 @@ class Run:
         )
         if checkpoint is not None:
             data.wait()
+        if self._compute.rank == 0:
+            self._judged_model = self._trainer.fresh_model()
         finishing: Future[Checkpoint] = Future()
         finishing.set_result(checkpoint)  # type: ignore[arg-type]  # None: no epoch is done
         with ThreadPoolExecutor(1, thread_name_prefix="epoch-end") as beside:
@@ -248,7 +250,6 @@ class Run:
             epoch=epoch,
             loss=self._trainer.mean_loss(),
             duration_s=time.monotonic() - started_s - self._waited_s,
-            model=copy.deepcopy(self._trainer.model),
             state=self._trainer.state(),
         )
 
@@ -264,7 +265,8 @@ class Run:
 
     def _finish(self, before: Checkpoint | None, ended: "_EpochEnd", data: TrainingData) -> Checkpoint:
         """Judge the epoch's model and make the epoch safe, beside the next one."""
-        judged = {split: self._judged(ended, data, split) for split in (TEST, VALIDATION) if split in self._splits}
+        load_model_state(self._judged_model, ended.state, self._application.name)
+        judged = {split: self._judged(data, split) for split in (TEST, VALIDATION) if split in self._splits}
         trained = EpochTrained(
             application=self._application.name,
             run=self._id,
@@ -297,19 +299,18 @@ class Run:
         self._listener.done(trained)
         return checkpoint
 
-    def _judged(self, ended: "_EpochEnd", data: TrainingData, split: str) -> dict[str, float]:
-        return finite_metrics(self._application, ended.model, data.split(split), self._compute.device)
+    def _judged(self, data: TrainingData, split: str) -> dict[str, float]:
+        given = self._application, self._judged_model, data.split(split), self._compute.device
+        return finite_metrics(*given, self._hyperparameters["batch_size"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _EpochEnd:
-    """An epoch that has been trained. duration_s: without waiting for rows. model: as it was then, on the device.
-    state: the trainer's."""
+    """An epoch that has been trained. duration_s: without waiting for rows. state: the trainer's."""
 
     epoch: int
     loss: float
     duration_s: float
-    model: "nn.Module"
     state: "dict[str, Tensor]"
 
 

@@ -62,10 +62,11 @@ def train_on_workers(
     Raises: what `train` does; NotReady when workers died again and again; ConfigurationError when they are more than
     this machine's GPUs.
     """
-    if not settings.on_spark_cluster and 0 < (gpus := torch.cuda.device_count()) < workers:
+    gpus = 0 if settings.device == "cpu" else torch.cuda.device_count()
+    if not settings.on_spark_cluster and 0 < gpus < workers:
         raise ConfigurationError(
             f"{workers} workers cannot share this machine's {gpus} GPU{'s' * (gpus > 1)}",
-            f"train with --workers {gpus}, or without a GPU: CUDA_VISIBLE_DEVICES= in the environment",
+            f"train with --workers {gpus}, or without a GPU: DEEPLAMBDA_DEVICE=cpu in the environment",
         )
     from pyspark.ml.torch.distributor import TorchDistributor  # a second, which a run with one worker need not wait
 
@@ -136,9 +137,9 @@ def _work(
     """One worker's whole life. What is wrong with data, code or model would fail again, and is put on S3 under the key
     `refusal`. Whatever it is, the worker exits as one that failed: only then are the others ended, which wait."""
     store, key = ObjectStore(settings), code_key(packed.name, packed.code_version)
-    if torch.cuda.is_available():
+    if on_gpus := settings.device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL takes the current one, by default all the first
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_JUDGED_WITHIN)
+    distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=_JUDGED_WITHIN)
     try:
         here = unpack_application(
             packed.name, packed.code_version, code_sha256, settings, lambda: store.get(key, sha256=code_sha256)

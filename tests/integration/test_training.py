@@ -24,7 +24,7 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, CorruptObject, NotReady, UnfitModel
 from deeplambda.features import Tensor
-from deeplambda.loading import PackedApplication
+from deeplambda.loading import PackedApplication, pack_application
 from deeplambda.records import topics
 from deeplambda.state import registry
 from deeplambda.state.card import ONNX, Card, artefact_key, fetch_card
@@ -34,6 +34,7 @@ from tests.integration.blobs import (
     ROWS,
     SeenBars,
     announce,
+    blobs,
     lifecycle,
     new_data_set,
     prepared_data_set,
@@ -193,7 +194,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(
         import os, signal, threading
         from pathlib import Path
         from deeplambda.config import load_settings
-        from deeplambda.loading import PackedApplication
+        from deeplambda.loading import PackedApplication, pack_application
         from tests.integration.blobs import SeenBars, train_blobs
 
         class KilledInTheThirdEpoch(SeenBars):
@@ -224,6 +225,29 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(
     unbroken = train_blobs(stack, application, prepared_data_set(stack, application.name), epochs=5)
     for name, tensor in unbroken.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_a_model_that_keeps_what_it_computed_is_trained_judged_and_published(stack: Settings, tmp_path: Path) -> None:
+    """Such a tensor cannot be copied with the model."""
+    home = tmp_path / blobs(stack, tmp_path).name
+    source = (home / "application.py").read_text()
+    own = """
+        class Keeps(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.last = nn.utils.weight_norm(nn.Linear(4, hidden)), nn.Linear(hidden, 3)
+
+            def forward(self, features):
+                self.kept = self.first(features).relu()
+                return self.last(self.kept)
+
+        return Keeps()
+"""
+    (home / "application.py").write_text(source[: source.index("        return nn.Sequential(")] + own)
+    packed = pack_application(str(home), stack)
+    trained = train_blobs(stack, packed, prepared_data_set(stack, packed.name))
+    assert trained.epochs[-1].metrics["accuracy"] > 0.8
+    assert publish_run(stack, packed, trained) == 1
 
 
 def test_a_finished_run_trains_nothing(stack: Settings, application: PackedApplication, trained: TrainedRun) -> None:

@@ -17,12 +17,14 @@ _NO_MEMORY = re.compile(r"out of memory|(can't|not enough) (allocate )?memory|ST
 
 
 def chosen_device(setting: str) -> "torch.device":
-    """setting: `auto` (CUDA where there is one), `cpu`, `gpu` or `cuda` (the first), `cuda:N`.
+    """setting: `auto` (CUDA where there is one), `cpu`, `gpu` or `cuda` (the first), `cuda:N`. What runs there in fp32
+    does so with all of its bits: a version is judged by the answers that it will give.
 
     Raises: ConfigurationError when there is no such GPU.
     """
     import torch
 
+    torch.backends.cudnn.allow_tf32 = False  # which keeps ten of them, and convolutions use by default
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     device = torch.device("cuda" if setting in {"auto", "gpu"} else setting)
@@ -35,8 +37,8 @@ def chosen_device(setting: str) -> "torch.device":
 
 
 def lacks_memory(exc: BaseException) -> bool:
-    """Whether it was raised for want of memory, the machine's or a GPU's. PyTorch has a class for that of a GPU, which a
-    traced model loses; its allocator on the CPU, and CUDA's libraries, raise a RuntimeError that says so."""
+    """Whether it was raised for want of memory, the machine's or a GPU's. PyTorch has a class for that of a GPU, which
+    a traced model loses; its allocator on the CPU, and CUDA's libraries, raise a RuntimeError that says so."""
     return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and bool(_NO_MEMORY.search(str(exc))))
 
 

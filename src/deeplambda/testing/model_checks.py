@@ -45,10 +45,11 @@ def check_model(work: Work) -> str:
 
 
 def check_artefacts(work: Work) -> str:
-    """Weights and ONNX, written and read again."""
+    """Weights and ONNX, written and read again, of a model that has seen a batch of training."""
     with _repeatable(seed=1):
-        model, other = _built(work).eval(), _built(work)
-        content = encoded_weights(model)
+        model, other = _built(work), _built(work)
+        _forward(work, model.train(), chosen(work.features, _distinct(work.features)[:HEART_ROWS]), "a training batch")
+        content = encoded_weights(model.eval())
         try:
             load_weights(other, content, work.application.name)
         except DeepLambdaError as exc:

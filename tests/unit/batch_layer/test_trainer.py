@@ -6,7 +6,7 @@ import torch
 
 from batch_layer.compute import Compute, as_model_input, best_compute, channels_last_rows
 from batch_layer.rows import Rows, Window
-from batch_layer.trainer import Trainer, all_hyperparameters, learning_rate_factor
+from batch_layer.trainer import Trainer, all_hyperparameters, learning_rate_factor, load_model_state
 from deeplambda.errors import BadInput, UnfitModel
 from examples.digits.application import Digits
 
@@ -81,6 +81,24 @@ def test_evaluation_gives_every_metric_of_the_application() -> None:
     metrics = made.evaluate([ROWS])
     assert metrics.keys() == Digits.metrics.keys()
     assert 0 <= metrics["accuracy"] <= 1
+
+
+def test_a_model_is_judged_in_passes_of_no_more_rows_than_it_is_trained_with() -> None:
+    made, passed = trainer(batch_size=16), list[int]()
+    made.model.register_forward_hook(lambda _, given, outputs: passed.append(len(outputs)))
+    made.evaluate([ROWS])
+    assert max(passed) == 16
+    assert sum(passed) == len(ROWS)
+
+
+def test_a_fresh_model_with_a_states_weights_answers_as_the_trained_one() -> None:
+    made = after(trainer(), range(1, 2))
+    fresh = made.fresh_model()
+    load_model_state(fresh, made.state(), "digits")
+    images = as_model_input(ROWS.features["features"])
+    assert torch.equal(fresh.eval()(images), made.model.eval()(images))
+    with pytest.raises(BadInput, match=r"(?s)other weights than one that is built anew: .*extra"):
+        load_model_state(fresh, made.state() | {"model.extra": torch.zeros(1)}, "digits")
 
 
 def test_a_model_that_has_no_number_for_a_row_is_not_judged_as_if_it_had() -> None:

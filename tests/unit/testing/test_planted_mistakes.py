@@ -384,6 +384,36 @@ MISTAKES = [
         ("ONNX",),
     ),
     Mistake(
+        "what training learns is no weight",
+        (
+            (
+                MODEL,
+                net(
+                    "self.mean = features.mean(0).detach() if self.training else self.mean\n"
+                    "                return self.last(features - self.mean)",
+                    "self.last, self.mean = nn.Linear(3, 2), torch.zeros(3)",
+                ),
+            ),
+        ),
+        "artefacts",
+        ("other outputs when its weights are loaded into a fresh one", "register_buffer"),
+    ),
+    Mistake(
+        "weights that training makes",
+        (
+            (
+                MODEL,
+                net(
+                    "if self.training and not hasattr(self, 'scale'):\n"
+                    "                    self.scale = nn.Parameter(torch.ones(2))\n"
+                    "                return self.last(features)"
+                ),
+            ),
+        ),
+        "artefacts",
+        ("no place for scale",),
+    ),
+    Mistake(
         "labels outside the classes",
         (),
         "rows",
@@ -452,6 +482,16 @@ def test_hooks_that_keep_the_contract_are_used_and_found_right(tmp_path: Path) -
         *hook("optimizer", "parameters, given", "from torch.optim import SGD; return SGD(parameters, 0.1)"),
     )
     report = check_application(written(tmp_path / "small", changes))
+    assert not report.findings, [str(each) for each in report.findings]
+
+
+@pytest.mark.slow
+def test_a_model_may_keep_what_it_computed(tmp_path: Path) -> None:
+    kept = net(
+        "self.seen = self.first(features)\n                return self.last(self.seen)",
+        "self.first = nn.utils.weight_norm(nn.Linear(3, 8)); self.last = nn.utils.spectral_norm(nn.Linear(8, 2))",
+    )
+    report = check_application(written(tmp_path / "small", ((MODEL, kept),)))
     assert not report.findings, [str(each) for each in report.findings]
 
 
