@@ -77,6 +77,30 @@ def decode_state(fit: Any, encoded: EncodedState) -> Any:
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
 
 
+_COUNTED = 20
+"""Of the runs, words or values that are kept, how many times as many are counted at once."""
+
+
+def _forget_rare(counts: Sequence[Counter[str]]) -> None:
+    """Drop those with the least count, and those with more until half are left."""
+    every, least = sum(map(len, counts)), 1
+    while sum(map(len, counts)) > every // 2:
+        for of in counts:
+            for rare in [each for each, count in of.items() if count <= least]:
+                del of[rare]
+        least += 1
+
+
+def _commonest(pieces: Iterable[Iterable[str]], size: int) -> list[tuple[str, int]]:
+    """The `size` commonest of what the pieces have, with their counts."""
+    counts: Counter[str] = Counter()
+    for piece in pieces:
+        counts.update(piece)
+        if len(counts) > _COUNTED * size:
+            _forget_rare((counts,))
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]
+
+
 class Vocabulary(BaseModel):
     """The commonest words of the training rows, each with an id: 0 is padding, 1 any word that is not among them."""
 
@@ -86,11 +110,9 @@ class Vocabulary(BaseModel):
 
     @classmethod
     def of(cls, texts: Iterable[str], size: int, minimum: int = 1) -> "Vocabulary":
-        """At most `size` ids in all; words that occur less than `minimum` times are left out."""
-        counts: Counter[str] = Counter()
-        for text in texts:
-            counts.update(split_words(text))
-        commonest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: size - 2]
+        """At most `size` ids in all; words that occur less than `minimum` times are left out. Of far more words than
+        that, the rare are forgotten while they are counted, as `NaiveBayes.of` does."""
+        commonest = _commonest(map(split_words, texts), size - 2)
         return cls(words=tuple(word for word, count in commonest if count >= minimum))
 
     @property
@@ -107,20 +129,6 @@ class Vocabulary(BaseModel):
         ids = self._ids
         rows = [[ids.get(word, 1) for word in split_words(text or "")[:length]] for text in _plain(texts)]
         return padded(rows, length)
-
-
-_COUNTED = 20
-"""Of the runs of units that are kept, how many times as many are counted at once."""
-
-
-def _forget_rare(counts: Sequence[Counter[str]]) -> None:
-    """Drop the runs with the least count, and those with more until half are left."""
-    every, least = sum(map(len, counts)), 1
-    while sum(map(len, counts)) > every // 2:
-        for of in counts:
-            for run in [run for run, count in of.items() if count <= least]:
-                del of[run]
-        least += 1
 
 
 class NaiveBayes(BaseModel):
@@ -176,8 +184,13 @@ class NaiveBayes(BaseModel):
         return np.array([math.fsum(ratio(run, 0.0) for run in runs) for runs in rows], dtype=np.float32)
 
 
+_CONSTANT = 1e-13
+"""Of a column's mean: a deviation that is no more comes of rounding."""
+
+
 class Standardization(BaseModel):
-    """Mean and standard deviation of numeric columns."""
+    """Mean and standard deviation of numeric columns. A deviation is 1 of a column whose values are all alike, and 0 of
+    one that had none: it tells a model nothing, and every value of it becomes 0."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -193,7 +206,7 @@ class Standardization(BaseModel):
         """
         count_C, mean, squares = (np.zeros(len(columns)) for _ in range(3))
         for batch in batches:
-            values_NC = _columns(batch, columns)
+            values_NC = np.asfortranarray(_columns(batch, columns))  # NumPy adds neighbours up pairwise, others in turn
             there_NC = np.isfinite(values_NC)
             added_C = there_NC.sum(axis=0)
             total_C = np.maximum(1, count_C + added_C)
@@ -207,13 +220,14 @@ class Standardization(BaseModel):
         return cls(
             columns=tuple(columns),
             mean=tuple(mean.tolist()),
-            deviation=tuple(np.where(deviation > 1e-12, deviation, 1.0).tolist()),
+            deviation=tuple(np.where(deviation > _CONSTANT * np.abs(mean), deviation, count_C > 0).tolist()),
         )
 
     def of_batch(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
         """The columns of N rows less their means, in standard deviations: float32 (N, columns). A value that is missing
         counts as the mean, and is 0; NaN stays what it is."""
-        standardized = (_columns(batch, self.columns) - np.array(self.mean)) / np.array(self.deviation)
+        deviation = np.array([each or np.inf for each in self.deviation])
+        standardized = (_columns(batch, self.columns) - np.array(self.mean)) / deviation
         for i, name in enumerate(self.columns):
             if batch[name].null_count:
                 standardized[batch[name].is_null().to_numpy(zero_copy_only=False), i] = 0.0
@@ -222,16 +236,18 @@ class Standardization(BaseModel):
 
 
 class Categories(BaseModel):
-    """Ids of the values of one column: 0 is any value that the training rows have not."""
+    """Ids of the values of one column: 0 is a missing one, and any that the training rows have not."""
 
     model_config = ConfigDict(frozen=True)
 
     values: tuple[str, ...]
 
     @classmethod
-    def of(cls, values: Iterable[Any]) -> "Categories":
-        """Of all values that occur, as text."""
-        return cls(values=tuple(sorted({str(value) for value in values if value is not None})))
+    def of(cls, values: Iterable[Any], size: int = 100_000) -> "Categories":
+        """Of all values that occur, as text; at most `size` ids in all, for the commonest. Of far more values, the rare
+        are forgotten while they are counted, as `NaiveBayes.of` does."""
+        commonest = _commonest(([str(value)] for value in values if value is not None), size - 1)
+        return cls(values=tuple(sorted(value for value, _ in commonest)))
 
     @property
     def size(self) -> int:
@@ -245,7 +261,7 @@ class Categories(BaseModel):
     def codes(self, values: pa.Array | Sequence[Any]) -> NDArray[np.int64]:
         """Ids of N values, int64 (N,)."""
         ids = self._ids
-        return np.array([ids.get(str(value), 0) for value in _plain(values)], dtype=np.int64)
+        return np.array([0 if each is None else ids.get(str(each), 0) for each in _plain(values)], dtype=np.int64)
 
 
 def split_words(text: str) -> list[str]:

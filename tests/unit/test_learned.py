@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from deeplambda import learned as learned_states
 from deeplambda.errors import BadInput
 from deeplambda.learned import Categories, NaiveBayes, Standardization, Vocabulary, decode_state, encode_state
 
@@ -120,7 +121,7 @@ def test_a_missing_value_is_learned_from_in_no_column_and_counts_as_the_mean() -
     ))  # fmt: skip
     learned = Standardization.of([whole.slice(0, 1), whole.slice(1, 1), whole.slice(2)], list(rows))
     np.testing.assert_allclose(learned.mean, [2, 4, 2 / 3, 0])
-    np.testing.assert_allclose(learned.deviation, [1, np.std([2, 4, 6]), np.std([1, 0, 1]), 1])
+    np.testing.assert_allclose(learned.deviation, [1, np.std([2, 4, 6]), np.std([1, 0, 1]), 0])
     again = decode_state(fit_standardization, encode_state(learned))
     np.testing.assert_allclose(again.of_batch(whole)[:, 0], [-1, 0, 1, 0])
     large = pa.RecordBatch.from_pydict(rows | {"b": [2**62 + 1] * 4}, schema=whole.schema)
@@ -129,7 +130,38 @@ def test_a_missing_value_is_learned_from_in_no_column_and_counts_as_the_mean() -
     assert np.isnan(learned.of_batch(nan)[:, 0]).all(), "NaN is no missing value, and is refused"
 
 
+def test_a_column_is_constant_by_its_own_scale() -> None:
+    small = np.random.default_rng(1).normal(0, 1e-13, 50_000)
+    batch = pa.RecordBatch.from_pydict({"small": small, "alike": [0.1] * 50_000, "none": [0.0] * 50_000})
+    learned = Standardization.of([batch, batch.slice(7)], batch.schema.names)
+    np.testing.assert_allclose(learned.deviation, [small.std(), 1, 1], rtol=1e-3)
+
+
+def test_a_column_that_training_has_no_value_of_is_0_in_every_row() -> None:
+    column = pa.schema({"a": pa.float64()})
+    learned = Standardization.of([pa.RecordBatch.from_pydict({"a": [None, None]}, schema=column)], ["a"])
+    later = pa.RecordBatch.from_pydict({"a": [7e6, -3.0, None]}, schema=column)
+    np.testing.assert_array_equal(decode_state(fit_standardization, encode_state(learned)).of_batch(later), [[0]] * 3)
+
+
 def test_a_value_that_training_has_not_seen_is_category_0() -> None:
     found = Categories.of(["x", "y", None, "x"])
     np.testing.assert_array_equal(found.codes(["y", "never", None, "x"]), [2, 0, 0, 1])
     assert found.size == 3
+
+
+def test_a_missing_value_is_not_the_text_none() -> None:
+    np.testing.assert_array_equal(Categories.of(["None", "x"]).codes(["None", None, "x"]), [1, 0, 2])
+
+
+def test_what_is_counted_of_a_large_column_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    forget = learned_states._forget_rare
+    monkeypatch.setattr(learned_states, "_forget_rare", lambda of: (counted.append(len(of[0])), forget(of)))
+    texts = [f"common c{n % 5} rare{n}" for n in range(2_000)]
+    assert Vocabulary.of(texts, size=8).words == ("common", "c0", "c1", "c2", "c3", "c4")
+    assert Categories.of([word for text in texts for word in text.split()], size=7).values == (
+        *(f"c{n}" for n in range(5)),
+        "common",
+    )
+    assert max(counted) <= 20 * 6 + 3
