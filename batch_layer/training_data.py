@@ -36,8 +36,8 @@ Found = TypeVar("Found")
 
 
 class TrainingData:
-    """features: what its rows have, once some have been read. label_statistics: those of the train split, of all its
-    shards that are known; see `Objective`."""
+    """features: what its rows have, once some have been read. label_statistics: their sum over all shards of the train
+    split that are known; see `Objective`."""
 
     def __init__(
         self,
@@ -57,6 +57,8 @@ class TrainingData:
         self._memory_bytes = settings.trainer_memory_mb * 2**20
         self._splits = split_names(application.sources, application.splits)
         self._shards: dict[str, list[PartitionPrepared]] = {split: [] for split in self._splits}
+        self.label_statistics: list[float] = []
+        self._rows_known = 0
         self._kept: dict[str, Rows] = {}
         self._window: Window | None = None
         self._feed = ShardFeed(settings, application, dataset, preparing=preparing)
@@ -68,13 +70,7 @@ class TrainingData:
     def train_rows(self) -> float:
         """Of an epoch; while the data set is still being prepared, as many as its shards so far let expect."""
         shards = self._shards[TRAIN]
-        rows = sum(shard.rows for shard in shards)
-        return rows if self._known or not shards else rows / len(shards) * shards[0].partitions
-
-    @property
-    def label_statistics(self) -> list[float]:
-        """The sum over the train shards that are known."""
-        return [sum(column) for column in zip(*(shard.label_statistics for shard in self._shards[TRAIN]), strict=True)]
+        return self._rows_known if self._known or not shards else self._rows_known / len(shards) * shards[0].partitions
 
     def epoch(self, number: int) -> Iterator[Window]:
         """The windows of an epoch of the train split. number: from 1. Raises: BadInput, CorruptObject, NotReady."""
@@ -114,6 +110,7 @@ class TrainingData:
                     self._kept.clear()
                 if announcement.split == TRAIN:
                     self._shards[TRAIN].append(announcement)
+                    self._count([announcement])
                     yield Window.whole(rows)
         self._know(arrived)
 
@@ -127,7 +124,16 @@ class TrainingData:
                     f"{self._name} has no rows in the split {split!r}",
                     "see what was ingested and what is in quarantine: 'deeplambda batch ingest'",
                 )
+        self.label_statistics, self._rows_known = [], 0
+        self._count(self._shards[TRAIN])
         self._known = True
+
+    def _count(self, shards: Iterable[PartitionPrepared]) -> None:
+        """Add train shards to what is known of all."""
+        for shard in shards:
+            self._rows_known += shard.rows
+            before = self.label_statistics or [0.0] * len(shard.label_statistics)
+            self.label_statistics = [sum(column) for column in zip(before, shard.label_statistics, strict=True)]
 
     def _resident(self) -> Window:
         window = self._read(self._shards[TRAIN])

@@ -258,7 +258,7 @@ class Run:
         for window in data.epoch(epoch):
             self._waited_s += time.monotonic() - asked_s
             self._trainer.know_labels(data.label_statistics)
-            self._rows = data.train_rows  # once a window: it adds up all shards
+            self._rows = data.train_rows
             self._listener.expect(self._rows)
             yield window
             asked_s = time.monotonic()
