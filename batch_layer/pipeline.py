@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
+from uuid import uuid4
 
 from pyspark.sql import SparkSession
 
@@ -61,7 +62,8 @@ def run_pipeline(
     workers: int = 1,
     init_from: str | None = None,
 ) -> Card:
-    """The whole loop; the card of the version that it published. Training begins while shards are still prepared.
+    """The whole loop; the card of the version that it published. Training begins while shards are still prepared; when
+    it fails, preparation ends, and the next run goes on with it.
 
     overrides: of the application's hyperparameters. promotes: whether the version is offered to the gate. workers: that
     train; several begin when all shards are prepared. init_from: the version whose weights training begins from, as
@@ -69,10 +71,21 @@ def run_pipeline(
     Raises: what the steps raise; UnfitModel when the gate refuses the version.
     """
     ingest_examples(spark, settings, packed, listener)
-    dataset = data_set(spark, packed)
+    dataset, jobs = data_set(spark, packed), f"prepare-{uuid4().hex}"
+
+    def prepare_beside() -> None:
+        spark.sparkContext.setJobGroup(jobs, "preparation")
+        prepare_shards(spark, settings, packed, dataset, listener)
+
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as executor:
-        preparing = executor.submit(prepare_shards, spark, settings, packed, dataset, listener)
-        card = train_and_publish(spark, settings, packed, dataset, overrides, listener, preparing, workers, init_from)
+        preparing = executor.submit(prepare_beside)
+        try:
+            card = train_and_publish(
+                spark, settings, packed, dataset, overrides, listener, preparing, workers, init_from
+            )
+        except BaseException:  # that is said now, not once a preparation of hours has ended; what it made stays
+            spark.sparkContext._jsc.sc().cancelJobGroupAndFutureJobs(jobs)
+            raise
     if promotes:
         try:
             promote(settings, packed, card.version, who=operator(), why="trained by the pipeline")
