@@ -83,6 +83,17 @@ def test_evaluation_gives_every_metric_of_the_application() -> None:
     assert 0 <= metrics["accuracy"] <= 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_the_device_that_is_set_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert best_compute("gpu").device == torch.device("cpu"), "a part of the stack that has no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    found = [str(best_compute(setting).device) for setting in ("auto", "gpu", "cuda:1", "cpu")]
+    assert found == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    assert not torch.backends.cudnn.allow_tf32, "fp32 is what it says"
+
+
 def test_a_model_is_judged_in_passes_of_no_more_rows_than_it_is_trained_with() -> None:
     made, passed = trainer(batch_size=16), list[int]()
     made.model.register_forward_hook(lambda _, given, outputs: passed.append(len(outputs)))
