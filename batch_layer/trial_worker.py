@@ -1,6 +1,6 @@
 """A trial at work, in a worker of Ray's: it trains, reports to ASHA, and sends home what is to be stored.
 
-Only `batch_layer.tune` imports this, once it has told Ray how to behave.
+Whoever imports this has imported `batch_layer.ray_environment` before.
 """
 
 import warnings

@@ -23,10 +23,11 @@ from sklearn.datasets import load_digits
 
 from batch_layer.compute import best_compute
 from batch_layer.rows import Rows, Window
+from batch_layer.search import search_space
 from batch_layer.shard_format import shard_key, write_shard
 from batch_layer.trainer import Trainer, all_hyperparameters
 from batch_layer.trials import Trial
-from batch_layer.tune import search_space, tune
+from batch_layer.tune import tune
 from benchmarks.ratio import Ratio
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.s3 import ObjectStore, sha256_of

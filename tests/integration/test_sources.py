@@ -22,7 +22,7 @@ from batch_layer.prepare import prepare
 from batch_layer.raw_objects import files_of, raw_key
 from batch_layer.shard_format import announcement_key, manifest_key, shard_key
 from batch_layer.training_run import train
-from batch_layer.tune import _rows_of_trials
+from batch_layer.trial_rows import rows_of_trials
 from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
@@ -164,7 +164,7 @@ def test_one_csv_fills_every_split_by_hash_and_a_model_is_trained_on_it(bench: B
     )
     (epoch,) = trained.epochs
     assert set(epoch.metrics) == set(epoch.validation_metrics) == {"accuracy"}
-    training, compared = _rows_of_trials(bench.settings, bench.packed.load(), dataset.id)
+    training, compared = rows_of_trials(bench.settings, bench.packed.load(), dataset.id)
     held = {shard.split: shard.rows for shard in shards}
     assert (len(training), len(compared)) == (held["train"], held["validation"])
 
@@ -189,7 +189,7 @@ def test_preparing_again_after_a_crash_makes_only_the_shards_that_are_missing(
     held = {split: sum(each.rows for each in whole if each.split == split) for split in splits}
     half_mb = sum(each.size_bytes for each in whole) / 2 / 2**20
     little = bench.settings.model_copy(update={"trainer_memory_mb": half_mb})
-    training, compared = _rows_of_trials(little, bench.packed.load(), dataset.id)
+    training, compared = rows_of_trials(little, bench.packed.load(), dataset.id)
     assert 0 < len(training) < held["train"]
     assert 0 < len(compared) <= held["validation"], "it keeps its place though not all rows have room"
 
