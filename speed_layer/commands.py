@@ -52,8 +52,9 @@ def watch(
         console.print("stopped")
 
 
-@speed.command("replay")
-def replay(
+@speed.command("replay", hidden=True)  # its name before: it was taken for that of dead letters
+@speed.command("backfill")
+def backfill(
     application: ApplicationName,
     since: Annotated[
         datetime, typer.Option("--from", help="the broker took the first event at this time (UTC) or later")

@@ -15,7 +15,7 @@ from deeplambda.config import load_settings
 from deeplambda.errors import BadInput
 from deeplambda.records.dead_letters import DeadLetter
 from deeplambda.state.data_changes import operator
-from speed_layer.replay import Filter, Replayed, already, letters, replay
+from speed_layer.dead_letter_replay import Filter, Replayed, already, letters, replay
 
 console = Console()
 _SHOWN_BYTES = 2_000

@@ -24,7 +24,7 @@ from serving_layer.query_service.live_accuracy import live_accuracy
 from speed_layer import commands
 from speed_layer.backfill import planned, score_again
 from tests.integration.own_model_service import OwnService, drawn, model_of
-from tests.integration.test_replay import received
+from tests.integration.test_dead_letter_replay import received
 from tests.integration.test_views import move, store
 from tests.traffic import digit_event
 
@@ -77,7 +77,7 @@ def service(stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def said(*arguments: str) -> str:
-    done = CliRunner().invoke(commands.speed, ["replay", *arguments])
+    done = CliRunner().invoke(commands.speed, ["backfill", *arguments])
     assert done.exit_code == 0, done.output
     return done.output
 

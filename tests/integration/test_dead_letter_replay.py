@@ -14,7 +14,7 @@ from deeplambda.config import Settings
 from deeplambda.records import dead_letters, topics
 from deeplambda.records.dead_letters import DeadLetter
 from speed_layer.commands import speed
-from speed_layer.replay import Filter, letters, replay
+from speed_layer.dead_letter_replay import Filter, letters, replay
 from tests.integration.own_model_service import OwnService
 
 LONG = b'{"note": "' + b"x" * 300 + b'"}'

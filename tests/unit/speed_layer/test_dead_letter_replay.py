@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from deeplambda.records.dead_letters import DeadLetter
-from speed_layer.commands import _scored
 from speed_layer.dead_letter_commands import _told
-from speed_layer.replay import CHUNK, CHUNK_BYTES, Filter, Replayed, _chunks
+from speed_layer.dead_letter_replay import CHUNK, CHUNK_BYTES, Filter, Replayed, _chunks
 
 AT = datetime(2026, 1, 2, 3, tzinfo=UTC)
 LETTER = DeadLetter(
@@ -68,18 +67,3 @@ def test_few_large_letters_or_many_small_ones_are_held_at_once() -> None:
         [2 * CHUNK_BYTES],
         [1],
     ]
-
-
-@pytest.mark.parametrize(
-    ("figures", "said"),
-    [
-        ((68, 68, 68, 0), "scored again: 68 events"),
-        ((68, 68, 60, 8), "scored again: 60 events; refused, and left as they were: 8"),
-        ((68, 60, 60, 0), "scored again: 60 events; no longer there: 8"),
-        ((68, 71, 70, 1), "scored again: 70 events; refused, and left as they were: 1"),
-    ],
-)
-def test_a_backfill_tells_what_was_refused_from_what_went_or_came_meanwhile(
-    figures: tuple[int, int, int, int], said: str
-) -> None:
-    assert _scored(*figures) == said
