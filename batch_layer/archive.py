@@ -15,7 +15,6 @@ from pyspark.sql.streaming.query import StreamingQuery
 from batch_layer.experiments import follow
 from batch_layer.monitor import watch
 from batch_layer.upkeep import keep_up
-from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import create_tables
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
@@ -23,7 +22,7 @@ from deeplambda.records import topics
 from deeplambda.records.expiry import Reader
 from deeplambda.service.checkpoints import Finished, starting_offsets
 from deeplambda.service.logs import log_to_stderr
-from deeplambda.service.stream_session import EVENT_SOURCE, slots, stream_session
+from deeplambda.service.stream_session import event_stream, slots, stream_session
 from deeplambda.service.streams import Stream, run_streams
 
 TRIGGER_S = 5
@@ -66,15 +65,7 @@ def _append(
 ) -> StreamingQuery:
     checkpoint = f"{settings.checkpoints}/archive/{reader.topic}"
     starts = starting_offsets(spark, settings, reader, checkpoint, stored=partial(_stored, spark, table))
-    records = (
-        spark.readStream.format(EVENT_SOURCE)
-        .options(**spark_options(settings))
-        .option("subscribe", reader.topic)
-        .option("startingOffsets", starts)
-        .option("failOnDataLoss", "true")
-        .option("maxOffsetsPerTrigger", 100_000)
-        .load()
-    )
+    records = event_stream(spark, settings, reader.topic, starts, maxOffsetsPerTrigger=100_000)
     rows = records.select(
         *[column.alias(name) for name, column in columns.items()],
         F.col("partition").alias("kafka_partition"),

@@ -28,7 +28,7 @@ from deeplambda.features import Features
 from deeplambda.records import topics
 from deeplambda.state.card import fetch_card
 from deeplambda.state.versions import load_code
-from speed_layer.stream.__main__ import events, session, warm_up
+from speed_layer.stream.query import events, session, warm_up
 from speed_layer.stream.routing import Router
 
 ROWS = 200_000

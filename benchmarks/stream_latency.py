@@ -41,7 +41,7 @@ from benchmarks.ratio import Ratio
 from benchmarks.streams import latencies_ms, new_topic, source
 from deeplambda.config import Settings, load_settings
 from deeplambda.records import topics
-from speed_layer.stream.__main__ import session
+from speed_layer.stream.query import session
 
 SPARK, LOOP = "Spark stream without Python", "bare loop"
 AIMS = {(SPARK, 50): 1.5, (SPARK, 99): 2.0, (LOOP, 50): 3.0}

@@ -22,7 +22,7 @@ from benchmarks.streams import drained_rows_per_s, new_topic, send, source
 from deeplambda.config import Settings, load_settings
 from deeplambda.loading import pack_application
 from deeplambda.records import topics
-from speed_layer.stream.__main__ import events, session
+from speed_layer.stream.query import events, session
 from speed_layer.stream.routing import Router
 
 NAME = "stream throughput"

@@ -11,7 +11,7 @@ from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.kafka import Publisher, create_topics, end_offsets, spark_options
+from deeplambda.adapters.kafka import Publisher, create_topics, end_offsets
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, Truncated
@@ -20,7 +20,7 @@ from deeplambda.records.expiry import Gap, Reader, gap_of
 from deeplambda.records.lifecycle import TopicTruncated
 from deeplambda.service.checkpoints import last_finished, starting_offsets
 from deeplambda.service.expiry import expired, skip, told
-from deeplambda.service.stream_session import EVENT_SOURCE
+from deeplambda.service.stream_session import event_stream
 from tests.traffic import eventually, new_run
 
 
@@ -43,11 +43,8 @@ def read_all(
     spark: SparkSession, settings: Settings, application: str, checkpoint: Path, starts: str = "earliest"
 ) -> None:
     """Finish a batch of all that Kafka has, as a stream does that is then stopped."""
-    records = spark.readStream.format(EVENT_SOURCE).options(**spark_options(settings))
     query = (
-        records.option("subscribe", topics.events(application))
-        .option("startingOffsets", starts)
-        .load()
+        event_stream(spark, settings, topics.events(application), starts)
         .writeStream.format("noop")
         .option("checkpointLocation", f"file:{checkpoint}")
         .trigger(availableNow=True)

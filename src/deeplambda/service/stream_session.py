@@ -4,16 +4,14 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 import deeplambda.jvm
+from deeplambda.adapters.kafka import spark_options
 from deeplambda.adapters.lake import spark_session
 from deeplambda.config import Settings
 from deeplambda.jvm.jars import spark_jars
 from deeplambda.jvm.java_sources import compiled_jar
-
-EVENT_SOURCE = "deeplambda.spark.EventSource"
-"""Spark's Kafka source, which waits for records where there are none; for `readStream.format`."""
 
 _SOURCES = Path(deeplambda.jvm.__file__).with_name("java")
 
@@ -27,6 +25,21 @@ def stream_session(settings: Settings, name: str, conf: Mapping[str, str]) -> Sp
     if settings.checkpoints.startswith("file:"):
         own["spark.sql.streaming.checkpointFileManagerClass"] = "deeplambda.spark.LocalCheckpoints"
     return spark_session(settings, name, own | dict(conf))
+
+
+def event_stream(spark: SparkSession, settings: Settings, topic: str, starts: str, **options: int) -> DataFrame:
+    """A topic's records as Spark's Kafka source gives them; where there are none, it waits at the broker for the next.
+
+    starts: `startingOffsets`. options: further ones of that source.
+    """
+    return (
+        spark.readStream.format("deeplambda.spark.EventSource")
+        .options(**spark_options(settings), **options)
+        .option("subscribe", topic)
+        .option("startingOffsets", starts)
+        .option("failOnDataLoss", "true")
+        .load()
+    )
 
 
 def slots(spark: SparkSession) -> int:

@@ -12,7 +12,7 @@ from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.service.heartbeat import last_states
 from speed_layer.mqtt_bridge import session as session_module
-from speed_layer.mqtt_bridge.__main__ import run
+from speed_layer.mqtt_bridge.bridge import run
 from speed_layer.mqtt_bridge.forwarding import Forwarder
 from speed_layer.mqtt_bridge.session import Arrived, Session
 from tests.traffic import eventually

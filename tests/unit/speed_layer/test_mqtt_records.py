@@ -5,7 +5,7 @@ from deeplambda.config import Settings
 from deeplambda.records import topics
 from deeplambda.records.decoding import Reason, RefusedEvent, decode_event
 from examples.digits.application import Digits
-from speed_layer.mqtt_bridge.__main__ import as_producer
+from speed_layer.mqtt_bridge.bridge import as_producer
 from speed_layer.mqtt_bridge.records import VALUE_LIMIT_BYTES, record_of
 
 TOPIC = "digits/events/camera-7"
