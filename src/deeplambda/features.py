@@ -100,9 +100,9 @@ def concatenated(pieces: Sequence[Features]) -> Features:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
 
 
-def zero_features(tensors: Specification, rows: int = 2) -> Features:
-    """Zeros, for versions from before real rows were kept; no trial of a model that was published since."""
-    return {name: np.zeros((rows, *tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+def zero_features(tensors: Specification) -> Features:
+    """Two rows of zeros, for versions from before real rows were kept; no trial of a model that was published since."""
+    return {name: np.zeros((2, *tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 def row_count(features: Mapping[str, Any]) -> int:

@@ -29,9 +29,9 @@ class LockedJar(NamedTuple):
         return self.coordinate.file_name
 
 
-def read_lock(lock: Path = LOCK_FILE) -> list[LockedJar]:
+def read_lock() -> list[LockedJar]:
     """All locked jars, in class path order within a component."""
-    rows = (line.split() for line in lock.read_text().splitlines() if line and not line.startswith("#"))
+    rows = (line.split() for line in LOCK_FILE.read_text().splitlines() if line and not line.startswith("#"))
     return [LockedJar(component, Coordinate.parse(name), sha256, int(size)) for component, name, sha256, size in rows]
 
 

@@ -56,7 +56,7 @@ def starting_offsets(
     folder = _Folder(spark, checkpoint)
     _forget_empty(folder)
     left = _starts_left(folder)
-    last = _last_finished(folder, reader.topic) if folder.has(_METADATA) or not left else None
+    last = last_finished(spark, checkpoint, reader.topic) if folder.has(_METADATA) or not left else None
     finished, known = last.offsets if last else left, stored(last)
     position = {p: max(finished.get(p, 0), known.get(p, 0)) for p in finished.keys() | known.keys()}
     planned = _planned(folder, reader.topic, last.batch) if last else {}
@@ -75,10 +75,7 @@ def last_finished(spark: SparkSession, checkpoint: str, topic: str) -> Finished 
 
     Raises: ConfigurationError when that batch's offsets are missing or damaged.
     """
-    return _last_finished(_Folder(spark, checkpoint), topic)
-
-
-def _last_finished(folder: "_Folder", topic: str) -> Finished | None:
+    folder = _Folder(spark, checkpoint)
     batch = max(folder.batches(_COMMITS), default=None)
     if batch is None:
         return None

@@ -6,7 +6,6 @@
 3. Only then does it mark them published. A crash between 2 and 3 sends a row twice; consumers are idempotent.
 """
 
-from datetime import datetime
 from typing import Any
 
 from pydantic_core import to_json
@@ -17,18 +16,20 @@ from deeplambda.adapters.mysql import mysql_errors
 from deeplambda.clock import now
 from deeplambda.state.tables import OUTBOX
 
+_AT_ONCE = 100
 
-def record(connection: Connection, topic: str, key: str, value: Any, at: datetime | None = None) -> None:
+
+def record(connection: Connection, topic: str, key: str, value: Any) -> None:
     """Write one event's row in the caller's transaction."""
     connection.execute(
-        insert(OUTBOX).values(topic=topic, record_key=key, value=to_json(value).decode(), written_at=at or now())
+        insert(OUTBOX).values(topic=topic, record_key=key, value=to_json(value).decode(), written_at=now())
     )
 
 
-def relay(engine: Engine, publisher: Publisher, at_most: int = 100) -> int:
+def relay(engine: Engine, publisher: Publisher) -> int:
     """Publish what waits in the outbox; returns how many rows. Relays take turns, so order holds. Raises: NotReady."""
     waiting = (
-        select(OUTBOX).where(OUTBOX.c.published_at.is_(None)).order_by(OUTBOX.c.id).limit(at_most).with_for_update()
+        select(OUTBOX).where(OUTBOX.c.published_at.is_(None)).order_by(OUTBOX.c.id).limit(_AT_ONCE).with_for_update()
     )
     with mysql_errors(), engine.begin() as connection:
         rows = connection.execute(waiting).all()
