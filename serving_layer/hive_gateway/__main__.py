@@ -1,9 +1,7 @@
 """Run the gateway: `python -m serving_layer.hive_gateway`."""
 
 import logging
-import signal
 import sys
-import threading
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -12,6 +10,7 @@ from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
 from deeplambda.service.heartbeat import write_heartbeat
 from deeplambda.service.logs import log_to_stderr
+from deeplambda.service.loops import stop_on_signals
 from serving_layer.hive_gateway.gateway import Gateway
 
 _BEAT_S = 2.0
@@ -21,9 +20,7 @@ _log = logging.getLogger(__name__)
 def main() -> int:
     """Serve until SIGTERM or SIGINT, and tell by a heartbeat which application fails; returns the exit status."""
     log_to_stderr()
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = stop_on_signals()
     try:
         settings = load_settings()
         gateway = Gateway(settings)

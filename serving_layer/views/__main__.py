@@ -1,7 +1,6 @@
 """Keep the real-time view, and with it metrics, outbox and trimming: `python -m serving_layer.views`."""
 
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from deeplambda.errors import DeepLambdaError
 from deeplambda.service import outbox_relay
 from deeplambda.service.heartbeat import BEHIND, states_of, write_heartbeat
 from deeplambda.service.logs import log_to_stderr
-from deeplambda.service.loops import Loop, LoopStatus
+from deeplambda.service.loops import Loop, LoopStatus, stop_on_signals
 from serving_layer.views import metrics, realtime, reporting, trim
 from serving_layer.views.reporting import Figures
 
@@ -41,9 +40,7 @@ def main() -> None:
     log_to_stderr()
     for noisy in ("kafka", "sqlalchemy.pool"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # the loops say what they wait for
-    settings, stop = load_settings(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    settings, stop = load_settings(), stop_on_signals()
     figures = Figures()
     work: dict[str, Callable[[LoopStatus, threading.Event], None]] = {
         f"realtime-{n}": partial(realtime.run, settings, figures, (n, realtime.WRITERS))

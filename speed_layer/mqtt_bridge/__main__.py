@@ -1,13 +1,12 @@
 """Forward events from MQTT to Kafka: `python -m speed_layer.mqtt_bridge`."""
 
 import logging
-import signal
 import sys
-import threading
 
 from deeplambda.config import load_settings
 from deeplambda.errors import DeepLambdaError
 from deeplambda.service.logs import log_to_stderr
+from deeplambda.service.loops import stop_on_signals
 from speed_layer.mqtt_bridge.bridge import run
 from speed_layer.mqtt_bridge.session import Session
 
@@ -18,9 +17,7 @@ def main() -> None:
     """Run until SIGTERM."""
     log_to_stderr()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # `run` logs that Kafka is away
-    settings, stop = load_settings(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    settings, stop = load_settings(), stop_on_signals()
     session = Session(settings)
     session.start()
     try:

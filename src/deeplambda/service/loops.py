@@ -5,6 +5,7 @@ good costs little, and one whose trouble has passed is back soon. Nothing ends s
 """
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -128,6 +129,14 @@ class Loop(threading.Thread):
             self.status.waiting(why)
             self._stop_asked.wait(pause_s)
             self.status.alive()
+
+
+def stop_on_signals() -> threading.Event:
+    """What SIGTERM and SIGINT set from now on; a part's main thread calls this, before it starts loops."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def in_one_line(exc: BaseException) -> str:

@@ -7,7 +7,6 @@ supervisor or container engine starts it again, only when Spark itself is gone o
 
 import logging
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -23,7 +22,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import DeepLambdaError, NotReady
 from deeplambda.service.heartbeat import BEHIND, FAILING, HeartbeatPart, states_of, write_heartbeat
 from deeplambda.service.lag import Lag, TopicEnds, publish_lag
-from deeplambda.service.loops import Loop, LoopStatus, in_one_line
+from deeplambda.service.loops import Loop, LoopStatus, in_one_line, stop_on_signals
 from deeplambda.service.metrics import MetricPublisher
 from deeplambda.service.stream_report import StreamReport
 
@@ -112,9 +111,7 @@ def run_streams(
     beside: other work by name, in loops of its own.
     Raises: NotReady when Spark is gone, or every stream keeps failing.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     loops = [(stream, Loop(stream.application, stream.run, stop, said=why_failed)) for stream in streams]
     others = [Loop(name, work, stop, said=why_failed) for name, work in (beside or {}).items()]
     reporting = _reporting(settings, layer, part, [stream for stream, _ in loops])

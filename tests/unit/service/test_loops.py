@@ -1,10 +1,13 @@
 """Loops that fail, and how long they pause."""
 
+import signal
 import threading
+
+import pytest
 
 from deeplambda.errors import NotReady
 from deeplambda.service.heartbeat import states_of
-from deeplambda.service.loops import FailureBudget, Loop, LoopStatus
+from deeplambda.service.loops import FailureBudget, Loop, LoopStatus, stop_on_signals
 from deeplambda.service.streams import why_failed
 from tests.traffic import eventually
 
@@ -83,3 +86,16 @@ Identifier: predict digits"""
     assert why_failed(RuntimeError(wrapped.format("deeplambda.errors.NotReady"))) == "NotReady: digits has no champion"
     assert why_failed(RuntimeError(wrapped.format("KeyError"))) == "KeyError: digits has no champion"
     assert why_failed(ValueError("a\nb")) == "ValueError: a b"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_part_is_stopped_by_either_signal(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = stop_on_signals()
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.wait(TIME_S)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
