@@ -26,14 +26,13 @@ from batch_layer.paired_tests import Difference, mcnemar, resampled
 from batch_layer.same_rows import SameRows
 from deeplambda.errors import BadInput
 from deeplambda.metrics import calibration_error, confidence, measured, right_rows
+from deeplambda.records.slices import MOST_VALUES, quarter_edges, quarter_name, quarters_of, value_name
 from deeplambda.records.verdict import Comparison, Verdict
 from deeplambda.splits import RECENT, TEST
 from deeplambda.state.card import Card
 
 CALIBRATION, LATENCY = "calibration_error", "latency_ms"
 _LEVEL = 0.05
-_SLICES_LIMIT = 20
-"""Of a field with more values, those with the most rows are slices."""
 _SLICE_ROWS = 20
 """Fewer rows show nothing."""
 
@@ -156,25 +155,23 @@ def slices_of(columns: Mapping[str, pa.ChunkedArray]) -> Iterator[tuple[str, NDA
     for field, column in columns.items():
         if pa.types.is_floating(column.type) or (pa.types.is_integer(column.type) and _many(column)):
             numbers_N = column.to_numpy(zero_copy_only=False).astype(float)
-            edges = np.unique(np.nanquantile(numbers_N, [0.25, 0.5, 0.75]))
-            quarter_N = np.searchsorted(edges, numbers_N, side="right")
-            bounds = [-math.inf, *edges, math.inf]
+            edges = quarter_edges(numbers_N)
+            quarter_N = quarters_of(numbers_N, edges)
             named: Iterable[tuple[str, NDArray[Any]]] = (
-                (f"{field} in [{bounds[n]:g}, {bounds[n + 1]:g})", (quarter_N == n) & ~np.isnan(numbers_N))
-                for n in range(len(bounds) - 1)
+                (quarter_name(field, edges, n), (quarter_N == n) & ~np.isnan(numbers_N)) for n in range(len(edges) + 1)
             )
         else:
             texts_N = np.array([str(value) for value in column.to_pylist()], dtype=object)
             values, counts = np.unique(texts_N, return_counts=True)
-            often = values[np.argsort(-counts, kind="stable")][:_SLICES_LIMIT]
-            named = ((f"{field}={value}", texts_N == value) for value in often)
+            often = values[np.argsort(-counts, kind="stable")][:MOST_VALUES]
+            named = ((value_name(field, value), texts_N == value) for value in often)
         for name, chosen_N in named:
             if chosen_N.sum() >= _SLICE_ROWS:
                 yield name, np.flatnonzero(chosen_N)
 
 
 def _many(column: pa.ChunkedArray) -> bool:
-    return int(pc.count_distinct(column).as_py()) > _SLICES_LIMIT
+    return int(pc.count_distinct(column).as_py()) > MOST_VALUES
 
 
 def verdict(

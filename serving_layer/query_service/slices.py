@@ -1,6 +1,5 @@
 """Counts of predictions by declared slice, from those of predictions that are equal in all of them. Pure."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,9 +8,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from deeplambda.records.predictions import Slice
-
-MOST_VALUES = 20
-"""Of a field: those with the most predictions. More integers than that are divided into quarters, as floats are."""
+from deeplambda.records.slices import MOST_VALUES, quarter_edges, quarter_name, quarters_of, value_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +56,15 @@ def _slices(field: str, values: Mapping[Slice, Counts]) -> Iterator[tuple[str, C
         yield from _quarters(field, numbers)
         return
     often = sorted(values.items(), key=lambda each: -each[1].predictions)[:MOST_VALUES]
-    yield from ((f"{field}={value}", counts) for value, counts in often)
+    yield from ((value_name(field, value), counts) for value, counts in often)
 
 
 def _quarters(field: str, numbers: Mapping[int | float, Counts]) -> Iterator[tuple[str, Counts]]:
     values_M = np.array(list(numbers), float)
     numbers_N = np.repeat(values_M, [counts.predictions for counts in numbers.values()])
-    edges = np.unique(np.quantile(numbers_N, [0.25, 0.5, 0.75]))
-    bounds = [-math.inf, *edges, math.inf]
+    edges = quarter_edges(numbers_N)
     found: dict[int, Counts] = defaultdict(Counts)
-    for quarter, counts in zip(np.searchsorted(edges, values_M, side="right"), numbers.values(), strict=True):
+    for quarter, counts in zip(quarters_of(values_M, edges), numbers.values(), strict=True):
         found[int(quarter)] += counts
     for n, counts in found.items():
-        yield f"{field} in [{bounds[n]:g}, {bounds[n + 1]:g})", counts
+        yield quarter_name(field, edges, n), counts
