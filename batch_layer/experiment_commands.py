@@ -5,24 +5,21 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from batch_layer.command_start import ApplicationName, console, packed_application
 from batch_layer.live_verdicts import in_words
 from deeplambda.adapters.kafka import Publisher
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.clock import now
-from deeplambda.config import Settings, load_settings
+from deeplambda.config import Settings
 from deeplambda.errors import BadInput, UnfitModel
-from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.loading import PackedApplication
 from deeplambda.records.verdict import Verdict
 from deeplambda.state import experiment_store, outbox, registry
 from deeplambda.state.data_changes import operator
 from deeplambda.state.experiment_store import Experiment, Kind
 
-console = Console()
-
-ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
 Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model list'", min=1)]
 Why = Annotated[str, typer.Option("--why", help="the reason, for 'deeplambda model history'")]
 NO_REASON = "by hand, no reason given"
@@ -72,8 +69,8 @@ def experiment(
     why: Why = NO_REASON,
 ) -> None:
     """Show the shadow or canary that runs, or the last one, with its figures."""
-    settings = load_settings()
-    name = pack_application(application, settings).name
+    settings, packed = packed_application(application)
+    name = packed.name
     platform = engine(settings, "platform")
     if stop:
         with mysql_errors(), platform.begin() as connection:
@@ -135,8 +132,7 @@ def _start(
     force: bool,
     why: str | None,
 ) -> None:
-    settings = load_settings()
-    packed = pack_application(application, settings)
+    settings, packed = packed_application(application)
     asked: dict[str, Any] = {
         "share": share_of(share),
         "until_decided": until_decided,

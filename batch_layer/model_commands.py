@@ -6,18 +6,17 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import to_json
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
 from batch_layer import experiment_commands
-from batch_layer.experiment_commands import NO_REASON
+from batch_layer.command_start import ApplicationName, console, packed_application
+from batch_layer.experiment_commands import NO_REASON, Version, Why
 from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.application import metric_names
-from deeplambda.config import Settings, load_settings
+from deeplambda.config import Settings
 from deeplambda.errors import BadInput
-from deeplambda.loading import pack_application
 from deeplambda.metrics import lower_is_better
 from deeplambda.records.verdict import Comparison, Verdict
 from deeplambda.state import experiment_store, registry
@@ -28,11 +27,6 @@ from deeplambda.state.tables import DRIFT_WINDOWS, MODEL_VERSIONS
 app = typer.Typer(no_args_is_help=True)
 for command in (experiment_commands.shadow, experiment_commands.canary, experiment_commands.experiment):
     app.command()(command)
-console = Console()
-
-ApplicationName = Annotated[str, typer.Argument(help="an application's name, or the path of its folder")]
-Version = Annotated[int, typer.Argument(help="a number from 'deeplambda model list'", min=1)]
-Why = Annotated[str, typer.Option("--why", help="the reason, for 'deeplambda model history'")]
 
 
 @app.command("list")
@@ -41,8 +35,7 @@ def list_versions(application: ApplicationName) -> None:
 
     ↑: of the metric, higher is better; ↓: lower. 'deeplambda model show' tells the rest of a version: its data, hashes.
     """
-    settings = load_settings()
-    packed = pack_application(application, settings)
+    settings, packed = packed_application(application)
     cards, champion = _versions(settings, packed.name)
     made = packed.load()
     lower = {name: lower_is_better(made, name) for name in metric_names(made)}
@@ -79,8 +72,7 @@ def show(application: ApplicationName, version: Version) -> None:
 
     `decided` is the gate's newest verdict on it, with its figures, who asked and why.
     """
-    settings = load_settings()
-    packed = pack_application(application, settings)
+    settings, packed = packed_application(application)
     with mysql_errors(), engine(settings, "platform").connect() as connection:
         card = registry.published_card(connection, packed.name, version)
         judged = (row._asdict() for row in registry.history(connection, packed.name, version=version))
@@ -93,8 +85,7 @@ def verify(application: ApplicationName, version: Version) -> None:
     """Check a version's artefacts on S3 against its card: hashes, finite weights, the shape of its outputs."""
     from batch_layer.gate import verify as verify_version
 
-    settings = load_settings()
-    packed = pack_application(application, settings)
+    settings, packed = packed_application(application)
     card = verify_version(settings, packed, version)
     console.print(f"[green]sound[/]: {packed.name}/{version}, weights {card.weights_sha256}")
 
@@ -115,8 +106,7 @@ def promote(
     """
     from batch_layer.gate import promote as promote_version
 
-    settings = load_settings()
-    packed = pack_application(application, settings)
+    settings, packed = packed_application(application)
     chosen = version or _newest(settings, packed.name)
     change = promote_version(settings, packed, chosen, force=force, who=operator(), why=why)
     if change is None:
@@ -137,8 +127,8 @@ def rollback(
     """
     from batch_layer.gate import roll_back
 
-    settings = load_settings()
-    back = roll_back(settings, pack_application(application, settings).name, to, who=operator(), why=why)
+    settings, packed = packed_application(application)
+    back = roll_back(settings, packed.name, to, who=operator(), why=why)
     console.print(f"[yellow]rolled back[/]: {back.application}/{back.version} serves again{_after(back.previous)}")
 
 
@@ -148,8 +138,7 @@ def history(
     rows: Annotated[int, typer.Option("--rows", help="how many of the newest", min=1)] = 20,
 ) -> None:
     """Show promotions, rejections, rollbacks and experiments, newest first: who, when, why, and what the gate found."""
-    settings = load_settings()
-    packed = pack_application(application, settings)
+    settings, packed = packed_application(application)
     with mysql_errors(), engine(settings, "platform").connect() as connection:
         decided: list[Any] = list(registry.history(connection, packed.name, rows))
         tried = map(experiment_commands.as_decision, experiment_store.listed(connection, packed.name, rows))
@@ -186,8 +175,7 @@ def drift(
     Inputs, predictions and, where labels come, answers are watched. An alarm stands where the value has reached the
     threshold, until a window is as before; docs/loop.md says what the figures mean.
     """
-    settings = load_settings()
-    packed = pack_application(application, settings)
+    settings, packed = packed_application(application)
     table = DRIFT_WINDOWS.c
     with mysql_errors(), engine(settings, "platform").connect() as connection:
         windows = [
