@@ -19,7 +19,7 @@ DeepLambdaError
 │   ├── Overtaken           records expired before their reader came to them; a person has to give them up
 │   └── Truncated           a topic ended before its reader's position; a person has to say what then
 └── Conflict                another process or person holds, or has changed, what this one needs
-    └── UnfitModel       a model version that must not serve
+    └── UnfitModel          a model version that must not serve
 
 Every error says what happened and, as `remedy`, what to do. `retryable`: whether a loop should try again. All of
 them survive pickling, because Spark sends them between processes.

@@ -21,10 +21,11 @@ class _LifecycleRecord(BaseModel):
 
 
 class PartitionPrepared(_LifecycleRecord):
-    """One partition of a prepared data set has been stored on S3. refused: rows left out, for a label that
-    the objective does not know or by the transform. events: of
-    its rows, those that are labelled events. label_statistics: of its labels, what the application's objective asks
-    for."""
+    """One partition of a prepared data set has been stored on S3.
+
+    refused: rows left out, for a label that the objective does not know or by the transform. events: of its rows, those
+    that are labelled events. label_statistics: of its labels, what the application's objective asks for.
+    """
 
     type: Literal["PartitionPrepared"] = "PartitionPrepared"
     dataset: str
@@ -229,8 +230,8 @@ class QualityMeasured(_LifecycleRecord):
     """The quality of an ingest's new rows, of a day's events, or of a generation's new labelled events was measured.
 
     subject: `ingest`, `events` or `generation`. day: which day's. ingest: the ingest's name, or `generation-` and its
-    number. snapshot: where the rows are. broken:
-    the expectations that do not hold, in words. branch: where the new rows wait that break a hard one.
+    number. snapshot: where the rows are. broken: the expectations that do not hold, in words. branch: where the new
+    rows wait that break a hard one.
     """
 
     type: Literal["QualityMeasured"] = "QualityMeasured"
@@ -315,8 +316,10 @@ class _OfGeneration(_LifecycleRecord):
 
 
 class GenerationStarted(_OfGeneration):
-    """A training by the platform itself has begun. cause: drift, labels, schedule or person. new_labels: that
-    came since the generation before."""
+    """A training by the platform itself has begun.
+
+    cause: drift, labels, schedule or person. new_labels: that came since the generation before.
+    """
 
     type: Literal["GenerationStarted"] = "GenerationStarted"
     cause: str
