@@ -135,7 +135,7 @@ def rollback(
 @app.command("history")
 def history(
     application: ApplicationName,
-    rows: Annotated[int, typer.Option("--rows", help="how many of the newest", min=1)] = 20,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="how many of the newest", min=1)] = 20,
 ) -> None:
     """Show promotions, rejections, rollbacks and experiments, newest first: who, when, why, and what the gate found."""
     settings, packed = packed_application(application)
@@ -168,7 +168,7 @@ def history_table(decisions: Sequence[Any]) -> Table:
 @app.command("drift")
 def drift(
     application: ApplicationName,
-    rows: Annotated[int, typer.Option("--rows", help="how many windows of each kind", min=1)] = 10,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="how many windows of each kind", min=1)] = 10,
 ) -> None:
     """Show the newest windows of live events, and how far they are from those that the champion was judged by.
 

@@ -88,19 +88,19 @@ def serve_token(
 
 @serve.command("status")
 def serve_status(
-    application: Annotated[str, typer.Argument(help="an application that is served")] = "digits",
+    application: Annotated[str | None, typer.Argument(help="default: the first that is served")] = None,
 ) -> None:
     """Print the horizon between batch view and real-time view, and how many rows are on each side of it."""
     from serving_layer.status import serving_status
 
     settings = load_settings()
-    if application not in settings.applications:
+    name = application or next(iter(settings.applications), "")
+    if name not in settings.applications:
         raise UnknownApplication(
-            f"{application!r} is not served",
-            f"there are {', '.join(settings.applications)}; see DEEPLAMBDA_APPLICATIONS",
+            f"{name!r} is not served", f"there are {', '.join(settings.applications)}; see DEEPLAMBDA_APPLICATIONS"
         )
     table = Table.grid(padding=(0, 3))
-    for what, value in serving_status(settings, application).items():
+    for what, value in serving_status(settings, name).items():
         table.add_row(f"[bold]{what}", escape(value))
     console.print(table, soft_wrap=True)
 

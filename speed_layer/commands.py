@@ -35,7 +35,7 @@ ApplicationName = Annotated[str, typer.Argument(help="an application's name")]
 @speed.command("watch")
 def watch(
     application: ApplicationName,
-    count: Annotated[int | None, typer.Option("-n", help="stop after this many predictions")] = None,
+    count: Annotated[int | None, typer.Option("--rows", "-n", help="stop after this many predictions")] = None,
 ) -> None:
     """Print predictions as they come, from now on; Ctrl-C ends it."""
     settings = load_settings()

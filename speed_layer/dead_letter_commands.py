@@ -42,7 +42,7 @@ Version = Annotated[int | None, typer.Option("--version", help="refused while th
 @app.command("list")
 def list_letters(
     application: ApplicationName,
-    count: Annotated[int, typer.Option("-n", help="how many of the newest to show", min=1)] = 20,
+    count: Annotated[int, typer.Option("--rows", "-n", help="how many of the newest", min=1)] = 20,
     reason: ReasonOption = None,
     since: Since = None,
     until: Until = None,

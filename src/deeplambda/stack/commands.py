@@ -13,13 +13,13 @@ from deeplambda.errors import ConfigurationError
 app = typer.Typer(no_args_is_help=True)
 _out = Console(width=None if sys.stdout.isatty() else 160)
 
-_Parts = Annotated[list[str] | None, typer.Argument(help="Only these parts; all of them if none is named.")]
+_Parts = Annotated[list[str] | None, typer.Argument(help="only these parts; all of them if none is named")]
 
 
 @app.command()
 def up(
     parts: _Parts = None,
-    free_ports: Annotated[bool, typer.Option(help="Use free ports, and keep them in <data folder>/stack.env.")] = False,
+    free_ports: Annotated[bool, typer.Option(help="use free ports, and keep them in <data folder>/stack.env")] = False,
 ) -> None:
     """Start the stack and wait until every part answers. Starts only what is missing; parts bring what they need.
 
@@ -59,7 +59,7 @@ def down(parts: _Parts = None) -> None:
 
 
 @app.command()
-def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
+def status(as_json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False) -> None:
     """Each part's health, port, memory, restarts, and which application fails in it.
 
     Exit code 1 when a part is unwell or nothing runs. A part in which an application fails is well, for it serves the
@@ -83,9 +83,9 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
 
 @app.command()
 def logs(
-    part: Annotated[str, typer.Argument(help="A part, as 'deeplambda status' names it.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 50,
+    part: Annotated[str, typer.Argument(help="a part, as 'deeplambda status' names it")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on with what is written from now on")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="how many of the last lines")] = 50,
 ) -> None:
     """Print the end of a part's log."""
     from deeplambda.stack.local import logs as log_files

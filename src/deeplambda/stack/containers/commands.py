@@ -27,7 +27,7 @@ def secrets() -> None:
 
 
 @app.command()
-def secret(name: Annotated[str, typer.Argument(help="Such as analyst_password.")]) -> None:
+def secret(name: Annotated[str, typer.Argument(help="such as analyst_password")]) -> None:
     """Print one secret, for people who connect from outside."""
     if name not in secret_fields():
         raise ConfigurationError(f"no secret {name!r}", f"there are {', '.join(secret_fields())}")
