@@ -43,6 +43,7 @@ FEWEST = 30
 _LABELS = 1_000
 """So many, the most frequent ones, are looked at where an objective's labels are endless."""
 _STRATA = 1 << 20
+_KIND, _UPTO, _IS_NEW = "__kind", "__upto", "__is_new"  # no field of an event is called so
 _ERRORS = pa.schema([("is_new", pa.bool_()), ("error", pa.float64())])
 _COUNT = pa.schema([("unsound", pa.int64())])
 
@@ -150,10 +151,10 @@ def _disagreement(
 
     def sample(rows: DataFrame, there: Mapping[str, int], *, is_new: bool) -> DataFrame:
         shares = [(label, int(_STRATA * wanted[label] / there[label])) for label in both]
-        strata = F.broadcast(spark.createDataFrame(shares, "kind STRING, upto INT"))
-        drawn = F.pmod(F.xxhash64("event_id"), F.lit(_STRATA)) < F.col("upto")
-        chosen = rows.where("label IS NOT NULL").withColumn("kind", kind).join(strata, "kind").where(drawn)
-        return chosen.select(*(f"`{name}`" for name in payload), "label", F.lit(is_new).alias("is_new"))
+        strata = F.broadcast(spark.createDataFrame(shares, f"{_KIND} STRING, {_UPTO} INT"))
+        drawn = F.pmod(F.xxhash64("event_id"), F.lit(_STRATA)) < F.col(_UPTO)
+        chosen = rows.where("label IS NOT NULL").withColumn(_KIND, kind).join(strata, _KIND).where(drawn)
+        return chosen.select(*(f"`{name}`" for name in payload), "label", F.lit(is_new).alias(_IS_NEW))
 
     rows = sample(added, labels[0], is_new=True).unionByName(sample(judged, known, is_new=False))
     answered = rows.mapInArrow(_judging(settings, champion, payload), from_arrow_schema(_ERRORS)).toArrow()
@@ -179,7 +180,7 @@ def _judging(settings: Settings, champion: Card, payload: Sequence[str]) -> Call
                 judged = batch.take(pa.array([admitted.rows_N[n] for n in found.rows_N], pa.int64()))
                 answers = zip(judged["label"].to_pylist(), found.values_N, found.numbers_N, strict=True)
                 errors = pa.array([_error(*answer) for answer in answers], pa.float64())
-                yield pa.RecordBatch.from_arrays([judged["is_new"], errors], schema=_ERRORS)
+                yield pa.RecordBatch.from_arrays([judged[_IS_NEW], errors], schema=_ERRORS)
         except (BadInput, UnfitModel) as exc:  # it cannot be asked, which is no fault of the new rows
             _log.warning("%s/%d does not judge the new rows: %s", champion.application, champion.version, exc)
 

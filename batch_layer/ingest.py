@@ -43,7 +43,7 @@ from batch_layer.refused_ingests import (
     refused_of,
     verdicts_of,
 )
-from batch_layer.row_checks import LEFT_OUT, checked_schema, reader_check
+from batch_layer.row_checks import DETAIL, LEFT_OUT, REASON, RECORD, ROW_NUMBER, checked_schema, reader_check
 from batch_layer.whole_objects import (
     image_check,
     image_names,
@@ -64,8 +64,16 @@ from deeplambda.state import registry
 
 _ORIGINAL = ["source", "source_sha256", "record"]
 """What tells quarantined rows apart from one run to the next; their numbers depend on how Spark divides a file."""
+_QUARANTINED = {
+    ROW_NUMBER: "row",
+    REASON: "reason",
+    DETAIL: "detail",
+    RECORD: "record",
+    "ingested_at": "quarantined_at",
+}
+"""What a refused row is kept with in `quarantine`, by its column here."""
 _CONTENT, _NTH = "__content", "__nth"  # no field of an event is called so
-_PLACE = ("source", "row", _CONTENT)
+_PLACE = ("source", ROW_NUMBER, _CONTENT)
 """What orders rows of one event id; content only where two sources read one object."""
 _IS_ODD = "rows > 1 OR NOT is_new"
 
@@ -150,7 +158,7 @@ def _ingest(
 def _checked(
     spark: SparkSession, settings: Settings, packed: PackedApplication, root: str, read: Set[str], known: Set[str]
 ) -> DataFrame:
-    """Every row of the objects that are read, good ones with `reason` NULL."""
+    """Every row of the objects that are read, good ones with REASON NULL."""
     application = packed.load()
     schema = from_arrow_schema(checked_schema(application))
     is_read = [any(matched(path, read) for path in source.paths) for source in application.sources]
@@ -194,7 +202,7 @@ def _append(
     verdicts, columns = verdicts_of(checked), spark.table(examples).columns
     fields = {*payload_schema(application.event).names, "label"}
     content = content_hash(column for column in spark.table(examples).schema if column.name in fields)
-    good = checked.where("reason IS NULL").withColumn(_CONTENT, content)
+    good = checked.where(F.col(REASON).isNull()).withColumn(_CONTENT, content)
     if (taken_back := held_rows.taken_back(spark, application.name)) is not None:
         good = _without(good, taken_back.withColumn(_CONTENT, content))
     kept = spark.table(examples).withColumn(_CONTENT, content)
@@ -363,8 +371,8 @@ def _last_rows(good: DataFrame, ids: DataFrame) -> DataFrame:
 def _quarantine(spark: SparkSession, quarantine: str, checked: DataFrame) -> int:
     columns = spark.table(quarantine).columns
     refused = (
-        checked.where(f"reason IS NOT NULL AND reason <> '{LEFT_OUT}'")
-        .withColumnRenamed("ingested_at", "quarantined_at")
+        checked.where(F.col(REASON) != LEFT_OUT)
+        .select("source", "source_sha256", *(F.col(mine).alias(name) for mine, name in _QUARANTINED.items()))
         .join(spark.table(quarantine).select(_ORIGINAL).distinct(), _ORIGINAL, "left_anti")
         .select(columns)
         .persist(StorageLevel.DISK_ONLY)

@@ -25,6 +25,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.counted_events import NONE_WITHDRAWN, counted_events, counted_labels, withdrawals_snapshot
 from batch_layer.newest import content_hash, newest_examples
+from batch_layer.row_checks import REASON
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.application import Application, Event, payload_schema
 from deeplambda.clock import now
@@ -41,7 +42,7 @@ RECENT_LIMIT = 10_000
 
 _POSITION = ("kafka_timestamp", "kafka_partition", "kafka_offset")
 _POSITION_TYPES = ("timestamp", "int", "bigint")
-_CONTENT, _GROUP, _PLACE = "__content", "__group", "__place"  # no field of an event is called so
+_CONTENT, _GROUP, _SPLIT, _PLACE = "__content", "__group", "__split", "__place"  # no field begins so
 
 
 class LabelRefusal(StrEnum):
@@ -265,7 +266,7 @@ def admitted(
         _checking_events(settings, packed), schema
     )
     if found.sent_again:
-        good, refused = checked.where("reason IS NULL"), checked.where("reason IS NOT NULL")
+        good, refused = checked.where(F.col(REASON).isNull()), checked.where(F.col(REASON).isNotNull())
         first = F.min_by(F.struct(*checked.columns), _PLACE).alias("first")
         checked = good.groupBy("event_id").agg(first).select("first.*").unionByName(refused)
     return checked.drop(_PLACE)
@@ -278,7 +279,7 @@ def _is_past(position: Position) -> Column:
 
 
 def _checked_schema(application: Application) -> pa.Schema:
-    text = [pa.field(name, pa.string()) for name in ("label", "split", "reason")]
+    text = [pa.field(name, pa.string()) for name in ("label", "split", REASON)]
     payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
     place = zip(_POSITION, (pa.timestamp("us", "UTC"), pa.int32(), pa.int64()), strict=True)
     return pa.schema([pa.field("event_id", pa.string()), *payload, *text, pa.field(_PLACE, pa.struct(list(place)))])
@@ -301,12 +302,12 @@ def _checking_events(
                 "event_id": [event.event_id for event in checked.events_N],
                 "label": [row["label"] for row in passed],
                 "split": [RECENT if row["is_recent"] else split for row, split in zip(passed, found, strict=True)],
-                "reason": [EventRefusal.NO_SPLIT if split is None else None for split in found],
+                REASON: [EventRefusal.NO_SPLIT if split is None else None for split in found],
                 _PLACE: [row[_PLACE] for row in passed],
             }
             yield pa.RecordBatch.from_pydict(columns, schema=schema)
             refused = [
-                {"event_id": given[n]["key"].decode(errors="replace"), "reason": str(refusal.reason)}
+                {"event_id": given[n]["key"].decode(errors="replace"), REASON: str(refusal.reason)}
                 for n, refusal in checked.refused
             ]
             yield pa.RecordBatch.from_pylist(refused, schema=schema)
@@ -357,7 +358,7 @@ def without_leaks(application: Application, events: DataFrame, examples: DataFra
     payload = set(payload_schema(application.event).names)
     content = content_hash([column for column in examples.schema if column.name in payload]).alias(_CONTENT)
     events = events.withColumn(_CONTENT, content)
-    held_out = (F.col("reason").isNull()) & (F.col("split") != TRAIN)
+    held_out = (F.col(REASON).isNull()) & (F.col("split") != TRAIN)
     alike = examples.select(content, "split").join(events.select(_CONTENT), _CONTENT, "left_semi")
     in_examples = alike.groupBy(_CONTENT).agg(F.collect_set("split").alias("__splits"))
     in_events = events.where(held_out).select(_CONTENT, F.lit(True).alias("__held_out")).distinct()
@@ -368,18 +369,16 @@ def without_leaks(application: Application, events: DataFrame, examples: DataFra
     marked = (
         events.join(in_examples, _CONTENT, "left")
         .join(in_events, _CONTENT, "left")
-        .withColumn("reason", F.coalesce("reason", F.when(leaks, F.lit(EventRefusal.PAYLOAD_HELD_OUT))))
+        .withColumn(REASON, F.coalesce(REASON, F.when(leaks, F.lit(EventRefusal.PAYLOAD_HELD_OUT))))
         .drop(_CONTENT, "__splits", "__held_out")
     )
     field = field_of(application, application.splits.column)
     if not application.splits.grouped or field not in payload:
         return marked
-    divided = F.when(
-        (F.col("split") != RECENT) & (F.col("split") != F.col("__split")), F.lit(EventRefusal.GROUP_HELD_OUT)
-    )
-    groups = examples.groupBy(F.col(field).alias(_GROUP)).agg(F.first("split").alias("__split"))
+    divided = F.when((F.col("split") != RECENT) & (F.col("split") != F.col(_SPLIT)), F.lit(EventRefusal.GROUP_HELD_OUT))
+    groups = examples.groupBy(F.col(field).alias(_GROUP)).agg(F.first("split").alias(_SPLIT))
     return (
         marked.join(groups, F.col(field) == F.col(_GROUP), "left")
-        .withColumn("reason", F.coalesce("reason", divided))
-        .drop(_GROUP, "__split")
+        .withColumn(REASON, F.coalesce(REASON, divided))
+        .drop(_GROUP, _SPLIT)
     )

@@ -37,6 +37,7 @@ from batch_layer.data_set import DataSet, data_set_id, fetch_data_set
 from batch_layer.fitting import featurizer_of, fetch_state, learned_state
 from batch_layer.labelled_events import LabelledEvents
 from batch_layer.newest import newest_examples
+from batch_layer.row_checks import REASON
 from batch_layer.shard_format import (
     ANNOUNCEMENT,
     MANIFEST,
@@ -161,10 +162,10 @@ class _Rows:
         return self.all.where(F.col("split") == TRAIN)
 
     def events_by_split(self) -> dict[str, int]:
-        return self._counts("split", "reason IS NULL")
+        return self._counts("split", f"{REASON} IS NULL")
 
     def left_out(self) -> dict[str, int]:
-        return self._counts("reason", "reason IS NOT NULL")
+        return self._counts(REASON, f"{REASON} IS NOT NULL")
 
     def _counts(self, column: str, condition: str) -> dict[str, int]:
         if self.events is None:
@@ -187,7 +188,7 @@ def _rows(spark: SparkSession, settings: Settings, packed: PackedApplication, da
         reading.callback(given.persist(StorageLevel.DISK_ONLY).unpersist)
         events = labelled_events.without_leaks(packed.load(), given, examples).persist(StorageLevel.DISK_ONLY)
         reading.callback(events.unpersist)
-        good = events.where("reason IS NULL").select(columns).withColumn(_IS_EVENT, F.lit(True))
+        good = events.where(F.col(REASON).isNull()).select(columns).withColumn(_IS_EVENT, F.lit(True))
         yield _Rows(labelled, events, good)
 
 

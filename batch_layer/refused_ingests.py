@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from batch_layer.quality import share
-from batch_layer.row_checks import LEFT_OUT
+from batch_layer.row_checks import DETAIL, GROUP, LEFT_OUT, REASON
 from batch_layer.whole_objects import CORRUPT_OBJECT, EXAMPLES_FAILED, TOO_LARGE
 from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput, CorruptObject
@@ -21,9 +21,9 @@ _OUT_OF_RANGE = "should (be (greater|less) than|be a multiple|have at (least|mos
 
 def verdicts_of(checked: DataFrame) -> list[Row]:
     """Rows, labelled rows and the first detail by reason and split. Raises: CorruptObject, BadInput."""
-    counts = F.count("*").alias("rows"), F.count("label").alias("labelled"), F.min("detail").alias("detail")
-    outside = F.count_if(F.col("detail").rlike(_OUT_OF_RANGE)).alias("outside")
-    verdicts: list[Row] = checked.groupBy("reason", "split").agg(*counts, outside).collect()
+    counts = F.count("*").alias("rows"), F.count("label").alias("labelled"), F.min(DETAIL).alias("detail")
+    outside = F.count_if(F.col(DETAIL).rlike(_OUT_OF_RANGE)).alias("outside")
+    verdicts: list[Row] = checked.groupBy(F.col(REASON).alias("reason"), "split").agg(*counts, outside).collect()
     for row in verdicts:
         if row["reason"] == CORRUPT_OBJECT:
             raise CorruptObject(row["detail"], "upload the original again with 'deeplambda data put', then ingest")
@@ -73,7 +73,7 @@ def divided_group(application: Application, good: DataFrame, examples: DataFrame
     column = application.splits.column
     if not application.splits.grouped or column is None:
         return None
-    groups = good.select("group", "split")
+    groups = good.select(F.col(GROUP).alias("group"), "split")
     if column in payload_schema(application.event).names:
         groups = groups.unionAll(examples.select(F.col(column).cast("string"), "split"))
     divided: Row | None = (

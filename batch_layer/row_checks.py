@@ -1,6 +1,6 @@
 """Row checks: a raw row against its application's event, in Spark's workers, a batch at a time.
 
-A row becomes one of `checked_schema`: good with `reason` null, or refused with a reason and its original. Nothing that
+A row becomes one of `checked_schema`: good with REASON null, or refused with a reason and its original. Nothing that
 one row holds, and nothing that an application's code raises, stops the others.
 """
 
@@ -29,6 +29,9 @@ from deeplambda.splits import moment
 LEFT_OUT = "left_out"
 """The reason that is no fault of the row's."""
 
+GROUP, ROW_NUMBER, REASON, DETAIL, RECORD = "__group", "__row", "__reason", "__detail", "__record"
+"""What is known of a row beside its columns in the lake. No field of an event begins with an underscore."""
+
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _DETAIL_CHARACTERS = 2000
 _UNREADABLE = "__unreadable"  # no field of an event is called so
@@ -37,10 +40,15 @@ Batches = Iterator[pa.RecordBatch]
 
 
 def checked_schema(application: Application) -> pa.Schema:
-    """Columns of a checked row. group: what must not be in two splits. row: where in the source it stood."""
-    text = [("event_id", pa.string()), ("split", pa.string()), ("group", pa.string())]
-    verdict = [("label", pa.string()), ("source", pa.string()), ("source_sha256", pa.string()), ("row", pa.int64())]
-    refusal = [("reason", pa.string()), ("detail", pa.string()), ("record", pa.binary())]
+    """Columns of a checked row. GROUP: what must not be in two splits. ROW_NUMBER: where in the source it stood."""
+    text = [("event_id", pa.string()), ("split", pa.string()), (GROUP, pa.string())]
+    verdict = [
+        ("label", pa.string()),
+        ("source", pa.string()),
+        ("source_sha256", pa.string()),
+        (ROW_NUMBER, pa.int64()),
+    ]
+    refusal = [(ROW_NUMBER, pa.int64()), (REASON, pa.string()), (DETAIL, pa.string()), (RECORD, pa.binary())]
     payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
     return pa.schema([*text, *payload, *verdict, *refusal])
 
@@ -60,7 +68,7 @@ def reader_check(settings: Settings, packed: PackedApplication, number: int, roo
                 if isinstance(source, Lines) and not given[source.column].strip():
                     continue
                 name, row = place.of(given.pop(FILE), given.pop(BLOCK))
-                origin = {"source": name, "source_sha256": fingerprint(name), "row": row}
+                origin = {"source": name, "source_sha256": fingerprint(name), ROW_NUMBER: row}
                 rows.append(origin | checks.of_reader(given))
             yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
@@ -157,7 +165,7 @@ class RowChecks:
         split = self._pinned or self._splits.split_of(event_id, value)
         group = str(stored(value)) if self._splits.grouped and value is not None else None
         reason = None if split else LEFT_OUT
-        return {"event_id": event_id, "split": split, "group": group, "label": label, "reason": reason} | payload
+        return {"event_id": event_id, "split": split, GROUP: group, "label": label, REASON: reason} | payload
 
 
 class _Place:
@@ -177,7 +185,7 @@ class _Place:
 
 def _refused(exc: Exception, record: bytes) -> dict[str, Any]:
     told = str(exc) if isinstance(exc, (ValidationError, ValueError)) else said(exc)
-    return {"reason": type(exc).__name__, "detail": told[:_DETAIL_CHARACTERS], "record": record}
+    return {REASON: type(exc).__name__, DETAIL: told[:_DETAIL_CHARACTERS], RECORD: record}
 
 
 def _record(row: Any) -> bytes:

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from batch_layer.raw_objects import raw_key
 from batch_layer.readers import check_split_column
-from batch_layer.row_checks import Batches, RowChecks, checked_schema
+from batch_layer.row_checks import DETAIL, REASON, ROW_NUMBER, Batches, RowChecks, checked_schema
 from deeplambda.adapters.s3 import ObjectStore, sha256_of
 from deeplambda.application import Application, payload_schema
 from deeplambda.config import Settings
@@ -118,9 +118,9 @@ def _image_rows(
             for name, content in zip(some, executor.map(fetch, some), strict=True):
                 if isinstance(content, BadInput):
                     detail = f"{name}: {content.message}"
-                    yield {"source": name, "source_sha256": "", "reason": CORRUPT_OBJECT, "detail": detail}
+                    yield {"source": name, "source_sha256": "", REASON: CORRUPT_OBJECT, DETAIL: detail}
                 else:
-                    origin = {"source": name, "source_sha256": sha256_of(content), "row": 0}
+                    origin = {"source": name, "source_sha256": sha256_of(content), ROW_NUMBER: 0}
                     original = json.dumps({"object": name}).encode()
                     yield origin | checks.of_image(column, content, source.label_of(name), original)
 
@@ -134,16 +134,16 @@ def _raw_rows(application: Application, source: Source, store: ObjectStore) -> I
         # Of several that are read together, rows are of another source as soon as one of them has changed.
         origin["source_sha256"] = digests[0] if len(digests) == 1 else sha256_of("".join(digests).encode())
         for number, row in enumerate(application.examples(source, raw)):
-            yield origin | {"row": number} | checks.of_raw(row)
+            yield origin | {ROW_NUMBER: number} | checks.of_raw(row)
     except (CorruptObject, ValueError) as exc:  # ValueError: sources of unequal length
         detail = exc.message if isinstance(exc, CorruptObject) else str(exc)
-        yield origin | {"reason": CORRUPT_OBJECT, "detail": f"{first}: {detail}"}
+        yield origin | {REASON: CORRUPT_OBJECT, DETAIL: f"{first}: {detail}"}
     except MemoryError as exc:
-        yield origin | {"reason": TOO_LARGE, "detail": f"{named}: {exc}" if str(exc) else named}
+        yield origin | {REASON: TOO_LARGE, DETAIL: f"{named}: {exc}" if str(exc) else named}
     except Exception as exc:
         # Python hides a generator's StopIteration in an error of its own, which tells no line of the application.
         own = exc.__cause__ if isinstance(exc.__cause__, StopIteration) else exc
-        yield origin | {"reason": EXAMPLES_FAILED, "detail": f"{named}: {said(own)}"}
+        yield origin | {REASON: EXAMPLES_FAILED, DETAIL: f"{named}: {said(own)}"}
 
 
 def _in_batches(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Batches:

@@ -230,6 +230,21 @@ def metric_names(application: Application) -> tuple[str, ...]:
     return (application.metrics,) if isinstance(application.metrics, str) else tuple(application.metrics)
 
 
+LAKE_COLUMNS = ("label", "split", "source", "source_sha256", "code_version", "ingested_at", "corrects")
+"""Columns of the lake's `examples` beside the event's."""
+
+
+def name_clash(event: type[Event]) -> tuple[str, str] | None:
+    """The first field whose name something else has, and what that is. Spark does not tell upper from lower case."""
+    taken = {name: f"the event's own {name!r}" for name in Event.model_fields}
+    taken |= {name: f"the column {name!r} that the lake's examples have" for name in LAKE_COLUMNS}
+    for name in payload_fields(event):
+        if name.lower() in taken:
+            return name, taken[name.lower()]
+        taken[name.lower()] = f"the field {name!r}"
+    return None
+
+
 def payload_fields(event: type[Event]) -> list[str]:
     """Names of the fields that `event` adds to `Event`, in the order they were written."""
     return [name for name in event.model_fields if name not in Event.model_fields]

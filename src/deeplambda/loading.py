@@ -21,7 +21,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from deeplambda.application import Application, payload_fields, payload_schema
+from deeplambda.application import Application, name_clash, payload_fields, payload_schema
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
 from deeplambda.metrics import check_metrics
@@ -102,7 +102,12 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
             "give folder and application one name: lower-case letters, digits and underscores, 40 at most",
         )
     check_metrics(packed.load())  # of what is deployed: a version that was published long ago serves as it is
-    fields = payload_fields(packed.load().event)
+    if clash := name_clash(event := packed.load().event):
+        raise ConfigurationError(
+            f"{event.__name__}.{clash[0]}: a field may not be called as {clash[1]}, in upper or lower case",
+            "give it another name; a label is no part of an event",
+        )
+    fields = payload_fields(event)
     if unknown := [name for name in packed.load().slices if name not in fields]:
         raise ConfigurationError(
             f"the slice {unknown[0]!r} of {packed.name} is no field of its event", f"name one of {', '.join(fields)}"

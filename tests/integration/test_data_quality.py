@@ -164,7 +164,8 @@ def test_rows_that_break_an_expectation_wait_and_what_a_person_decides_can_be_un
 
 
 def test_mislabelled_rows_are_held_back_because_the_champion_says_otherwise(bench: Bench) -> None:
-    bench.write("x: float\n    y: float", SOURCES)
+    ordinary = "".join(f"\n    {name}: str | None = None" for name in ("kind", "upto", "is_new", "error"))
+    bench.write(f"x: float\n    y: float{ordinary}", SOURCES)
     bench.put(a__csv=points("a", 400), test_of_t__csv=points("t", 200))
     quiet = PipelineConsole(Console(quiet=True))
     run_pipeline(bench.spark, bench.settings, bench.packed, {"epochs": 20}, quiet)

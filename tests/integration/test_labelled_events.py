@@ -84,7 +84,7 @@ def bench(spark: SparkSession, stack: Settings, tmp_path: Path) -> Bench:
     """Forty examples to train on, x from 100, and ten to test on, x from 200."""
     bench = Bench(spark, stack, tmp_path)
     bench.write(
-        "x: float\n    y: float",
+        "x: float\n    y: float\n    reason: str | None = None\n    kafka_offset: int | None = None",
         'sources = (Csv("train.csv", label="above", event_id="id", split="train"), '
         'Csv("test.csv", label="above", event_id="id", split="test"))\n    features = Tensor("float32", (2,))',
     )

@@ -26,7 +26,7 @@ from batch_layer.trial_rows import rows_of_trials
 from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
-from deeplambda.errors import BadInput, CorruptObject
+from deeplambda.errors import BadInput, ConfigurationError, CorruptObject
 from deeplambda.loading import PackedApplication, pack_application
 from tests.integration.blobs import SeenBars
 
@@ -218,6 +218,28 @@ def test_cells_of_several_lines_and_times_are_read_and_known_again_by_their_cont
     assert {row["text"] for row in bench.rows()} == {f'first {n}\nsecond, "{n}"' for n in range(20)}
     assert bench.rows()[0]["at"].strftime("%Y-%m-%d %H:%M") == "2026-01-02 03:04"
     assert bench.ingest().added == {}
+
+
+def test_fields_have_ordinary_names_and_none_that_only_its_case_tells_from_another(bench: Bench) -> None:
+    names = ("reason", "group", "row", "detail", "record", "quarantined_at", "kafka_offset", "rows", "kept")
+    bench.write(
+        "\n    ".join(f"{name}: int" for name in names),
+        'sources = (Csv("points-*.csv", label="above", event_id="id"),)\n'
+        '    splits = ByGroup("group", train=0.5, test=0.5)',
+    )
+    rows = "".join(f"{n},{','.join(str(n) for _ in names)},yes\n" for n in range(20))
+    header = f"id,{','.join(names)},above\n"
+    bench.put(**{"points-1__csv": header + rows + f"bad,{','.join('x' for _ in names)},no\n"})
+    first = bench.ingest()
+    assert (sum(first.added.values()), first.quarantined) == (20, 1)
+    assert [[row[name] for name in names] for row in bench.rows() if row["event_id"] == "7"] == [[7] * len(names)]
+    (refused,) = bench.rows("quarantine")
+    assert (refused["reason"], refused["row"]) == ("ValueError", 20)
+    corrected = rows.splitlines()[3].replace(",yes", ",no")
+    bench.put(**{"points-2__csv": header + corrected + "\n"})
+    assert sum(bench.ingest().corrected.values()) == 1
+    with pytest.raises(ConfigurationError, match=r"Seen\.x: a field may not be called as the field 'X'"):
+        bench.write("X: float\n    x: float", bench.body)
 
 
 def test_a_line_that_is_not_utf_8_is_quarantined_and_its_file_is_not(bench: Bench) -> None:

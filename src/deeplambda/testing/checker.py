@@ -33,8 +33,6 @@ from deeplambda.testing.places import Places
 from deeplambda.testing.sample import Row, Sample, read_sample
 from deeplambda.testing.work import Work
 
-RESERVED = ("label", "split", "source", "source_sha256", "code_version", "ingested_at", "corrects")
-"""Columns of the lake's `examples` beside the payload's."""
 REFUSED_SHARE = 0.05
 SAME_SHARE = 0.01
 MADE_UP_ROWS = 48
@@ -109,7 +107,8 @@ def _check_source(work: Work, folder: Path) -> str:
             )
             work.application = packed.load()
         except DeepLambdaError as exc:
-            raise work.blame("source", exc, "metrics" if "metric" in exc.message else "name") from exc
+            field = exc.message.partition(":")[0]
+            raise work.blame("source", exc, field, "metrics" if "metric" in exc.message else "name") from exc
         except SyntaxError as exc:
             raise Broken(
                 Finding(
@@ -167,13 +166,6 @@ def _check_event(work: Work) -> str:
     if not schema.names:
         raise work.stop(
             "event", f"{event.__name__} has no field of its own", "add the payload's fields", event.__name__
-        )
-    for name in sorted(name for name in schema.names if name.lower() in RESERVED):  # Spark does not tell cases apart
-        work.find(
-            "event",
-            f"the field {name!r} has the name of a column that the lake's examples have already",
-            "give it another name; a label is no part of an event",
-            f"{event.__name__}.{name}",
         )
     optional = [field.name for field in schema if field.nullable]
     for expected in work.application.expectations:

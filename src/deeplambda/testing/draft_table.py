@@ -10,9 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from deeplambda.application import Event
+from deeplambda.application import LAKE_COLUMNS, Event
 from deeplambda.errors import BadInput
-from deeplambda.testing.checker import RESERVED
 from deeplambda.testing.draft_templates import quoted
 from deeplambda.testing.sample import UNREAD, csv_rows, evenly, lines, parquet_rows
 
@@ -91,7 +90,7 @@ def read_table(root: Path, files: Sequence[Path], label: str | None = None) -> T
         column = _column(name, values, len(table.columns))
         if column is None:
             table.dropped.append(name)
-        elif column.field in {each.field for each in table.columns}:
+        elif column.field.lower() in {each.field.lower() for each in table.columns}:
             table.columns.append(replace(column, field=f"{column.field}_{len(table.columns)}"))
         else:
             table.columns.append(column)
@@ -292,6 +291,6 @@ def _field_name(column: str, number: int) -> str:
     plain = plain or f"column_{number}"
     if plain[0].isdigit():
         plain = f"column_{plain}"
-    if keyword.iskeyword(plain) or plain.lower() in (*RESERVED, "event_id", "occurred_at") or hasattr(Event, plain):
+    if keyword.iskeyword(plain) or plain.lower() in (*LAKE_COLUMNS, "event_id", "occurred_at") or hasattr(Event, plain):
         return f"{plain}_value" if plain == plain.lower() else f"{plain.lower()}_value"
     return plain

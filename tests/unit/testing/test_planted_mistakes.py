@@ -142,9 +142,16 @@ MISTAKES = [
     Mistake(
         "a field named label",
         (("size: Annotated", "label: str\n    size: Annotated"),),
-        "event",
+        "source",
         ("'label'", "another name"),
         line="label: str",
+    ),
+    Mistake(
+        "fields that differ in case alone",
+        (("size: Annotated", "Size: float\n    size: Annotated"),),
+        "source",
+        ("Seen.size", "the field 'Size'", "another name"),
+        line="size: Annotated",
     ),
     Mistake(
         "torch at the top",
