@@ -254,6 +254,7 @@ def _check_rows(work: Work, data: Path | None) -> str:
             raise Broken(work.report.findings.pop())  # it says why
         raise work.stop("rows", f"{data} has no rows", "give the folder of the raw objects", "sources")
     _check_leaks(work, sample)
+    _check_ids(work, sample)
     for split in sample.expected_splits:
         if not sample.of(split):
             work.find(
@@ -328,6 +329,18 @@ def _check_leaks(work: Work, sample: Sample) -> None:
                 f"the field {name!r} has one value for each label in every sampled row: it tells the answer",
                 "take it out of the event",
                 f"{work.application.event.__name__}.{name}",
+            )
+
+
+def _check_ids(work: Work, sample: Sample) -> None:
+    for path, (rows, looked_at) in sample.overwritten.items():
+        if rows > REFUSED_SHARE * looked_at:
+            work.find(
+                "rows",
+                f"{rows:,} of {looked_at:,} rows of {path} have the event id of an earlier row and other fields: of "
+                "each id the last row alone is learned from",
+                "give event_id a column that is another in each row, or leave it out",
+                "sources",
             )
 
 

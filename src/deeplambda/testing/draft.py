@@ -123,11 +123,14 @@ def _of_table(name: str, table: Table) -> tuple[str, str]:
     needs = {"numbers": "Standardization", "categories": "Categories", "texts": "Vocabulary"}
     names = ", ".join(map(quoted, table.dropped))  # quoted: what is in a name must not become code
     dropped = f"    # DECIDE: left out, for their type takes thought: {names}\n" if names else ""
+    corrects = f"{quoted(table.event_id)} as event id: of rows with one id, the last corrects the others"
+    identified = f"    # DECIDE: {corrects}\n" if table.event_id else ""
     text = TABLE.format(
         title=_title(name),
         name=name,
         fields="\n".join(_field(column) for column in table.columns),
         dropped=dropped,
+        identified=identified,
         sources=_tuple(table.sources),
         splits=f"    # {_SPLIT_DECISION}\n    splits = {table.splits}\n" if table.splits else "",
         imports=", ".join(sorted([*table.readers, *(["ByHash"] if table.splits else [])])),

@@ -4,7 +4,7 @@ import json
 import keyword
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from deeplambda.application import LAKE_COLUMNS, Event
 from deeplambda.errors import BadInput
 from deeplambda.testing.draft_templates import quoted
-from deeplambda.testing.sample import UNREAD, csv_rows, evenly, lines, parquet_rows
+from deeplambda.testing.sample import MOST_IDS, UNREAD, csv_rows, each_parquet_row, evenly, lines, parquet_rows
 
 _ROWS = 2000
 _LABEL_NAMES = (
@@ -30,6 +30,7 @@ _LABEL_NAMES = (
     "churn",
 )
 _TIME_NAME = re.compile(r"(?i).*(time|timestamp|date|datetime)|(.*[_ ])?(at|when|ts)")
+_ID_NAME = re.compile(r"(?i:.*[_ ])?(?i:id|uuid|key)|.*[a-z0-9](Id|ID|Uuid|UUID|Key)")
 MOST_CLASSES = 50
 _FEW_VALUES = 50
 _TEXT_WORDS = 3.0
@@ -57,6 +58,7 @@ class Table:
     columns: list[Column] = field(default_factory=list)
     label: str | None = None
     labels: list[str] = field(default_factory=list)
+    event_id: str | None = None
     splits: str = "ByHash(train=0.8, validation=0.1, test=0.1)"
     dropped: list[str] = field(default_factory=list)
 
@@ -83,7 +85,9 @@ def read_table(root: Path, files: Sequence[Path], label: str | None = None) -> T
         raise BadInput(f"the sample has no column {label!r}", f"its columns are {', '.join(columns)}")
     table.label = label or _label(columns)
     table.labels = [_as_label(value) for value in columns[table.label] if value not in (None, "")]
-    event_id, time = _unique(columns, table.label), _time(columns, table.label)
+    unique = (name for name in _named_as_ids(columns, table.label) if _is_unique(kind, files, name))
+    table.event_id = event_id = next(unique, None)
+    time = _time(columns, table.label)
     for name, values in columns.items():
         if name in (table.label, event_id, time):
             continue
@@ -134,12 +138,14 @@ def _kind(path: Path) -> str:
 
 
 def _rows(kind: str, path: Path) -> Any:
-    if kind == "Parquet":
-        return parquet_rows(path, _ROWS)
+    return parquet_rows(path, _ROWS) if kind == "Parquet" else evenly(_text_rows(kind, path), _ROWS)
+
+
+def _text_rows(kind: str, path: Path) -> Iterator[dict[str, Any]]:
     if kind == "Csv":
         rows = csv_rows(path, _separator(path), multiline=True, encoding=_encoding(path))
-        return evenly((row for row in rows if UNREAD not in row), _ROWS)
-    return evenly((_object(line, path) for line in lines(path) if line.strip()), _ROWS)
+        return (row for row in rows if UNREAD not in row)
+    return (_object(line, path) for line in lines(path) if line.strip())
 
 
 def _object(line: str, path: Path) -> dict[str, Any]:
@@ -223,15 +229,22 @@ def _as_label(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _unique(columns: dict[str, list[Any]], label: str) -> str | None:
-    for name, values in columns.items():
-        if (
-            name != label
-            and re.fullmatch(r"(?i)(.*[_ ])?(id|uuid|key)", name)
-            and len(set(map(str, values))) == len(values)
-        ):
-            return name
-    return None
+def _named_as_ids(columns: dict[str, list[Any]], label: str) -> list[str]:
+    return [name for name in columns if name != label and _ID_NAME.fullmatch(name)]
+
+
+def _is_unique(kind: str, files: Sequence[Path], name: str) -> bool:
+    """Of all rows: an even sample of a panel shows each customer once."""
+    seen = set[int]()
+    for path in files:
+        for row in each_parquet_row(path, [name]) if kind == "Parquet" else _text_rows(kind, path):
+            key = hash(str(value)) if (value := row.get(name)) not in (None, "") else None
+            if key is None or key in seen:
+                return False
+            seen.add(key)
+            if len(seen) == MOST_IDS:
+                return True
+    return True
 
 
 def _time(columns: dict[str, list[Any]], label: str) -> str | None:

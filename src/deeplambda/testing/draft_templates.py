@@ -93,7 +93,7 @@ class {title}(Application):
     name = "{name}"
     event = {title}Event
     # DECIDE: which files; a glob, as "2026-*.csv", takes those that are put later as well
-    sources = {sources}
+{identified}    sources = {sources}
 {splits}    # DECIDE: the label is taken to be {label}.
     objective = {objective}
     metrics = {metrics}  # DECIDE: {judged}

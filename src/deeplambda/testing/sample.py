@@ -8,7 +8,7 @@ import csv
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -41,7 +41,9 @@ from deeplambda.splits import BySource, moment
 
 LIMIT_ROWS = 2000
 READ_BYTES = 64 << 20
-"""Of one text, at most so much is read."""
+"""Of one text or table, at most so much is read."""
+MOST_IDS = 1_000_000
+"""Event ids that are looked at, at most."""
 UNREAD = "\0unread"
 """In place of its columns, what was found of a row that is no row of its table."""
 _SCANNED = 20
@@ -64,12 +66,14 @@ class Row:
 
 @dataclass(kw_only=True)
 class Sample:
-    """refused: reasons by how often they came; bad_labels: labels that the objective refuses."""
+    """refused: reasons by how often they came; bad_labels: labels that the objective refuses. overwritten: by source,
+    of its rows in order, how many have the event id of an earlier one and other cells, and how many were looked at."""
 
     rows: list[Row] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     bad_labels: Counter[str] = field(default_factory=Counter)
     expected_splits: tuple[str, ...] = ()
+    overwritten: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def of(self, split: str) -> list[Row]:
         """The rows of one split."""
@@ -89,6 +93,8 @@ def read_sample(application: Application, folder: Path, limit_rows: int = LIMIT_
         objects = [name for path in source.paths for name in matched(path, names)]
         if absent := [path for path in source.paths if not matched(path, names)]:
             raise BadInput(f"{folder} has no {absent[0]!r}, which a source names", "give the folder of the raw objects")
+        if isinstance(source, Table) and source.event_id is not None:
+            sample.overwritten[source.path] = _overwritten(source, [folder / name for name in objects])
         for raw, label in _rows(application, source, folder, objects, share):
             try:
                 row = _checked(application, source, rule, raw, label)
@@ -193,6 +199,22 @@ def _rows(
             )
 
 
+def _overwritten(source: Table, paths: Sequence[Path]) -> tuple[int, int]:
+    """An even sample of a panel shows each customer once, so the rows are looked at one after the other."""
+    content: dict[int, int] = {}
+    found, looked_at = 0, 0
+    for row in islice((row for path in paths for row in _each_row(source, path)), MOST_IDS):
+        looked_at += 1
+        if (value := row.get(source.event_id or "")) not in (None, ""):
+            of_row = hash(repr(row))
+            found += content.setdefault(hash(str(value)), of_row) != of_row
+    return found, looked_at
+
+
+def _each_row(source: Table, path: Path) -> Iterator[dict[str, Any]]:
+    return each_parquet_row(path) if isinstance(source, Parquet) else _text_rows(source, path)
+
+
 def _label(value: Any) -> str | None:
     """A label as text; a boolean as JSON writes it."""
     if value is None or value == "" or value != value:  # NaN
@@ -248,6 +270,18 @@ def _csv_rows(text: Iterable[str], separator: str, *, header: bool, multiline: b
             if header:
                 continue
         yield dict(zip(names, row, strict=True)) if len(row) == len(names) else {UNREAD: separator.join(row)}
+
+
+def each_parquet_row(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows one after the other, up to READ_BYTES of them. columns: those that are read; None: all."""
+    import pyarrow.parquet as pq
+
+    read = 0
+    for batch in pq.ParquetFile(path).iter_batches(4096, columns=columns):
+        yield from batch.to_pylist()
+        read += batch.nbytes
+        if read > READ_BYTES:
+            return
 
 
 def parquet_rows(path: Path, limit: int, label: str | None = None) -> Iterator[dict[str, Any]]:

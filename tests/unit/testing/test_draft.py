@@ -267,3 +267,17 @@ def test_a_sample_that_nothing_can_be_made_of_is_refused(name: str, content: str
 
 def test_the_commands_are_listed() -> None:
     assert build(["--help"]) is not None
+
+
+def test_what_several_rows_have_is_no_event_id_however_many_rows_lie_between(tmp_path: Path) -> None:
+    def panel(customers: int, days: int) -> str:
+        rows = [f"{n},{day},{n % 7},{'ab'[n % 2]}" for n in range(customers) for day in range(days)]
+        return "\n".join(["customer_id,day,amount,label", *rows])
+
+    (tmp_path / "panel.csv").write_text(panel(customers=300, days=30))
+    written = write_draft("panel", tmp_path / "panel.csv", tmp_path / "applications").file.read_text()
+    assert "event_id=" not in written
+    (tmp_path / "once.csv").write_text(panel(customers=300, days=1))
+    written = write_draft("once", tmp_path / "once.csv", tmp_path / "applications").file.read_text()
+    assert 'event_id="customer_id"' in written
+    assert '# DECIDE: "customer_id" as event id' in written

@@ -16,6 +16,7 @@ from deeplambda.application import Event
 from deeplambda.objective import Classification
 from deeplambda.sources import Csv, JsonLines, Parquet, Source, Table
 from deeplambda.splits import ByHash
+from deeplambda.testing.checker import _check_ids
 from deeplambda.testing.findings import Report
 from deeplambda.testing.places import Places
 from deeplambda.testing.sample import evenly, read_sample, sampled
@@ -145,3 +146,21 @@ def test_raw_objects_under_a_prefix_are_given_to_examples_one_by_one(tmp_path: P
         (tmp_path / "days" / name).write_text("fine")
     sample = read_sample(Sayings(Source(objects=("days/",))), tmp_path)  # type: ignore[arg-type]
     assert [row.event.words for row in sample.rows] == ["days/1: fine", "days/2: fine"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("as_parquet", [False, True])
+def test_rows_that_take_one_another_s_place_are_counted(as_parquet: bool, tmp_path: Path) -> None:
+    rows = [{"customer": f"c{n // 5}", "paid_at": f"2018-07-{n % 5 + 1:02}", "label": "yes"} for n in range(5 * ROWS)]
+    if as_parquet:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+        source: Table = Parquet("rows.parquet", label="label", event_id="customer")
+    else:
+        text = [",".join(row.values()) for row in rows]
+        (tmp_path / "rows.csv").write_text("\n".join(["customer,paid_at,label", *text]))
+        source = Csv("rows.csv", label="label", event_id="customer")
+    sample = read_sample(Payments(source), tmp_path, limit_rows=8)  # type: ignore[arg-type]
+    assert sample.overwritten == {source.path: (4 * ROWS, 5 * ROWS)}
+    report = Report(application="payments")
+    work = Work(places=Places(tmp_path), report=report)
+    _check_ids(work, sample)
+    assert "160 of 200 rows" in str(report.findings[0])
