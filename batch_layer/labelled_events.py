@@ -25,6 +25,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from batch_layer.counted_events import NONE_WITHDRAWN, counted_events, counted_labels, withdrawals_snapshot
 from batch_layer.newest import content_hash, newest_examples
+from batch_layer.refused_ingests import group_column
 from batch_layer.row_checks import REASON
 from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.application import Application, Event, payload_schema
@@ -376,9 +377,9 @@ def without_leaks(application: Application, events: DataFrame, examples: DataFra
     if not application.splits.grouped or field not in payload:
         return marked
     divided = F.when((F.col("split") != RECENT) & (F.col("split") != F.col(_SPLIT)), F.lit(EventRefusal.GROUP_HELD_OUT))
-    groups = examples.groupBy(F.col(field).alias(_GROUP)).agg(F.first("split").alias(_SPLIT))
+    groups = examples.groupBy(group_column(examples.schema[field]).alias(_GROUP)).agg(F.first("split").alias(_SPLIT))
     return (
-        marked.join(groups, F.col(field) == F.col(_GROUP), "left")
+        marked.join(groups, group_column(events.schema[field]) == F.col(_GROUP), "left")
         .withColumn(REASON, F.coalesce(REASON, divided))
         .drop(_GROUP, _SPLIT)
     )

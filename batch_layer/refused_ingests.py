@@ -4,8 +4,9 @@ An object that is damaged, too large or that `examples()` fails on; an event id 
 split without a row.
 """
 
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from batch_layer.quality import share
 from batch_layer.row_checks import DETAIL, GROUP, LEFT_OUT, REASON
@@ -14,6 +15,7 @@ from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput, CorruptObject
 from deeplambda.records.lifecycle import QualityMeasure
 from deeplambda.sources import split_names
+from deeplambda.splits import WHOLE_NUMBER
 
 _OUT_OF_RANGE = "should (be (greater|less) than|be a multiple|have at (least|most)|match pattern)"
 """In pydantic's words, that a value has the declared type and not the declared range."""
@@ -68,6 +70,15 @@ def refuse_leaks(application: Application, counts: list[Row]) -> None:
         )
 
 
+def group_column(field: T.StructField) -> Column:
+    """A kept field as `group_text` has its values."""
+    value = F.col(field.name)
+    text = value.cast("string")
+    if isinstance(field.dataType, (T.FloatType, T.DoubleType)):
+        return F.coalesce(F.when(value % 1 == 0, value.try_cast("decimal(38,0)").cast("string")), text)
+    return F.initcap(text) if isinstance(field.dataType, T.BooleanType) else F.regexp_replace(text, WHOLE_NUMBER, "$1")
+
+
 def divided_group(application: Application, good: DataFrame, examples: DataFrame) -> Row | None:
     """A declared group with two splits; None where there is none. good: the rows of the run; examples: of the lake."""
     column = application.splits.column
@@ -75,7 +86,7 @@ def divided_group(application: Application, good: DataFrame, examples: DataFrame
         return None
     groups = good.select(F.col(GROUP).alias("group"), "split")
     if column in payload_schema(application.event).names:
-        groups = groups.unionAll(examples.select(F.col(column).cast("string"), "split"))
+        groups = groups.unionAll(examples.select(group_column(examples.schema[column]), "split"))
     divided: Row | None = (
         groups.where("group IS NOT NULL")
         .groupBy("group")

@@ -24,7 +24,7 @@ from deeplambda.loading import PackedApplication
 from deeplambda.objective import label_of_file, label_text
 from deeplambda.records.featurizer import said
 from deeplambda.sources import AnySource, Lines, check_decoded, content_id
-from deeplambda.splits import moment
+from deeplambda.splits import group_text, moment
 
 LEFT_OUT = "left_out"
 """The reason that is no fault of the row's."""
@@ -163,7 +163,7 @@ class RowChecks:
         by = self._splits.column
         value = None if by is None else getattr(event, by) if by in self._event.model_fields else columns.get(by)
         split = self._pinned or self._splits.split_of(event_id, value)
-        group = str(stored(value)) if self._splits.grouped and value is not None else None
+        group = group_text(stored(value)) if self._splits.grouped and value is not None else None
         reason = None if split else LEFT_OUT
         return {"event_id": event_id, "split": split, GROUP: group, "label": label, REASON: reason} | payload
 

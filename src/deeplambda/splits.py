@@ -15,8 +15,10 @@ keeps its rows there. A column is a field of the event, `occurred_at`, or else a
 """
 
 import hashlib
+import re
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
@@ -152,7 +154,7 @@ class ByGroup(_Shares):
         """By the hash of the group."""
         if value is None:
             raise ValueError(f"it has no {self.column!r}, by which the splits are made")
-        return self._drawn(str(value))
+        return self._drawn(group_text(value))
 
 
 Interval = tuple[str, str]
@@ -201,6 +203,18 @@ class ByTime:
         """The interval that the time lies in. Raises: ValueError for what is no time."""
         at = moment(value)
         return next((name for name, (begin, end) in self._spans.items() if begin <= at < end), None)
+
+
+WHOLE_NUMBER = r"^(-?\d+)\.0$"
+
+
+def group_text(value: Any) -> str:
+    """What tells groups apart, whichever type a file has for them: 5, 5.0 and "5.0" are one."""
+    if (isinstance(value, float) and value.is_integer()) or (
+        isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value()
+    ):
+        return str(int(value))
+    return re.sub(WHOLE_NUMBER, r"\1", str(value))
 
 
 def moment(value: Any) -> datetime:

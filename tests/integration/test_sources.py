@@ -423,6 +423,34 @@ def test_no_group_is_divided_by_rows_of_which_some_were_passed_over(bench: Bench
         bench.ingest()
 
 
+def test_no_group_is_divided_by_files_that_write_it_in_several_types(bench: Bench) -> None:
+    bench.write(
+        "x: float",
+        'sources = (Parquet("train/", label="above", split="train"), Parquet("test/", label="above", split="test"))\n'
+        '    splits = BySource(group="engine")',
+    )
+
+    def rows(*engines: float) -> bytes:
+        written, count = io.BytesIO(), len(engines)
+        pq.write_table(pa.table({"engine": engines, "x": [1.0] * count, "above": ["yes"] * count}), written)
+        return written.getvalue()
+
+    bench.put(train_of_1__parquet=rows(1, 5), test_of_1__parquet=rows(2.0, 5.0))
+    with pytest.raises(BadInput, match=r"engine '5' of .* is in the splits 'train' and 'test'"):
+        bench.ingest()
+
+    bench.write(
+        "x: float = 0.0\n    engine: float | None = None",
+        'sources = (Csv("train.csv", label="above", split="train"), Csv("test.csv", label="above", split="test"))\n'
+        '    splits = BySource(group="engine")',
+    )
+    bench.put(train__csv="engine,above\n5,yes\n", test__csv="engine,above\n2.5,no\n")
+    bench.ingest()
+    bench.put(train__csv="engine,above\n6,yes\n", test__csv="engine,above\n5.0,no\n")
+    with pytest.raises(BadInput, match="engine '5' of"):
+        bench.ingest()
+
+
 def test_parquet_by_time_leaves_out_and_counts_what_is_in_no_interval(bench: Bench) -> None:
     bench.write(
         "x: float\n    y: int",

@@ -1,11 +1,13 @@
 """Splits as users declare them: which one a row is in, what is refused where it is written."""
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from deeplambda.errors import ConfigurationError
-from deeplambda.splits import ByGroup, ByHash, ByTime, moment
+from deeplambda.splits import ByGroup, ByHash, ByTime, group_text, moment
 
 IDS = [f"event-{number}" for number in range(10_000)]
 
@@ -36,6 +38,24 @@ def test_a_group_is_in_one_split_whatever_the_event() -> None:
     assert set.union(*of_groups.values()) == {"train", "validation", "test"}
     with pytest.raises(ValueError, match="'engine'"):
         rule.split_of("event", None)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((5, 5.0, "5", "5.0", Decimal("5.00")), "5"),
+        ((10**16, 1e16), "10000000000000000"),
+        ((2.5, "2.5", Decimal("2.5")), "2.5"),
+        (("1.10",), "1.10"),
+        (("007",), "007"),
+        ((float("inf"),), "inf"),
+        ((Decimal("Infinity"),), "Infinity"),
+    ],
+)
+def test_a_group_is_one_whichever_type_its_column_has(values: tuple[Any, ...], text: str) -> None:
+    assert {group_text(value) for value in values} == {text}
+    rule = ByGroup("engine", train=0.5, test=0.5)
+    assert {rule.split_of("event", value) for value in values} == {rule.split_of("event", text)}
 
 
 def test_an_interval_has_its_first_moment_and_not_its_last() -> None:
