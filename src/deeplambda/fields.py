@@ -98,18 +98,23 @@ def _pixels(content: bytes, height: int, width: int) -> bytes:
 
 
 def _grey(opened: "Image", height: int, width: int) -> bytes:
-    """An image as it is looked at: turned as its EXIF says, on white where it is transparent, in 8 bits."""
+    image = as_seen(opened)
+    if image.size != (width, height):
+        raise ValueError(f"the image is {image.size[1]}×{image.size[0]}, not {height}×{width}")
+    return image.convert("L").tobytes()
+
+
+def as_seen(opened: "Image") -> "Image":
+    """An image as it is looked at: turned as its EXIF says, on white where it is transparent, in 8 bits; in a mode that
+    `convert` takes to grey or to colours."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(opened)
-    if image.size != (width, height):
-        raise ValueError(f"the image is {image.size[1]}×{image.size[0]}, not {height}×{width}")
     if image.mode.startswith("I"):  # 16 bits, of which `convert` would take all above 255 for white
-        return bytes((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("L").tobytes()
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
 
 
 _SCALARS: Mapping[Any, pa.DataType] = {

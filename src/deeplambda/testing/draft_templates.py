@@ -145,6 +145,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, ConfigDict
 
 from deeplambda.application import Application, Choice, Event, LogUniform
+from deeplambda.fields import as_seen
 from deeplambda.objective import Classification
 from deeplambda.sources import {imports}
 
@@ -187,7 +188,7 @@ class {title}(Application):
         pictures = []
         for content in batch["image"].to_pylist():
             with Image.open(BytesIO(content)) as image:
-                pictures.append(np.asarray(image.convert("RGB").resize((SIDE, SIDE)), np.float32) / 255)
+                pictures.append(np.asarray(as_seen(image).convert("RGB").resize((SIDE, SIDE)), np.float32) / 255)
         return np.stack(pictures).transpose(0, 3, 1, 2)
 
     def build_model(self, *, width: int = 32) -> Any:

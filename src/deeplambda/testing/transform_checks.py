@@ -75,6 +75,14 @@ def check_transform(work: Work) -> str:
             "let transform fill what is missing, or let the schema refuse it",
             "transform",
         )
+    differ = work.sample is not None and len(set(map(repr, whole.to_pylist()))) > 1
+    if differ and all(_are_alike(each) for each in features.values()):
+        work.find(
+            "transform",
+            f"all features are the same for each of {whole.num_rows} sampled rows, which are not alike",
+            "look at what transform makes of the columns",
+            "transform",
+        )
     limit_s = work.application.transform_limit_s
     if row_s * _MICRO_BATCH_ROWS > limit_s:
         work.find(
@@ -90,6 +98,10 @@ def check_transform(work: Work) -> str:
     _check_batches(work, whole, features)
     _check_edges(work)
     return f"{_listed(features)}; {row_s * 1e6:,.0f} µs a row"
+
+
+def _are_alike(rows: NDArray[Any]) -> bool:
+    return bool((rows == rows[:1]).all())
 
 
 def _features(work: Work, batch: pa.RecordBatch, of: str) -> Features:

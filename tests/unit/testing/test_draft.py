@@ -102,6 +102,18 @@ def _images(folder: Path) -> Path:
     return folder
 
 
+def _sixteen_bit_images(folder: Path) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    for label, brightness in (("lit", 40_000), ("dim", 4_000)):
+        (folder / label).mkdir()
+        for number in range(20):
+            grey = np.full((24, 24), brightness + 300 * number, np.uint16)
+            Image.fromarray(grey).save(folder / label / f"{number}.png")
+    return folder
+
+
 def _windows_csv(folder: Path) -> Path:
     rows = [f"{n};{'süß' if n % 2 else 'groß'} {n % 7};{'ja' if n % 2 else 'nein'}" for n in range(ROWS)]
     (folder / "wörter.csv").write_bytes("\n".join(["Länge;Wort;label", *rows]).encode("cp1252"))
@@ -121,7 +133,7 @@ def _text_in_folders(folder: Path) -> Path:
     return folder
 
 
-_SAMPLES = [_csv, _wild_csv, _windows_csv, _json_lines, _parquet, _text, _text_in_folders, _images]
+_SAMPLES = [_csv, _wild_csv, _windows_csv, _json_lines, _parquet, _text, _text_in_folders, _images, _sixteen_bit_images]
 
 
 @pytest.mark.slow

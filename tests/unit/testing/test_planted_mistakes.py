@@ -445,6 +445,13 @@ MISTAKES = [
         rows="size,kind,note,answer\n" + "".join(f"{n % 10},a,n{n},yes\n{n % 10},a,n{n},no\n" for n in range(80)),
     ),
     Mistake(
+        "nothing is seen",
+        ((FEATURES, "return np.column_stack([size, kind, length]) * np.float32(0)"),),
+        "transform",
+        ("the same for each of", "not alike"),
+        rows="size,kind,note,answer\n" + "".join(f"{n % 10},a,n{n},{'yes' if n % 3 else 'no'}\n" for n in range(80)),
+    ),
+    Mistake(
         "a missing file", (("rows.csv", "raws.csv"),), "rows", ("raws.csv",), rows="size,kind,note,answer\n1,a,n,yes\n"
     ),
 ]
