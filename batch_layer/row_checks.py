@@ -42,12 +42,7 @@ Batches = Iterator[pa.RecordBatch]
 def checked_schema(application: Application) -> pa.Schema:
     """Columns of a checked row. GROUP: what must not be in two splits. ROW_NUMBER: where in the source it stood."""
     text = [("event_id", pa.string()), ("split", pa.string()), (GROUP, pa.string())]
-    verdict = [
-        ("label", pa.string()),
-        ("source", pa.string()),
-        ("source_sha256", pa.string()),
-        (ROW_NUMBER, pa.int64()),
-    ]
+    verdict = [(name, pa.string()) for name in ("label", "source", "source_sha256")]
     refusal = [(ROW_NUMBER, pa.int64()), (REASON, pa.string()), (DETAIL, pa.string()), (RECORD, pa.binary())]
     payload = [field.with_nullable(True) for field in payload_schema(application.event)]  # a refused row has none
     return pa.schema([*text, *payload, *verdict, *refusal])
