@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic_core import to_json
 
 from deeplambda.application import Application, Event
-from deeplambda.fields import EventId, Moment
+from deeplambda.fields import EventId, Moment, stored
 from deeplambda.objective import PREDICTION_LIMIT
 
 VIEW_SCHEMA = pa.schema(
@@ -54,7 +54,7 @@ def slices_of(application: Application, event: Event) -> dict[str, Slice] | None
     """The event's values of the fields that the application declares as slices, long ones cut; None without any."""
     if not application.slices:
         return None
-    values = {name: getattr(event, name) for name in application.slices}
+    values = {name: stored(getattr(event, name)) for name in application.slices}
     return {
         name: value if isinstance(value, int | float | None) else str(value)[:_SLICE_CHARACTERS]
         for name, value in values.items()

@@ -1,14 +1,20 @@
 """What a prediction tells of its event's slices."""
 
 from datetime import UTC, datetime
+from enum import Enum
 
 from deeplambda.application import Event
 from deeplambda.records.predictions import json_text, slices_of
 from examples.digits.application import Digits
 
 
+class Country(Enum):
+    CH = "ch"
+
+
 class Sold(Event):
     shop: str
+    country: Country = Country.CH
     amount: float
     at: datetime
     regular: bool | None = None
@@ -25,7 +31,7 @@ SOLD = Sold(
 
 def test_values_are_as_json_has_them_and_bounded() -> None:
     class Sales(Digits):
-        slices = ("shop", "amount", "at", "regular")
+        slices = ("shop", "amount", "at", "regular", "country")
 
     found = slices_of(Sales(), SOLD)
     assert found == {
@@ -33,6 +39,7 @@ def test_values_are_as_json_has_them_and_bounded() -> None:
         "amount": 1.5,
         "at": "2026-01-02 00:00:00+00:00",
         "regular": None,
+        "country": "ch",
     }
     assert json_text(found) is not None
 
