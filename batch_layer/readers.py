@@ -21,7 +21,8 @@ from batch_layer.raw_objects import unreadable
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput, ConfigurationError
-from deeplambda.sources import Csv, JsonLines, Lines, Parquet, Reader, Table, matched
+from deeplambda.sources import FALSE, TRUE, Csv, JsonLines, Lines, Parquet, Reader, Table, matched
+from deeplambda.splits import DAY, MILLISECONDS_FROM, SECONDS_OR_MILLISECONDS, WHOLE_NUMBER
 
 LABEL, EVENT_ID, OCCURRED_AT, SPLIT_BY = "__label", "__event_id", "__occurred_at", "__split_by"
 FILE, BLOCK, MALFORMED = "__file", "__block", "__malformed"
@@ -33,8 +34,7 @@ what could not be read."""
 _LISTING_TASKS = 16
 _FLOATS, _INTEGERS = (T.FloatType, T.DoubleType), (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _NUMBERS, _TIMES = (*_FLOATS, *_INTEGERS, T.DecimalType), (T.TimestampType, T.TimestampNTZType)
-_MILLISECONDS_FROM = 2e10
-"""A larger number is a time in milliseconds, a smaller one in seconds, as the event's schema takes it."""
+_CELLS = (T.BooleanType, *_INTEGERS)
 _MOST_MICROS = 9e18
 
 
@@ -145,7 +145,7 @@ def _wanted(application: Application, reader: Table) -> dict[str, T.DataType]:
             f"its fields are {', '.join(fields)}",
         )
     wanted = {
-        reader.columns.get(name, name): T.StringType() if isinstance(kind, T.BinaryType) else kind
+        reader.columns.get(name, name): kind if isinstance(reader, Parquet) else _as_text(kind, reader)
         for name, kind in fields.items()
     }
     for column in (reader.label, reader.event_id, reader.occurred_at, _split_column(application)):
@@ -159,6 +159,17 @@ def _wanted(application: Application, reader: Table) -> dict[str, T.DataType]:
                     "use JsonLines or Parquet, or give the event a field for each column",
                 )
     return wanted
+
+
+def _as_text(kind: T.DataType, reader: Table) -> T.DataType:
+    """What is read as text of a table of texts, for Spark's own reader takes less, or takes it otherwise."""
+    if isinstance(kind, (T.BinaryType, *_TIMES)) or (isinstance(reader, Csv) and isinstance(kind, _CELLS)):
+        return T.StringType()
+    if isinstance(kind, T.StructType):
+        return T.StructType([T.StructField(field.name, _as_text(field.dataType, reader)) for field in kind])
+    if isinstance(kind, T.ArrayType):
+        return T.ArrayType(_as_text(kind.elementType, reader))
+    return T.MapType(kind.keyType, _as_text(kind.valueType, reader)) if isinstance(kind, T.MapType) else kind
 
 
 def _fields(application: Application) -> dict[str, T.DataType]:
@@ -192,11 +203,10 @@ def _rows_of(application: Application, reader: Table, table: DataFrame, file: st
             value, lost = _converted(of(column), table.schema[column].dataType, fields[name])
             payload.append(value.alias(name))
             unread = unread | lost
+    originals = [of(column) for column in dict.fromkeys(column_of.values()) if column in there]
+    malformed = F.when(unread, F.to_json(F.struct(*originals)))
     if MALFORMED in there:
-        malformed = of(MALFORMED)
-    else:
-        originals = [of(column) for column in dict.fromkeys(column_of.values()) if column in there]
-        malformed = F.when(unread, F.to_json(F.struct(*originals)))
+        malformed = F.coalesce(of(MALFORMED), malformed)
     label = of(reader.label)
     if reader.label is not None and isinstance(table.schema[reader.label].dataType, _FLOATS):
         label = F.when(~F.isnan(label), label)
@@ -246,13 +256,33 @@ def _converted(value: Column, given: T.DataType, kind: T.DataType) -> tuple[Colu
     if isinstance(given, _FLOATS) and not isinstance(kind, _FLOATS):
         value = F.when(~F.isnan(value), value)  # where integers have gaps, they are floats
     if isinstance(given, _NUMBERS) and isinstance(kind, _TIMES):
-        number = value.cast("double")
-        micros = F.when(F.abs(number) > _MILLISECONDS_FROM, number * 1e3).otherwise(number * 1e6)
-        found = F.when(F.abs(micros) < _MOST_MICROS, F.timestamp_micros(F.round(micros).cast("bigint")))
+        found = _time_of_number(value.cast("double"))
+    elif isinstance(given, T.StringType) and isinstance(kind, _TIMES):
+        found = _time_of_text(F.trim(value))
+    elif isinstance(given, T.StringType) and isinstance(kind, T.BooleanType):
+        said = F.lower(F.trim(value))
+        found = F.when(said.isin(*TRUE), F.lit(True)).when(said.isin(*FALSE), F.lit(False))
+    elif isinstance(given, T.StringType) and isinstance(kind, _INTEGERS):
+        found = F.coalesce(value.try_cast(kind), F.regexp_replace(F.trim(value), WHOLE_NUMBER, "$1").try_cast(kind))
     else:
         found = value.try_cast(kind)
     kept = found.try_cast(given) == value if _narrows(given, kind) else found.isNotNull()
     return found, value.isNotNull() & ~F.coalesce(kept, F.lit(False))
+
+
+def _time_of_number(number: Column) -> Column:
+    """As `moment` takes one."""
+    micros = F.when(F.abs(number) > MILLISECONDS_FROM, number * 1e3).otherwise(number * 1e6)
+    return F.when(F.abs(micros) < _MOST_MICROS, F.timestamp_micros(F.round(micros).cast("bigint")))
+
+
+def _time_of_text(text: Column) -> Column:
+    """As `moment` takes one. Of an hour alone Spark would make one of today."""
+    return (
+        F.when(text.rlike(rf"^{DAY}$"), F.try_to_timestamp(text, F.lit("yyyyMMdd")))
+        .when(text.rlike(rf"^{SECONDS_OR_MILLISECONDS}$"), _time_of_number(text.try_cast("double")))
+        .when(text.rlike(r"^\d+-"), text.try_cast("timestamp"))
+    )
 
 
 def _widens(given: T.ArrayType, kind: T.ArrayType) -> bool:

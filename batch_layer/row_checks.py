@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from batch_layer.raw_objects import raw_key
 from batch_layer.readers import BLOCK, EVENT_ID, FILE, LABEL, MALFORMED, OCCURRED_AT, SPLIT_BY
 from deeplambda.adapters.s3 import ObjectStore
-from deeplambda.application import Application, payload_row, payload_schema, restored
+from deeplambda.application import Application, event_of, payload_row, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.fields import stored
@@ -95,7 +95,6 @@ class RowChecks:
         self._event, self._splits, self._source = application.event, application.splits, source
         self._pinned: str | None = getattr(source, "split", None)
         self._payload = payload_schema(application.event).names
-        self._optional = {name for name, field in self._event.model_fields.items() if not field.is_required()}
         self._objective = application.objective
         # A label is checked once, not in each of the rows that have it.
         self._known_label = lru_cache(maxsize=1024, typed=True)(partial(label_of_file, application.objective))
@@ -147,10 +146,10 @@ class RowChecks:
         return self._known_label(label) if isinstance(label, (str, int, bool)) else label_text(self._objective, label)
 
     def _checked(self, values: Mapping[str, Any], given_label: Any, columns: Mapping[Any, Any]) -> dict[str, Any]:
-        given = {name: value for name, value in values.items() if not (value is None and name in self._optional)}
+        given = dict(values)
         if (time := given.get("occurred_at")) is not None:
             given["occurred_at"] = moment(time)
-        event = self._event.model_validate({"occurred_at": now(), "event_id": "?"} | restored(self._event, given))
+        event = event_of(self._event, {"occurred_at": now(), "event_id": "?"} | given)
         payload = payload_row(event)
         label = None if given_label is None else self._label(given_label)
         own_time = event.occurred_at if time is not None else None

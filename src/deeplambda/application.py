@@ -270,6 +270,24 @@ def payload_row(event: Event) -> dict[str, Any]:
     return {name: stored(getattr(event, name)) for name in payload_fields(type(event))}
 
 
+def event_of(event: type[Event], columns: Mapping[str, Any]) -> Event:
+    """The event of a row's columns. What is NULL is None where the field may be, and else the field's default.
+
+    Raises: ValidationError.
+    """
+    defaults = _defaults(event)
+    return event.model_validate(
+        restored(event, {name: value for name, value in columns.items() if value is not None or name not in defaults})
+    )
+
+
+@lru_cache(maxsize=64)
+def _defaults(event: type[Event]) -> frozenset[str]:
+    """The fields that have a default and may not be None."""
+    required = (field.name for field in payload_schema(event) if not field.nullable)
+    return frozenset(name for name in required if not event.model_fields[name].is_required())
+
+
 def restored(event: type[Event], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as columns hold them, as the event's strict fields take them: an enum's member of its value, and the like.
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-_WHOLE = re.compile(r"-?\d+\.0")
+_OF_FLOAT = re.compile(r"-?\d+\.\d+(E\d{1,2})?")
 PREDICTION_LIMIT = 255
 """Characters of a prediction: what its column in MySQL holds."""
 SCORES_LIMIT = 100
@@ -315,12 +315,12 @@ def label_text(objective: Objective, label: Any) -> str:
 
 
 def label_of_file(objective: Objective, label: Any) -> str:
-    """As `label_text`, of a label in a file, where a column of integers with gaps has a ".0" at each."""
+    """As `label_text`, of a label in a file, where a column of integers with gaps has floats: 5.0, and 1.0E7."""
     try:
         return label_text(objective, label)
     except ValueError:
-        if isinstance(label, str) and _WHOLE.fullmatch(label):
-            return label_text(objective, label.removesuffix(".0"))
+        if isinstance(label, str) and _OF_FLOAT.fullmatch(label) and (number := float(label)).is_integer():
+            return label_text(objective, str(int(number)))
         raise
 
 

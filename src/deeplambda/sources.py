@@ -84,6 +84,9 @@ _CHARSETS: Mapping[str, str] = {
 _REPLACED = "\ufffd"
 """What a decoder puts in the place of bytes that are no text."""
 
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
+"""What a cell says of a truth value, in upper or lower case."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

@@ -17,10 +17,11 @@ keeps its rows there. A column is a field of the event, `occurred_at`, or else a
 import hashlib
 import re
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Protocol
 
 from deeplambda.errors import ConfigurationError
@@ -217,10 +218,30 @@ def group_text(value: Any) -> str:
     return re.sub(WHOLE_NUMBER, r"\1", str(value))
 
 
+MILLISECONDS_FROM = 2e10
+"""A larger number is a time in milliseconds, a smaller one in seconds."""
+DIGITS, SECONDS_OR_MILLISECONDS, DAY = r"[+-]?\d+(\.\d*)?", r"\d{9,13}(\.\d*)?", r"\d{8}"
+"""Texts of digits alone; those of them that are a number of seconds or milliseconds; and 20240131. Any other one may be
+a year, or a day with its hour, and is no time."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def moment(value: Any) -> datetime:
-    """A time in UTC, of a datetime, a date, or a text in ISO 8601; UTC where it names no zone. Raises: ValueError."""
+    """A time in UTC, of a datetime, a date, a text in ISO 8601, or a number of seconds or milliseconds since 1970; UTC
+    where it names no zone. Raises: ValueError."""
     if isinstance(value, str):
-        value = datetime.fromisoformat(value.strip())
+        text = value.strip()
+        if not re.fullmatch(DIGITS, text) or re.fullmatch(DAY, text):
+            value = datetime.fromisoformat(text)
+        elif re.fullmatch(SECONDS_OR_MILLISECONDS, text):
+            value = float(text)
+    if isinstance(value, (Real, Decimal)) and not isinstance(value, bool):
+        number = float(value)
+        unit = "milliseconds" if abs(number) > MILLISECONDS_FROM else "seconds"
+        try:
+            value = _EPOCH + timedelta(**{unit: number})
+        except OverflowError as exc:
+            raise ValueError(f"{value!r} is no time") from exc
     elif isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if not isinstance(value, datetime):

@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zlib
+from datetime import UTC
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from batch_layer.training_run import train
 from batch_layer.trial_rows import rows_of_trials
 from deeplambda.adapters.lake import create_tables
 from deeplambda.adapters.s3 import ObjectStore
+from deeplambda.application import payload_row
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, ConfigurationError, CorruptObject
 from deeplambda.loading import PackedApplication, pack_application
+from deeplambda.testing.sample import read_sample
 from tests.integration.blobs import SeenBars
 
 _APPLICATION = """
@@ -240,6 +243,60 @@ def test_fields_have_ordinary_names_and_none_that_only_its_case_tells_from_anoth
     assert sum(bench.ingest().corrected.values()) == 1
     with pytest.raises(ConfigurationError, match=r"Seen\.x: a field may not be called as the field 'X'"):
         bench.write("X: float\n    x: float", bench.body)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_the_check_reads_of_a_file_what_an_ingest_does(bench: Bench, kind: str) -> None:
+    reader = {"csv": "Csv", "jsonl": "JsonLines", "parquet": "Parquet"}[kind]
+    arguments = 'label="above", event_id="id", occurred_at="since", split='
+    bench.write(
+        "flag: bool | None = True\n    count: int = 7\n    at: datetime | None = None\n    text: str | None = None",
+        f'sources = ({reader}("train.{kind}", {arguments}"train"), {reader}("test.{kind}", {arguments}"test"))',
+    )
+    cells = {
+        "csv": {
+            "flag": ["true", "1", " No ", "", "2", "yes"],
+            "count": ["5", " 5", "5.0", "", "5.5", "x"],
+            "at": ["2024-01-31 10:00:00", "1700000000", "250000000000", "20240131", "20240131100000", "2024"],
+            "text": ["", "5", " a ", "NaN", "b", "c"],
+        },
+        "jsonl": {
+            "flag": [True, False, None, 1, "true"],
+            "count": [5, None, 5.0, "5", 6],
+            "at": ["2024-01-31T10:00:00+02:00", 1_700_000_000, 250_000_000_000, "20240131", 5],
+            "text": ["", 5, {"a": [1]}, None, True],
+        },
+        "parquet": {
+            "flag": [1, 0, None, 2],
+            "count": [5.0, None, 5.5, 7.0],
+            "at": [0, 1_700_000_000, 250_000_000_000, None],
+            "text": [5, None, 1 << 60, 7],
+        },
+    }[kind]
+    plain = {name: values[0] for name, values in cells.items()}
+    rows = [plain | {name: value} for name, values in cells.items() for value in values]
+    times = ["2024-01-31 10:00:00", "1700000000", "20240131"] if kind != "parquet" else [1_700_000_000] * 3
+    for first, split in ((0, "train"), (100, "test")):
+        told = [
+            row | {"since": times[n % 3], "above": "yes", "id": f"row-{first + n}"} for n, row in enumerate(rows, 1)
+        ]
+        path = bench.files / f"{split}.{kind}"
+        if kind == "csv":
+            path.write_text("\n".join([",".join(told[0]), *(",".join(row.values()) for row in told)]) + "\n")
+        elif kind == "jsonl":
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in told))
+        else:
+            pd.DataFrame(told).convert_dtypes().to_parquet(path)
+        bench.put(**{f"{split}__{kind}": path.read_bytes()})
+    ingested, sample = bench.ingest(), read_sample(bench.packed.load(), bench.files)
+    found = {row["event_id"]: row for row in bench.rows()}
+    looked_at = {row.event.event_id: (row.event, row.split) for row in sample.rows}
+    assert looked_at.keys() == found.keys(), bench.quarantined()
+    assert sum(sample.refused.values()) == ingested.quarantined > 0
+    for name, (event, split) in looked_at.items():
+        kept = {field: found[name][field] for field in cells} | {"split": found[name]["split"]}
+        at = kept["at"] and kept["at"].replace(tzinfo=UTC)
+        assert payload_row(event) | {"split": split} == kept | {"at": at}, name
 
 
 def test_a_line_that_is_not_utf_8_is_quarantined_and_its_file_is_not(bench: Bench) -> None:

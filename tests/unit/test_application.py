@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pydantic import AwareDatetime, BaseModel, Field, create_model
 
-from deeplambda.application import Event, payload_batch, payload_fields, payload_row, payload_schema, restored
+from deeplambda.application import Event, event_of, payload_batch, payload_fields, payload_row, payload_schema, restored
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
 from deeplambda.fields import compatible
@@ -189,3 +189,13 @@ def test_a_slice_is_a_field_of_the_event(settings: Settings, tmp_path: Path) -> 
     file.write_text(file.read_text().replace('    name = "digits"', '    name = "digits"\n    slices = ("country",)'))
     with pytest.raises(ConfigurationError, match="'country' of digits is no field of its event"):
         pack_application(str(tmp_path / "digits"), settings)
+
+
+def test_what_is_null_is_none_where_it_may_be_and_else_the_default() -> None:
+    class Sparse(Event):
+        may_be: float | None = 1.0
+        may_not: float = 2.0
+        absent: float | None = 3.0
+
+    found = event_of(Sparse, {"event_id": "a", "occurred_at": datetime.now(UTC), "may_be": None, "may_not": None})
+    assert found.model_dump(include={"may_be", "may_not", "absent"}) == {"may_be": None, "may_not": 2.0, "absent": 3.0}

@@ -17,6 +17,7 @@ from deeplambda.objective import (
     Predictions,
     Regression,
     accuracy,
+    label_of_file,
     label_text,
     labels_of,
     negative_log_loss,
@@ -328,3 +329,10 @@ def test_a_label_array_that_holds_no_numbers_is_refused() -> None:
 
     with pytest.raises(ValueError, match="label_array of Text gives"):
         labels_of(Text(), ["a", None])
+
+
+@pytest.mark.parametrize("label", ["10000000", "10000000.0", "1.0E7"])
+def test_a_class_that_a_file_writes_as_a_float_is_known(label: str) -> None:
+    assert label_of_file(Classification(("5", "10000000")), label) == "10000000"
+    with pytest.raises(ValueError, match=r"0\.5"):
+        label_of_file(Classification(("0", "1")), "0.5")

@@ -77,3 +77,23 @@ def test_intervals_that_overlap_or_are_none_are_refused(test: tuple[str, str]) -
 
 def test_a_time_without_a_zone_is_in_utc() -> None:
     assert moment("2018-07-25 10:00:00") == datetime(2018, 7, 25, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "at"),
+    [
+        (1_700_000_000, datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)),
+        (1_700_000_000_000, datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)),
+        ("1700000000.5", datetime(2023, 11, 14, 22, 13, 20, 500_000, tzinfo=UTC)),
+        (-1.5, datetime(1969, 12, 31, 23, 59, 58, 500_000, tzinfo=UTC)),
+        ("20240131", datetime(2024, 1, 31, tzinfo=UTC)),
+    ],
+)
+def test_a_number_is_a_time_in_seconds_or_milliseconds(value: Any, at: datetime) -> None:
+    assert moment(value) == at
+
+
+@pytest.mark.parametrize("value", ["2024", "202401", "20240131100000", "1712", True, 1e300, float("nan")])
+def test_what_may_be_several_times_is_none(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        moment(value)

@@ -4,17 +4,24 @@ An event is JSON after the application's schema, plain or as a CloudEvent in str
 (CloudEvents 1.0.2, JSON event format, section 3), keyed by its event id.
 """
 
+import re
+from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
 
-from deeplambda.application import Event
+from deeplambda.application import Event, payload_schema
 from deeplambda.errors import InvalidEvent
 from deeplambda.records.featurizer import said
+from deeplambda.splits import DIGITS, SECONDS_OR_MILLISECONDS
 
 E = TypeVar("E", bound=Event)
+_FIRST, _END = datetime.fromtimestamp(1e8, UTC), datetime.fromtimestamp(1e10, UTC)
+"""The times that 9 digits of seconds begin with and 13 digits of milliseconds end with."""
 
 
 class Reason(StrEnum):
@@ -51,7 +58,11 @@ def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E
             Reason.TOO_LARGE,
         )
     try:
-        return schema.model_validate_json(_plain(value) if b'"specversion"' in value else value)
+        plain = _plain(value) if b'"specversion"' in value else value
+        event = schema.model_validate_json(plain)
+        if (name := _digits_for_a_time(event, plain)) is None:
+            return event
+        why = f"field {name!r}: digits alone are no time", "send it as 2024-01-31T10:00:00Z", Reason.BAD_VALUE
     except ValidationError as exc:
         why = _why(exc.errors(include_url=False, include_input=False, include_context=False)[0])
     except (RefusedEvent, MemoryError):
@@ -60,6 +71,27 @@ def decode_event(schema: type[E], value: bytes | None, *, limit_bytes: int) -> E
         why = f"the schema raised {said(exc)}", "raise ValueError for what is refused", Reason.BAD_VALUE
     # With a name here, or with the other as its cause, it would hold the frame of whoever called.
     raise RefusedEvent(*why)
+
+
+def _digits_for_a_time(event: Event, plain: bytes) -> str | None:
+    """A field whose text pydantic took for seconds or milliseconds since 1970 and `moment` does not: "20240131"."""
+    odd = [
+        name
+        for name in _times(type(event))
+        if (at := getattr(event, name)) is not None and not _FIRST <= at.replace(tzinfo=at.tzinfo or UTC) < _END
+    ]
+    given: Any = from_json(plain) if odd else {}  # rarely: nearly every time lies between
+    for name in odd:
+        text = given.get(name)
+        if isinstance(text, str) and re.fullmatch(DIGITS, text) and not re.fullmatch(SECONDS_OR_MILLISECONDS, text):
+            return name
+    return None
+
+
+@lru_cache(maxsize=64)
+def _times(schema: type[Event]) -> tuple[str, ...]:
+    payload = (field.name for field in payload_schema(schema) if pa.types.is_timestamp(field.type))
+    return ("occurred_at", *payload)
 
 
 def check_key(event: Event, key: bytes | None) -> None:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 from pydantic import ValidationError
 
-from deeplambda.application import Application, Event, payload_fields, payload_row, payload_schema
+from deeplambda.application import Application, Event, event_of, payload_fields, payload_row, payload_schema
 from deeplambda.errors import BadInput
 from deeplambda.objective import label_of_file
 from deeplambda.sources import (
@@ -38,6 +37,7 @@ from deeplambda.sources import (
     split_names,
 )
 from deeplambda.splits import BySource, moment
+from deeplambda.testing.read_values import cell, of_json, of_parquet
 
 LIMIT_ROWS = 2000
 READ_BYTES = 64 << 20
@@ -124,14 +124,16 @@ def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str,
     given: dict[str, Any] = {
         name: raw[columns.get(name, name)] for name in payload_fields(schema) if columns.get(name, name) in raw
     }
-    if isinstance(source, Table):  # as Spark's readers: UTC where a time names no zone
-        given |= {name: moment(given[name]) for name in _times(schema) & set(given) if given[name] not in (None, "")}
+    if isinstance(source, Table):
+        given = {name: _as_read(source, schema, name, value) for name, value in given.items()}
     given |= {name: raw[name] for name in ("event_id", "occurred_at") if name in raw and isinstance(source, Source)}
     for name in ("event_id", "occurred_at"):
-        if (column := getattr(source, name, None)) is not None:
-            given[name] = str(raw[column]) if name == "event_id" else moment(raw[column])
+        if (column := getattr(source, name, None)) is not None and raw[column] not in (None, ""):
+            given[name] = str(raw[column]) if name == "event_id" or isinstance(source, JsonLines) else raw[column]
+    if "occurred_at" in given:
+        given["occurred_at"] = moment(given["occurred_at"])
     own_id = "event_id" in given
-    event = _validated(schema, {"event_id": "unnamed", "occurred_at": _NOW, **given}, source)
+    event = event_of(schema, {"event_id": "unnamed", "occurred_at": _NOW, **given})
     if not own_id:
         event = event.model_copy(update={"event_id": content_id(payload_row(event), label)})
     split = getattr(source, "split", None)
@@ -142,20 +144,15 @@ def _checked(application: Application, source: Any, rule: Any, raw: Mapping[str,
     return Row(event=event, label=label, split=split)
 
 
-def _validated(schema: type[Event], given: Mapping[str, Any], source: Any) -> Event:
-    """As strict as what the source holds allows: text has no types, JSON has few."""
-    if isinstance(source, Csv):
-        text = {name: str(value) for name, value in given.items() if value != ""}  # Spark reads an empty cell as none
-        return schema.model_validate_strings(text, strict=False)
-    if isinstance(source, JsonLines):
-        return schema.model_validate_json(json.dumps(dict(given), default=str))
-    return schema.model_validate(dict(given), strict=False if isinstance(source, Parquet) else None)
-
-
-@lru_cache(maxsize=8)
-def _times(schema: type[Event]) -> frozenset[str]:
-    """The payload's fields that are moments."""
-    return frozenset(column.name for column in payload_schema(schema) if pa.types.is_timestamp(column.type))
+def _as_read(source: Table, schema: type[Event], name: str, value: Any) -> Any:
+    """A value as Spark's readers make it that of a field."""
+    kind = payload_schema(schema).field(name).type
+    try:
+        if isinstance(source, Csv):
+            return None if value == "" else cell(value, kind)
+        return of_json(value, kind) if isinstance(source, JsonLines) else of_parquet(value, kind)
+    except ValueError as exc:
+        raise ValueError(f"{name}: cannot be read as {kind}") from exc
 
 
 def _label_fits(application: Application, label: str) -> bool:

@@ -2,6 +2,7 @@
 
 import pickle
 from base64 import b64encode
+from datetime import UTC, datetime
 from io import BytesIO
 from typing import Annotated, Any
 
@@ -159,3 +160,26 @@ def test_a_validator_that_raises_what_it_should_not_refuses_its_event_alone() ->
         decode_event(Paid, to_json(sent | {"amount": 0}), limit_bytes=LIMIT_BYTES)
     assert refused.value.reason is Reason.BAD_VALUE
     assert decode_event(Paid, to_json(sent | {"amount": 50}), limit_bytes=LIMIT_BYTES).amount == 2
+
+
+class Dated(Event):
+    at: datetime | None = None
+
+
+@pytest.mark.parametrize("field", ["occurred_at", "at"])
+@pytest.mark.parametrize(
+    ("text", "year"),
+    [("1700000000", 2023), ("250000000000", 1977), ("1920-01-01T00:00:00Z", 1920), ("2300-01-01T00:00:00+02:00", 2299)],
+)
+def test_a_time_is_what_it_says(field: str, text: str, year: int) -> None:
+    record = to_json({"event_id": "a", "occurred_at": GOOD["occurred_at"]} | {field: text})
+    event = decode_event(Dated, record, limit_bytes=1000)
+    assert getattr(event, field).astimezone(UTC).year == year
+
+
+@pytest.mark.parametrize("field", ["occurred_at", "at"])
+@pytest.mark.parametrize("text", ["20240131", "20240131100000", "2024", "0"])
+def test_digits_that_are_no_seconds_are_no_time(field: str, text: str) -> None:
+    record = to_json({"event_id": "a", "occurred_at": GOOD["occurred_at"]} | {field: text})
+    with pytest.raises(RefusedEvent, match=f"field '{field}': digits alone are no time"):
+        decode_event(Dated, record, limit_bytes=1000)
