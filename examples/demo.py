@@ -12,7 +12,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from sqlalchemy import Engine, text
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from deeplambda.adapters import hive, mysql
-from deeplambda.adapters.kafka import Publisher, consumer, end_offsets
+from deeplambda.adapters.kafka import Publisher, consumer
 from deeplambda.clock import now
 from deeplambda.config import Settings, find_data_dir, is_loopback, load_settings, port_of
 from deeplambda.errors import DeepLambdaError
@@ -141,13 +141,11 @@ def union_rows(engine: Engine, run: str) -> tuple[int, int]:
 def dead_letters(settings: Settings, run: str) -> int:
     """How many of the run's events were refused."""
     topic, found = topics.dead_letters(APPLICATION), 0
-    remaining = sum(end_offsets(settings, topic).values())
-    reader = consumer(settings, topic)
-    while remaining > 0:
-        for records in reader.poll(timeout_ms=500).values():
-            remaining -= len(records)
-            found += sum(f'"event_id":"{run}-'.encode() in record.value for record in records)
-    reader.close()
+    with closing(consumer(settings, topic)) as reader:
+        ends = reader.end_offsets(reader.assignment())
+        while any(reader.position(partition) < end for partition, end in ends.items()):  # the oldest may have expired
+            for records in reader.poll(timeout_ms=500).values():
+                found += sum(f'"event_id":"{run}-'.encode() in record.value for record in records)
     return found
 
 

@@ -5,14 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient, TopicPartition
 from typer.testing import CliRunner
 
 from deeplambda.adapters import mysql
-from deeplambda.adapters.kafka import Publisher, consumer, create_topics, end_offsets
+from deeplambda.adapters.kafka import Publisher, client_options, consumer, create_topics, end_offsets
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.records import dead_letters, topics
 from deeplambda.records.dead_letters import DeadLetter
+from examples import demo
 from speed_layer.commands import speed
 from speed_layer.dead_letter_replay import Filter, letters, replay
 from tests.integration.own_model_service import OwnService
@@ -127,3 +129,19 @@ def test_dead_letters_are_listed_by_the_form_of_before_and_shown_whole(refused: 
     assert '"value": "{}"' in shown.output
     planned = runner.invoke(speed, ["dead-letters", "replay", refused.name, "--reason", "missing_key"])
     assert "would be sent again: 1 events" in planned.output
+
+
+def test_the_demo_counts_its_dead_letters_though_older_ones_have_expired(
+    refused: OwnService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = topics.dead_letters(refused.name)
+    monkeypatch.setattr(demo, "APPLICATION", refused.name)
+    of_before = end_offsets(refused.settings, topic)
+    assert sum(of_before.values()) == 5
+    with Publisher(refused.settings) as publisher:
+        for n in range(4):
+            publisher.send(topic, f"late-{n}", {"event_id": f"late-{n}"})
+    expired = {TopicPartition(topic, partition): end for partition, end in of_before.items()}
+    with KafkaAdminClient(**client_options(refused.settings)) as admin:
+        admin.delete_records(expired)
+    assert demo.dead_letters(refused.settings, "late") == 4
