@@ -153,7 +153,8 @@ def _of_table(name: str, table: Table) -> tuple[str, str]:
 
 def _field(column: Column) -> str:
     kinds = {"number": "float", "flag": "bool"}
-    unused = "  # DECIDE: kept and not used; nearly every row has another" if column.role == "unused" else ""
+    decision = "  # DECIDE: kept and not used; it is an id, or nearly another in each row"
+    unused = decision if column.role == "unused" else ""
     return f"    {column.field}: {kinds.get(column.role, 'str')}{_OPTIONAL if column.optional else ''}{unused}"
 
 

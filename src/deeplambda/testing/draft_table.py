@@ -31,6 +31,9 @@ _LABEL_NAMES = (
 )
 _TIME_NAME = re.compile(r"(?i).*(time|timestamp|date|datetime)|(.*[_ ])?(at|when|ts)")
 _ID_NAME = re.compile(r"(?i:.*[_ ])?(?i:id|uuid|key)|.*[a-z0-9](Id|ID|Uuid|UUID|Key)")
+_CODE_NAME = re.compile(r"(?i)index|row|unnamed: \d+|(.*[_ ])?(zip|zipcode|zip code|postcode|postal code)|")
+_EXACT = 2**53
+"""A float holds whole numbers to here."""
 MOST_CLASSES = 50
 _FEW_VALUES = 50
 _TEXT_WORDS = 3.0
@@ -91,7 +94,7 @@ def read_table(root: Path, files: Sequence[Path], label: str | None = None) -> T
     for name, values in columns.items():
         if name in (table.label, event_id, time):
             continue
-        column = _column(name, values, len(table.columns))
+        column = _column(name, values, len(table.columns), has_types=kind != "Csv")
         if column is None:
             table.dropped.append(name)
         elif column.field.lower() in {each.field.lower() for each in table.columns}:
@@ -262,20 +265,21 @@ def _time(columns: dict[str, list[Any]], label: str) -> str | None:
     return None
 
 
-def _column(name: str, values: list[Any], number: int) -> Column | None:
-    """The field of a column; None for one whose type is for the author to think about."""
+def _column(name: str, values: list[Any], number: int, *, has_types: bool) -> Column | None:
+    """The field of a column; None for one whose type is for the author to think about. has_types: whether a text is one
+    though it has digits, as in JSON, where a field of numbers would refuse it."""
     there = [value for value in values if value not in (None, "")]
     optional = len(there) < len(values)
     role: Role
     if not there:
         return None
-    if all(isinstance(value, bool) or str(value).lower() in ("true", "false") for value in there):
+    texts = [value for value in there if isinstance(value, str)]
+    are_texts = len(texts) == len(there)
+    if not (has_types and texts) and all(str(value).lower() in ("true", "false") for value in there):
         role = "flag"
-    elif all(is_number(value) for value in there):
-        role = "number"
-    elif all(isinstance(value, str) for value in there):
-        distinct = len(set(there))
-        words = sum(len(value.split()) for value in there) / len(there)
+    elif _are_codes(name, there) or (are_texts and (has_types or not all(map(is_number, there)))):
+        distinct = len(set(map(str, there)))
+        words = sum(len(str(value).split()) for value in there) / len(there)
         role = (
             "category"
             if distinct <= _FEW_VALUES and distinct < max(2, 0.5 * len(there))
@@ -285,9 +289,19 @@ def _column(name: str, values: list[Any], number: int) -> Column | None:
         )
         if role == "unused" and distinct <= _FEW_VALUES:
             role = "category"
+    elif all(is_number(value) for value in there) and not (has_types and texts):
+        role = "number"
     else:
         return None
     return Column(name=name, field=_field_name(name, number), role=role, optional=optional)
+
+
+def _are_codes(name: str, values: list[Any]) -> bool:
+    """Whether whole numbers tell things apart and measure nothing: by their name, a leading zero, or their size."""
+    if not all(isinstance(value, (str, int)) and re.fullmatch(r"\d+", str(value)) for value in values):
+        return False
+    is_named = bool(_ID_NAME.fullmatch(name) or _CODE_NAME.fullmatch(name))
+    return is_named or any((str(value)[0] == "0" and len(str(value)) > 1) or int(value) > _EXACT for value in values)
 
 
 def is_number(value: Any) -> bool:

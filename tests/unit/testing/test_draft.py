@@ -293,3 +293,41 @@ def test_what_several_rows_have_is_no_event_id_however_many_rows_lie_between(tmp
     written = write_draft("once", tmp_path / "once.csv", tmp_path / "applications").file.read_text()
     assert 'event_id="customer_id"' in written
     assert '# DECIDE: "customer_id" as event id' in written
+
+
+def _codes(kind: str, folder: Path) -> Path:
+    draw = random.Random(5)
+    rows = [
+        {
+            "PassengerId": 10**17 + number,
+            "customerId": number % 90,
+            "zip": f"{number % 70:05}",
+            "price": f"{draw.uniform(1, 9):.2f}",
+            "load": draw.uniform(-1, 1),
+            "label": "ab"[draw.random() < 0.5],
+        }
+        for number in range(ROWS)
+    ]
+    path = folder / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        path.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_codes_are_no_magnitudes_and_typed_texts_stay_texts(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    draft = write_draft("rides", _codes(kind, tmp_path / "rows"), tmp_path / "applications")
+    written = draft.file.read_text()
+    assert 'event_id="PassengerId"' in written
+    assert "    customerId: str  # DECIDE: kept and not used" in written
+    assert "    zip: str  # DECIDE: kept and not used" in written
+    assert f"    price: {'float' if kind == 'csv' else 'str'}" in written
+    assert "    load: float\n" in written
+    report = check_application(draft.file.parent, tmp_path / "rows")
+    assert not report.findings, [str(finding) for finding in report.findings]
