@@ -7,13 +7,15 @@
 4. The number of rows is capped.
 5. The tree is rendered, comments gone and every name quoted; the rendered text passes steps 1 to 3 once more, and is
    what the server gets. Nobody's text is forwarded as it came.
+6. It means what was written: operators apply to what they did, and no name, number or text is lost on the way.
 
 Pure: no service is asked. Behind it, each store has a read-only account for analysts.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sqlglot import ErrorLevel, exp
@@ -36,8 +38,14 @@ _DIALECTS: dict[Store, Dialect] = {"mysql": GuardedMySQL(), "hive": GuardedSpark
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _WORD = re.compile(r"\w+( \w+)*", re.ASCII)
 _NUMBER = re.compile(r"[0-9.]+([eE][+-]?[0-9]+)?")
+_PIECE = re.compile(r"[^\W\d]+|\d+")  # '$["x"][0]' is $.x[0], INTERVAL '1 day' is INTERVAL '1' DAY
 _PLAIN_KEY = re.compile(r"[\w $-]+")
 _INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Cn", "Zs", "Zl", "Zp")  # general categories of Unicode
+_NAMES, _VALUES = {TokenType.VAR, TokenType.IDENTIFIER}, {TokenType.STRING, TokenType.NUMBER}
+_MAY_BE_LEFT_OUT = {"NULLS", "FIRST", "LAST", "SYSTEM_TIME", "SYSTEM_VERSION"}  # where the store does so by itself
+_OPERATORS = (exp.Binary, exp.Unary, exp.Between, exp.In)
+_NO_OPERATORS = (exp.Paren, exp.Dot, exp.Escape, exp.PropertyEQ, exp.Slice)
+_CHAINS = (exp.And, exp.Or, (exp.Add, exp.Sub), (exp.Mul, exp.Div), exp.DPipe)
 _OPENING = {TokenType.SELECT, TokenType.WITH, TokenType.L_PAREN}
 _LISTING = re.compile(
     r"\s*(?P<verb>SHOW(?=\s+TABLES\b)|DESCRIBE|DESC)(?:\s+TABLES?)?(?:(?:\s+(?:IN|FROM))?\s+(?P<name>[\w.`]+))?\s*;?\s*",
@@ -151,13 +159,13 @@ def _check(sql: str, policy: Policy, store: Store, row_cap: int) -> Checked:
     try:
         tokens = _tokens(sql, store)
         tree = _read(sql, tokens, policy, store)
-        _cap_rows(tree, row_cap)
+        limit = _cap_rows(tree, row_cap)
         if store == "mysql":
             _name_columns(tree)
-        rendered = (
-            _DIALECTS[store].generator(identify=True, comments=False, unsupported_level=ErrorLevel.RAISE).generate(tree)
-        )
-        _read(rendered, _tokens(rendered, store), policy, store)
+        rendered = _render(tree, store)
+        forwarded = _tokens(rendered, store)
+        _read(rendered, forwarded, policy, store)
+        _check_nothing_is_lost(tokens, forwarded, limit)
     except ParseError as exc:
         raise _syntax_error(exc) from exc
     except TokenError as exc:
@@ -166,6 +174,8 @@ def _check(sql: str, policy: Policy, store: Store, row_cap: int) -> Checked:
         raise ForbiddenStatement("the statement is nested too deep", "simplify it") from exc
     except SqlglotError as exc:
         raise ForbiddenStatement(f"the statement cannot be passed on: {exc}", "say it in another way") from exc
+    except (AttributeError, LookupError, TypeError, ValueError) as exc:  # sqlglot, of functions with too few arguments
+        raise BadStatement("the statement cannot be read", "see to the arguments of each function") from exc
     return Checked(sql=rendered, store=store, row_cap=row_cap)
 
 
@@ -205,7 +215,7 @@ def _tokens(sql: str, store: Store) -> list[Token]:
 
 
 def _read(sql: str, tokens: list[Token], policy: Policy, store: Store) -> exp.Query:
-    (tree,) = _DIALECTS[store].parser(error_level=ErrorLevel.IMMEDIATE).parse(tokens, sql)
+    tree = _parse(sql, tokens, store)
     if tree is None:
         raise BadStatement("there is no statement", "send one SELECT")
     for node in tree.walk():
@@ -216,6 +226,11 @@ def _read(sql: str, tokens: list[Token], policy: Policy, store: Store) -> exp.Qu
         name = tuple(piece.name for piece in table.parts)
         if not policy.allows(store, name):
             raise _no_such_table(name, policy, store)
+    return tree
+
+
+def _parse(sql: str, tokens: list[Token], store: Store) -> exp.Expression | None:
+    (tree,) = _DIALECTS[store].parser(error_level=ErrorLevel.IMMEDIATE).parse(tokens, sql)
     return tree
 
 
@@ -266,14 +281,75 @@ def _tables(node: exp.Expression, defined: frozenset[str]) -> Iterator[exp.Table
             yield from _tables(child, defined)
 
 
-def _cap_rows(tree: exp.Query, row_cap: int) -> None:
-    asked = row_cap + 1
+def _cap_rows(tree: exp.Query, row_cap: int) -> str:
+    """Returns the limit that was written, if any."""
+    asked, written = row_cap + 1, ""
     if (limit := tree.args.get("limit")) is not None:
         number = limit.expression if isinstance(limit, exp.Limit) else None
         if not (isinstance(number, exp.Literal) and number.name.isdecimal()):
             raise ForbiddenStatement("LIMIT takes a plain number", "write LIMIT 100")
-        asked = min(asked, int(number.name))
+        written = str(number.name)
+        asked = min(asked, int(written))
     tree.set("limit", exp.Limit(expression=exp.Literal.number(asked)))
+    return written
+
+
+def _render(tree: exp.Query, store: Store) -> str:
+    """As text in which each operator applies to what it does in `tree`, as the text with all parentheses has it."""
+    plain = _generate(tree, store)
+    if _bare(plain, store) != _bare(_generate(_in_parentheses(tree), store), store):
+        raise ForbiddenStatement("an operator could be taken to apply to something else", "write parentheses around it")
+    return plain
+
+
+def _generate(tree: exp.Expression, store: Store) -> str:
+    generator = _DIALECTS[store].generator(identify=True, comments=False, unsupported_level=ErrorLevel.RAISE)
+    return str(generator.generate(tree))
+
+
+def _in_parentheses(tree: exp.Query) -> exp.Expression:
+    """A copy with parentheses around whatever an operator makes; not around the first of `a AND b AND c`."""
+    copied = tree.copy()
+    for node in list(copied.find_all(*_OPERATORS)):
+        is_first = node.arg_key == "this" and any(
+            isinstance(node, kind) and isinstance(node.parent, kind) for kind in _CHAINS
+        )
+        if not (isinstance(node, _NO_OPERATORS) or isinstance(node.parent, (exp.Paren, exp.Escape)) or is_first):
+            parentheses = exp.Paren()
+            node.replace(parentheses)
+            parentheses.set("this", node)
+    return copied
+
+
+def _bare(sql: str, store: Store) -> exp.Expression | None:
+    """The tree of a text, without its parentheses."""
+    tree = _parse(sql, _DIALECTS[store].tokenize(sql), store)
+    for parentheses in list(tree.find_all(exp.Paren)) if tree else ():
+        parentheses.replace(parentheses.this)
+    return tree
+
+
+def _check_nothing_is_lost(written: list[Token], forwarded: list[Token], limit: str) -> None:
+    """Each name is still a name, and each number and text is there, as often as it was written; `limit` may be gone."""
+    values = Counter(_words(token for token in written if token.token_type in _VALUES))
+    lost = _names(written) - _names(forwarded) + (values - Counter(_words(forwarded)) - Counter([limit]))
+    if lost:
+        raise ForbiddenStatement(
+            f"{next(iter(lost))[:40]!r} cannot be passed on where it stands", "say it in another way"
+        )
+
+
+def _names(tokens: list[Token]) -> Counter[str]:
+    following = (*(token.token_type for token in tokens[1:]), None)
+    return Counter(
+        token.text.lower().rstrip("s")  # MINUTES is MINUTE
+        for token, next_type in zip(tokens, following, strict=True)
+        if token.token_type in _NAMES and next_type != TokenType.L_PAREN and token.text.upper() not in _MAY_BE_LEFT_OUT
+    )
+
+
+def _words(tokens: Iterable[Token]) -> Iterator[str]:
+    return (word.lower() for token in tokens for word in _PIECE.findall(token.text))
 
 
 def _name_columns(tree: exp.Query) -> None:

@@ -4,6 +4,7 @@ import pytest
 import sqlglot
 
 from serving_layer.sql.guard import BadStatement, ForbiddenStatement, Policy, check
+from serving_layer.sql.vocabulary import FUNCTIONS, NAMED_FUNCTIONS
 
 POLICY = Policy(
     mysql_database="deeplambda",
@@ -257,6 +258,72 @@ def test_an_honest_query_keeps_its_meaning(store, sql):
             if isinstance(node, sqlglot.exp.Identifier):
                 node.set("quoted", None)
     assert forwarded == meant
+
+
+H = "digits.all_predictions"
+OF_SEVERAL_UNITS = "(INTERVAL '1' HOUR + INTERVAL '30' MINUTES)"
+
+
+@pytest.mark.parametrize(
+    ("store", "written", "forwarded"),
+    [
+        ("hive", "a - INTERVAL 1 HOUR 30 MINUTES", f"`a` - {OF_SEVERAL_UNITS}"),
+        ("hive", "2 * INTERVAL 1 HOUR 30 MINUTES", f"2 * {OF_SEVERAL_UNITS}"),
+        ("hive", "-INTERVAL 1 HOUR 30 MINUTES", f"-{OF_SEVERAL_UNITS}"),
+        ("hive", "b > a - INTERVAL 1 HOUR", "`b` > `a` - INTERVAL '1' HOUR"),
+        ("hive", "a = regexp_like(b, c OR d)", "`a` = (`b` RLIKE (`c` OR `d`))"),
+        ("mysql", "a = REGEXP_LIKE(b OR c, d)", "`a` = ((`b` OR `c`) RLIKE `d`)"),
+        ("mysql", "a REGEXP 'x' AND b", "`a` RLIKE 'x' AND `b`"),
+        ("hive", "date_format(a, \"'Day' d, yy E\")", r"DATE_FORMAT(`a`, '\'Day\' d, yy E')"),
+        ("hive", "to_date(a, 'yyyy-MM-dd')", "TO_DATE(`a`, 'yyyy-MM-dd')"),
+        ("hive", "year(a), datediff(a, b)", "YEAR(`a`), DATEDIFF(`a`, `b`)"),
+        ("hive", "regexp_extract(a, 'b(.)', 1)", "REGEXP_EXTRACT(`a`, 'b(.)', 1)"),
+        ("mysql", "DATE_FORMAT(a, '%M %W %I:%i:%S')", "DATE_FORMAT(`a`, '%M %W %I:%i:%S')"),
+        ("mysql", "MONTHNAME(a)", "DATE_FORMAT(`a`, '%M')"),
+        ("hive", "date_trunc('day', a)", "DATE_TRUNC('DAY', `a`)"),
+        ("hive", "log(10, a)", "LOG10(`a`)"),
+    ],
+)
+def test_what_is_forwarded_means_what_was_written(store, written, forwarded):
+    sql = check(f"SELECT 1 FROM {R if store == 'mysql' else H} ORDER BY {written}", POLICY, store).sql
+    assert f"ORDER BY {forwarded} LIMIT" in sql.replace(" NULLS LAST", "")
+
+
+@pytest.mark.parametrize(
+    ("store", "written", "lost"),
+    [
+        ("mysql", "REGEXP_LIKE(a, 'b', 'c')", "'c'"),
+        ("hive", "percentile(a, 0.5, 3)", "'3'"),
+        ("hive", "date_trunc(unit, a)", "'unit'"),
+        ("hive", "collect_list(a ORDER BY b)", "'b'"),
+        ("mysql", "json_extract_scalar(a + b, '$.x')", "operator"),
+    ],
+)
+def test_a_statement_that_would_lose_something_is_refused(store, written, lost):
+    with pytest.raises(ForbiddenStatement, match=lost):
+        check(f"SELECT {written} FROM {R if store == 'mysql' else H}", POLICY, store)
+
+
+def test_a_sample_keeps_its_seed():
+    assert "REPEATABLE (7)" in check(f"SELECT * FROM {H} TABLESAMPLE (10 PERCENT) REPEATABLE (7)", POLICY).sql
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["mysql", "hive"])
+def test_no_function_loses_an_argument(store):
+    names = NAMED_FUNCTIONS.union(*(function.sql_names() for function in FUNCTIONS))
+    passed = 0
+    for name in sorted(names):
+        for arguments in (",".join(f"a{number}" for number in range(1, count + 1)) for count in range(1, 7)):
+            try:
+                sql = check(f"SELECT {name}({arguments}) FROM {R if store == 'mysql' else H}", POLICY, store).sql
+            except (BadStatement, ForbiddenStatement):
+                continue
+            passed += 1
+            tree = sqlglot.parse_one(sql, read="mysql" if store == "mysql" else "spark")
+            there = tree.find_all(sqlglot.exp.Column, sqlglot.exp.Var)  # a unit of time is a Var
+            assert {each.name.lower() for each in there} >= set(arguments.split(",")), sql
+    assert passed > len(names)
 
 
 def test_two_quotes_within_a_string_are_one_on_hive_as_on_mysql():
