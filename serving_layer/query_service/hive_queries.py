@@ -60,10 +60,10 @@ class HiveQueries:
             self._jobs[job.id] = job
         try:
             self._table.add(job.id, sql)
-        except DeepLambdaError:
+            self._threads.submit(self._run, job)
+        except Exception:  # whatever it is, it would keep its place in the queue
             self._forget(job)
             raise
-        self._threads.submit(self._run, job)
         return job.id
 
     def find(self, query_id: str) -> Query | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, insert, inspect, text
 
 from deeplambda.adapters import mysql
 from deeplambda.adapters.lake import bucketed_joins, create_tables, current_snapshot, lacking_columns
@@ -19,9 +19,10 @@ from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.config import Settings
 from deeplambda.records.horizon import Horizon, all_predictions_sql
 from deeplambda.records.predictions import VIEW_SCHEMA
-from deeplambda.state.tables import REALTIME_PREDICTIONS, RECENT_PREDICTIONS, create_schema
+from deeplambda.state.tables import QUERIES, REALTIME_PREDICTIONS, RECENT_PREDICTIONS, create_schema
 from examples.digits.application import Digits
 from serving_layer.hive_gateway.recent import recent_predictions_sql
+from serving_layer.sql.guard import STATEMENT_LIMIT
 from tests.integration.test_views import prediction, store
 
 ADDED = {"value", "scores", "slices"}
@@ -190,3 +191,12 @@ def test_realtime_rows_are_brought_to_the_buckets_of_the_batch_view_which_stay_w
     assert "keygroupedpartitioning" in plan
     assert "hashpartitioning" not in plan
     spark.sql(f"DROP TABLE {table}")
+
+
+def test_the_text_of_a_query_gets_room_for_any_that_may_be_asked(root: Engine) -> None:
+    with root.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {QUERIES.name} MODIFY statement TEXT NOT NULL, MODIFY error TEXT"))
+    create_schema(root)
+    with root.begin() as connection:
+        asked = {"id": "1", "statement": "😀" * STATEMENT_LIMIT, "error": "😀" * STATEMENT_LIMIT}
+        connection.execute(insert(QUERIES).values(store="hive", status="failed", submitted_at=LONG_AGO, **asked))

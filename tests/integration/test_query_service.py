@@ -27,6 +27,7 @@ from serving_layer.query_service.mysql_queries import AT_ONCE
 from serving_layer.query_service.openapi import document
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.query_service.statistics import statistics
+from serving_layer.sql.guard import STATEMENT_LIMIT
 from serving_layer.views.realtime import store
 from serving_layer.views.rows import of_prediction
 from serving_layer.views.trim import GRACE, trim
@@ -177,6 +178,13 @@ def test_a_query_of_hive_can_be_cancelled(service: Service) -> None:
     after = service.wait(service.ask("SELECT 1 AS a", store="hive").headers["Location"])
     assert after.result, after.error
     assert Query.model_validate_json(service.call("GET", place).data).status == "cancelled"
+
+
+def test_a_long_statement_of_wide_characters_can_be_asked(service: Service) -> None:
+    wide = "😀" * (STATEMENT_LIMIT - 40)
+    query = service.wait(service.ask(f"SELECT length('{wide}') AS n", store="hive").headers["Location"])
+    assert query.result, query.error
+    assert query.result.rows == [[len(wide)]]
 
 
 def test_a_query_that_a_crash_left_running_has_failed(stack: Settings) -> None:

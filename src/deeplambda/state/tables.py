@@ -330,13 +330,13 @@ QUERIES = Table(
     "queries",
     SCHEMA,
     Column("id", String(36), primary_key=True),
-    Column("statement", Text, nullable=False),
+    Column("statement", MEDIUMTEXT(collation=_EXACT), nullable=False),  # a TEXT's bytes are fewer than it may have
     Column("store", String(16), nullable=False),
     Column("status", String(16), nullable=False, comment="queued, running, done, failed or cancelled"),
     Column("submitted_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
     Column("result", LONGTEXT, comment="JSON: columns, rows, truncated"),
-    Column("error", Text),
+    Column("error", MEDIUMTEXT(collation=_EXACT)),  # it may hold the statement
 )
 OUTBOX = Table(
     "outbox",
@@ -381,7 +381,8 @@ def _add_missing_columns(connection: Connection, table: Table) -> None:
 
 
 def _set_collations(connection: Connection) -> None:
-    """A column of another collation is written anew, which takes a while in a large table, once."""
+    """A column of another collation is written anew, with the type that it has here: it takes a while in a large table,
+    once."""
     asked = text(
         "SELECT table_name AS of_table, column_name AS name, collation_name AS collation "
         "FROM information_schema.columns WHERE table_schema = DATABASE()"
