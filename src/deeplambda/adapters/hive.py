@@ -75,7 +75,12 @@ def translation(exc: Exception) -> DeepLambdaError:
     status = getattr(origin.args[0], "status", None) if isinstance(origin, PyHiveError) and origin.args else None
     if status is None or any(each in (status.errorMessage or "") for each in _NO_SESSION):
         return NotReady(f"the Hive gateway does not answer: {origin}", "see 'deeplambda status'")
-    reason = readable(status.errorMessage)
+    return refusal(status.errorMessage)
+
+
+def refusal(message: str | None) -> DeepLambdaError:
+    """The platform's error for what the gateway says of a statement that failed."""
+    reason = readable(message)
     if _MODEL_NOT_READY in reason:  # raised by predict_<application> while the model service does not answer
         return NotReady(reason.partition(_MODEL_NOT_READY)[2], "try again in a few seconds; see 'deeplambda status'")
     return BadInput(reason, "fix the statement")

@@ -6,7 +6,7 @@ import pytest
 from pyhive.exc import OperationalError
 from thrift.transport.TTransport import TTransportException
 
-from deeplambda.adapters.hive import hive_errors, readable
+from deeplambda.adapters.hive import hive_errors, readable, refusal
 from deeplambda.errors import BadInput, ConfigurationError, NotReady
 
 UNKNOWN_TABLE = (
@@ -55,3 +55,14 @@ def test_an_error_is_told_without_java(told: str | None, read: str) -> None:
 def test_a_vendors_error_becomes_one_of_the_platforms(raised: Exception, expected: type[Exception]) -> None:
     with pytest.raises(expected), hive_errors():
         raise raised
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("Error running query: NotReady: the model service does not answer", NotReady),
+        (SYNTAX, BadInput),
+    ],
+)
+def test_a_model_that_does_not_answer_is_not_the_analysts_mistake(told: str, expected: type[Exception]) -> None:
+    assert type(refusal(told)) is expected
