@@ -25,6 +25,7 @@ TIME_LIMIT_S = 100
 THREADS = 3
 QUEUE_LIMIT = 50
 
+_LOST = "its answer could not be kept; send it again"
 _POLL_S = (0.05, 0.5)
 _UNFINISHED = (TOperationState.INITIALIZED_STATE, TOperationState.PENDING_STATE, TOperationState.RUNNING_STATE)
 
@@ -73,8 +74,9 @@ class HiveQueries:
         if query is None or query.status not in ("queued", "running"):
             return query
         job = self._jobs.get(query_id)
-        if job is None:
-            return self._table.find(query_id)  # it ended between the two looks
+        if job is None:  # it ended between the two looks, or MySQL was away for longer than its end was tried
+            self._table.end(query_id, "failed", error=_LOST)
+            return self._table.find(query_id)
         elapsed_ms = (time.monotonic() - job.submitted) * 1e3
         return query.model_copy(update={"progress": QueryProgress(state=job.state, elapsed_ms=elapsed_ms)})
 
@@ -168,7 +170,7 @@ class HiveQueries:
                 raise BadInput(f"the statement ran for longer than {TIME_LIMIT_S} s and was ended", "narrow it down")
             pause_s = min(pause_s * 1.5, _POLL_S[1])
         if status.operationState != TOperationState.FINISHED_STATE:
-            raise BadInput(hive.readable(status.errorMessage), "fix the statement")
+            raise hive.refusal(status.errorMessage)
 
 
 class _Cancelled(Exception):

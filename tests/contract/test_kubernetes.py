@@ -151,6 +151,11 @@ def test_every_service_is_probed_and_bounded(deployment: dict[str, Any]) -> None
         assert deployment["spec"]["strategy"] == {"type": "Recreate"}, "two drivers would share one checkpoint"
 
 
+def test_of_the_query_service_there_is_one_at_a_time() -> None:
+    spec = resource("Deployment", "query")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"}), "the second fails the first one's queries"
+
+
 @pytest.mark.parametrize("service", ["gateway", "model", "query"])
 def test_who_is_still_sent_requests_answers_them(service: str) -> None:
     deployment = resource("Deployment", service)

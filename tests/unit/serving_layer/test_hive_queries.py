@@ -45,3 +45,10 @@ def test_a_query_that_could_not_be_kept_gives_its_place_back(engine: Engine, que
         with pytest.raises(DBAPIError):
             queries.submit("SELECT 1", CHECKED)
     assert queries.counts() == (0, 0)
+
+
+def test_a_query_that_runs_no_more_and_whose_end_was_not_kept_has_failed(engine: Engine, queries: HiveQueries) -> None:
+    QueriesTable(engine).add("1", "SELECT 1")
+    found = queries.find("1")
+    assert found
+    assert (found.status, found.error) == ("failed", "its answer could not be kept; send it again")
