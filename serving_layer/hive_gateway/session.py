@@ -110,6 +110,8 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "spark.hadoop.hive.server2.thrift.max.worker.threads": "64",
         "spark.hadoop.hive.server2.async.exec.threads": "16",
         "spark.hadoop.hive.server2.idle.session.timeout": "1h",
+        "spark.hadoop.hive.server2.idle.operation.timeout": "1h",  # a session is not idle while it has any
+        "spark.hadoop.hive.server2.session.check.interval": "1m",
         "spark.hadoop.hive.server2.logging.operation.enabled": "false",
         "spark.hadoop.hive.exec.scratchdir": str(folder / "hive"),
         "spark.hadoop.hive.exec.local.scratchdir": str(folder / "hive"),

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -305,6 +306,37 @@ def test_one_client_does_not_open_sessions_without_end(gateway: OwnGateway) -> N
             if each.sessionHandle is not None:
                 client.CloseSession(ttypes.TCloseSessionReq(each.sessionHandle))
     assert gateway.rows("SELECT 1") == [(1,)]
+
+
+def test_the_sessions_of_a_connection_end_with_it(gateway: OwnGateway) -> None:
+    for _ in range(2):
+        connection = gateway.connect()
+        asked = ttypes.TOpenSessionReq(client_protocol=0, username="analyst")
+        for _ in range(130):
+            connection._client.OpenSession(asked)
+        connection._transport.close()
+        assert eventually(partial(answers, gateway)), "nobody else gets in"
+
+
+def answers(gateway: OwnGateway) -> bool:
+    with contextlib.suppress(hive.Error):
+        return gateway.rows("SELECT 1") == [(1,)]
+    return False
+
+
+def test_names_are_looked_up_by_plain_patterns(gateway: OwnGateway, app: str) -> None:
+    with contextlib.closing(gateway.connect()) as connection:
+        client, session = connection._client, connection._sessionHandle
+        table = {"schemaName": app, "tableName": "all\\_pred%"}
+        found = client.GetColumns(ttypes.TGetColumnsReq(session, columnName="event%", **table))
+        refused = [
+            client.GetColumns(ttypes.TGetColumnsReq(session, columnName="(((.+)+)+)+!", **table)),
+            client.GetTables(ttypes.TGetTablesReq(session, schemaName=app, tableName="(a|a)*b")),
+            client.GetSchemas(ttypes.TGetSchemasReq(session, schemaName="%a%a%a%a%a")),
+            client.GetFunctions(ttypes.TGetFunctionsReq(session, functionName="[a-z]+")),
+        ]
+    assert found.status.statusCode == ttypes.TStatusCode.SUCCESS_STATUS
+    assert ["four %" in each.status.errorMessage for each in refused] == [True] * 4
 
 
 def test_sqlalchemy_reads(gateway: OwnGateway, app: str) -> None:

@@ -18,10 +18,18 @@ import org.apache.hive.service.rpc.thrift.TExecuteStatementReq;
 import org.apache.hive.service.rpc.thrift.TExecuteStatementResp;
 import org.apache.hive.service.rpc.thrift.TFetchResultsReq;
 import org.apache.hive.service.rpc.thrift.TFetchResultsResp;
+import org.apache.hive.service.rpc.thrift.TGetColumnsReq;
+import org.apache.hive.service.rpc.thrift.TGetColumnsResp;
+import org.apache.hive.service.rpc.thrift.TGetFunctionsReq;
+import org.apache.hive.service.rpc.thrift.TGetFunctionsResp;
 import org.apache.hive.service.rpc.thrift.TGetOperationStatusReq;
 import org.apache.hive.service.rpc.thrift.TGetOperationStatusResp;
 import org.apache.hive.service.rpc.thrift.TGetResultSetMetadataReq;
 import org.apache.hive.service.rpc.thrift.TGetResultSetMetadataResp;
+import org.apache.hive.service.rpc.thrift.TGetSchemasReq;
+import org.apache.hive.service.rpc.thrift.TGetSchemasResp;
+import org.apache.hive.service.rpc.thrift.TGetTablesReq;
+import org.apache.hive.service.rpc.thrift.TGetTablesResp;
 import org.apache.hive.service.rpc.thrift.TOpenSessionReq;
 import org.apache.hive.service.rpc.thrift.TOpenSessionResp;
 import org.apache.hive.service.rpc.thrift.TStatus;
@@ -48,6 +56,15 @@ final class FrontDoor extends ThriftBinaryCLIService {
             "The gateway has as many sessions open as it may; close some of yours, or try again in a minute";
     private static final int SESSIONS = 128; // each a session of Spark's; twice as many as connections
 
+    private static final String NOT_PLAIN =
+            "A pattern is letters, digits, _ for one character and up to four % for any; look names up with it";
+    // HiveServer2 makes a regular expression of a pattern, and of some it would never be done. JDBC escapes _ and %.
+    private static final Pattern PLAIN =
+            Pattern.compile("\\*|(?:[^%\\\\*+?|^(){}\\[\\]]|\\\\[_%])*(?:%(?:[^%\\\\*+?|^(){}\\[\\]]|\\\\[_%])*){0,4}");
+    private static final int PATTERN_CHARACTERS = 256;
+
+    private OpenedSessions opened;
+
     FrontDoor(CLIService service) {
         super(service);
         haveHivesFunctionsRegistered();
@@ -63,6 +80,8 @@ final class FrontDoor extends ThriftBinaryCLIService {
     }
 
     protected void initializeServer() {
+        opened = new OpenedSessions(serverEventHandler, cliService);
+        serverEventHandler = opened;
         super.initializeServer();
         HiveConf.ConfVars idle = HiveConf.ConfVars.HIVE_SERVER2_IDLE_SESSION_TIMEOUT;
         Handshake.bound(server, (int) HiveConf.getTimeVar(getHiveConf(), idle, TimeUnit.MILLISECONDS));
@@ -76,8 +95,7 @@ final class FrontDoor extends ThriftBinaryCLIService {
         if (cliService.getSessionManager().getOpenSessionCount() >= SESSIONS) {
             TOpenSessionResp refused = new TOpenSessionResp();
             refused.setServerProtocolVersion(request.getClient_protocol());
-            refused.setStatus(HiveSQLException.toTStatus(new HiveSQLException(TOO_MANY)));
-            shorten(refused.getStatus());
+            refused.setStatus(refusal(TOO_MANY));
             return refused;
         }
         Map kept = new HashMap();
@@ -86,6 +104,7 @@ final class FrontDoor extends ThriftBinaryCLIService {
         }
         request.setConfiguration(kept);
         TOpenSessionResp response = super.OpenSession(request);
+        opened.add(response.getSessionHandle());
         Hive.set(null);
         shorten(response.getStatus());
         return response;
@@ -93,7 +112,52 @@ final class FrontDoor extends ThriftBinaryCLIService {
 
     public TCloseSessionResp CloseSession(TCloseSessionReq request) throws TException {
         Hive.set(null);
+        opened.remove(request.getSessionHandle());
         return super.CloseSession(request);
+    }
+
+    public TGetSchemasResp GetSchemas(TGetSchemasReq request) throws TException {
+        if (!arePlain(new String[] {request.getSchemaName()})) {
+            return new TGetSchemasResp(refusal(NOT_PLAIN));
+        }
+        return super.GetSchemas(request);
+    }
+
+    public TGetTablesResp GetTables(TGetTablesReq request) throws TException {
+        if (!arePlain(new String[] {request.getSchemaName(), request.getTableName()})) {
+            return new TGetTablesResp(refusal(NOT_PLAIN));
+        }
+        return super.GetTables(request);
+    }
+
+    public TGetColumnsResp GetColumns(TGetColumnsReq request) throws TException {
+        if (!arePlain(new String[] {request.getSchemaName(), request.getTableName(), request.getColumnName()})) {
+            return new TGetColumnsResp(refusal(NOT_PLAIN));
+        }
+        return super.GetColumns(request);
+    }
+
+    public TGetFunctionsResp GetFunctions(TGetFunctionsReq request) throws TException {
+        if (!arePlain(new String[] {request.getSchemaName(), request.getFunctionName()})) {
+            return new TGetFunctionsResp(refusal(NOT_PLAIN));
+        }
+        return super.GetFunctions(request);
+    }
+
+    private static boolean arePlain(String[] patterns) {
+        for (int i = 0; i < patterns.length; i++) {
+            String pattern = patterns[i];
+            if (pattern != null && !(pattern.length() <= PATTERN_CHARACTERS && PLAIN.matcher(pattern).matches())) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    private static TStatus refusal(String message) {
+        TStatus status = HiveSQLException.toTStatus(new HiveSQLException(message));
+        shorten(status);
+        return status;
     }
 
     public TExecuteStatementResp ExecuteStatement(TExecuteStatementReq request) throws TException {
