@@ -55,7 +55,7 @@ LABEL org.opencontainers.image.title="DeepLambda" \
 # its owner from the folder that it is mounted on.
 RUN groupadd --gid 1000 deeplambda \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /data --shell /usr/sbin/nologin deeplambda \
-    && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist,/spark} \
+    && install --directory --owner deeplambda --group deeplambda /data{,/checkpoints,/downloads/mnist,/gateway,/spark} \
     /secrets{,/operator,/archive,/gateway,/generations,/grafana,/kafka,/metastore,/model,/mqtt,/mqtt-bridge,/mysql} \
     /secrets/{query,s3,spark,stream,superset,views} \
     /volumes/{kafka-data,s3-data,mysql-data,stream-checkpoints,archive-checkpoints,grafana-data,mqtt,secrets-operator}

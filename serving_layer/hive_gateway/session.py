@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from deeplambda.adapters.lake import BUCKETED_JOINS, spark_session
 from deeplambda.config import Settings
 from deeplambda.jvm.cds import as_setting, java_options
+from deeplambda.jvm.files import own_folder
 from serving_layer.hive_gateway.jar import gateway_jar
 
 QUERY_TIMEOUT_S = 110
@@ -33,8 +34,7 @@ def gateway_session(settings: Settings) -> SparkSession:
     os.environ["MALLOC_ARENA_MAX"] = "2"  # glibc keeps an arena for each of the JVM's many threads otherwise
     # Behind Spark's own jars, for the class path has to begin as that of the CDS file does.
     os.environ["SPARK_DIST_CLASSPATH"] = str(gateway_jar(settings))
-    folder = settings.data_dir / "gateway"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(settings.data_dir / "gateway" / "own")
     spark = spark_session(settings, "gateway", _options(settings, folder))
     # Set in the running JVM, so that no command line shows it; sessions of clients start from this configuration.
     password = settings.mysql_reader_password.get_secret_value()
@@ -81,6 +81,7 @@ def _options(settings: Settings, folder: Path) -> dict[str, str]:
         "spark.executor.killOnFatalError.depth": "0",  # a query out of memory must not end the gateway
         "spark.driver.extraJavaOptions": as_setting(java),
         "spark.local.dir": str(folder),
+        "spark.deeplambda.gateway.diskLimit": "2g",  # read by DiskGuard.java; half of what a pod may have
         "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions,"
         "deeplambda.gateway.ReadOnlyExtension",
         "spark.sql.catalogImplementation": "hive",

@@ -43,9 +43,10 @@ def test_a_new_volume_belongs_to_the_images_user(service: str) -> None:
     assert set(mounted(service).values()) <= folders_of_the_image()
 
 
-def test_what_executors_cannot_hold_lies_on_disk() -> None:
-    assert "/data/spark" in SERVICES["spark-worker"]["volumes"]
-    assert "/data/spark" in folders_of_the_image()
+@pytest.mark.parametrize(("service", "folder"), [("spark-worker", "/data/spark"), ("gateway", "/data/gateway")])
+def test_what_tasks_cannot_hold_lies_on_disk(service: str, folder: str) -> None:
+    assert folder in SERVICES[service]["volumes"]
+    assert folder in folders_of_the_image()
 
 
 LONG_RUNNING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]

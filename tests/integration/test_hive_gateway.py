@@ -428,6 +428,21 @@ def test_a_statement_that_nothing_ends_has_the_gateway_start_anew(
     assert "met the time limit 60 s ago cannot be ended" in own.log.read_text()
 
 
+@pytest.mark.long
+def test_a_statement_that_fills_the_disk_is_ended(
+    stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPLAMBDA_SPARK_OPTIONS", "spark.deeplambda.gateway.diskLimit=20m")
+    ten = "(SELECT * FROM VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10) AS t(x))"
+    rows = f"SELECT sha2(concat({', '.join(f't{n}.x' for n in range(8))}), 512) AS h FROM " + ", ".join(
+        f"{ten} AS t{n}" for n in range(8)
+    )
+    with OwnGateway(OwnService(stack, tmp_path), tmp_path).running() as own:
+        with pytest.raises(hive.Error, match="too much to disk"):
+            own.rows(f"SELECT max(n) FROM (SELECT h, row_number() OVER (PARTITION BY h ORDER BY h) AS n FROM ({rows}))")
+        assert own.rows("SELECT 1") == [(1,)]
+
+
 def test_a_query_may_be_cancelled_at_any_moment(gateway: OwnGateway) -> None:
     """Spark compiles a stage and submits it in a thread of its own, which a cancellation does not stop."""
     with contextlib.closing(gateway.connect()) as session:

@@ -1,7 +1,8 @@
-"""Private configuration files, and lock files."""
+"""Private configuration files, lock files, and folders of one process."""
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,26 @@ def only_one(lock: Path) -> Iterator[int]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
+
+
+def own_folder(parent: Path) -> Path:
+    """For the temporary files of this process; those of processes that have ended are removed, even of killed ones.
+
+    This process, or the program that it becomes, holds the folder's lock. In `parent` lie such folders alone.
+    """
+    with only_one(parent.with_suffix(".lock")):
+        parent.mkdir(parents=True, exist_ok=True)
+        for folder in parent.iterdir():
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            except BlockingIOError:
+                pass  # one's that lives
+            finally:
+                os.close(descriptor)
+        own = Path(tempfile.mkdtemp(dir=parent))
+        descriptor = os.open(own, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.set_inheritable(descriptor, True)
+    return own

@@ -3,16 +3,13 @@
 Source: Spark's guides on its standalone mode and on security.
 """
 
-import fcntl
 import os
-import shutil
 import socket
 from pathlib import Path
-from tempfile import mkdtemp
 
 from deeplambda.config import Settings, host_of, port_of
 from deeplambda.jvm.commands import java_command
-from deeplambda.jvm.files import only_one, write_private
+from deeplambda.jvm.files import own_folder, write_private
 from deeplambda.jvm.ivy import pyspark_jars
 
 HEAP_MB = 256
@@ -31,7 +28,7 @@ def master_command(settings: Settings) -> list[str]:
 def worker_command(settings: Settings, cores: int, memory: str) -> list[str]:
     """A worker that offers `cores` task slots and `memory` (such as `3g`) to the executors it starts."""
     scratch = settings.data_dir / "spark"
-    own = _own_folder(scratch / "local")
+    own = own_folder(scratch / "local")
     arguments = ["--cores", str(cores), "--memory", memory, "--host", socket.gethostname()]
     # Apart from what executors keep: of its work folder the worker clears whatever has not changed for an hour.
     arguments += ["--work-dir", str(scratch / "work")]
@@ -39,29 +36,6 @@ def worker_command(settings: Settings, cores: int, memory: str) -> list[str]:
     os.environ["SPARK_SCALA_VERSION"] = "2.13"  # Spark's start scripts name it to what builds the executors' commands
     os.environ["SPARK_LOCAL_DIRS"] = str(own)  # where its executors keep what does not fit into memory
     return command
-
-
-def _own_folder(parent: Path) -> Path:
-    """For the temporary files of this worker and its executors; those of workers that have ended are removed.
-
-    The program that this process becomes holds the folder's lock.
-    """
-    with only_one(parent.with_suffix(".lock")):
-        parent.mkdir(parents=True, exist_ok=True)
-        for folder in parent.iterdir():
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            except BlockingIOError:
-                pass  # a worker's that lives
-            finally:
-                os.close(descriptor)
-        own = Path(mkdtemp(dir=parent))
-        descriptor = os.open(own, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.set_inheritable(descriptor, True)
-    return own
 
 
 def _daemon(settings: Settings, main_class: str, arguments: list[str], scratch: Path) -> list[str]:

@@ -31,6 +31,7 @@ public final class GatewayServer {
         Overdue.watch(session.sparkContext(), service.getSessionManager(), limitS);
         server.start();
         HeapGuard.watch(session.sparkContext());
+        DiskGuard.watch(session.sparkContext());
         EndedStatements.watch(session.sparkContext());
         return server;
     }

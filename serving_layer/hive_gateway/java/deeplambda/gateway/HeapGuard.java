@@ -44,13 +44,17 @@ final class HeapGuard implements NotificationListener {
 
     public void handleNotification(Notification notification, Object handback) {
         if (MemoryNotificationInfo.MEMORY_COLLECTION_THRESHOLD_EXCEEDED.equals(notification.getType())) {
-            scala.collection.Iterator jobs = context.dagScheduler().activeJobs().toSeq().iterator();
-            while (jobs.hasNext()) {
-                ActiveJob job = (ActiveJob) jobs.next();
-                if (job.properties().getProperty("spark.jobGroup.id") != null) { // HiveServer2 names its jobs' groups
-                    LOG.warn("short of memory: job {} is cancelled", Integer.valueOf(job.jobId()));
-                    context.cancelJob(job.jobId(), REASON);
-                }
+            endAnalystsJobs(context, "short of memory", REASON);
+        }
+    }
+
+    static void endAnalystsJobs(SparkContext context, String why, String reason) {
+        scala.collection.Iterator jobs = context.dagScheduler().activeJobs().toSeq().iterator();
+        while (jobs.hasNext()) {
+            ActiveJob job = (ActiveJob) jobs.next();
+            if (job.properties().getProperty("spark.jobGroup.id") != null) { // HiveServer2 names its jobs' groups
+                LOG.warn("{}: job {} is cancelled", why, Integer.valueOf(job.jobId()));
+                context.cancelJob(job.jobId(), reason);
             }
         }
     }
