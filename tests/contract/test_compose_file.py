@@ -43,6 +43,13 @@ def test_a_new_volume_belongs_to_the_images_user(service: str) -> None:
     assert set(mounted(service).values()) <= folders_of_the_image()
 
 
+@pytest.mark.parametrize("service", ["mysql", "nginx"])
+def test_what_requests_write_to_memory_fits_into_it(service: str) -> None:
+    sizes = [re.search(r"^/(?:tmp|var/cache/nginx):size=(\d+)m", each) for each in SERVICES[service]["tmpfs"]]
+    limit = int(SERVICES[service]["mem_limit"].removesuffix("m"))
+    assert 0 < sum(int(size[1]) for size in sizes if size) < limit
+
+
 @pytest.mark.parametrize(("service", "folder"), [("spark-worker", "/data/spark"), ("gateway", "/data/gateway")])
 def test_what_tasks_cannot_hold_lies_on_disk(service: str, folder: str) -> None:
     assert folder in SERVICES[service]["volumes"]
