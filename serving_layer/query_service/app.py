@@ -21,7 +21,7 @@ from serving_layer.query_service import catalogue, lag, mysql_queries, openapi
 from serving_layer.query_service.hive_queries import HiveQueries
 from serving_layer.query_service.messages import Alive, Health, QueryRequest, Statistics
 from serving_layer.query_service.mysql_queries import TimeLimitExceeded
-from serving_layer.query_service.queries_table import QueriesTable
+from serving_layer.query_service.queries_table import Found, QueriesTable
 from serving_layer.query_service.statistics import statistics
 from serving_layer.sql.guard import BadStatement, ForbiddenStatement, Policy, check
 
@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> Flask:
         if checked.store == "mysql":
             return _json(mysql_queries.answer(reader, checked))
         query_id = hive_queries.submit(asked.sql, checked)
-        response = _json(hive_queries.find(query_id), HTTPStatus.ACCEPTED)
+        response = _found(hive_queries.find(query_id), HTTPStatus.ACCEPTED)
         response.headers["Location"] = url_for("find_query", query_id=query_id)
         response.headers["Retry-After"] = "1"
         return response
@@ -93,8 +93,8 @@ def create_app(settings: Settings) -> Flask:
         found = hive_queries.find(query_id)
         if found is None:
             return _no_query(query_id)
-        response = _json(found)
-        if found.status in ("queued", "running"):
+        response = _found(found)
+        if found.query.status in ("queued", "running"):
             response.headers["Retry-After"] = "1"
         return response
 
@@ -103,7 +103,7 @@ def create_app(settings: Settings) -> Flask:
         if hive_queries.find(query_id) is None:
             return _no_query(query_id)
         hive_queries.cancel(query_id)
-        return _json(hive_queries.find(query_id))
+        return _found(hive_queries.find(query_id))
 
     @app.get("/v1/health")
     def health() -> Response:
@@ -166,8 +166,12 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def _json(message: BaseModel | None, status: int = HTTPStatus.OK) -> Response:
-    return Response(message.model_dump_json() if message else "null", status=status, mimetype="application/json")
+def _json(message: BaseModel) -> Response:
+    return Response(message.model_dump_json(), mimetype="application/json")
+
+
+def _found(query: Found | None, status: int = HTTPStatus.OK) -> Response:
+    return Response(query.as_json() if query else "null", status=status, mimetype="application/json")
 
 
 def _no_query(query_id: str) -> Response:

@@ -15,9 +15,9 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 from deeplambda.adapters import hive
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, DeepLambdaError, NotReady
-from serving_layer.query_service.messages import Answer, Column, Query, QueryProgress, Status
-from serving_layer.query_service.queries_table import QueriesTable
-from serving_layer.query_service.rows import take
+from serving_layer.query_service.messages import Answer, Column, QueryProgress, Status
+from serving_layer.query_service.queries_table import Found, QueriesTable
+from serving_layer.query_service.rows import fetched, take
 from serving_layer.sql.guard import Checked
 
 TIME_LIMIT_S = 100
@@ -67,18 +67,19 @@ class HiveQueries:
             raise
         return job.id
 
-    def find(self, query_id: str) -> Query | None:
+    def find(self, query_id: str) -> Found | None:
         """A query, with its progress while it runs; None when there is none of that id. Raises: NotReady."""
         self.sweep()
-        query = self._table.find(query_id)
-        if query is None or query.status not in ("queued", "running"):
-            return query
+        found = self._table.find(query_id)
+        if found is None or found.query.status not in ("queued", "running"):
+            return found
         job = self._jobs.get(query_id)
         if job is None:  # it ended between the two looks, or MySQL was away for longer than its end was tried
             self._table.end(query_id, "failed", error=_LOST)
             return self._table.find(query_id)
         elapsed_ms = (time.monotonic() - job.submitted) * 1e3
-        return query.model_copy(update={"progress": QueryProgress(state=job.state, elapsed_ms=elapsed_ms)})
+        progress = QueryProgress(state=job.state, elapsed_ms=elapsed_ms)
+        return Found(found.query.model_copy(update={"progress": progress}), None)
 
     def cancel(self, query_id: str) -> None:
         """End a query that is queued or running; one that has ended stays as it is. Raises: NotReady."""
@@ -148,7 +149,7 @@ class HiveQueries:
                 Column(name=name, type=kind.removesuffix("_TYPE").lower())
                 for name, kind, *_ in cursor.description or ()
             ]
-            rows, truncated = take(cursor, job.checked.row_cap)
+            rows, truncated = take(fetched(cursor), job.checked.row_cap)
         return Answer(
             columns=columns,
             rows=rows,

@@ -1,5 +1,6 @@
 """The table `queries`: what Hive was asked, and what it said."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine, insert, select, update
@@ -15,6 +16,18 @@ _GIVEN_UP = f"{ANSWERS_KEPT} newer answers have taken its place; send it again"
 _UNFINISHED = ("queued", "running")
 
 
+@dataclass(frozen=True)
+class Found:
+    """A kept query. answer: its `result`, as JSON, which may be of megabytes; `query` is without it."""
+
+    query: Query
+    answer: str | None
+
+    def as_json(self) -> str:
+        """The query as the service gives it: the answer as it is kept, neither read nor written anew."""
+        return f'{self.query.model_dump_json(exclude={"result"})[:-1]},"result":{self.answer or "null"}}}'
+
+
 class QueriesTable:
     """engine: of the account `queries`. Every method raises NotReady when MySQL does not answer."""
 
@@ -28,22 +41,22 @@ class QueriesTable:
                 insert(QUERIES).values(id=query_id, statement=sql, store="hive", status="queued", submitted_at=now())
             )
 
-    def find(self, query_id: str) -> Query | None:
+    def find(self, query_id: str) -> Found | None:
         """The query of that id; None when there is none, or it is deleted."""
         with mysql.mysql_errors(), self._engine.connect() as connection:
             row = connection.execute(select(QUERIES).where(QUERIES.c.id == query_id)).one_or_none()
         if row is None:
             return None
-        return Query(
+        query = Query(
             id=row.id,
             status=row.status,
             store=row.store,
             sql=row.statement,
             submitted_at=row.submitted_at,
             finished_at=row.finished_at,
-            result=Answer.model_validate_json(row.result) if row.result else None,
             error=row.error,
         )
+        return Found(query, row.result)
 
     def begin(self, query_id: str) -> bool:
         """Mark a queued query as running; False when it is queued no longer."""

@@ -2,15 +2,25 @@
 
 import math
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
 """Of all values as text: what the service holds in memory for one answer, and MySQL for a kept one."""
+BATCH_BYTES, BATCH_ROWS, _FIRST_ROWS = 1024 * 1024, 1_000, 10
 _CELL_BYTES = 8
 """Of each value beside its text: an empty one takes its place too."""
+
+
+class Cursor(Protocol):
+    """What `fetched` needs of a cursor."""
+
+    arraysize: int
+
+    def fetchmany(self) -> list[Sequence[Any]]:
+        """The next `arraysize` rows; fewer, or none, at the end."""
 
 
 def cell(value: Any) -> Any:
@@ -36,6 +46,19 @@ def cell(value: Any) -> Any:
         case bytes() | bytearray():
             return b64encode(value).decode()
     return str(value)
+
+
+def fetched(cursor: Cursor) -> Iterator[Sequence[Any]]:
+    """The rows of a DB-API cursor that asks its server for `arraysize` of them at once, all of which lie in memory: few
+    at first, then as many as would be BATCH_BYTES if they were as the last, up to BATCH_ROWS.
+    """
+    cursor.arraysize = _FIRST_ROWS
+    while rows := cursor.fetchmany():
+        values = [value for row in rows for value in row]
+        size_bytes = sum(_CELL_BYTES + (len(value) if isinstance(value, (str, bytes)) else 0) for value in values)
+        yield from rows
+        fitting = len(rows) * BATCH_BYTES // max(1, size_bytes)
+        cursor.arraysize = max(1, min(fitting, 4 * cursor.arraysize, BATCH_ROWS))
 
 
 def take(rows: Iterable[Sequence[Any]], row_cap: int) -> tuple[list[list[Any]], bool]:

@@ -194,8 +194,8 @@ def test_a_query_that_a_crash_left_running_has_failed(stack: Settings) -> None:
     assert table.fail_unfinished() >= 1
     found = table.find(query_id)
     assert found
-    assert found.status == "failed"
-    assert "send it again" in (found.error or "")
+    assert found.query.status == "failed"
+    assert "send it again" in (found.query.error or "")
     assert not table.end(query_id, "done"), "what has ended stays as it is"
 
 
@@ -213,9 +213,9 @@ def test_of_answers_the_newest_are_kept(stack: Settings, monkeypatch: pytest.Mon
         assert table.end(query_id, "done", answer)
     oldest, *newest = [table.find(query_id) for query_id in ids]
     assert oldest
-    assert (oldest.status, oldest.result) == ("failed", None)
-    assert "send it again" in (oldest.error or "")
-    assert [each.result and each.result.rows for each in newest if each] == [[[1]], [[1]]]
+    assert (oldest.query.status, oldest.answer) == ("failed", None)
+    assert "send it again" in (oldest.query.error or "")
+    assert [Answer.model_validate_json(each.answer).rows for each in newest if each and each.answer] == [[[1]], [[1]]]
 
 
 @pytest.mark.parametrize(

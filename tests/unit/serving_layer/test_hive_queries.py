@@ -10,6 +10,7 @@ from sqlalchemy.pool import StaticPool
 
 from deeplambda.config import Settings
 from serving_layer.query_service.hive_queries import QUEUE_LIMIT, HiveQueries
+from serving_layer.query_service.messages import Answer, Column, Query
 from serving_layer.query_service.queries_table import QueriesTable
 from serving_layer.sql.guard import Checked
 
@@ -51,4 +52,22 @@ def test_a_query_that_runs_no_more_and_whose_end_was_not_kept_has_failed(engine:
     QueriesTable(engine).add("1", "SELECT 1")
     found = queries.find("1")
     assert found
-    assert (found.status, found.error) == ("failed", "its answer could not be kept; send it again")
+    assert (found.query.status, found.query.error) == ("failed", "its answer could not be kept; send it again")
+
+
+def test_an_answer_is_told_as_it_was_kept(engine: Engine, queries: HiveQueries) -> None:
+    answer = Answer(
+        columns=[Column(name="a", type="string")],
+        rows=[["ü"]],
+        row_count=1,
+        truncated=False,
+        elapsed_ms=1,
+        store="hive",
+    )
+    table = QueriesTable(engine)
+    table.add("1", "SELECT 'ü' AS a")
+    assert table.end("1", "done", answer)
+    found = queries.find("1")
+    assert found
+    told = Query.model_validate_json(found.as_json())
+    assert (told.status, told.sql, told.result) == ("done", "SELECT 'ü' AS a", answer)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving_layer.query_service.rows import ANSWER_LIMIT_BYTES, cell, take
+from serving_layer.query_service.rows import ANSWER_LIMIT_BYTES, BATCH_BYTES, BATCH_ROWS, cell, fetched, take
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,24 @@ def test_many_empty_texts_are_large_too() -> None:
     rows, truncated = take((("",) * 1_000 for _ in range(10_000)), row_cap=10_000)
     assert truncated
     assert len(rows) == ANSWER_LIMIT_BYTES // 8_000
+
+
+class Cursor:
+    """Of rows of one text each; keeps the bytes of each batch that was asked for."""
+
+    def __init__(self, sizes_bytes: list[int]) -> None:
+        self.arraysize, self.sizes_bytes, self.batches = 1_000, sizes_bytes, list[list[int]]()
+
+    def fetchmany(self) -> list[tuple[str]]:
+        batch, self.sizes_bytes = self.sizes_bytes[: self.arraysize], self.sizes_bytes[self.arraysize :]
+        self.batches.append(batch)
+        return [("x" * size,) for size in batch]
+
+
+def test_large_rows_are_fetched_few_at_a_time_and_small_ones_many() -> None:
+    large, small = Cursor([300_000] * 50), Cursor([10] * 5_000)
+    assert len(list(fetched(large))) == 50
+    assert max(map(sum, large.batches[1:])) <= BATCH_BYTES
+    assert [len(row[0]) for row in fetched(small)] == [10] * 5_000
+    assert max(map(len, small.batches)) == BATCH_ROWS
+    assert len(small.batches[0]) < 50
