@@ -20,6 +20,7 @@ console = Console(width=None if sys.stdout.isatty() else 200)
 
 _NUMBERS = {"bigint", "int", "smallint", "tinyint", "double", "float", "decimal"}
 _CELL_CHARACTERS = 80
+_MORE = " (there are more: see --limit)"
 
 
 @sql.command("sql")
@@ -52,6 +53,8 @@ def run_sql(
         writer.writerows(answer["rows"])
     else:
         _print_table(answer)
+    if answer["truncated"] and (as_json or as_csv):
+        print(f"{answer['row_count']:,} rows{_MORE}", file=sys.stderr)
 
 
 @serve.command("url")
@@ -112,7 +115,7 @@ def _print_table(answer: dict[str, Any]) -> None:
     for row in answer["rows"]:
         table.add_row(*(_shown(value) for value in row))
     rows = f"{answer['row_count']:,} row{'' if answer['row_count'] == 1 else 's'}"
-    more = " (there are more: see --limit)" if answer["truncated"] else ""
+    more = _MORE if answer["truncated"] else ""
     console.print(table)
     console.print(f"[dim]{rows}{more} from {answer['store']} in {answer['elapsed_ms']:,.0f} ms", highlight=False)
 

@@ -32,6 +32,13 @@ def test_sql_prints_csv_and_says_nothing_else(stack: Settings, deeplambda: Comma
     assert list(csv.reader(io.StringIO(printed))) == [["x", "y"], ["a,b", "1"]]
 
 
+def test_sql_says_of_cut_rows_that_there_are_more(stack: Settings, deeplambda: Command) -> None:
+    for form in ("--csv", "--json"):
+        done = deeplambda("sql", "SELECT 1 AS x UNION ALL SELECT 2", form, "--limit", "1")
+        assert "1 rows (there are more" in done.stderr
+        assert "more" not in done.stdout
+
+
 def test_sql_says_what_is_wrong_and_fails(stack: Settings, deeplambda: Command) -> None:
     refused = deeplambda("sql", "SELECT * FROM mysql.user", check=False)
     assert refused.returncode == 1
