@@ -1,7 +1,10 @@
 """SQLAlchemy on `hive://`: what a stranger's tools do."""
 
 import socket
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import pytest
 from pyhive.hive import Connection
@@ -16,6 +19,16 @@ def test_a_plain_select_has_typed_values(hive_engine: Engine) -> None:
     with hive_engine.connect() as connection:
         row = connection.execute(text("SELECT 1 AS a, 'x' AS b, CAST(NULL AS INT) AS c, :d AS d"), {"d": "it's"}).one()
     assert tuple(row) == (1, "x", None, "it's")
+
+
+def test_parameters_keep_their_values(hive_engine: Engine) -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
+    asked = text(
+        "SELECT :d = 0.1BD, :n + 1, CAST(:at AS TIMESTAMP) = TIMESTAMP '2026-01-02 01:04:05', '100%' LIKE :like"
+    )
+    with hive_engine.connect() as connection:
+        found = connection.execute(asked, {"d": Decimal("0.1"), "n": np.int64(2), "at": moment, "like": "%\\%"}).one()
+    assert tuple(found) == (True, 3, True, True)
 
 
 def test_tables_and_views_are_found_by_their_names(hive_engine: Engine) -> None:

@@ -1,17 +1,22 @@
 """PyHive 0.7's SQLAlchemy dialect, corrected for Spark's answers and for SQLAlchemy 2.
 
 Spark's SHOW TABLES lists the schema in its first column, which PyHive takes for the table's name; Spark lists views by
-a statement of their own; and some of PyHive's results do not have the form that SQLAlchemy 2 requires.
+a statement of their own; some of PyHive's results do not have the form that SQLAlchemy 2 requires; and of parameters it
+drops offsets from UTC, and knows neither decimals nor NumPy's numbers.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 from pyhive import hive
 from pyhive.sqlalchemy_hive import HiveDialect
 from sqlalchemy import URL, Connection, text, types
-from sqlalchemy.engine.interfaces import DBAPIConnection, ReflectedColumn
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, ReflectedColumn
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
 from sqlalchemy.sql.compiler import GenericTypeCompiler
 from thrift.Thrift import TException
@@ -33,6 +38,23 @@ _TYPES: dict[str, types.TypeEngine[Any]] = {
     "timestamp": types.DateTime(),
     "timestamp_ntz": types.DateTime(),
 }
+
+
+class ParameterEscaper(hive.HiveParamEscaper):  # type: ignore[misc]
+    """Parameters as Spark's literals; moments with an offset in UTC, which the gateway's sessions are in."""
+
+    def escape_item(self, item: Any) -> Any:
+        """One parameter. Raises: PyHive's ProgrammingError for what there is no literal of."""
+        if isinstance(item, np.generic):
+            item = item.item()
+        if isinstance(item, datetime) and item.tzinfo:
+            item = item.astimezone(UTC)
+        if isinstance(item, Decimal) and item.is_finite():
+            return f"{item:f}BD"
+        return super().escape_item(item)
+
+
+_ESCAPER = ParameterEscaper()
 
 
 class GatewayTypes(GenericTypeCompiler):
@@ -73,6 +95,16 @@ class GatewayDialect(HiveDialect):  # type: ignore[misc]
         if url.password:
             named.setdefault("auth", "CUSTOM")
         return positional, named
+
+    def do_execute(
+        self,
+        cursor: DBAPICursor,
+        statement: str,
+        parameters: Mapping[str, Any] | Sequence[Any],
+        context: Any = None,
+    ) -> None:
+        """Run a statement whose parameters become part of its text: HiveServer2 takes none."""
+        cursor.execute(statement % _ESCAPER.escape_args(parameters))
 
     def get_table_names(self, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
         """Tables of a schema, which may be `catalog.schema`; without views."""
