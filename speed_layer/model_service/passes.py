@@ -2,7 +2,7 @@
 
 Nothing waits for a batch to fill: where no pass runs, the first row begins one. A further pass of the same model begins
 beside it only when it would be full, for two small ones cost more than one, or when the one before makes features for
-longer than a pass may take: one event on which a transform hangs holds up no others.
+`HANGS_AFTER_S`: one event on which a transform hangs holds up no others.
 
 1. a request hands in its rows, decoded, or is refused at once because it would wait too long (`Passes.score`)
 2. a thread takes rows of one champion from the requests that wait, a part of each large one in turn
@@ -27,7 +27,7 @@ from deeplambda.records.admission import payloads
 from deeplambda.records.answers import answers, outputs_of
 from deeplambda.records.featurizer import Featurizer, said
 from deeplambda.service.load_shedding import LESS_LOAD, LoadShedder
-from speed_layer.model_service.fast_path import LONGEST_PASS_S, PASS_ROWS
+from speed_layer.model_service.fast_path import PASS_ROWS
 from speed_layer.model_service.jobs import Job, Piece, Scored, part_of
 from speed_layer.model_service.statistics import OnPass, Times
 from speed_layer.model_service.turns import Turns
@@ -36,6 +36,8 @@ WAITING_PASSES = 8
 """How many passes of rows may wait before a request's own; of a large one, which gives way after each, one counts."""
 FEW_PASSES = 2
 """In a flood, of requests that no pass has begun: beside a large one as many rows of small ones may wait."""
+HANGS_AFTER_S = 0.25
+"""For so long a pass may make features before another begins beside it: each may, now and then, on a busy machine."""
 _LEAST_ROWS = 2
 """That a pass counts for: 16 clients may wait for a model that is best at one row at a time."""
 
@@ -52,14 +54,16 @@ class Passes:
         self._changed = threading.Condition()
         self._running = 0
         self._making: list[float] = []  # since when running passes make features, where they do
+        self._busy = threading.Event()  # something waits or runs, as far as is known
         self._ahead_rows = 0  # of what waits, as far as it comes before a new request's rows
         self._fresh_rows = 0  # of these, those of requests that no pass has begun
         self._best_rows = PASS_ROWS[-1]  # of the newest request's champion
         self._pass_s = 0.0
         self._shedder = LoadShedder(few=FEW_PASSES, most=WAITING_PASSES)
         self._at_once = turns.at_once
-        for number in range(turns.at_once + 1):  # one that may hang in a transform
+        for number in range(turns.at_once):
             threading.Thread(target=self._work, name=f"passes-{name}-{number}", daemon=True).start()
+        threading.Thread(target=self._watch, name=f"passes-{name}-spare", daemon=True).start()
 
     def check_room(self) -> None:
         """Called before a request's rows are decoded, which it may be spared. Raises: Overloaded."""
@@ -81,6 +85,8 @@ class Passes:
             self._fresh_rows += min(job.count, best)
             if self._may_begin():
                 self._changed.notify()
+            if not self._busy.is_set():
+                self._busy.set()
 
     def _check_time(self, job: Job, best: int) -> None:
         left_s = job.until - time.monotonic()
@@ -92,7 +98,7 @@ class Passes:
             raise Overloaded(f"the answer would take {wait_s:.3f} s, longer than it may", LESS_LOAD, wait_s)
 
     def _may_begin(self) -> bool:
-        too_long = time.monotonic() - LONGEST_PASS_S
+        too_long = time.monotonic() - HANGS_AFTER_S
         running = self._running - sum(since < too_long for since in self._making)
         is_full = bool(self._jobs) and self._ahead_rows >= self._jobs[0].champion.path.best_rows
         return bool(self._jobs) and (running == 0 or (is_full and running < self._at_once))
@@ -100,28 +106,46 @@ class Passes:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._may_begin():
-                    self._changed.wait(LONGEST_PASS_S if self._making else None)
-                pieces = self._taken()
-                self._running += bool(pieces)
-                if self._may_begin() or any(piece.job.events for piece in pieces):  # whose features are waited for
-                    self._changed.notify()
-            if not pieces:
-                continue
-            begun = time.monotonic()
-            try:
-                self._run(pieces)
-            except Exception as exc:
-                _fail(pieces, exc)
-                if isinstance(exc, DeviceFailed):
-                    _end_worker()
-            except BaseException as exc:  # a user's code may call `sys.exit`, and the thread has to go on
-                _fail(pieces, InvalidEvent(f"the application raised {said(exc)}"))
-            finally:
-                pieces = []  # nothing of them is kept while the thread waits
-                with self._changed:
-                    self._running -= 1
-                    self._pass_s += 0.1 * (time.monotonic() - begun - self._pass_s)
+                self._changed.wait_for(self._may_begin)
+                pieces = self._begun()
+            self._finish(pieces)
+            del pieces  # nothing of them is kept while the thread waits
+
+    def _watch(self) -> None:
+        """See to what waits for a transform that hangs, of which nobody else is told."""
+        while True:
+            self._busy.wait()
+            time.sleep(HANGS_AFTER_S)
+            with self._changed:
+                if not (self._jobs or self._running):
+                    self._busy.clear()
+                pieces = self._begun() if self._may_begin() else []
+            self._finish(pieces)
+            del pieces
+
+    def _begun(self) -> list[Piece]:
+        pieces = self._taken()
+        self._running += bool(pieces)
+        if self._may_begin():
+            self._changed.notify()
+        return pieces
+
+    def _finish(self, pieces: list[Piece]) -> None:
+        if not pieces:
+            return
+        begun = time.monotonic()
+        try:
+            self._run(pieces)
+        except Exception as exc:
+            _fail(pieces, exc)
+            if isinstance(exc, DeviceFailed):
+                _end_worker()
+        except BaseException as exc:  # a user's code may call `sys.exit`, and the thread has to go on
+            _fail(pieces, InvalidEvent(f"the application raised {said(exc)}"))
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._pass_s += 0.1 * (time.monotonic() - begun - self._pass_s)
 
     def _taken(self) -> list[Piece]:
         """Rows for a pass, all for the champion of the request that came first."""
