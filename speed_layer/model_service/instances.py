@@ -18,13 +18,18 @@ from deeplambda.errors import BadInput, InvalidEvent
 from deeplambda.objective import Predictions
 from deeplambda.records.decoding import Reason, RefusedEvent, decode_event, is_cloud_event
 
+_NESTED = 2**20
+"""Lists and objects in one request: small ones take 30 times their text, and while they are parsed all else waits."""
+
 
 def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> list[Event]:
     """The events in `{"instances": […]}`. limit_bytes: of one instance.
 
-    Raises: BadInput when it is no such object, RequestEntityTooLarge for an instance beyond its limit or more than
+    Raises: BadInput when it is no such object or has very many lists, RequestEntityTooLarge for an instance beyond its limit or more than
     `ROWS_LIMIT` of them, InvalidEvent for what the schema refuses.
     """
+    if body.count(b"[") + body.count(b"{") > _NESTED:
+        raise BadInput(f"the request has more than {_NESTED} lists and objects", "send fewer instances in one")
     try:
         request = from_json(body)
     except ValueError as exc:

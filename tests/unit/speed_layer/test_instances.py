@@ -42,6 +42,11 @@ def test_of_a_cloud_event_as_well_id_and_time_may_be_left_out() -> None:
     assert (second.event_id, second.occurred_at.year) == ("mine", 2026)
 
 
+def test_very_many_lists_are_refused_unparsed() -> None:
+    with pytest.raises(BadInput, match="lists and objects"):
+        decode_instances(b"[" * 2**21, DigitDrawn, limit_bytes=5_000)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"instances": []}', b'{"instances": {}}', b"[" * 10_000])
 def test_what_is_no_list_of_instances_is_refused(body: bytes) -> None:
     with pytest.raises(BadInput) as refused:
