@@ -8,10 +8,11 @@ import hashlib
 import io
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
@@ -75,6 +76,20 @@ def decode_state(fit: Any, encoded: EncodedState) -> Any:
 
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+"""Thai, Lao, Burmese, Khmer, kana and Chinese characters, between whose words there are no spaces."""
+SPACELESS = re.compile(f"[{_SPACELESS}]")
+
+
+@cache
+def _word_of_any_script() -> re.Pattern[str]:
+    """Marks, such as vowels of Devanagari, belong to the letter before them."""
+    marks = "".join(letter for letter in map(chr, range(0x20000)) if unicodedata.category(letter).startswith("M"))
+    letter = rf"(?![{_SPACELESS}])[^\W_][{marks}]*"
+    return re.compile(rf"[{_SPACELESS}][{marks}]*|(?:{letter})+(?:'(?:{letter})+)*|[^\w\s]")
 
 
 _COUNTED = 20
@@ -102,18 +117,22 @@ def _commonest(pieces: Iterable[Iterable[str]], size: int) -> list[tuple[str, in
 
 
 class Vocabulary(BaseModel):
-    """The commonest words of the training rows, each with an id: 0 is padding, 1 any word that is not among them."""
+    """The commonest words of the training rows, each with an id: 0 is padding, 1 any word that is not among them.
+
+    by_script: whether words are divided as `split_words` does today; states of before divide them as they were learned.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     words: tuple[str, ...]
+    by_script: bool = False
 
     @classmethod
     def of(cls, texts: Iterable[str], size: int, minimum: int = 1) -> "Vocabulary":
         """At most `size` ids in all; words that occur less than `minimum` times are left out. Of far more words than
         that, the rare are forgotten while they are counted, as `NaiveBayes.of` does."""
         commonest = _commonest(map(split_words, texts), size - 2)
-        return cls(words=tuple(word for word, count in commonest if count >= minimum))
+        return cls(words=tuple(word for word, count in commonest if count >= minimum), by_script=True)
 
     @property
     def size(self) -> int:
@@ -127,7 +146,10 @@ class Vocabulary(BaseModel):
     def padded(self, texts: pa.Array | Sequence[str | None], length: int) -> NDArray[np.int64]:
         """Ids of the first `length` words of N texts, int64 (N, length)."""
         ids = self._ids
-        rows = [[ids.get(word, 1) for word in split_words(text or "")[:length]] for text in _plain(texts)]
+        rows = [
+            [ids.get(word, 1) for word in split_words(text or "", by_script=self.by_script)[:length]]
+            for text in _plain(texts)
+        ]
         return padded(rows, length)
 
 
@@ -140,6 +162,7 @@ class NaiveBayes(BaseModel):
         learned.evidence(["a moving film"])  # above 0: for the class; float32 (N,), in nats
 
     It knows the labels of the rows that it was made of: a model that is trained on its evidence trusts it too much.
+    by_script: as of `Vocabulary`.
     Source: Wang and Manning, Baselines and bigrams (2012).
     """
 
@@ -148,6 +171,7 @@ class NaiveBayes(BaseModel):
     unit: Literal["words", "characters"]
     lengths: tuple[int, int]
     ratios: dict[str, float]
+    by_script: bool = False
 
     @classmethod
     def of(
@@ -174,12 +198,12 @@ class NaiveBayes(BaseModel):
         totals = [sum(of[run] + 1 for run in kept) for of in counts]
         prior = math.log(totals[0] / totals[1]) if kept else 0.0
         ratios = {run: round(math.log((towards[run] + 1) / (against[run] + 1)) + prior, 4) for run in kept}
-        return cls(unit=unit, lengths=lengths, ratios=ratios)
+        return cls(unit=unit, lengths=lengths, ratios=ratios, by_script=True)
 
     def evidence(self, texts: pa.Array | Sequence[str | None]) -> NDArray[np.float32]:
         """The sum over the runs of each of N texts, float32 (N,); a run that training has not seen says nothing."""
         ratio = self.ratios.get
-        rows = (_runs(text or "", self.unit, self.lengths) for text in _plain(texts))
+        rows = (_runs(text or "", self.unit, self.lengths, by_script=self.by_script) for text in _plain(texts))
         # fsum, for a set has no order and a row's features must be the same in every process.
         return np.array([math.fsum(ratio(run, 0.0) for run in runs) for runs in rows], dtype=np.float32)
 
@@ -264,14 +288,21 @@ class Categories(BaseModel):
         return np.array([0 if each is None else ids.get(str(each), 0) for each in _plain(values)], dtype=np.int64)
 
 
-def split_words(text: str) -> list[str]:
-    """Words and signs of a text, in lower case."""
-    return _WORD.findall(text.lower())
+def split_words(text: str, *, by_script: bool = True) -> list[str]:
+    """Words and signs of a text, in lower case and in one form (NFKC); of a script without spaces, its characters.
+
+    by_script: False for what was learned when letters with marks of their own fell apart, and such a script did not.
+    """
+    if text.isascii() or not by_script:
+        return _WORD.findall(text.lower())
+    return _word_of_any_script().findall(unicodedata.normalize("NFKC", text).lower())
 
 
-def _runs(text: str, unit: Literal["words", "characters"], lengths: tuple[int, int]) -> set[str]:
+def _runs(
+    text: str, unit: Literal["words", "characters"], lengths: tuple[int, int], *, by_script: bool = True
+) -> set[str]:
     """All runs of neighbouring words of a text, or of its characters when one space is between and around the words."""
-    words = split_words(text)
+    words = split_words(text, by_script=by_script)
     row = words if unit == "words" else f" {' '.join(words)} "
     between = " " if unit == "words" else ""
     shortest, longest = lengths

@@ -1,5 +1,6 @@
 """What `fit` returns comes back as it was, whatever its form, and nothing is unpickled."""
 
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,16 @@ import pytest
 
 from deeplambda import learned as learned_states
 from deeplambda.errors import BadInput
-from deeplambda.learned import Categories, NaiveBayes, Standardization, Vocabulary, decode_state, encode_state
+from deeplambda.learned import (
+    Categories,
+    EncodedState,
+    NaiveBayes,
+    Standardization,
+    Vocabulary,
+    decode_state,
+    encode_state,
+    split_words,
+)
 
 
 def fit_vocabulary(batches: Iterator[pa.RecordBatch]) -> Vocabulary: ...  # type: ignore[empty-body]
@@ -165,3 +175,28 @@ def test_what_is_counted_of_a_large_column_has_a_bound(monkeypatch: pytest.Monke
         "common",
     )
     assert max(counted) <= 20 * 6 + 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don't, twice", ["don't", ",", "twice"]),
+        ("好电影!", ["好", "电", "影", "!"]),
+        ("ดีมาก film", ["ดี", "ม", "า", "ก", "film"]),
+        ("हिन्दी फ़िल्म", ["हिन्दी", "फ़िल्म"]),
+        ("Ｆｕｌｌ cafe\u0301", ["full", "café"]),
+        ("Größe_m²", ["größe", "m2"]),
+    ],
+)
+def test_words_are_those_of_their_script(text: str, words: list[str]) -> None:
+    assert split_words(text) == [unicodedata.normalize("NFKC", word) for word in words]
+
+
+def test_a_state_of_before_divides_texts_as_it_learned_them() -> None:
+    old = decode_state(fit_vocabulary, EncodedState(format="json", content='{"words": ["好电影", "film"]}'.encode()))
+    np.testing.assert_array_equal(old.padded(["好电影", "film"], 2), [[2, 0], [3, 0]])
+    new = again(fit_vocabulary, Vocabulary.of(["好电影"], size=9))
+    assert new.padded(["影"], 1).item() == new.words.index("影") + 2
+    assert again(fit_naive_bayes, NaiveBayes.of(["好电影"], [True])).evidence(["电影"]) == NaiveBayes.of(
+        ["好电影"], [True]
+    ).evidence(["电影"])
