@@ -31,6 +31,7 @@ from deeplambda.adapters.lake import current_snapshot, read_snapshot
 from deeplambda.application import Application, Event, payload_schema
 from deeplambda.clock import now
 from deeplambda.config import Settings
+from deeplambda.fields import is_decimal
 from deeplambda.loading import PackedApplication
 from deeplambda.objective import label_text
 from deeplambda.records.admission import check
@@ -356,9 +357,15 @@ def without_leaks(application: Application, events: DataFrame, examples: DataFra
 
     What the examples have in several splits themselves, as they do where payloads are few, gives nothing away.
     """
+    fields = application.event.model_fields
     payload = set(payload_schema(application.event).names)
     content = content_hash([column for column in examples.schema if column.name in payload]).alias(_CONTENT)
-    events = events.withColumn(_CONTENT, content)
+    # A file says 19.90, and a JSON number 19.9.
+    decimals = {name: F.col(name) for name in payload if is_decimal(fields[name].annotation)}
+    short = {name: F.regexp_replace(value, r"\.0*$|(\.\d*[1-9])0+$", "$1") for name, value in decimals.items()}
+    examples, kept = examples.withColumns(short), {f"__{name}": value for name, value in decimals.items()}
+    events = events.withColumns(kept).withColumns(short).withColumn(_CONTENT, content)
+    events = events.drop(*decimals).withColumnsRenamed({f"__{name}": name for name in decimals})
     held_out = (F.col(REASON).isNull()) & (F.col("split") != TRAIN)
     alike = examples.select(content, "split").join(events.select(_CONTENT), _CONTENT, "left_semi")
     in_examples = alike.groupBy(_CONTENT).agg(F.collect_set("split").alias("__splits"))

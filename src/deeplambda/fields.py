@@ -163,6 +163,11 @@ def stored(value: Any) -> Any:
     return value
 
 
+def is_decimal(annotation: Any) -> bool:
+    """Whether values of this type are kept as a decimal's text."""
+    return _without_none(_plain_annotation(annotation))[0] is Decimal
+
+
 def stored_as_it_is(annotation: Any) -> bool:
     """Whether `stored` leaves values of this type alone; false where it cannot be told, for lists and the like."""
     kind, _ = _without_none(_plain_annotation(annotation))

@@ -171,6 +171,30 @@ def test_each_wrong_label_and_event_is_refused_by_its_reason_and_the_others_coun
     assert not refused_shares(bench, 3), "an empty week has nothing to measure"
 
 
+def test_a_payload_is_known_again_however_its_decimals_are_written(
+    spark: SparkSession, stack: Settings, tmp_path: Path
+) -> None:
+    bench = Bench(spark, stack, tmp_path)
+    bench.write(
+        "x: float\n    y: float\n    price: __import__('decimal').Decimal",
+        'sources = (Csv("train.csv", label="above", event_id="id", split="train"), '
+        'Csv("test.csv", label="above", event_id="id", split="test"))\n    features = Tensor("float32", (2,))',
+    )
+
+    def examples(first: int, count: int) -> str:
+        rows = [f"example-{n},{n},{n + 1},{n}.50,no\n" for n in range(first, first + count)]
+        return "id,x,y,price,above\n" + "".join(rows)
+
+    bench.put(train__csv=examples(100, 40), test__csv=examples(200, 10))
+    bench.ingest()
+    archive, told = Archive(bench), {"occurred_at": SENT.isoformat()}
+    xs = {f"same-{n}": 200 + n for n in range(4)} | {f"other-{n}": 300 + n for n in range(20)}
+    bodies = {name: told | {"event_id": name, "x": x, "y": x + 1, "price": x + 0.5} for name, x in xs.items()}
+    archive.events({name: to_json(body) for name, body in bodies.items()})
+    archive.labels(dict.fromkeys(xs, "no"))
+    assert prepared(bench)[0].left_out == {"payload_in_another_split": 4}
+
+
 def test_what_is_withdrawn_after_a_data_set_was_pinned_counts_for_the_next_one(bench: Bench) -> None:
     archive, engine = Archive(bench), mysql.engine(bench.settings, "platform")
     archive.events({f"event-{n}": n for n in range(20)})
