@@ -198,10 +198,12 @@ def _rows_of(application: Application, reader: Table, table: DataFrame, file: st
         return F.lit(None).cast("string") if column is None else F.col(_quoted(column))
 
     payload, unread = [], F.lit(False)
+    times: dict[str | None, Column] = {}
     for name, column in column_of.items():
         if column in there:
             value, lost = _converted(of(column), table.schema[column].dataType, fields[name])
             payload.append(value.alias(name))
+            times |= {column: value} if isinstance(fields[name], _TIMES) else {}
             unread = unread | lost
     originals = [of(column) for column in dict.fromkeys(column_of.values()) if column in there]
     malformed = F.when(unread, F.to_json(F.struct(*originals)))
@@ -214,8 +216,8 @@ def _rows_of(application: Application, reader: Table, table: DataFrame, file: st
     row = _row(
         label=label.cast("string"),
         event_id=of(reader.event_id).cast("string"),
-        occurred_at=of(reader.occurred_at),
-        split_by=of(by if by in there else None),
+        occurred_at=times.get(reader.occurred_at, of(reader.occurred_at)),
+        split_by=times.get(by, of(by if by in there else None)),
         malformed=malformed,
         # A byte of Parquet may hold many rows, so that those of a part would be numbered into the next one.
         block="_metadata.row_index" if isinstance(reader, Parquet) else "_metadata.file_block_start",
