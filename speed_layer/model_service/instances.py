@@ -25,8 +25,8 @@ _NESTED = 2**20
 def decode_instances(body: bytes, schema: type[Event], *, limit_bytes: int) -> list[Event]:
     """The events in `{"instances": […]}`. limit_bytes: of one instance.
 
-    Raises: BadInput when it is no such object or has very many lists, RequestEntityTooLarge for an instance beyond its limit or more than
-    `ROWS_LIMIT` of them, InvalidEvent for what the schema refuses.
+    Raises: BadInput when it is no such object or has very many lists, RequestEntityTooLarge for an instance beyond its
+    limit or more than `ROWS_LIMIT` of them, InvalidEvent for what the schema refuses.
     """
     if body.count(b"[") + body.count(b"{") > _NESTED:
         raise BadInput(f"the request has more than {_NESTED} lists and objects", "send fewer instances in one")
