@@ -258,8 +258,9 @@ def test_a_request_of_several_passes_counts_once_and_has_not_waited_for_its_own(
     stages = ("queue", "compute_input", "compute_infer", "compute_output")
     assert (found["inference_count"], found["execution_count"]) == (150, 3)
     assert [found["inference_stats"][each]["count"] for each in ("success", *stages)] == [1] * 5
-    parts_ns = sum(found["inference_stats"][each]["ns"] for each in stages)
-    assert parts_ns == pytest.approx(found["inference_stats"]["success"]["ns"], abs=10)
+    in_passes_ns = sum(found["inference_stats"][each]["ns"] for each in stages[1:])
+    waited_ns = max(0, found["inference_stats"]["success"]["ns"] - in_passes_ns)  # passes may run side by side
+    assert found["inference_stats"]["queue"]["ns"] == pytest.approx(waited_ns, abs=10)
 
 
 def test_the_repository_lists_what_serves_and_only_operators_change_it(client: FlaskClient) -> None:
