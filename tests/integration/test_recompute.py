@@ -278,11 +278,11 @@ def test_predictions_of_events_that_the_archive_lacks_are_weighed(
         row = prediction(event, offset, application=name)
         store(mysql.engine(service.settings, "views"), [row])
 
-    for n in range(20):
+    for n in range(7):
         scored(f"event-{n}", n)
     assert recompute(spark, service.settings, packed).missing == 0
 
-    for n in (*range(20, 26), 26):
+    for n in range(20, 27):
         scored(f"event-{n}", n)
     scored("event-7", 27)  # sent again; the batch view has it
     archive(spark, service, {"event-26": events["event-26"]}, first_offset=26)
