@@ -57,6 +57,9 @@ def hive_site(settings: Settings) -> str:
         "datanucleus.connectionPoolingType": "HikariCP",  # BoneCP, the default, is not among pyspark's jars
         "datanucleus.connectionPool.maxPoolSize": "4",
         "hive.metastore.schema.verification": "false",
+        # Iceberg knows which changes of a column its rows bear; the metastore refuses each of a struct, such as that
+        # of a model within the event which gets a further field.
+        "hive.metastore.disallow.incompatible.col.type.changes": "false",
         "hive.metastore.warehouse.dir": f"s3a://{settings.s3_bucket}/hive",
         "hive.metastore.server.min.threads": "4",
         "hive.metastore.server.max.threads": "64",
