@@ -72,15 +72,24 @@ class PackedApplication:
             sys.path.insert(0, str(self.zip_file))
         try:
             return _instance(self.package)
-        except ModuleNotFoundError as exc:
-            raise ConfigurationError(
-                f"application.py of {self.name} imports {exc.name!r}, which is not installed here",
-                "install it wherever the application runs: docs/applications.md, 'Libraries'",
-            ) from exc
+        except ImportError as exc:
+            raise self._not_imported(exc) from exc
         except SystemExit as exc:  # it would end the thread that loads, or the whole process, without a word
             raise ConfigurationError(
                 f"application.py of {self.name} exits when it is imported", "move what it runs into a function"
             ) from exc
+
+    def _not_imported(self, exc: ImportError) -> ConfigurationError:
+        what = str(exc).partition(" (")[0]  # without the file's path
+        if (exc.name or "").partition(".")[0] == "deeplambda":
+            return ConfigurationError(
+                f"application.py of {self.name} was written for another version of the platform: {what}",
+                "serve it with that version, or import what docs/applications.md, 'Imports', lists and train again",
+            )
+        return ConfigurationError(
+            f"application.py of {self.name} imports what is not installed here: {what}",
+            "install it wherever the application runs: docs/applications.md, 'Libraries'",
+        )
 
 
 def pack_application(name: str, settings: Settings) -> PackedApplication:
