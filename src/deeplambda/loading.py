@@ -103,8 +103,9 @@ def pack_application(name: str, settings: Settings) -> PackedApplication:
     packed = PackedApplication(
         name=folder.name, code_version=code_version, zip_file=_zip_path(settings, folder.name, code_version)
     )
-    if not packed.zip_file.exists():
-        _write(packed.zip_file, _zipped(packed, {"__init__.py": b""} | files))
+    content = _zipped(packed, {"__init__.py": b""} | files)
+    if not packed.zip_file.exists() or packed.zip_file.read_bytes() != content:
+        _write(packed.zip_file, content)
     if packed.load().name != packed.name or not APPLICATION_NAME.fullmatch(packed.name):
         raise ConfigurationError(
             f"the application in {folder} is named {packed.load().name!r}",
@@ -178,7 +179,10 @@ def _zipped(packed: PackedApplication, files: Mapping[str, bytes]) -> bytes:
 def _write(place: Path, content: bytes) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(f".{os.getpid()}.{id(content)}.partial")
-    partial.write_bytes(content)
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # else a crash of the machine may leave the new name with an empty file
     partial.replace(place)
 
 

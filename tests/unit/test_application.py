@@ -167,6 +167,14 @@ def test_an_application_may_lie_in_a_hidden_folder_and_what_it_hides_is_not_pack
     assert pack_application(str(folder), settings).code_version == pack_application("digits", settings).code_version
 
 
+@pytest.mark.parametrize("damaged", [b"", b"PK\x05\x06"])
+def test_a_zip_that_a_crash_of_the_machine_has_cut_is_made_anew(settings: Settings, damaged: bytes) -> None:
+    packed = pack_application("digits", settings)
+    whole = packed.zip_file.read_bytes()
+    packed.zip_file.write_bytes(damaged)
+    assert pack_application("digits", settings).zip_file.read_bytes() == whole
+
+
 def test_a_packed_application_survives_pickling(settings: Settings) -> None:
     packed = pack_application("digits", settings)
     assert pickle.loads(pickle.dumps(packed)).load().event.__name__ == "DigitDrawn"
