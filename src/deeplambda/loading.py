@@ -12,10 +12,12 @@ import inspect
 import io
 import os
 import re
+import stat
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -149,19 +151,38 @@ def _code_version(files: Mapping[str, bytes]) -> str:
 def unpack_application(
     name: str, code_version: str, sha256: str, settings: Settings, fetch: Callable[[], bytes]
 ) -> PackedApplication:
-    """The application whose zip `fetch` gets, which is called only when this machine has no zip of that hash."""
+    """The application whose zip `fetch` gets, which is called only when this machine has no zip of that hash.
+
+    Raises: ConfigurationError where no folder of this user's can take it.
+    """
     place = _zip_path(settings, name, code_version)
-    elsewhere = Path(tempfile.gettempdir(), "deeplambda-applications", place.name)  # where the data folder is another's
+    elsewhere = Path(tempfile.gettempdir(), f"deeplambda-applications-{os.geteuid()}", place.name)
     for known in (place, elsewhere):
-        if known.exists() and hashlib.sha256(known.read_bytes()).hexdigest() == sha256:
+        trusted = known == place or _is_private(known.parent)
+        if trusted and known.exists() and hashlib.sha256(known.read_bytes()).hexdigest() == sha256:
             return PackedApplication(name=name, code_version=code_version, zip_file=known)
     content = fetch()
     try:
         _write(place, content)
-    except OSError:
+    except OSError:  # the data folder is another's
         place = elsewhere
+        with suppress(FileExistsError):
+            place.parent.mkdir(mode=0o700)
+        if not _is_private(place.parent):
+            raise ConfigurationError(
+                f"{place.parent} is not a folder that this user alone can write", "remove it, or set TMPDIR"
+            ) from None
         _write(place, content)
     return PackedApplication(name=name, code_version=code_version, zip_file=place)
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether nobody else can put code there; anybody can take a name in the machine's folder of temporary files."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 def _zip_path(settings: Settings, name: str, code_version: str) -> Path:

@@ -1,7 +1,9 @@
 """The contract that users write against: columns from the schema, one hash for the code, clear refusals."""
 
+import hashlib
 import pickle
 import shutil
+import tempfile
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum, IntEnum
@@ -16,7 +18,7 @@ from deeplambda.application import Event, event_of, payload_batch, payload_field
 from deeplambda.config import Settings
 from deeplambda.errors import ConfigurationError, UnknownApplication
 from deeplambda.fields import compatible
-from deeplambda.loading import pack_application
+from deeplambda.loading import pack_application, unpack_application
 from examples.digits.application import DigitDrawn, Digits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -173,6 +175,46 @@ def test_a_zip_that_a_crash_of_the_machine_has_cut_is_made_anew(settings: Settin
     whole = packed.zip_file.read_bytes()
     packed.zip_file.write_bytes(damaged)
     assert pack_application("digits", settings).zip_file.read_bytes() == whole
+
+
+@pytest.fixture
+def foreign_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Nothing can be written below it, as where it belongs to another user."""
+    (tmp_path / "data").write_text("a file, so that no folder can be made below it")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return Settings(data_dir=tmp_path / "data")
+
+
+def test_code_that_the_data_folder_cannot_take_lies_in_a_folder_of_this_user_alone(
+    foreign_data_folder: Settings,
+) -> None:
+    content = b"a zip"
+    sha256 = hashlib.sha256(content).hexdigest()
+    fetched = unpack_application("digits", "0123", sha256, foreign_data_folder, lambda: content).zip_file
+    assert fetched.read_bytes() == content
+    assert fetched.parent.stat().st_mode & 0o777 == 0o700
+
+    def fetch() -> bytes:
+        raise AssertionError("it is there already")
+
+    assert unpack_application("digits", "0123", sha256, foreign_data_folder, fetch).zip_file == fetched
+
+
+@pytest.mark.parametrize("taken", ["open to others", "a link"])
+def test_code_is_neither_put_nor_looked_for_where_others_could_put_theirs(
+    foreign_data_folder: Settings, tmp_path: Path, taken: str
+) -> None:
+    content = b"a zip"
+    sha256 = hashlib.sha256(content).hexdigest()
+    folder = unpack_application("digits", "0123", sha256, foreign_data_folder, lambda: content).zip_file.parent
+    if taken == "a link":
+        folder.rename(tmp_path / "theirs")
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        folder.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="this user alone"):
+        unpack_application("digits", "0123", sha256, foreign_data_folder, lambda: content)
 
 
 def test_a_packed_application_survives_pickling(settings: Settings) -> None:
