@@ -132,6 +132,13 @@ def deployed_code_version(name: str, settings: Settings) -> str:
     return _code_version(_files(find_folder(name, settings)))
 
 
+def code_version_of_0_1_0(name: str, settings: Settings) -> str:
+    """What 0.1.0 called that version: it packed Python files alone. Raises: UnknownApplication."""
+    folder = find_folder(name, settings)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
+    return _code_version({relative: content for relative, content in files.items() if "__pycache__" not in relative})
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     within = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {

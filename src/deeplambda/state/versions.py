@@ -8,7 +8,7 @@ from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.learned import EncodedState, decode_state
-from deeplambda.loading import PackedApplication, pack_application, unpack_application
+from deeplambda.loading import PackedApplication, code_version_of_0_1_0, pack_application, unpack_application
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.state.card import KEPT_ROWS, STATE, WEIGHTS, Card, artefact_key, code_key, model_arguments
 from deeplambda.state.kept_rows import KeptRows
@@ -54,7 +54,7 @@ def load_code(store: ObjectStore, settings: Settings, card: Card) -> LoadedCode:
 def _packed(store: ObjectStore, settings: Settings, card: Card) -> PackedApplication:
     if card.code_sha256 is None:  # published before code was kept: only the deployed code can serve it
         packed = pack_application(card.application, settings)
-        if packed.code_version != card.code_version:
+        if card.code_version not in (packed.code_version, code_version_of_0_1_0(card.application, settings)):
             raise BadInput(
                 f"the code {card.code_version} of {card.application}/{card.version} was not kept, and "
                 f"{packed.code_version} is deployed",
