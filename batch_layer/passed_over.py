@@ -7,24 +7,20 @@ changed or removed, when a person published or took back rows, or where no row m
 column to tell groups by, or writes their names otherwise than the files.
 """
 
-import hashlib
 from collections.abc import Set
-from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pydantic_core import from_json, to_json
 from pyspark.sql import SparkSession
 
-import deeplambda
 from batch_layer.raw_objects import RawObjects
 from deeplambda.adapters.lake import current_snapshot
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.application import Application, payload_schema
 from deeplambda.errors import BadInput
-from deeplambda.loading import PackedApplication
+from deeplambda.loading import PackedApplication, platform_code
 from deeplambda.sources import matched
 
 _READING = ("pyspark", "pyarrow", "pydantic")
@@ -84,17 +80,8 @@ def _snapshot(spark: SparkSession, application: str) -> int | None:
 
 
 def _code(packed: PackedApplication) -> str:
-    return " ".join((packed.code_version, _own_code(), *(f"{name} {version(name)}" for name in _READING)))
-
-
-@cache
-def _own_code() -> str:
-    """Of the platform's code, whatever its version is called."""
-    digest = hashlib.sha256()
-    for folder in (Path(deeplambda.__file__).parent, Path(__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    libraries = (f"{name} {version(name)}" for name in _READING)
+    return " ".join((packed.code_version, platform_code("deeplambda", "batch_layer"), *libraries))
 
 
 def _key(application: str) -> str:

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -137,6 +137,18 @@ def code_version_of_0_1_0(name: str, settings: Settings) -> str:
     folder = find_folder(name, settings)
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
     return _code_version({relative: content for relative, content in files.items() if "__pycache__" not in relative})
+
+
+@cache
+def platform_code(*packages: str) -> str:
+    """Names the code of some of the platform's packages, whatever its version is called; a process keeps what it finds
+    first.
+    """
+    digest = hashlib.sha256()
+    for package in packages:
+        folder = Path(str(importlib.import_module(package).__file__)).parent
+        digest.update(f"{package}\0{_code_version(_files(folder))}\0".encode())
+    return digest.hexdigest()[:12]
 
 
 def _files(folder: Path) -> dict[str, bytes]:

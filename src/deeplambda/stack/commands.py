@@ -23,8 +23,9 @@ def up(
 ) -> None:
     """Start the stack and wait until every part answers. Starts only what is missing; parts bring what they need.
 
-    A part that runs with other settings or other code than it would be started with now is started anew, no other is;
-    its line says why. So a new application is served once it is named in the settings.
+    A part that runs with other settings or other code, an application's or the platform's, than it would be started
+    with now is started anew, no other is; its line says why. So a new application is served once it is named in the
+    settings.
     """
     from deeplambda.stack.local.bringup import bring_up
     from deeplambda.stack.local.display import addresses, shown_steps

@@ -1,11 +1,13 @@
 """With what each part was started, so that `deeplambda up` restarts those for which that has changed, and no other.
 
 A fingerprint has one entry for each thing that a part reads when it starts: its command, its environment, each setting,
-each secret as a hash, and the deployed code of each application. It lies in `<data_dir>/run/<part>.started.json`.
+each secret as a hash, and the code that it runs: each application's, and of a part in Python the platform's. It lies in
+`<data_dir>/run/<part>.started.json`.
 """
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pydantic import SecretStr
 from deeplambda.config import Settings
 from deeplambda.errors import UnknownApplication
 from deeplambda.jvm.files import write_private
-from deeplambda.loading import deployed_code_version
+from deeplambda.loading import deployed_code_version, platform_code
 from deeplambda.stack.local.parts import Part
 
 Fingerprint = Mapping[str, str]
@@ -23,7 +25,10 @@ Fingerprint = Mapping[str, str]
 
 def fingerprint(settings: Settings, part: Part) -> Fingerprint:
     """What the part would be started with now."""
-    found = {"command": " ".join(part.command(settings)), "environment": json.dumps(dict(part.environment))}
+    command = part.command(settings)
+    found = {"command": " ".join(command), "environment": json.dumps(dict(part.environment))}
+    if command[:2] == [sys.executable, "-m"]:
+        found["code of the platform"] = platform_code("deeplambda", command[2].partition(".")[0])
     for name in part.reads:
         value = getattr(settings, name)
         is_secret = isinstance(value, SecretStr)

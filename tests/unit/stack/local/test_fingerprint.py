@@ -6,6 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from deeplambda.config import Settings
+from deeplambda.loading import platform_code
 from deeplambda.stack.local.fingerprint import changes, fingerprint, keep, kept, why_restarted
 from deeplambda.stack.local.parts import PARTS, part_named
 from deeplambda.stack.local.supervisor import as_environment
@@ -50,6 +51,28 @@ def test_changed_code_restarts_those_that_run_it(deployed: Settings) -> None:
     (deployed.applications_dir / "mine" / "application.py").write_text("changed(")
     assert changes(before[0], fingerprint(deployed, part_named("archive"))) == ["code of mine"]
     assert changes(before[1], fingerprint(deployed, part_named("views"))) == []
+
+
+@pytest.mark.parametrize("name", ["gateway", "model", "stream", "archive", "generations", "views", "query"])
+def test_a_part_is_started_with_code_of_the_platform_and_its_layer(settings: Settings, name: str) -> None:
+    part = part_named(name)
+    layer = part.command(settings)[-1].partition(".")[0]
+    assert fingerprint(settings, part)["code of the platform"] == platform_code("deeplambda", layer)
+
+
+def test_changed_code_of_the_platform_restarts_what_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (package := tmp_path / "some_layer").mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "Part.java").write_text("class Part {}")
+    before = platform_code("some_layer")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "part.pyc").write_bytes(b"compiled")
+    platform_code.cache_clear()
+    assert platform_code("some_layer") == before
+    (package / "Part.java").write_text("class Part { int more; }")
+    platform_code.cache_clear()
+    assert platform_code("some_layer") != before
 
 
 def test_a_changed_secret_is_noticed_and_not_written_down(deployed: Settings) -> None:
