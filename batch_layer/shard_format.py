@@ -16,8 +16,10 @@ from deeplambda.features import Features, finite_rows
 from deeplambda.records.lifecycle import PartitionPrepared
 
 _FEATURE, _LABELS = "feature.", "labels"
-SHARD_FORMAT = 5
-"""Part of a data set's id: what was prepared in another form is prepared again."""
+SHARD_FORMAT = 6
+"""Part of a data set's id: what was prepared in another form is prepared again, and its learned state learned anew. It
+is raised when the platform makes other features, labels or learned state of equal rows, which a test notices
+(`test_prepared_content.py`)."""
 
 MANIFEST = TypeAdapter(list[PartitionPrepared])
 """What the manifest of a data set holds, as JSON."""
