@@ -16,7 +16,15 @@ from confluent_kafka import Consumer as LibrdkafkaConsumer
 from confluent_kafka import KafkaError as LibrdkafkaError
 from confluent_kafka import KafkaException, Message, Producer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ConfigResource,
+    ConfigResourceType,
+    ResourcePattern,
+    ResourceType,
+)
 from kafka.errors import KafkaError, LeaderNotAvailableError, TopicAlreadyExistsError
 from kafka.structs import OffsetAndMetadata
 from pydantic_core import to_json
@@ -27,6 +35,7 @@ from deeplambda.records import topics
 
 _RECONNECT_MS = 1_000  # with a longer wait a client reconnects long after the broker is back
 _METADATA_MS = 20_000  # how soon a partition that was added is read
+_OF_THE_TOPIC = "DYNAMIC_TOPIC_CONFIG"
 _CONNECT_S, _NO_TOPIC_MS = 5.0, 5_000
 _LINGER_MS, _REQUEST_BYTES, _QUEUE_KIB = 20, 256 * 1024, 64 * 1024
 """What a publisher collects of a partition before it sends, and holds of all together. A flush sends what there is."""
@@ -130,12 +139,14 @@ def _in_words(error: LibrdkafkaError) -> str:
 
 
 def create_topics(settings: Settings) -> list[str]:
-    """Create the topics that are missing; returns their names. Raises: NotReady."""
+    """Create the topics that are missing, and have those that an earlier version made take the broker's time as well;
+    returns the names of the new ones. Raises: NotReady."""
     with kafka_errors(settings):
         admin = KafkaAdminClient(**client_options(settings))
         try:
             existing = set(admin.list_topics())
             wanted = topics.all_topics(settings.applications, settings.kafka_partitions, settings.kafka_replication)
+            _keep_promises(settings, admin, [topic for topic in wanted if topic.name in existing])
             missing = [topic for topic in wanted if topic.name not in existing]
             if missing:
                 admin.create_topics(
@@ -153,6 +164,19 @@ def create_topics(settings: Settings) -> list[str]:
         finally:
             admin.close()
     return [topic.name for topic in missing]
+
+
+def _keep_promises(settings: Settings, admin: KafkaAdminClient, there: Sequence[topics.Topic]) -> None:
+    asked = [ConfigResource(ConfigResourceType.TOPIC, topic.name) for topic in there]
+    found = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
+    changes = []
+    for topic in there:
+        told = {n: each["value"] for n, each in found[topic.name].items() if each["config_source"] == _OF_THE_TOPIC}
+        if missing := topics.missing_promises(topic, told):
+            changes.append(ConfigResource(ConfigResourceType.TOPIC, topic.name, dict(missing)))
+    answers = admin.alter_configs(changes).get("topic", {}) if changes else {}
+    if refused := [f"{name}: {answer}" for name, answer in answers.items() if answer != "OK"]:
+        raise _not_ready(settings, f"settings of a topic could not be changed: {refused[0]}")
 
 
 def grant_topic_access(settings: Settings, user: str, *, write: Iterable[str]) -> None:

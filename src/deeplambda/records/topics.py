@@ -18,6 +18,7 @@ MQTT_IN_FLIGHT = 50
 LABELS_BEFORE = timedelta(days=1)
 """A label is looked for from so long before its event on: an event's time is its producer's, a label's the broker's."""
 
+_WHOSE_TIME, _HOW_LONG = "message.timestamp.type", "retention.ms"
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -65,7 +66,7 @@ def all_topics(applications: Iterable[str], partitions: int, replication: int = 
 
     A record's time is when the broker took it, whatever its producer's clock says.
     """
-    promised = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": str(in_sync_replicas(replication))}
+    promised = {_WHOSE_TIME: "LogAppendTime", "min.insync.replicas": str(in_sync_replicas(replication))}
     own = promised | {"max.message.bytes": str(RECORD_LIMIT_BYTES)}
     platform = [
         Topic(name=LIFECYCLE, partitions=1, config=promised | _kept(days=30)),
@@ -80,10 +81,20 @@ def all_topics(applications: Iterable[str], partitions: int, replication: int = 
     ]
 
 
+def missing_promises(topic: Topic, told: Mapping[str, str]) -> Mapping[str, str]:
+    """What a topic that an earlier version made has yet to be told: to take the broker's time and, unless somebody has
+    said it, how long to keep records. told: the settings that it has of its own."""
+    return {
+        name: value
+        for name, value in topic.config.items()
+        if (name == _WHOSE_TIME and told.get(name) != value) or (name == _HOW_LONG and name not in told)
+    }
+
+
 def in_sync_replicas(replication: int) -> int:
     """How many brokers must have a record before it counts as stored: with three replicas, any one may be lost."""
     return 2 if replication > 2 else 1
 
 
 def _kept(days: int) -> dict[str, str]:
-    return {"retention.ms": str(days * _DAY_MS)}
+    return {_HOW_LONG: str(days * _DAY_MS)}
