@@ -50,6 +50,12 @@ def test_what_requests_write_to_memory_fits_into_it(service: str) -> None:
     assert 0 < sum(int(size[1]) for size in sizes if size) < limit
 
 
+def test_the_mqtt_broker_takes_less_than_its_container_may(tmp_path: Path) -> None:
+    assert f"memory_limit {mosquitto.MEMORY_LIMIT_BYTES}\n" in mosquitto.configuration(Settings(data_dir=tmp_path))
+    container_bytes = int(SERVICES["mqtt"]["mem_limit"].removesuffix("m")) * 2**20
+    assert container_bytes - mosquitto.MEMORY_LIMIT_BYTES >= 64 * 2**20
+
+
 @pytest.mark.parametrize(("service", "folder"), [("spark-worker", "/data/spark"), ("gateway", "/data/gateway")])
 def test_what_tasks_cannot_hold_lies_on_disk(service: str, folder: str) -> None:
     assert folder in SERVICES[service]["volumes"]

@@ -16,6 +16,9 @@ FOLDER = "/mosquitto/data"
 
 _SESSION_KEPT = "7d"  # as long as Kafka keeps an event
 _QUEUE_LIMIT_BYTES = 256 * 1024 * 1024
+MEMORY_LIMIT_BYTES = 448 * 1024 * 1024
+"""What is queued and what is retained, of which there is a message for each topic that a device makes up: past that the
+broker cuts off who publishes, and is not ended for it by its container's limit."""
 _HASH_ROUNDS = 100_000
 _SALT_BYTES = 12  # mosquitto 2.0 takes no other length
 
@@ -35,6 +38,7 @@ max_inflight_messages {topics.MQTT_IN_FLIGHT}
 max_packet_size {2 * settings.event_limit_bytes}
 max_queued_messages 0
 max_queued_bytes {_QUEUE_LIMIT_BYTES}
+memory_limit {MEMORY_LIMIT_BYTES}
 log_dest stdout
 log_type error
 log_type warning
