@@ -198,6 +198,15 @@ def test_a_login_without_password_is_refused(stores: Settings) -> None:
             log_in(stores, account, "")
 
 
+def test_every_account_of_mysql_that_logs_in_has_a_password(stores: Settings) -> None:
+    with log_in(stores, "root", stores.mysql_root_password.get_secret_value()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT User, Host FROM mysql.user WHERE authentication_string IN ('', 'invalid')")
+        assert set(cursor.fetchall()) <= {("mariadb.sys", "localhost")}, "which is locked"
+        cursor.execute("SELECT Host FROM mysql.user WHERE User = 'root'")
+        assert sorted(cursor.fetchall()) == [("127.0.0.1",), ("localhost",)]
+
+
 def test_no_secret_is_in_a_log_or_on_a_command_line(stores: Settings) -> None:
     secrets = [file.read_text() for file in (stores.data_dir / "secrets").iterdir()]
     places = [log.read_text(errors="replace") for log in (stores.data_dir / "logs").iterdir()]

@@ -27,12 +27,14 @@ def prepare(settings: Settings) -> None:
     password = escape_string(settings.mysql_root_password.get_secret_value())
     write_private(
         folder / "init.sql",  # run before the first connection is taken, so root is never without its password
+        # The installer makes accounts without a password: root@::1, root at the machine's name, and one without a name.
         f"""\
+DELETE FROM mysql.global_priv WHERE User = '' OR (User = 'root' AND Host NOT IN ('localhost', '127.0.0.1'));
+FLUSH PRIVILEGES;
 CREATE USER IF NOT EXISTS 'root'@'127.0.0.1' IDENTIFIED BY '{password}';
 GRANT ALL ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;
 ALTER USER 'root'@'127.0.0.1' IDENTIFIED BY '{password}';
 ALTER USER 'root'@'localhost' IDENTIFIED BY '{password}';
-DROP USER IF EXISTS ''@'localhost';
 """,
     )
 
