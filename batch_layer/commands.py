@@ -20,6 +20,7 @@ from deeplambda.application import deciding_metric
 from deeplambda.config import load_settings
 from deeplambda.errors import BadInput, ConfigurationError, DeepLambdaError
 from deeplambda.loading import PackedApplication, find_folder, pack_application
+from deeplambda.records.shown import shown
 from deeplambda.service.full_disk import full_disk
 from deeplambda.service.loops import in_one_line
 from deeplambda.state.data_changes import operator
@@ -345,7 +346,7 @@ def batch_skew(application: ApplicationName) -> None:
     for each in found:
         console.print(
             f"{packed.name}/{each.version}, {each.field}: {each.different:,} of {each.compared:,} events differ"
-            + (f", such as {', '.join(each.examples)}" if each.examples else ""),
+            + (f", such as {shown(', '.join(each.examples))}" if each.examples else ""),
             highlight=False,
         )
     if not found:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from deeplambda.records.lifecycle import EpochTrained, PartitionPrepared
+from deeplambda.records.shown import shown
 
 if TYPE_CHECKING:  # they bring Spark and PyTorch, which a help text need not wait for
     from batch_layer.data_set import DataSet
@@ -98,7 +99,7 @@ class PipelineConsole:
             if rows:
                 self._console.print(f"{rows:,} rows {what}")
         for reason in ingested.unexpected:
-            self._console.print(f"[yellow]unexpected[/]: {reason}")
+            self._console.print(f"[yellow]unexpected[/]: {shown(reason)}")
         read = f"{ingested.objects:,} objects read"
         if ingested.passed_over:
             read += f", {ingested.passed_over:,} passed over as read before"
@@ -119,7 +120,8 @@ class PipelineConsole:
             told = {"labelled events": +by_split, "labels refused": found.refused, "events left out": dataset.left_out}
             for what, counts in told.items():
                 if counts:
-                    self._console.print(f"{what}: " + ", ".join(f"{rows:,} {name}" for name, rows in counts.items()))
+                    listed = ", ".join(f"{rows:,} {name}" for name, rows in counts.items())
+                    self._console.print(f"{what}: {shown(listed)}")
 
     def training(self) -> EpochBars:
         """A bar for each epoch."""
@@ -161,9 +163,9 @@ class TrialTable:
         names = list(trials[0].drawn) if trials else []
         table = Table(*names, "epochs", f"{self._metric} on rows set aside", title=f"trials on {self._where}")
         for trial in trials:
-            shown = trial.failure or (f"{trial.metrics[-1]:.4f}" if trial.metrics else "")
+            figure = shown(trial.failure or (f"{trial.metrics[-1]:.4f}" if trial.metrics else ""))
             draw = (short(trial.drawn[name]) for name in names)
-            table.add_row(*draw, str(trial.epochs), shown, style=None if trial.ended else "dim")
+            table.add_row(*draw, str(trial.epochs), figure, style=None if trial.ended else "dim")
         return table
 
     def __enter__(self) -> "TrialTable":

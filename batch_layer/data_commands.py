@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 from rich.progress import DownloadColumn
 from rich.table import Column, Table
 
@@ -19,6 +18,7 @@ from deeplambda.config import Settings
 from deeplambda.errors import NoTopic, NotReady
 from deeplambda.loading import PackedApplication
 from deeplambda.records.lifecycle import DataChanged
+from deeplambda.records.shown import shown
 from deeplambda.service.lag import TopicEnds
 from deeplambda.state import outbox, registry
 from deeplambda.state.card import Card
@@ -57,7 +57,7 @@ def data_put(
     console.print(f"{sent} uploaded, {len(names) - sent} there already: s3://{store.bucket}/{raw_key(packed.name, '')}")
     if others:
         more = f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else ""
-        console.print(f"left out, as no source names them: {', '.join(map(escape, others[:_SHOWN]))}{more}")
+        console.print(f"left out, as no source names them: {', '.join(map(shown, others[:_SHOWN]))}{more}")
 
 
 @app.command("list")
@@ -69,7 +69,7 @@ def data_list(application: ApplicationName) -> None:
     store = ObjectStore(settings)
     table = Table("object", "bytes", "SHA-256")
     for found in store.list(raw_key(packed.name, "")):
-        table.add_row(found.key, f"{found.bytes:,}", store.digest(found.key) or "not recorded")
+        table.add_row(shown(found.key), f"{found.bytes:,}", store.digest(found.key) or "not recorded")
     console.print(table)
 
 
@@ -95,8 +95,8 @@ def data_quality(
     rows = newest_measures(spark, packed.name, days)
     for of, found in rows:
         style = "red" if broken(expectations, [found]) else ""
-        cells = (of, found.dimension, found.measure, found.field or "", f"{found.value:.4g}", f"{found.rows:,}")
-        table.add_row(*cells, style=style)
+        names = of, found.dimension, found.measure, found.field or ""
+        table.add_row(*map(shown, names), f"{found.value:.4g}", f"{found.rows:,}", style=style)
     console.print(table if rows else f"nothing of {packed.name} has been measured in the last {days} days")
 
 
@@ -125,7 +125,8 @@ def data_history(application: ApplicationName) -> None:
     for row in found:
         subject = f"{row.kind} {row.subject or row.table_name}"
         at = f"{row.at:%Y-%m-%d %H:%M:%S}"
-        decided.add_row(at, row.who, subject, f"{row.changed_rows:,}", str(row.snapshot), str(row.previous), row.why)
+        figures = f"{row.changed_rows:,}", str(row.snapshot), str(row.previous)
+        decided.add_row(at, shown(row.who), shown(subject), *figures, shown(row.why))
     if found:
         console.print(decided)
 
@@ -139,7 +140,8 @@ def data_diff(application: ApplicationName, one: Snapshot, other: Snapshot) -> N
     table = Table("", "split", "label", "rows", "such as", title=f"examples of {packed.name}: {one} → {other}")
     found = difference(spark_of(settings, "diff"), packed.name, one, other)
     for each in found:
-        table.add_row(each.kind, each.split, each.label or "", f"{each.rows:,}", ", ".join(each.such_as))
+        such_as = shown(", ".join(each.such_as))
+        table.add_row(each.kind, each.split, shown(each.label or ""), f"{each.rows:,}", such_as)
     console.print(table if found else f"the same examples of {packed.name} count in both")
 
 
@@ -242,8 +244,8 @@ def data_withdraw(
         _await_archive(settings, spark, packed.name, topic)
     if dry_run:
         rows = withdrawals.chosen(spark, packed.name, choice)
-        names = [str(row.event_id) for row in rows.select("event_id").limit(5).collect()]
-        console.print(f"would be withdrawn: {rows.count():,} {topic} of {packed.name}, such as {', '.join(names)}")
+        names = shown(", ".join(str(row.event_id) for row in rows.select("event_id").limit(5).collect()))
+        console.print(f"would be withdrawn: {rows.count():,} {topic} of {packed.name}, such as {names}")
         return
     change = withdrawals.withdraw(spark, engine, packed.name, choice, who=who or operator(), why=why)
     if change is None:

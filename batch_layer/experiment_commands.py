@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from batch_layer.command_start import ApplicationName, console, packed_application
 from batch_layer.live_verdicts import in_words
@@ -15,6 +14,7 @@ from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput, UnfitModel
 from deeplambda.loading import PackedApplication
+from deeplambda.records.shown import shown
 from deeplambda.records.verdict import Verdict
 from deeplambda.state import experiment_store, outbox, registry
 from deeplambda.state.data_changes import operator
@@ -86,7 +86,7 @@ def experiment(
         console.print(f"none yet: 'deeplambda model shadow {name} VERSION'")
         return
     for line in described(found):
-        console.print(escape(line))
+        console.print(shown(line))
 
 
 def described(found: Experiment) -> list[str]:

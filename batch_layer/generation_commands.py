@@ -16,6 +16,7 @@ from deeplambda.adapters.mysql import engine, mysql_errors
 from deeplambda.clock import now
 from deeplambda.config import Settings
 from deeplambda.loading import PackedApplication
+from deeplambda.records.shown import shown
 from deeplambda.state.generation_store import Cause, Generation, is_worked_on, listed
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def start(
 
     due = Due(cause=cause, why=why)
     ended = run_generation(settings, packed, due, PipelineConsole(console), start_spark)
-    console.print(f"generation {ended.number} of {packed.name}: {_state(ended)}; {ended.verdict}")
+    console.print(f"generation {ended.number} of {packed.name}: {_state(ended)}; {shown(ended.verdict or '')}")
 
 
 def show(settings: Settings, applications: Iterable[str], console: Console, *, follow: bool) -> None:
@@ -60,7 +61,7 @@ def _tables(settings: Settings, news: News, applications: Iterable[str]) -> Iter
             yield table(listed(connection, application), application)
             if not is_worked_on(connection, application):
                 next_one = decide(settings, news.known(connection, application), now())
-                yield f"next, where DEEPLAMBDA_GENERATIONS is on: {next_one.why}"
+                yield f"next, where DEEPLAMBDA_GENERATIONS is on: {shown(next_one.why)}"
 
 
 def table(generations: Iterable[Generation], application: str) -> Table:
@@ -77,13 +78,13 @@ def table(generations: Iterable[Generation], application: str) -> Table:
         took = (each.ended_at or each.heartbeat_at) - each.started_at
         made.add_row(
             str(each.number),
-            f"{each.cause}: {each.why}",
+            shown(f"{each.cause}: {each.why}"),
             _state(each),
             each.step if each.attempts < 2 else f"{each.step}, attempt {each.attempts}",
             f"{each.started_at:%m-%d %H:%M:%S}Z",
             f"{took.total_seconds():.0f} s",
             "" if each.version is None else str(each.version),
-            each.verdict or "",
+            shown(each.verdict or ""),
         )
     return made
 

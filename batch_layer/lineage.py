@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from batch_layer.newest import newest_examples
 from deeplambda.adapters import mysql
 from deeplambda.config import Settings
+from deeplambda.records.shown import shown
 from deeplambda.state import registry
 from deeplambda.state.card import Card
 
@@ -109,7 +110,7 @@ def lineage_tree(found: Lineage) -> Tree:
         )
         if table == "examples":
             for each in found.objects[:_SHOWN]:
-                node.add(f"{each.name}: {each.rows:,} rows, SHA-256 {each.sha256[:12]}…", highlight=False)
+                node.add(f"{shown(each.name)}: {each.rows:,} rows, SHA-256 {each.sha256[:12]}…", highlight=False)
             if found.objects_in_all > _SHOWN:
                 node.add(f"and {found.objects_in_all - _SHOWN:,} objects more")
     if found.recent_from is not None:

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
@@ -18,6 +17,7 @@ from deeplambda.application import metric_names
 from deeplambda.config import Settings
 from deeplambda.errors import BadInput
 from deeplambda.metrics import lower_is_better
+from deeplambda.records.shown import as_json, shown
 from deeplambda.records.verdict import Comparison, Verdict
 from deeplambda.state import experiment_store, registry
 from deeplambda.state.card import Card
@@ -77,7 +77,7 @@ def show(application: ApplicationName, version: Version) -> None:
         card = registry.published_card(connection, packed.name, version)
         judged = (row._asdict() for row in registry.history(connection, packed.name, version=version))
         decided = next((decision for decision in judged if decision["verdict"]), None)
-    console.print_json(to_json(card.model_dump() | {"decided": decided}).decode())
+    console.print(as_json(from_json(to_json(card.model_dump() | {"decided": decided}))), soft_wrap=True)
 
 
 @app.command("verify")
@@ -159,8 +159,8 @@ def history_table(decisions: Sequence[Any]) -> Table:
         table.add_row(
             f"{each.at:%Y-%m-%d %H:%M}Z",
             f"{each.version} {each.kind.replace('_', ' ')}",
-            escape("\n".join(filter(None, said))),
-            escape("\n".join(map(_figure, verdict.comparisons if verdict else ()))),
+            shown("\n".join(filter(None, said))),
+            shown("\n".join(map(_figure, verdict.comparisons if verdict else ()))),
         )
     return table
 
@@ -206,7 +206,7 @@ def drift_table(windows: Sequence[Any]) -> Table:
             f"{each.last_at:%Y-%m-%d %H:%M:%S}Z",
             f"{each.value:.3g}",
             f"{each.threshold:.3g}",
-            escape(f"{clearest['field']}: p {clearest['p']:.2g}, PSI {clearest['psi']:.2f}"),
+            shown(f"{clearest['field']}: p {clearest['p']:.2g}, PSI {clearest['psi']:.2f}"),
         )
     return table
 

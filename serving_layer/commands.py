@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deeplambda.config import load_settings, secrets_dir
 from deeplambda.errors import UnknownApplication
+from deeplambda.records.shown import shown
 from serving_layer.sql import StoreChoice
 
 sql = typer.Typer()
@@ -71,7 +71,7 @@ def serve_url() -> None:
         ("SQL over recent data", f"mysql+pymysql://analyst@{settings.mysql_address}/{settings.mysql_database}"),
         ("the analyst's password", str(password)),
     ):
-        table.add_row(f"[bold]{what}", escape(where))
+        table.add_row(f"[bold]{what}", shown(where))
     console.print(table, soft_wrap=True)
 
 
@@ -104,14 +104,14 @@ def serve_status(
         )
     table = Table.grid(padding=(0, 3))
     for what, value in serving_status(settings, name).items():
-        table.add_row(f"[bold]{what}", escape(value))
+        table.add_row(f"[bold]{what}", shown(value))
     console.print(table, soft_wrap=True)
 
 
 def _print_table(answer: dict[str, Any]) -> None:
     table = Table()
     for column in answer["columns"]:
-        table.add_column(escape(column["name"]), justify="right" if column["type"] in _NUMBERS else "left")
+        table.add_column(shown(column["name"]), justify="right" if column["type"] in _NUMBERS else "left")
     for row in answer["rows"]:
         table.add_row(*(_shown(value) for value in row))
     rows = f"{answer['row_count']:,} row{'' if answer['row_count'] == 1 else 's'}"
@@ -124,4 +124,4 @@ def _shown(value: Any) -> str:
     if value is None:
         return "[dim]NULL"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return escape(text if len(text) <= _CELL_CHARACTERS else f"{text[: _CELL_CHARACTERS - 1]}…")
+    return shown(text if len(text) <= _CELL_CHARACTERS else f"{text[: _CELL_CHARACTERS - 1]}…")

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from sqlalchemy import select
@@ -19,6 +18,7 @@ from deeplambda.errors import Conflict
 from deeplambda.records import topics
 from deeplambda.records.expiry import gap_of
 from deeplambda.records.predictions import Prediction
+from deeplambda.records.shown import shown
 from deeplambda.service.expiry import expired, skip
 from deeplambda.state.tables import SKEW
 from speed_layer.backfill import Backfill, planned, score_again
@@ -45,7 +45,7 @@ def watch(
             took_ms = (made.predicted_at - made.received_at).total_seconds() * 1e3
             sure = "" if made.confidence is None else f" ({made.confidence:.1%})"
             console.print(
-                f"{escape(made.event_id)}  [bold]{escape(made.prediction)}[/]{sure}  "
+                f"{shown(made.event_id)}  [bold]{shown(made.prediction)}[/]{sure}  "
                 f"by {application}/{made.model_version}, {took_ms:,.0f} ms after Kafka had it"
             )
     except KeyboardInterrupt:
@@ -120,8 +120,8 @@ def skew(application: ApplicationName) -> None:
         rows = connection.execute(query).all()
     table = Table("measured", "version", "field", "compared", "different", "examples", title=f"skew of {application}")
     for row in rows:
-        figures = f"{row.compared:,}", f"{row.different:,}", escape(", ".join(row.examples))
-        table.add_row(f"{row.at:%Y-%m-%d %H:%M}Z", str(row.version), row.field, *figures)
+        figures = f"{row.compared:,}", f"{row.different:,}", shown(", ".join(row.examples))
+        table.add_row(f"{row.at:%Y-%m-%d %H:%M}Z", str(row.version), shown(row.field), *figures)
     console.print(table if rows else f"nothing compared yet: 'deeplambda batch skew {application}' does it now")
 
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -14,6 +13,7 @@ from deeplambda.adapters.mysql import engine
 from deeplambda.config import load_settings
 from deeplambda.errors import BadInput
 from deeplambda.records.dead_letters import DeadLetter
+from deeplambda.records.shown import as_json, shown
 from deeplambda.state.data_changes import operator
 from speed_layer.dead_letter_replay import Filter, Replayed, already, letters, replay
 
@@ -59,7 +59,7 @@ def list_letters(
         again = "↻" if marked.get((letter.topic, letter.partition, letter.offset)) is False else ""
         served = "" if letter.model_version is None else str(letter.model_version)
         received = f"{letter.received_at:%Y-%m-%d %H:%M:%S}"
-        texts = (escape(each) for each in (letter.record_key, letter.reason, served, letter.detail))
+        texts = (shown(each) for each in (letter.record_key, letter.reason, served, letter.detail))
         table.add_row(again, received, *texts)
     console.print(table if newest else f"{application} has no dead letters")
 
@@ -77,7 +77,7 @@ def show(
         raise BadInput(
             f"{application} has no dead letter about {position!r}", f"see 'deeplambda speed dead-letters {application}'"
         )
-    console.print_json(data=_readable(found))
+    console.print(as_json(_readable(found)), soft_wrap=True)
 
 
 @app.command("replay")
@@ -96,7 +96,7 @@ def replay_letters(
     settings, chosen = load_settings(), _filter(reason, since, until, version)
     platform = engine(settings, "platform")
     done = replay(settings, platform, application, chosen, who=operator(), dry_run=not send, again=again)
-    console.print(escape(_told(done, application, sent=send)))
+    console.print(shown(_told(done, application, sent=send)))
 
 
 def _told(done: Replayed, application: str, *, sent: bool) -> str:
@@ -109,9 +109,9 @@ def _told(done: Replayed, application: str, *, sent: bool) -> str:
 
 
 def _readable(letter: DeadLetter) -> dict[str, Any]:
-    shown = letter.model_dump(mode="json", exclude={"key_base64", "value_base64"})
+    read = letter.model_dump(mode="json", exclude={"key_base64", "value_base64"})
     value = letter.value or b""
-    return shown | {
+    return read | {
         "key": None if letter.key is None else letter.key.decode(errors="replace"),
         "value": value[:_SHOWN_BYTES].decode(errors="replace"),
     }

@@ -11,10 +11,10 @@ from importlib.metadata import EntryPoint, entry_points
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from deeplambda.config import load_settings
 from deeplambda.errors import ConfigurationError, DeepLambdaError
+from deeplambda.records.shown import shown
 from deeplambda.service.full_disk import full_disk
 from deeplambda.stack import commands as stack
 
@@ -110,5 +110,5 @@ def _flat(group: BaseExceptionGroup[DeepLambdaError]) -> Iterator[DeepLambdaErro
 
 def _print_error(error: DeepLambdaError) -> None:
     console = Console(stderr=True)
-    remedy = f"\n[yellow]{escape(error.remedy)}[/]" if error.remedy else ""
-    console.print(f"[red]{escape(error.message)}[/]{remedy}", highlight=False, soft_wrap=True)
+    remedy = f"\n[yellow]{shown(error.remedy)}[/]" if error.remedy else ""
+    console.print(f"[red]{shown(error.message)}[/]{remedy}", highlight=False, soft_wrap=True)

@@ -89,6 +89,7 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="how many of the last lines")] = 50,
 ) -> None:
     """Print the end of a part's log."""
+    from deeplambda.records.shown import plain
     from deeplambda.stack.local import logs as log_files
     from deeplambda.stack.local.parts import part_named
     from deeplambda.stack.local.supervisor import Supervisor
@@ -96,10 +97,10 @@ def logs(
     log = Supervisor(_settings_of_local_stack()).log_dir / f"{part_named(part).name}.log"
     if not log.exists() and not follow:
         raise ConfigurationError(f"{part} has no log yet", "start it with 'deeplambda up'")
-    print(log_files.last_lines(log, lines))
+    print(plain(log_files.last_lines(log, lines)))
     if follow:
         for written in log_files.follow(log):
-            sys.stdout.write(written)
+            sys.stdout.write(plain(written))
             sys.stdout.flush()
 
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deeplambda.config import load_settings
+from deeplambda.records.shown import shown
 from deeplambda.testing.findings import Report
 
 __all__ = ["check", "new"]
@@ -50,11 +50,11 @@ def as_table(report: Report) -> Table:
     table.add_column("check", no_wrap=True)
     table.add_column("found", overflow="fold")
     for name, seen in report.passed.items():
-        table.add_row(f"[green]{name}[/]", escape(_shortened(seen)))
+        table.add_row(f"[green]{name}[/]", shown(_shortened(seen)))
     for finding in report.findings:
-        place = f"[bold]{escape(finding.place)}[/]: " if finding.place else ""
+        place = f"[bold]{shown(finding.place)}[/]: " if finding.place else ""
         table.add_row(
-            f"[red]{finding.check}[/]", f"{place}{escape(finding.problem)}\n[yellow]{escape(finding.remedy)}[/]"
+            f"[red]{finding.check}[/]", f"{place}{shown(finding.problem)}\n[yellow]{shown(finding.remedy)}[/]"
         )
     for name in report.skipped:
         table.add_row(f"[dim]{name}[/]", "[dim]not tried: correct the above first[/]")

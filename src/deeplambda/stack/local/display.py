@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deeplambda.config import Settings, is_loopback, port_of
+from deeplambda.records.shown import shown
 from deeplambda.service.heartbeat import BEHIND, FAILING
 from deeplambda.stack.local.bringup import Step, StepReport
 from deeplambda.stack.local.health import Health
@@ -76,7 +76,7 @@ def health_table(found: Iterable[Health]) -> Table:
             f"{health.memory_bytes / 2**20:.0f} MiB" if health.memory_bytes else "",
             str(health.restarts),
             _duration(health.uptime_s) if health.uptime_s is not None else "",
-            escape(note),
+            shown(note),
         )
     return table
 
@@ -85,10 +85,10 @@ def remarks(found: Iterable[Health]) -> Iterator[str]:
     """Below the table, as rich's markup: why a part is unwell, and what fails or is behind in one that is well."""
     for health in found:
         if len(health.note) > _NOTE_CHARACTERS:
-            yield f"{health.part}: {escape(health.note)}"
+            yield f"{health.part}: {shown(health.note)}"
         for name, state in health.states.items():
             if state.startswith((FAILING, BEHIND)):
-                yield f"[yellow]{health.part}: {escape(name)} {escape(state)}[/]"
+                yield f"[yellow]{health.part}: {shown(name)} {shown(state)}[/]"
 
 
 def _duration(seconds: int) -> str:
@@ -99,7 +99,7 @@ def _duration(seconds: int) -> str:
 
 def _described(report: StepReport) -> str:
     style = _STYLES.get(report.step, "default")
-    return f"[{style}]{report.step.value}[/] [dim]{report.note}[/]"
+    return f"[{style}]{report.step.value}[/] [dim]{shown(report.note)}[/]"
 
 
 def _print_when_done(console: Console, report: StepReport) -> None:
