@@ -29,7 +29,10 @@ def run_sql(
     store: Annotated[StoreChoice, typer.Option(help="the store to ask; auto: MySQL when it has every table")] = "auto",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="rows at most")] = 1_000,
     as_json: Annotated[bool, typer.Option("--json", help="print the service's answer as JSON")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="print CSV with a header")] = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option("--csv", help="print CSV with a header; to a spreadsheet what begins with = + - @ is a formula"),
+    ] = False,
 ) -> None:
     """Ask recent data (MySQL) or the whole archive (Hive) in SQL.
 
