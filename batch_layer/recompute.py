@@ -48,7 +48,6 @@ from deeplambda.adapters.lake import (
     snapshot_size,
     written_by,
 )
-from deeplambda.adapters.machine import chosen_device
 from deeplambda.adapters.s3 import ObjectStore
 from deeplambda.clock import now
 from deeplambda.config import Settings
@@ -234,11 +233,12 @@ def loaded(settings: Settings, champion_json: str) -> "tuple[LoadedCode, torch.n
     """The champion's code and model, on the device that is set, kept by the worker between tasks."""
     import torch
 
+    from batch_layer.compute import best_compute
+
     torch.set_num_threads(1)  # Spark already runs a task on each core
-    torch.backends.cudnn.allow_tf32 = False  # as in the model service: all score in fp32
     store, champion = ObjectStore(settings), Card.model_validate_json(champion_json)
     code = load_code(store, settings, champion)
-    return code, fetch_model(store, code.application, champion).to(chosen_device(settings.device))
+    return code, fetch_model(store, code.application, champion).to(best_compute(settings.device).device)
 
 
 def _scoring(settings: Settings, champion: Card) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:

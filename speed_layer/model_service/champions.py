@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nlargest
 
 from kafka.errors import KafkaError
 from pydantic import ValidationError
@@ -30,7 +31,7 @@ from deeplambda.application import Application
 from deeplambda.config import Settings
 from deeplambda.errors import CorruptObject, DeepLambdaError, NotReady, UnfitModel
 from deeplambda.features import chosen, zero_features
-from deeplambda.objective import Classification
+from deeplambda.objective import SCORES_LIMIT, Classification
 from deeplambda.records import topics
 from deeplambda.records.featurizer import Featurizer
 from deeplambda.records.lifecycle import ModelPromoted
@@ -65,7 +66,16 @@ class Champion:
     @cached_property
     def name_bytes(self) -> int:
         """What the longest name of a class takes as JSON; 0 where the objective has no classes."""
-        return max((len(to_json(name)) for name in getattr(self.application.objective, "classes", ())), default=0)
+        return max(self._names_bytes, default=0)
+
+    @cached_property
+    def scores_bytes(self) -> int:
+        """What the names of one prediction's scores take as JSON at most."""
+        return sum(nlargest(SCORES_LIMIT, self._names_bytes))
+
+    @cached_property
+    def _names_bytes(self) -> list[int]:
+        return [len(to_json(name)) for name in getattr(self.application.objective, "classes", ())]
 
 
 def load_champion(store: ObjectStore, settings: Settings, promotion: ModelPromoted) -> Champion:

@@ -214,8 +214,8 @@ def create_app(settings: Settings, champions: Champions, metrics: ServiceMetrics
             events = decoded(name, schema, body, until)
             width = prod(champion.output_shape)
             oip.check_reply(len(events) * width * oip.VALUE_BYTES)
-            names_bytes = (_SCORE_BYTES + champion.name_bytes) * min(width, SCORES_LIMIT) + champion.name_bytes
-            reply_bytes = len(events) * (_ENCODED_BYTES + names_bytes)
+            scores_bytes = _SCORE_BYTES * min(width, SCORES_LIMIT) + champion.scores_bytes
+            reply_bytes = len(events) * (_ENCODED_BYTES + champion.name_bytes + scores_bytes)
             oip.check_reply(reply_bytes)
             canary = champions.canary(name)
             taken = [] if canary is None else taken_by(canary, events)

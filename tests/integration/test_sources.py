@@ -287,7 +287,7 @@ def test_the_check_reads_of_a_file_what_an_ingest_does(bench: Bench, kind: str) 
             path.write_text("".join(f"{json.dumps(row)}\n" for row in told))
         else:
             pd.DataFrame(told).convert_dtypes().to_parquet(path)
-        bench.put(**{f"{split}__{kind}": path.read_bytes()})
+    bench.put()
     ingested, sample = bench.ingest(), read_sample(bench.packed.load(), bench.files)
     found = {row["event_id"]: row for row in bench.rows()}
     looked_at = {row.event.event_id: (row.event, row.split) for row in sample.rows}
@@ -487,12 +487,13 @@ def test_no_group_is_divided_by_files_that_write_it_in_several_types(bench: Benc
         '    splits = BySource(group="engine")',
     )
 
-    def rows(*engines: float) -> bytes:
+    def rows(x: float, *engines: float) -> bytes:
         written, count = io.BytesIO(), len(engines)
-        pq.write_table(pa.table({"engine": engines, "x": [1.0] * count, "above": ["yes"] * count}), written)
+        columns = {"engine": engines, "x": [x + n for n in range(count)], "above": ["yes"] * count}
+        pq.write_table(pa.table(columns), written)
         return written.getvalue()
 
-    bench.put(train_of_1__parquet=rows(1, 5), test_of_1__parquet=rows(2.0, 5.0))
+    bench.put(train_of_1__parquet=rows(0.0, 1, 5), test_of_1__parquet=rows(10.0, 2.0, 5.0))
     with pytest.raises(BadInput, match=r"engine '5' of .* is in the splits 'train' and 'test'"):
         bench.ingest()
 

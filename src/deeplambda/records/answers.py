@@ -23,7 +23,9 @@ from deeplambda.records.isolation import halved
 
 _REMEDY = "let the objective decode every output to a text and a confidence in [0, 1]"
 _SEEN_VALUES = "send values like those that the model was trained on"
-_NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|_ALLOC_FAILED")
+_NO_MEMORY = re.compile("(CUDA|HIP)[a-z ]*:? out of memory|_ALLOC_FAILED")
+"""Of a device, which others use as well. On the CPU an allocation fails that is absurd, so it is the row's fault: where
+memory is short the kernel ends the process."""
 _OF_DEVICE = re.compile("^(CUDA|HIP|cuDNN|MIOpen) error|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_")
 """How PyTorch, which is not imported here, words its errors of allocators and of accelerators."""
 
@@ -132,8 +134,8 @@ def _attempted(call: Callable[[], T], what: str, remedy: str) -> T:
     except (InvalidEvent, KeyboardInterrupt):
         raise
     except BaseException as exc:  # a user's code may raise anything, on values that training has not seen
-        if isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and _NO_MEMORY.search(str(exc))):
-            raise NotReady(f"there is too little memory for the {what}: {said(exc)}", "give it more") from exc
+        if isinstance(exc, RuntimeError) and _NO_MEMORY.search(str(exc)):
+            raise NotReady(f"the device has too little memory for the {what}: {said(exc)}", "give it more") from exc
         if isinstance(exc, RuntimeError) and _OF_DEVICE.search(str(exc)):
             raise DeviceFailed(f"the device failed under the {what}: {said(exc)}", "see the log") from exc
         raise InvalidEvent(f"the {what} raised {said(exc)}", remedy) from exc

@@ -96,6 +96,8 @@ class Fussy:
         (ValueError("never seen"), "ValueError: never seen"),
         (SystemExit(3), "SystemExit: 3"),
         (RuntimeError("index out of range"), "RuntimeError"),
+        (MemoryError("Unable to allocate 7 PiB"), "7 PiB"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), "memory"),
         (float("nan"), "not finite"),
     ],
 )
@@ -119,9 +121,8 @@ class OfAccelerator(RuntimeError):
 @pytest.mark.parametrize(
     ("failure", "raised"),
     [
-        (MemoryError("Unable to allocate 7 GiB"), NotReady),
         (OfAccelerator("CUDA out of memory. Tried to allocate 20.00 MiB"), NotReady),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), NotReady),
+        (RuntimeError("CUDA error: out of memory"), NotReady),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), NotReady),
         (OfAccelerator("CUDA error: an illegal memory access was encountered"), DeviceFailed),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceFailed),
